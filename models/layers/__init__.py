@@ -1,0 +1,9 @@
+"""Building blocks of FAT, one concept per file, in the order of the paper's Section 3."""
+
+from .block import FATBlock
+from .conv_ffn import ConvFFN
+from .downsample import FineGrainedDownsample, StridedShortcut
+from .fasa import FASA, INTERACTIONS
+from .stem import ConvStem
+
+__all__ = ["FATBlock", "ConvFFN", "FineGrainedDownsample", "StridedShortcut", "FASA", "INTERACTIONS", "ConvStem"]

@@ -1,0 +1,64 @@
+"""The FAT block (paper, Section 3.1)."""
+
+import torch
+from timm.layers import DropPath
+from torch import nn
+
+from .conv_ffn import ConvFFN
+from .downsample import StridedShortcut
+from .fasa import FASA
+
+
+class FATBlock(nn.Module):
+    """One FAT block; LN is a GroupNorm with one group:
+
+        X = CPE(X_in) + X_in                 CPE: depthwise convolution, conditional position encoding
+        Y = FASA(LN(X)) + X
+        Z = ConvFFN(LN(Y)) + ShortCut(Y)
+
+    ShortCut is the identity, except in the last block of a stage, where ConvFFN and ShortCut have stride 2 and change
+    the channels.
+
+    Args:
+        dim, out_dim: channels before and after; `stride` 1 asks for `out_dim == dim`.
+        num_heads, kernel_size, window_size, interaction: as in `FASA`; CPE has the same `kernel_size`.
+        mlp_ratio, mlp_kernel_size: ConvFFN's hidden channels over `dim`, and its kernel.
+        stride: 1, or 2 to make the map smaller.
+        drop_path_rate: probability of dropping a residual branch per sample.
+
+    Shapes: (B, dim, H, W) -> (B, out_dim, ceil(H/stride), ceil(W/stride)).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        num_heads: int,
+        kernel_size: int,
+        window_size: int,
+        mlp_ratio: float,
+        mlp_kernel_size: int,
+        stride: int = 1,
+        drop_path_rate: float = 0.0,
+        interaction: str = "released",
+    ):
+        super().__init__()
+        self.cpe = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.norm1 = nn.GroupNorm(1, dim)
+        self.attn = FASA(dim, num_heads, kernel_size, window_size, interaction)
+        self.norm2 = nn.GroupNorm(1, dim)
+        self.downsample = StridedShortcut(dim, out_dim) if stride == 2 else nn.Identity()
+        self.ffn = ConvFFN(dim, int(mlp_ratio * dim), out_dim, mlp_kernel_size, stride)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.feed_forward(self.mix(x))
+
+    def mix(self, x: torch.Tensor) -> torch.Tensor:
+        """X_in -> Y: position encoding and attention, at the block's own resolution."""
+        x = self.cpe(x) + x  # (B, dim, H, W)
+        return self.drop_path(self.attn(self.norm1(x))) + x
+
+    def feed_forward(self, y: torch.Tensor) -> torch.Tensor:
+        """Y -> Z: the feed-forward network, at the block's output resolution."""
+        return self.drop_path(self.ffn(self.norm2(y))) + self.downsample(y)  # (B, out_dim, H/stride, W/stride)

@@ -1,0 +1,92 @@
+"""Fully Adaptive Self-Attention: local and global context that modulate each other (paper, Section 3.2)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .downsample import FineGrainedDownsample
+
+INTERACTIONS = ("released", "bidirectional", "add", "concat", "local", "global")
+
+
+class FASA(nn.Module):
+    """Fully Adaptive Self-Attention.
+
+    With Q = W_q X, D the fine-grained downsampling and `*` the point-wise product:
+
+        l  = DWConv(Q)                                   local aggregation
+        l' = l * sigmoid(l) = SiLU(l)                    its self-modulation
+        g  = softmax(Q K^T / sqrt(d)) V,  [K, V] = W_kv D(X)     global aggregation
+
+    `interaction` says how the two sides meet before the output projection W:
+
+        released        W(l' * sigmoid(g) * g)                = W(SiLU(l) * SiLU(g))
+        bidirectional   W((l' * sigmoid(g)) * (g * sigmoid(l')))   the paper's equation, both factors
+        add             W(l' + g)
+        concat          W([l', g])                            W maps 2C to C
+        local           W(l')                                 no keys and values at all
+        global          W(g)                                  no DWConv
+
+    The released code, and so the published tables, use `released`. It looks one-sided but is not: SiLU(l) * SiLU(g)
+    = l g sigmoid(l) sigmoid(g) = (l * sigmoid(g)) * (g * sigmoid(l)), symmetric in l and g. Each side is modulated by
+    the other's sigmoid once, if the self-modulation is counted as the global side's factor. `bidirectional` keeps the
+    self-modulation and adds that factor. Both forms have the same parameters.
+
+    Args:
+        dim: channels C, divisible by `num_heads`.
+        num_heads: attention heads.
+        kernel_size: side of the local depthwise convolution, odd.
+        window_size: reduction of the keys' and values' map, a power of two.
+        interaction: one of `INTERACTIONS`.
+
+    Shapes: (B, C, H, W) -> (B, C, H, W), any H and W.
+
+    Raises:
+        ValueError: unknown `interaction`, or `dim` not divisible by `num_heads`.
+    """
+
+    def __init__(self, dim: int, num_heads: int, kernel_size: int, window_size: int, interaction: str = "released"):
+        super().__init__()
+        if interaction not in INTERACTIONS:
+            raise ValueError(f"interaction is {interaction!r}; known: {', '.join(INTERACTIONS)}")
+        if dim % num_heads:
+            raise ValueError(f"dim {dim} is not divisible by num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.interaction = interaction
+        # Layers stand in the order of the released state dict.
+        self.q = nn.Conv2d(dim, dim, 1)
+        if interaction != "local":
+            self.kv = nn.Conv2d(dim, 2 * dim, 1)
+        if interaction != "global":
+            self.local_mixer = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.mixer = nn.Conv2d(2 * dim if interaction == "concat" else dim, dim, 1)
+        if interaction != "local":
+            self.pool = FineGrainedDownsample(dim, window_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = self.q(x)  # (B, C, H, W)
+        if self.interaction == "local":
+            return self.mixer(self.local_aggregation(q))
+        if self.interaction == "global":
+            return self.mixer(self.global_aggregation(q, x))
+        return self.mixer(self.interact(self.local_aggregation(q), self.global_aggregation(q, x)))
+
+    def local_aggregation(self, q: torch.Tensor) -> torch.Tensor:
+        return F.silu(self.local_mixer(q))  # l' = l * sigmoid(l): (B, C, H, W)
+
+    def global_aggregation(self, q: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        k, v = self.kv(self.pool(x)).chunk(2, dim=1)  # (B, C, h, w) each
+        g = F.scaled_dot_product_attention(self.to_tokens(q), self.to_tokens(k), self.to_tokens(v))  # (B, heads, HW, d)
+        return g.transpose(-1, -2).reshape(q.shape)  # (B, C, H, W)
+
+    def to_tokens(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(-1, -2)  # (B, heads, N, d)
+
+    def interact(self, l: torch.Tensor, g: torch.Tensor) -> torch.Tensor:  # noqa: E741
+        if self.interaction == "released":
+            return l * F.silu(g)
+        if self.interaction == "bidirectional":
+            return (l * torch.sigmoid(g)) * (g * torch.sigmoid(l))
+        if self.interaction == "add":
+            return l + g
+        return torch.cat([l, g], dim=1)  # concat: (B, 2C, H, W)

@@ -1,0 +1,112 @@
+"""Processes: how many there are, which one this is, and the few exchanges between them."""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import Iterator, Mapping, Optional
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from .errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Where this process stands among those that a launcher started."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+
+def read_launch(environ: Mapping[str, str], local_rank: Optional[int] = None) -> Launch:
+    """Reads what the launcher says of this process.
+
+    torchrun and torch.distributed.launch set RANK, WORLD_SIZE and LOCAL_RANK (or pass --local-rank, given here as
+    `local_rank`); srun sets SLURM_STEP_NUM_TASKS, SLURM_PROCID and SLURM_LOCALID. With neither it is one process.
+
+    Raises:
+        ConfigError: the variables are incomplete or no numbers.
+    """
+    try:
+        if "RANK" in environ and "WORLD_SIZE" in environ:
+            local = environ.get("LOCAL_RANK", local_rank)
+            if local is None:
+                raise ConfigError("LOCAL_RANK: not set by the launcher; use torchrun, or pass --local-rank")
+            return Launch(int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(local))
+        if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+            return Launch(
+                int(environ["SLURM_PROCID"]), int(environ["SLURM_STEP_NUM_TASKS"]), int(environ["SLURM_LOCALID"])
+            )
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"launcher's environment: {error}; start with torchrun or srun") from None
+    return Launch()
+
+
+def select_device(name: str, local_rank: int) -> torch.device:
+    """'auto' is this rank's GPU if CUDA works here, else the CPU; 'cuda' without CUDA is an error, never a CPU run.
+
+    Raises:
+        ConfigError: 'cuda' is asked for and absent, or there are fewer GPUs than local ranks.
+    """
+    cuda = torch.cuda.is_available()
+    if name == "cuda" and not cuda:
+        raise ConfigError("DEVICE: 'cuda' is asked for, but torch sees no GPU; check the driver or use DEVICE cpu")
+    if name == "cpu" or not cuda:
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--nproc_per_node: local rank {local_rank} has no GPU, torch sees {torch.cuda.device_count()}; "
+            "start one process per GPU"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def _srun_rendezvous(environ: Mapping[str, str]) -> dict[str, str]:
+    """Address and port every task of a Slurm step agrees on: the launching node and a port from the job's number."""
+    return {
+        "MASTER_ADDR": environ.get("MASTER_ADDR", environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")),
+        "MASTER_PORT": environ.get("MASTER_PORT", str(20000 + int(environ.get("SLURM_JOB_ID", 0)) % 40000)),
+    }
+
+
+@contextlib.contextmanager
+def process_group(launch: Launch, device: torch.device) -> Iterator[None]:
+    """The default process group while the block runs: NCCL on CUDA, gloo on CPU; nothing for one process."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if launch.world_size == 1:
+        yield
+        return
+    if "RANK" not in os.environ:
+        os.environ.update(_srun_rendezvous(os.environ))
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        rank=launch.rank,
+        world_size=launch.world_size,
+        device_id=device if device.type == "cuda" else None,
+    )
+    yield
+    # Only after a good end: with an error on one rank, the others would wait here for it.
+    dist.destroy_process_group()
+
+
+def is_main() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The element-wise sum over all processes; `values` itself is left alone."""
+    total = values.clone()
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Gives every process rank 0's buffers (BatchNorm statistics), so that all evaluate one and the same model."""
+    if dist.is_initialized():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)

@@ -1,0 +1,46 @@
+"""Errors that a user can cause. `main.py` prints them as one line and exits with their status, without a traceback."""
+
+import difflib
+from typing import Iterable
+
+
+class UserError(Exception):
+    """An error with a message of one line, `<file, key or flag>: reason; what to do`."""
+
+    status = 2
+
+
+class ConfigError(UserError):
+    """A config file, key, flag or value that cannot be used."""
+
+
+class DataError(UserError):
+    """A data set that is missing, incomplete, or does not fit the config."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, or of another model."""
+
+    status = 3
+
+
+class NonFiniteError(UserError):
+    """A loss that is infinite or not a number."""
+
+    status = 4
+
+
+class OutputError(UserError):
+    """A file that cannot be written."""
+
+    status = 5
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns `did you mean 'x'?` with the known name nearest to `name`, or `known: a, b, c` if none is near."""
+    known = list(known)
+    lowered = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {lowered[near[0]]!r}?"
+    return f"known: {', '.join(known)}" if len(known) <= 30 else "no known name is near"
