@@ -1,0 +1,66 @@
+"""Which process sees which image when, as functions of the seed and the epoch."""
+
+from typing import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+from utils.rng import derive_seed
+
+from .dataset import SeededIndex
+
+
+class TrainBatchSampler(Sampler):
+    """Batches of one process for one epoch, shuffled.
+
+    The epoch is one permutation of all images, the same for any number of processes. Micro-batch m takes its positions
+    [m * world_size * batch_size, (m + 1) * world_size * batch_size), process r the r-th part of them. Fewer images than
+    one such micro-batch are left out at the end of an epoch, other ones in each epoch.
+
+    Args:
+        num_images: images in the data set.
+        batch_size: images per process and micro-batch.
+        rank, world_size: this process and how many there are.
+        seed: of the permutations and augmentations.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, rank: int, world_size: int, seed: int):
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.epoch = 0
+        self.first_batch = 0
+
+    def set_position(self, epoch: int, first_batch: int = 0) -> None:
+        """The next iteration gives this epoch's micro-batches from `first_batch` on."""
+        self.epoch = epoch
+        self.first_batch = first_batch
+
+    def __iter__(self) -> Iterator[list[SeededIndex]]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        order = torch.randperm(self.num_images, generator=generator).tolist()
+        for batch in range(self.first_batch, len(self)):
+            start = (batch * self.world_size + self.rank) * self.batch_size
+            yield [
+                SeededIndex(index, derive_seed(self.seed, self.epoch, index))
+                for index in order[start : start + self.batch_size]
+            ]
+
+    def __len__(self) -> int:
+        """Micro-batches in a whole epoch."""
+        return self.num_images // (self.batch_size * self.world_size)
+
+
+class EvalSampler(Sampler):
+    """Every `world_size`-th image, beginning with `rank`: each image once over all processes, none added."""
+
+    def __init__(self, num_images: int, rank: int, world_size: int):
+        self.indices = range(rank, num_images, world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)

@@ -1,0 +1,39 @@
+"""Where labelled images come from: one file per format.
+
+A source has `classes` (names, in label order), `len()`, `load(index) -> (RGB image, label)` and `name(index)`, what to
+call that image in a message. A new format is a new file and a line in `SOURCES`.
+"""
+
+from utils.errors import ConfigError, did_you_mean
+
+from .cifar import CIFARSource
+from .folder import FolderSource
+from .synthetic import SyntheticSource
+
+SOURCES = {
+    "imagenet": FolderSource,
+    "folder": FolderSource,
+    "cifar10": CIFARSource,
+    "cifar100": CIFARSource,
+    "synthetic": SyntheticSource,
+}
+
+
+def open_source(dataset: str, split: str, data_path: str, num_classes: int, num_images: int):
+    """The images of one split.
+
+    Args:
+        dataset: a name in `SOURCES`, the config's DATA.DATASET.
+        split: 'train' or 'val'.
+        data_path: where the data set lies.
+        num_classes, num_images: size of a synthetic set; a real one has its own.
+
+    Raises:
+        ConfigError: unknown `dataset`.
+        DataError: the data set is missing or incomplete.
+    """
+    if dataset not in SOURCES:
+        raise ConfigError(f"DATA.DATASET is {dataset!r}; {did_you_mean(dataset, SOURCES)}")
+    return SOURCES[dataset].open(
+        dataset=dataset, split=split, data_path=data_path, num_classes=num_classes, num_images=num_images
+    )

@@ -1,0 +1,41 @@
+"""CIFAR-10 and CIFAR-100 in their authors' Python format."""
+
+from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from utils.errors import DataError
+
+CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+
+
+class CIFARSource:
+    """CIFAR's training split, or its test split as 'val'.
+
+    Raises:
+        DataError: the unpacked archive is missing under DATA_PATH, or a file's checksum is wrong.
+    """
+
+    def __init__(self, dataset: str, data_path: str, train: bool):
+        kind = CIFAR[dataset]
+        try:
+            self.images = kind(data_path, train=train)
+        except (RuntimeError, OSError):
+            raise DataError(
+                f"{data_path or 'DATA.DATA_PATH'}: holds no complete {kind.base_folder}/; download {kind.url}, "
+                f"unpack {kind.filename} there and give that folder as --data-path"
+            ) from None
+        self.dataset = dataset
+        self.classes = self.images.classes
+
+    @classmethod
+    def open(cls, dataset: str, split: str, data_path: str, **_) -> "CIFARSource":
+        return cls(dataset, data_path, train=split == "train")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, index: int) -> tuple[Image.Image, int]:
+        return self.images[index]
+
+    def name(self, index: int) -> str:
+        return f"{self.dataset}[{index}]"

@@ -1,0 +1,160 @@
+"""Checkpoints: plain tensors and types in one file, written whole or not at all, read without running code."""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any, Mapping, Optional
+
+import torch
+from torch import nn
+
+from utils.errors import CheckpointError
+from utils.files import atomic_write
+from utils.rng import get_rng_state
+
+LAST, BEST = "last.pth", "best.pth"
+
+
+class Checkpointer:
+    """Saves and restores a run.
+
+    Args:
+        directory: the run's folder.
+        metadata: plain values that go into every checkpoint as they are (config, class names).
+        checkpointables: objects with `state_dict()` and `load_state_dict()`, by the key of their state; None ones are
+            left out.
+    """
+
+    def __init__(self, directory: Path, metadata: dict[str, Any], **checkpointables: Any):
+        self.directory = directory
+        self.metadata = metadata
+        self.checkpointables = {key: item for key, item in checkpointables.items() if item is not None}
+
+    def save(self, *names: str) -> None:
+        """Writes the present state to each of the files.
+
+        Raises:
+            OutputError: a file cannot be written; it is then as it was.
+        """
+        state = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        buffer = io.BytesIO()
+        torch.save({**self.metadata, **state, "rng": get_rng_state()}, buffer)
+        for name in names:
+            with atomic_write(self.directory / name) as file:
+                file.write(buffer.getbuffer())
+
+    def restore(self, checkpoint: Mapping[str, Any], path: Path) -> None:
+        """Gives every object its state from a checkpoint that `read_checkpoint` returned.
+
+        Raises:
+            CheckpointError: a part is missing, or of another model.
+        """
+        for key, item in self.checkpointables.items():
+            if key not in checkpoint:
+                raise CheckpointError(
+                    f"{path}: has no {key!r} to resume with; start with the settings it was made with, or with another --tag"
+                )
+            if isinstance(item, nn.Module):
+                load_weights(item, checkpoint[key], path)
+            else:
+                try:
+                    item.load_state_dict(checkpoint[key])
+                except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                    raise CheckpointError(
+                        f"{path}: its {key!r} does not fit this run ({' '.join(str(error).split())}); "
+                        "start with another --tag"
+                    ) from None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file, on the CPU.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or one that holds more than plain tensors and types; code in it
+            is not run.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise CheckpointError(
+                f"{path}: refused, it holds Python objects other than plain tensors and types, which could run code; "
+                "nothing of it was run. Save its state_dict() alone and use that"
+            ) from None
+        raise CheckpointError(f"{path}: is damaged or no checkpoint; use another one") from None
+    except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError, IndexError):
+        raise CheckpointError(f"{path}: is damaged or no checkpoint; use another one") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, no state dict; use another file")
+    return content
+
+
+def weights_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Mapping[str, torch.Tensor]]:
+    """The weights in a checkpoint: {'raw': state dict} and, if it has an average, 'ema'.
+
+    Takes this project's checkpoints, the released code's and timm's, and plain state dicts.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    if isinstance(checkpoint.get("model"), Mapping):
+        found = {"raw": checkpoint["model"], "ema": checkpoint.get("ema")}
+    elif isinstance(checkpoint.get("state_dict"), Mapping):
+        found = {"raw": checkpoint["state_dict"], "ema": checkpoint.get("state_dict_ema")}
+    else:
+        found = {"raw": checkpoint}
+    found = {name: weights for name, weights in found.items() if weights}
+    if "raw" not in found or not all(isinstance(v, torch.Tensor) for w in found.values() for v in w.values()):
+        raise CheckpointError(f"{path}: holds no model weights; use a checkpoint or a state dict")
+    return found
+
+
+def first_difference(model: nn.Module, weights: Mapping[str, torch.Tensor], ignore: str = "") -> Optional[str]:
+    """Says which tensor of the weights is the first not to fit the model; None if all do.
+
+    `ignore` is the prefix of tensors whose shape may differ.
+    """
+    own = model.state_dict()
+    for key, value in own.items():
+        if key not in weights:
+            return f"the model's {key} {tuple(value.shape)} is missing"
+        if value.shape != weights[key].shape and not (ignore and key.startswith(ignore)):
+            return f"{key} is {tuple(weights[key].shape)}, the model's {tuple(value.shape)}"
+    unknown = next((key for key in weights if key not in own), None)
+    return unknown and f"{unknown} {tuple(weights[unknown].shape)} is not in the model"
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Loads all weights into the model.
+
+    Raises:
+        CheckpointError: they are of another model; the first tensor that differs is named, the model unchanged.
+    """
+    difference = first_difference(model, weights)
+    if difference:
+        raise CheckpointError(f"{path}: is of another model: {difference}; check MODEL.NAME and MODEL.NUM_CLASSES")
+    model.load_state_dict(weights)
+
+
+def load_pretrained(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> list[str]:
+    """Loads weights to start from; a classifier of another size keeps its initialisation.
+
+    Returns:
+        The names of the tensors that were not loaded.
+
+    Raises:
+        CheckpointError: anything but the classifier differs.
+    """
+    classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ""
+    head = f"{classifier}." if isinstance(classifier, str) and classifier else ""
+    difference = first_difference(model, weights, ignore=head)
+    if difference:
+        raise CheckpointError(f"{path}: is of another model: {difference}; check MODEL.NAME")
+    own = model.state_dict()
+    skipped = [key for key, value in own.items() if weights[key].shape != value.shape]
+    if skipped:
+        skipped = [key for key in own if head and key.startswith(head)]  # weight and bias belong together
+    model.load_state_dict({key: weights[key] for key in own if key not in skipped}, strict=False)
+    return skipped

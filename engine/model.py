@@ -1,0 +1,97 @@
+"""The model of a run: created by name, moved, and wrapped for its devices."""
+
+from typing import Any
+
+import timm
+import torch
+import torch.distributed as dist
+from timm.models import is_model, list_models
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import models  # noqa: F401  (registers FAT with timm)
+from utils.errors import ConfigError, did_you_mean
+
+ARCHITECTURE = ("embed_dims", "depths", "num_heads")  # what a FAT that is not registered must say of itself
+
+
+def create_model(
+    model_type: str,
+    name: str,
+    num_classes: int,
+    drop_rate: float,
+    drop_path_rate: float,
+    img_size: int,
+    fat: dict[str, Any],
+) -> nn.Module:
+    """A model by type and name.
+
+    Args:
+        model_type: 'fat', or 'timm' for any model in timm's registry.
+        name: a registered model, or for 'fat' a name of one's own with the architecture in `fat`.
+        fat: arguments of `models.FAT` that differ from the registered model; empty ones do not.
+
+    Raises:
+        ConfigError: unknown name, or values that the model refuses.
+    """
+    settings = {"num_classes": num_classes, "drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+    registered = name.lower() if model_type == "fat" else name
+    if model_type == "fat":
+        settings.update({key: value for key, value in fat.items() if value not in ([], "")})
+        known = list_models(module="fat")
+        if registered not in known:
+            missing = [key for key in ARCHITECTURE if key not in settings]
+            if missing:
+                raise ConfigError(
+                    f"MODEL.NAME is {name!r}, which is not registered, and MODEL.FAT has no {', '.join(missing)}; "
+                    + did_you_mean(registered, known)
+                )
+            registered = "fat_b0"
+    elif not is_model(registered):
+        raise ConfigError(f"MODEL.NAME is {name!r}, unknown to timm; {did_you_mean(name, list_models())}")
+    else:
+        pretrained_cfg = timm.get_pretrained_cfg(registered)
+        if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
+            settings["img_size"] = img_size
+        if not drop_path_rate:
+            del settings["drop_path_rate"]  # not every timm model takes it
+    try:
+        return timm.create_model(registered, pretrained=False, **settings)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise ConfigError(f"MODEL: {name} cannot be built ({' '.join(str(error).split())})") from None
+
+
+def prepare_model(
+    model: nn.Module, device: torch.device, channels_last: bool, use_checkpoint: bool
+) -> nn.Module:
+    """Moves the model; BatchNorm is synchronised where a process group spans GPUs.
+
+    Raises:
+        ConfigError: activation checkpointing is asked for and the model has none.
+    """
+    if use_checkpoint:
+        try:
+            model.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError, NotImplementedError):
+            raise ConfigError(
+                f"TRAIN.USE_CHECKPOINT: {type(model).__name__} has no activation checkpointing; leave it off"
+            ) from None
+    if device.type == "cuda" and dist.is_initialized():
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+
+
+def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model as training calls it: with gradients averaged over all processes.
+
+    Buffers are not broadcast in every step: BatchNorm's batch statistics do not need them, and
+    `utils.distributed.broadcast_buffers` brings them together where they are used, before evaluation and saving.
+    """
+    if not dist.is_initialized():
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )

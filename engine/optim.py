@@ -1,0 +1,115 @@
+"""Optimizer and learning rate schedule, by timm's factories."""
+
+from typing import Sequence
+
+import torch
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from torch import nn
+
+from utils.errors import ConfigError, did_you_mean
+
+
+def create_optimizer(
+    model: nn.Module,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    eps: float,
+    betas: Sequence[float],
+    momentum: float,
+    layer_decay: float,
+) -> torch.optim.Optimizer:
+    """An optimizer of timm's by name; biases and norms get no weight decay.
+
+    `layer_decay` below 1 scales each layer's learning rate by the model's `group_matcher`.
+
+    Raises:
+        ConfigError: timm does not know `name`, or it needs a package that is not there.
+    """
+    name = name.lower()
+    if name not in list_optimizers():
+        raise ConfigError(f"TRAIN.OPTIMIZER.NAME is {name!r}; {did_you_mean(name, list_optimizers())}")
+    info = get_optimizer_info(name)
+    options = {}
+    if info.has_eps:
+        options["eps"] = eps
+    if info.has_betas:
+        options["betas"] = tuple(betas)
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=name,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            layer_decay=layer_decay if layer_decay < 1 else None,
+            **options,
+        )
+    except (ImportError, AttributeError, AssertionError, RuntimeError) as error:
+        hint = "; install NVIDIA apex from its repository (PyPI's apex is another package)" if "fused" in name else ""
+        raise ConfigError(f"TRAIN.OPTIMIZER.NAME {name!r} cannot be used here ({error}){hint}") from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"TRAIN.OPTIMIZER: {name} refuses its settings ({error}); check EPS, BETAS, MOMENTUM") from None
+
+
+def create_lr_scheduler(
+    optimizer: torch.optim.Optimizer,
+    name: str,
+    epochs: int,
+    warmup_epochs: int,
+    warmup_lr: float,
+    min_lr: float,
+    warmup_prefix: bool,
+    decay_epochs: int,
+    decay_rate: float,
+    updates_per_epoch: int,
+):
+    """A schedule over updates: `step_update(n)` sets the learning rate of update n, whatever came before.
+
+    Linear warmup from `warmup_lr`, then 'cosine' or 'linear' to `min_lr`, or 'step' by `decay_rate` every
+    `decay_epochs`. With `warmup_prefix` the schedule begins after the warmup; without, the warmup covers its start, so
+    the learning rate jumps from the peak to where the schedule already is (the released code's way).
+
+    Raises:
+        ConfigError: the warmup is as long as the run or longer.
+    """
+    if warmup_epochs >= epochs:
+        raise ConfigError(
+            f"TRAIN.WARMUP_EPOCHS is {warmup_epochs}, TRAIN.EPOCHS {epochs}; the warmup must be shorter than the run"
+        )
+    lr_scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched={"linear": "poly"}.get(name, name),
+        num_epochs=epochs - warmup_epochs if warmup_prefix else epochs,
+        warmup_epochs=warmup_epochs,
+        warmup_lr=warmup_lr,
+        min_lr=min_lr,
+        warmup_prefix=warmup_prefix,
+        decay_epochs=decay_epochs,
+        decay_rate=1.0 if name == "linear" else decay_rate,  # poly's power
+        step_on_epochs=False,
+        updates_per_epoch=updates_per_epoch,
+    )
+    return lr_scheduler
+
+
+class ResumableOptimizer:
+    """An optimizer's state for checkpoints. Moments come back from the file, settings (weight decay, betas, ...) stay
+    the present config's, so that a changed one takes effect on resume.
+
+    Raises:
+        ValueError: at `load_state_dict`, if the parameter groups are not those of the saved state.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.optimizer = optimizer
+
+    def state_dict(self) -> dict:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        groups = self.optimizer.state_dict()["param_groups"]
+        if [len(g["params"]) for g in groups] != [len(g["params"]) for g in state["param_groups"]]:
+            raise ValueError("its parameter groups are not this optimizer's")
+        self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})

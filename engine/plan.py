@@ -1,0 +1,85 @@
+"""How many images make an update, how many updates an epoch."""
+
+from dataclasses import dataclass
+
+from utils.errors import ConfigError, DataError
+
+REFERENCE_BATCH = 512  # the config's learning rates are per so many images, as in Swin and FAT
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Sizes of one run. An update is `accumulation_steps` micro-batches of `world_size` x `batch_size` images."""
+
+    num_images: int
+    batch_size: int
+    world_size: int
+    accumulation_steps: int
+
+    @property
+    def total_batch_size(self) -> int:
+        return self.batch_size * self.world_size * self.accumulation_steps
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Whole micro-batches in an epoch; the fewer than one that remain are left out."""
+        return self.num_images // (self.batch_size * self.world_size)
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return -(-self.batches_per_epoch // self.accumulation_steps)
+
+    def batches_in_update(self, step: int) -> int:
+        """Micro-batches of update `step` of an epoch; the last update may have fewer."""
+        return min(self.accumulation_steps, self.batches_per_epoch - step * self.accumulation_steps)
+
+    def scale_lr(self, lr: float) -> float:
+        """Linear scaling: `lr` per 512 images -> for this global batch."""
+        return lr * self.total_batch_size / REFERENCE_BATCH
+
+
+def accumulation_for(total_batch_size: int, accumulation_steps: int, batch_size: int, world_size: int) -> int:
+    """Micro-batches per update: `accumulation_steps`, or what makes `total_batch_size` (0: not asked for).
+
+    Raises:
+        ConfigError: the total is not a multiple of a micro-batch, or the two contradict.
+    """
+    if not total_batch_size:
+        return accumulation_steps
+    micro = batch_size * world_size
+    derived, remainder = divmod(total_batch_size, micro)
+    if remainder or not derived:
+        raise ConfigError(
+            f"TRAIN.TOTAL_BATCH_SIZE is {total_batch_size}, no multiple of {world_size} processes x batch {batch_size} "
+            f"= {micro}; change DATA.BATCH_SIZE (--batch-size) or the number of processes, or set the total to 0"
+        )
+    if accumulation_steps not in (1, derived):
+        raise ConfigError(
+            f"TRAIN.ACCUMULATION_STEPS (--accumulation-steps) is {accumulation_steps}, but TRAIN.TOTAL_BATCH_SIZE "
+            f"{total_batch_size} needs {derived} at {world_size} processes x batch {batch_size}; set only one of them"
+        )
+    return derived
+
+
+def plan_batches(
+    num_images: int, batch_size: int, world_size: int, accumulation_steps: int, total_batch_size: int
+) -> BatchPlan:
+    """The plan of a run.
+
+    Raises:
+        ConfigError: as `accumulation_for`, or more accumulation steps than micro-batches in an epoch.
+        DataError: fewer images than one micro-batch over all processes.
+    """
+    steps = accumulation_for(total_batch_size, accumulation_steps, batch_size, world_size)
+    plan = BatchPlan(num_images, batch_size, world_size, steps)
+    if not plan.batches_per_epoch:
+        raise DataError(
+            f"DATA.BATCH_SIZE: {world_size} processes x batch {batch_size} need {batch_size * world_size} training "
+            f"images, the data set has {num_images}; use a smaller --batch-size"
+        )
+    if steps > plan.batches_per_epoch:
+        raise ConfigError(
+            f"TRAIN.ACCUMULATION_STEPS: {steps} micro-batches per update, but an epoch has {plan.batches_per_epoch} "
+            f"({num_images} images); use fewer steps, or a smaller TRAIN.TOTAL_BATCH_SIZE"
+        )
+    return plan

@@ -1,0 +1,288 @@
+"""The three things `main.py` does: train, evaluate, measure throughput. Each reads the config and names its parts."""
+
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from timm.utils import ModelEmaV3
+from yacs.config import CfgNode
+
+from data.loader import EvalLoader, TrainLoader
+from utils.config import leaf_keys, to_dict
+from utils.distributed import Launch
+from utils.errors import CheckpointError
+from utils.files import write_json, write_text
+from utils.macs import measure_complexity
+from utils.rng import seed_all, set_rng_state
+from utils.run_log import RunLog
+
+from .checkpoint import LAST, Checkpointer, load_pretrained, load_weights, read_checkpoint, weights_of
+from .evaluate import describe, evaluate, summarize
+from .model import create_model, prepare_model, wrap_model
+from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
+from .plan import accumulation_for, plan_batches
+from .precision import create_precision
+from .tasks import create_task
+from .throughput import measure_throughput
+from .trainer import Progress, Trainer
+
+
+def run_directory(cfg: CfgNode) -> Path:
+    """OUTPUT/MODEL.NAME/TAG, where everything of a run lies."""
+    return Path(cfg.OUTPUT) / cfg.MODEL.NAME / cfg.TAG
+
+
+def train(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
+    """Trains to the last epoch, from the run's last checkpoint if it has one; a finished run is left alone."""
+    directory = run_directory(cfg)
+    log = RunLog(directory, enabled=launch.rank == 0)
+
+    # A run to go on with?
+    resume = find_resume(directory, cfg.TRAIN.AUTO_RESUME, cfg.MODEL.RESUME)
+    checkpoint = read_checkpoint(resume) if resume else None
+    if checkpoint and resume == directory / LAST and progress_of(checkpoint, resume).epoch >= cfg.TRAIN.EPOCHS:
+        best = checkpoint["progress"]["best"]
+        log.info(f"{directory} is finished: {cfg.TRAIN.EPOCHS} epochs, best {best}; nothing to do")
+        return
+
+    # Data
+    accumulation_for(  # refuses before the data set is read
+        cfg.TRAIN.TOTAL_BATCH_SIZE, cfg.TRAIN.ACCUMULATION_STEPS, cfg.DATA.BATCH_SIZE, launch.world_size
+    )
+    precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, cfg.AMP.BACKEND, cfg.AMP.OPT_LEVEL, device)
+    task = create_task(cfg)
+    train_set = task.train_dataset()
+    classes = list(train_set.classes)
+    val_set = task.val_dataset(classes)
+    plan = plan_batches(
+        len(train_set),
+        cfg.DATA.BATCH_SIZE,
+        launch.world_size,
+        cfg.TRAIN.ACCUMULATION_STEPS,
+        cfg.TRAIN.TOTAL_BATCH_SIZE,
+    )
+    placing = dict(
+        batch_size=cfg.DATA.BATCH_SIZE,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        num_workers=cfg.DATA.NUM_WORKERS,
+        pin_memory=cfg.DATA.PIN_MEMORY and device.type == "cuda",
+    )
+    train_loader = TrainLoader(train_set, seed=cfg.SEED, **placing)
+    val_loader = EvalLoader(val_set, **placing)
+    task.prepare_training(len(classes))
+
+    # Model
+    seed_all(cfg.SEED)
+    model = build_model(cfg, len(classes))
+    complexity = measure_complexity(model, (3, cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE))
+    pretrained_note = "" if resume else start_from(model, cfg.MODEL.PRETRAINED)
+    model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, cfg.TRAIN.USE_CHECKPOINT)
+
+    # Optimizer, schedule, average
+    lr = plan.scale_lr(cfg.TRAIN.BASE_LR)
+    optimizer = create_optimizer(
+        model,
+        name=cfg.TRAIN.OPTIMIZER.NAME,
+        lr=lr,
+        weight_decay=cfg.TRAIN.WEIGHT_DECAY,
+        eps=cfg.TRAIN.OPTIMIZER.EPS,
+        betas=cfg.TRAIN.OPTIMIZER.BETAS,
+        momentum=cfg.TRAIN.OPTIMIZER.MOMENTUM,
+        layer_decay=cfg.TRAIN.LAYER_DECAY,
+    )
+    model, optimizer = precision.prepare(model, optimizer)
+    lr_scheduler = create_lr_scheduler(
+        optimizer,
+        name=cfg.TRAIN.LR_SCHEDULER.NAME,
+        epochs=cfg.TRAIN.EPOCHS,
+        warmup_epochs=cfg.TRAIN.WARMUP_EPOCHS,
+        warmup_lr=plan.scale_lr(cfg.TRAIN.WARMUP_LR),
+        min_lr=plan.scale_lr(cfg.TRAIN.MIN_LR),
+        warmup_prefix=cfg.TRAIN.LR_SCHEDULER.WARMUP_PREFIX,
+        decay_epochs=cfg.TRAIN.LR_SCHEDULER.DECAY_EPOCHS,
+        decay_rate=cfg.TRAIN.LR_SCHEDULER.DECAY_RATE,
+        updates_per_epoch=plan.updates_per_epoch,
+    )
+    model_ema = ModelEmaV3(model, decay=cfg.EMA.DECAY, use_warmup=cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
+
+    # State
+    progress = Progress()
+    checkpointer = Checkpointer(
+        directory,
+        metadata={"config": to_dict(cfg), "classes": classes, "lr_scheduler": lr_scheduler.state_dict()},
+        model=model,
+        ema=model_ema and model_ema.module,
+        optimizer=ResumableOptimizer(optimizer),
+        scaler=precision,
+        progress=progress,
+    )
+    if checkpoint:
+        checkpointer.restore(checkpoint, resume)
+        set_rng_state(checkpoint["rng"])
+
+    # Log
+    log.open(progress.epoch * plan.updates_per_epoch + progress.step if checkpoint else None)
+    if launch.rank == 0:
+        write_text(directory / "config.yaml", cfg.dump())
+    log.info(
+        f"{device} | {launch.world_size} process{'es' if launch.world_size > 1 else ''} | {precision} | global batch "
+        f"{launch.world_size} x {plan.batch_size} x {plan.accumulation_steps} accumulated = {plan.total_batch_size} | "
+        f"lr {lr:.3e}"
+    )
+    log.info(f"{cfg.MODEL.NAME} at {cfg.DATA.IMG_SIZE} px: {complexity}")
+    log.info(
+        f"{cfg.DATA.DATASET} {cfg.DATA.DATA_PATH}: {len(train_set)} training and {len(val_set)} validation images, "
+        f"{len(classes)} classes; {plan.updates_per_epoch} updates per epoch; run in {directory}"
+    )
+    if pretrained_note:
+        log.info(pretrained_note)
+    if checkpoint:
+        log.info(f"resumed from {resume}: epoch {progress.epoch}, update {progress.step}")
+        for change in config_changes(checkpoint["config"], cfg):
+            log.warning(f"since that checkpoint {change}")
+        if cfg.MODEL.RESUME and Path(cfg.MODEL.RESUME) != resume:
+            log.warning(f"MODEL.RESUME {cfg.MODEL.RESUME} is not used: the run has its own {resume}")
+
+    # Train
+    if cfg.TRAIN.COMPILE:
+        model.compile()
+    Trainer(
+        model=model,
+        wrapped_model=wrap_model(model, device),
+        task=task,
+        optimizer=optimizer,
+        lr_scheduler=lr_scheduler,
+        precision=precision,
+        model_ema=model_ema,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        plan=plan,
+        progress=progress,
+        checkpointer=checkpointer,
+        log=log,
+        device=device,
+        rank=launch.rank,
+        epochs=cfg.TRAIN.EPOCHS,
+        seed=cfg.SEED,
+        clip_grad=cfg.TRAIN.CLIP_GRAD,
+        channels_last=cfg.TRAIN.CHANNELS_LAST,
+        print_freq=cfg.PRINT_FREQ,
+        save_freq=cfg.SAVE_FREQ,
+        save_every_steps=cfg.TRAIN.SAVE_EVERY_STEPS,
+    ).fit()
+    log.info(f"finished: best {progress.best}; everything is in {directory}")
+    log.close()
+
+
+def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
+    """Evaluates MODEL.RESUME (or MODEL.PRETRAINED) on the validation images and writes eval.json into the run's folder."""
+    directory = run_directory(cfg)
+    log = RunLog(directory, enabled=launch.rank == 0)
+    path = Path(cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED)
+    checkpoint = read_checkpoint(path)
+    weights = weights_of(checkpoint, path)
+
+    precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, cfg.AMP.BACKEND, cfg.AMP.OPT_LEVEL, device)
+    task = create_task(cfg)
+    val_set = task.val_dataset(checkpoint.get("classes"))
+    loader = EvalLoader(
+        val_set,
+        batch_size=cfg.DATA.BATCH_SIZE,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        num_workers=cfg.DATA.NUM_WORKERS,
+        pin_memory=cfg.DATA.PIN_MEMORY and device.type == "cuda",
+    )
+    model = prepare_model(build_model(cfg, len(val_set.classes)), device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
+    for state_dict in weights.values():
+        load_weights(model, state_dict, path)
+
+    log.open()
+    log.info(f"evaluating {path} on {len(val_set)} images | {device} | {launch.world_size} processes | {precision}")
+    results = {}
+    for name, state_dict in weights.items():
+        load_weights(model, state_dict, path)
+        results[name] = evaluate(model, task, loader, precision, device, log, cfg.TRAIN.CHANNELS_LAST)
+    log.info(describe(results))
+    if launch.rank == 0:
+        summary = summarize(results, task.best_metric)
+        where = {"checkpoint": str(path), "dataset": cfg.DATA.DATASET, "data_path": cfg.DATA.DATA_PATH}
+        write_json(directory / "eval.json", {**summary, **where, "precision": str(precision)})
+        log.info(f"wrote {directory / 'eval.json'}")
+    log.close()
+
+
+def throughput(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
+    """Prints the model's inference speed on synthetic images; reads and writes no files."""
+    log = RunLog(run_directory(cfg), enabled=launch.rank == 0)
+    precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, cfg.AMP.BACKEND, cfg.AMP.OPT_LEVEL, device)
+    model = build_model(cfg, cfg.MODEL.NUM_CLASSES or 1000)
+    log.info(f"{cfg.MODEL.NAME} at {cfg.DATA.IMG_SIZE} px: {measure_complexity(model, (3,) + (cfg.DATA.IMG_SIZE,) * 2)}")
+    model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
+    if cfg.TRAIN.COMPILE:
+        model.compile()
+    log.info(f"{device} | {precision} | batch {cfg.DATA.BATCH_SIZE}")
+    speed = measure_throughput(
+        model, precision, device, cfg.DATA.BATCH_SIZE, cfg.DATA.IMG_SIZE, cfg.TRAIN.CHANNELS_LAST
+    )
+    log.info(str(speed))
+
+
+def build_model(cfg: CfgNode, num_classes: int) -> torch.nn.Module:
+    return create_model(
+        cfg.MODEL.TYPE,
+        cfg.MODEL.NAME,
+        num_classes=num_classes,
+        drop_rate=cfg.MODEL.DROP_RATE,
+        drop_path_rate=cfg.MODEL.DROP_PATH_RATE,
+        img_size=cfg.DATA.IMG_SIZE,
+        fat=to_dict(cfg.MODEL.FAT),
+    )
+
+
+def find_resume(directory: Path, auto_resume: bool, resume: str) -> Optional[Path]:
+    """The checkpoint to go on from: the run's own last one, else the one that is named, else none."""
+    last = directory / LAST
+    if auto_resume and last.exists():
+        return last
+    return Path(resume) if resume else None
+
+
+def progress_of(checkpoint: dict[str, Any], path: Path) -> Progress:
+    progress = Progress()
+    try:
+        progress.load_state_dict(checkpoint["progress"])
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"{path}: holds weights but no training state; use it with --pretrained instead"
+        ) from None
+    return progress
+
+
+def start_from(model: torch.nn.Module, pretrained: str) -> str:
+    """Loads MODEL.PRETRAINED into the model; returns what to say of it."""
+    if not pretrained:
+        return ""
+    path = Path(pretrained)
+    checkpoint = read_checkpoint(path)
+    weights = weights_of(checkpoint, path)
+    best = (checkpoint.get("progress") or {}).get("best") or {}
+    name = best.get("weights", "raw")
+    skipped = load_pretrained(model, weights[name], path)
+    note = f"started from {path} ({name} weights)"
+    return note + (f"; of another size and initialised anew: {', '.join(skipped)}" if skipped else "")
+
+
+def config_changes(old: dict[str, Any], cfg: CfgNode) -> list[str]:
+    """What differs between a checkpoint's config and this one, a line per key."""
+    new = to_dict(cfg)
+    changes = []
+    for key in leaf_keys():
+        before, after = old, new
+        for name in key.split("."):
+            before = before.get(name) if isinstance(before, dict) else None
+            after = after[name]
+        if before != after:
+            changes.append(f"{key} changed from {before!r} to {after!r}")
+    return changes

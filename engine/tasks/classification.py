@@ -1,0 +1,132 @@
+"""Image classification."""
+
+from typing import Optional, Sequence
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch import nn
+from yacs.config import CfgNode
+
+from data.dataset import ImageDataset
+from data.sources import open_source
+from data.transforms import eval_transform, train_transform
+from utils.errors import ConfigError, DataError
+from utils.metrics import ClassificationMetrics
+from utils.pictures import montage
+
+
+class Classification:
+    """Classifies images: mixup or cutmix, cross-entropy with label smoothing, top-1 and top-5 accuracy.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+    """
+
+    best_metric = "acc1"  # higher is better
+
+    def __init__(self, cfg: CfgNode):
+        self.cfg = cfg
+        if self.mixes and cfg.DATA.BATCH_SIZE % 2:
+            raise ConfigError(
+                f"DATA.BATCH_SIZE (--batch-size) is {cfg.DATA.BATCH_SIZE}, but mixup and cutmix mix pairs; use an even "
+                "one, or set AUG.MIXUP and AUG.CUTMIX to 0"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        return self.cfg.AUG.MIXUP > 0 or self.cfg.AUG.CUTMIX > 0 or bool(self.cfg.AUG.CUTMIX_MINMAX)
+
+    # Data
+
+    def train_dataset(self) -> ImageDataset:
+        """The augmented training images.
+
+        Raises:
+            DataError: the data set is missing, incomplete, or has not MODEL.NUM_CLASSES classes.
+        """
+        cfg = self.cfg
+        transform = train_transform(
+            img_size=cfg.DATA.IMG_SIZE,
+            interpolation=cfg.DATA.INTERPOLATION,
+            mean=cfg.DATA.MEAN,
+            std=cfg.DATA.STD,
+            scale=cfg.AUG.SCALE,
+            ratio=cfg.AUG.RATIO,
+            hflip=cfg.AUG.HFLIP,
+            color_jitter=cfg.AUG.COLOR_JITTER,
+            auto_augment_policy=cfg.AUG.AUTO_AUGMENT,
+            reprob=cfg.AUG.REPROB,
+            remode=cfg.AUG.REMODE,
+            recount=cfg.AUG.RECOUNT,
+        )
+        return ImageDataset(self._source("train"), transform)
+
+    def val_dataset(self, classes: Optional[Sequence[str]] = None) -> ImageDataset:
+        """The validation images; `classes` are those the model knows, in label order.
+
+        Raises:
+            DataError: as `train_dataset`, or the classes are other ones.
+        """
+        cfg = self.cfg
+        transform = eval_transform(
+            cfg.DATA.IMG_SIZE, cfg.DATA.INTERPOLATION, cfg.DATA.MEAN, cfg.DATA.STD, cfg.TEST.CROP_PCT
+        )
+        source = self._source("val")
+        if classes is not None and list(classes) != list(source.classes):
+            only_known = sorted(set(classes) - set(source.classes))[:5]
+            only_val = sorted(set(source.classes) - set(classes))[:5]
+            raise DataError(
+                f"DATA.DATA_PATH: the validation classes are not the training classes (only in train: "
+                f"{', '.join(only_known) or 'none'}; only in val: {', '.join(only_val) or 'none'}); make them the same"
+            )
+        return ImageDataset(source, transform)
+
+    def _source(self, split: str):
+        cfg = self.cfg
+        source = open_source(
+            cfg.DATA.DATASET, split, cfg.DATA.DATA_PATH, cfg.MODEL.NUM_CLASSES, cfg.DATA.SYNTHETIC_IMAGES
+        )
+        if cfg.MODEL.NUM_CLASSES not in (0, len(source.classes)):
+            raise DataError(
+                f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}, but {split} has {len(source.classes)} classes; "
+                "correct it, or set it to 0 to take the data set's"
+            )
+        return source
+
+    # Learning
+
+    def prepare_training(self, num_classes: int) -> None:
+        """Makes mixup and the criterion for so many classes."""
+        cfg = self.cfg
+        self.mixup = None
+        if self.mixes:
+            self.mixup = Mixup(
+                mixup_alpha=cfg.AUG.MIXUP,
+                cutmix_alpha=cfg.AUG.CUTMIX,
+                cutmix_minmax=cfg.AUG.CUTMIX_MINMAX or None,
+                prob=cfg.AUG.MIXUP_PROB,
+                switch_prob=cfg.AUG.MIXUP_SWITCH_PROB,
+                mode=cfg.AUG.MIXUP_MODE,
+                label_smoothing=cfg.MODEL.LABEL_SMOOTHING,
+                num_classes=num_classes,
+            )
+        self.criterion: nn.Module = (
+            SoftTargetCrossEntropy() if self.mixes else LabelSmoothingCrossEntropy(cfg.MODEL.LABEL_SMOOTHING)
+        )
+
+    def loss(self, model: nn.Module, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The mean loss of a batch of images (B, 3, H, W) and targets (B,)."""
+        images, targets = batch
+        if self.mixup:
+            images, targets = self.mixup(images, targets)  # targets: (B, classes)
+        return self.criterion(model(images), targets)
+
+    def metrics(self, device: torch.device) -> ClassificationMetrics:
+        return ClassificationMetrics(device)
+
+    def preview(self, batch: Sequence[torch.Tensor], classes: Sequence[str]) -> np.ndarray:
+        """A picture of a batch's first images as the model gets them, before mixup, with their classes."""
+        images, targets = (tensor[:32] for tensor in batch)
+        return montage(images, [classes[target] for target in targets.tolist()], self.cfg.DATA.MEAN, self.cfg.DATA.STD)

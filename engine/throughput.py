@@ -1,0 +1,59 @@
+"""Inference speed of a model on synthetic images."""
+
+import time
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import nn
+
+from .evaluate import to_device
+from .trainer import memory_mib
+
+WARMUP_SECONDS, MEASURED_SECONDS, MAX_BATCHES = 3, 10, 100
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Median over `batches` timed ones."""
+
+    images_per_second: float
+    latency_ms: float  # of a batch
+    memory_mib: float
+    batches: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images_per_second:.1f} images/s, {self.latency_ms:.2f} ms per batch (median of {self.batches}), "
+            f"peak memory {self.memory_mib:.0f} MiB"
+        )
+
+
+@torch.inference_mode()
+def measure_throughput(
+    model: nn.Module, precision, device: torch.device, batch_size: int, img_size: int, channels_last: bool
+) -> Throughput:
+    """Times forward passes of batches (batch_size, 3, img_size, img_size) after a warm-up."""
+    model.eval()
+    images = to_device(torch.randn(batch_size, 3, img_size, img_size), device, channels_last)
+
+    def timed_batch() -> float:
+        started = time.perf_counter()
+        with precision.autocast():
+            model(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    def timed_batches(seconds: float, at_least: int) -> list[float]:
+        times: list[float] = []
+        while len(times) < at_least or (sum(times) < seconds and len(times) < MAX_BATCHES):
+            times.append(timed_batch())
+        return times
+
+    timed_batches(WARMUP_SECONDS, at_least=2)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    times = timed_batches(MEASURED_SECONDS, at_least=5)
+    latency = median(times)
+    return Throughput(batch_size / latency, 1000 * latency, memory_mib(device), len(times))

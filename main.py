@@ -1,0 +1,117 @@
+"""Trains, evaluates and times FAT (and any timm model) for image classification.
+
+    python -m torch.distributed.launch --nproc_per_node 8 main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from typing import Any, NoReturn, Optional, Sequence
+
+from utils.config import load_config
+from utils.distributed import process_group, read_launch, select_device
+from utils.errors import ConfigError, UserError, did_you_mean
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    args = parse_args(argv)
+    cfg = load_config(args.cfg, args.opts, config_flags(args))
+    if args.eval and not (cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED):
+        raise ConfigError("--eval: there are no weights to evaluate; add --resume path/to/best.pth")
+
+    launch = read_launch(os.environ, args.local_rank)
+    device = select_device(cfg.DEVICE, launch.local_rank)
+
+    from engine.run import evaluate_checkpoint, throughput, train  # after the cheap checks: importing takes seconds
+
+    with process_group(launch, device):
+        run = throughput if args.throughput else evaluate_checkpoint if args.eval else train
+        run(cfg, launch, device)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def parse_args(self, args=None, namespace=None):
+        args, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            self.error(f"{unknown[0]}: unknown; {did_you_mean(unknown[0], flags)}")
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see --help)")
+
+
+def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
+    """Swin's flags. A flag that is left out is None or False and changes nothing in the config."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="YAML config, such as configs/fat_b0.yaml")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys with other values")
+    parser.add_argument("--data-path", metavar="DIR", help="folder that holds train/ and val/")
+    parser.add_argument("--batch-size", type=int, help="images per process")
+    parser.add_argument("--accumulation-steps", type=int, help="micro-batches per update")
+    parser.add_argument("--pretrained", metavar="FILE", help="weights to start from")
+    parser.add_argument("--resume", metavar="FILE", help="checkpoint to go on from, or to evaluate with --eval")
+    parser.add_argument("--use-checkpoint", action="store_true", help="activation checkpointing: less memory, slower")
+    parser.add_argument("--disable_amp", action="store_true", help="train and evaluate in float32")
+    parser.add_argument("--amp-opt-level", choices=["O0", "O1", "O2"], help="O0: float32, O1: autocast, O2: NVIDIA apex only")
+    parser.add_argument("--output", metavar="DIR", help="where runs lie: <output>/<model name>/<tag>")
+    parser.add_argument("--tag", help="name of the run")
+    parser.add_argument("--eval", action="store_true", help="evaluate the weights of --resume and end")
+    parser.add_argument("--throughput", action="store_true", help="time the model on synthetic images and end")
+    parser.add_argument("--zip", action="store_true", help="not built yet: data in Swin's zip files")
+    parser.add_argument("--cache-mode", choices=["no", "full", "part"], help="not built yet: belongs to --zip")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help="given by torch.distributed.launch")
+    args = parser.parse_args(argv)
+    if args.zip or args.cache_mode:
+        parser.error("--zip, --cache-mode: zip files cannot be read yet; unpack them to train/<class>/* and val/<class>/*")
+    if args.disable_amp and args.amp_opt_level in ("O1", "O2"):
+        parser.error(f"--disable_amp contradicts --amp-opt-level {args.amp_opt_level}; give one of them")
+    if args.eval and args.throughput:
+        parser.error("--eval contradicts --throughput; give one of them")
+    if args.eval and args.resume and args.pretrained:
+        parser.error("--eval: --resume contradicts --pretrained, either could be meant; give one of them")
+    return args
+
+
+def config_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """The config keys that the given flags set."""
+    level = args.amp_opt_level
+    flags = {
+        "DATA.DATA_PATH": args.data_path,
+        "DATA.BATCH_SIZE": args.batch_size,
+        "TRAIN.ACCUMULATION_STEPS": args.accumulation_steps,
+        "TRAIN.USE_CHECKPOINT": True if args.use_checkpoint else None,
+        "MODEL.PRETRAINED": args.pretrained,
+        "MODEL.RESUME": args.resume,
+        "OUTPUT": args.output,
+        "TAG": args.tag,
+        "AMP.ENABLED": False if args.disable_amp or level == "O0" else True if level else None,
+        "AMP.OPT_LEVEL": level if level in ("O1", "O2") else None,
+    }
+    return {key: value for key, value in flags.items() if value is not None}
+
+
+def report(error: UserError) -> NoReturn:
+    """Prints the error as the one last line and exits with its status.
+
+    When every process meets the same error, rank 0 says it and its exit makes the launcher end the others, which wait
+    here for that. An error that only another rank meets is said by that rank.
+    """
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(3)
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    os._exit(error.status)  # not sys.exit: other processes and workers need not be waited for
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        report(error)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""What every other part uses: config, errors, processes, files, logs."""

@@ -1,0 +1,153 @@
+"""Reads a config: defaults, then YAML files (base first), then --opts, then flags. The result is frozen."""
+
+import os
+from pathlib import Path
+from typing import Any, Iterable, Optional, Sequence
+
+import yaml
+from yacs.config import CfgNode
+
+from .defaults import ALIASES, DEFAULTS, RULES, is_finite
+from .errors import ConfigError, did_you_mean
+
+
+def load_config(
+    path: os.PathLike, opts: Sequence[str] = (), flags: Optional[dict[str, Any]] = None
+) -> CfgNode:
+    """The frozen config of a YAML file.
+
+    Args:
+        path: the YAML file; its `BASE` files are read before it.
+        opts: KEY VALUE KEY VALUE ..., as after --opts.
+        flags: {key: value} from other command line flags; they win.
+
+    Raises:
+        ConfigError: a file, key or value that cannot be used; the message names it and where it stands.
+    """
+    cfg = DEFAULTS.clone()
+    _merge_file(cfg, Path(path), chain=())
+    if len(opts) % 2:
+        raise ConfigError(f"--opts: {opts[-1]!r} has no value; give pairs, KEY VALUE KEY VALUE ...")
+    for key, text in zip(opts[::2], opts[1::2]):
+        _set(cfg, key, _parse(text), "--opts")
+    for key, value in (flags or {}).items():
+        _set(cfg, key, value, "command line")
+    cfg.freeze()
+    return cfg
+
+
+def leaf_keys(node: CfgNode = DEFAULTS, prefix: str = "") -> list[str]:
+    """All keys with a value, as SECTION.KEY."""
+    keys = []
+    for name, value in node.items():
+        keys += leaf_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
+    return keys
+
+
+def to_dict(node: CfgNode) -> dict[str, Any]:
+    """The config as plain dictionaries."""
+    return {name: to_dict(value) if isinstance(value, CfgNode) else value for name, value in node.items()}
+
+
+def _merge_file(cfg: CfgNode, path: Path, chain: tuple[Path, ...]) -> None:
+    where = " from ".join(str(p) for p in (path, *reversed(chain)))
+    if path.resolve() in [p.resolve() for p in chain]:
+        raise ConfigError(f"{where}: BASE leads back to the same file; take one of them out")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read ({error.strerror}); check --cfg and BASE") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: is no YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where}: holds no keys; a config has lines like 'MODEL: {{NAME: fat_b0}}'")
+    bases = content.pop("BASE", None) or []
+    for base in [bases] if isinstance(bases, str) else bases:
+        if base:
+            _merge_file(cfg, path.parent / base, (*chain, path))
+    for key, value in _flatten(content):
+        _set(cfg, key, value, where)
+
+
+def _flatten(tree: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{key}.")
+        elif value not in (None, {}) or not isinstance(_lookup(key), CfgNode):  # an empty section changes nothing
+            yield key, value
+
+
+def _lookup(key: str) -> Any:
+    node: Any = DEFAULTS
+    for name in key.split("."):
+        if not isinstance(node, CfgNode) or name not in node:
+            return None
+        node = node[name]
+    return node
+
+
+def _set(cfg: CfgNode, key: str, value: Any, where: str) -> None:
+    name = ALIASES.get(key, key)
+    default = _lookup(name)
+    if default is None:
+        raise ConfigError(f"{where}: unknown key {key}; {_suggest_key(key)}")
+    if isinstance(default, CfgNode):
+        raise ConfigError(f"{where}: {key} is a section; set one of its keys, such as {key}.{next(iter(default))}")
+    value = _coerce(name, value, default, f"{where}: {key}")
+    *sections, last = name.split(".")
+    node = cfg
+    for section in sections:
+        node = node[section]
+    node[last] = value
+
+
+def _suggest_key(key: str) -> str:
+    known = [*leaf_keys(), *ALIASES]
+    same_name = [k for k in known if k.rsplit(".", 1)[-1].lower() == key.rsplit(".", 1)[-1].lower()]
+    return f"did you mean {same_name[0]!r}?" if same_name else did_you_mean(key, known)
+
+
+def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
+    """`value` with the type of `default`: 5 is a float where one is wanted, null an empty string or list."""
+    kind = type(default)
+    result = value
+    if value is None and kind in (str, list):
+        result = kind()
+    elif kind is float and type(value) in (int, float, str):
+        try:
+            result = float(value)  # PyYAML reads 1e-3 as a string
+        except ValueError:
+            pass
+    elif kind is list and isinstance(value, tuple):
+        result = list(value)
+    elif kind is str and type(value) in (int, float):
+        result = str(value)
+    if key == "MODEL.TYPE" and isinstance(result, str):
+        result = result.lower()
+    if type(result) is not kind:
+        raise ConfigError(f"{where} is {value!r}; it must be of type {kind.__name__}, like {default!r}")
+    if not is_finite(result):
+        raise ConfigError(f"{where} is {value!r}; it must be a finite number")
+    rule = RULES.get(key)
+    try:
+        holds = rule is None or rule.holds(result)
+    except TypeError:  # a list with something other than numbers
+        holds = False
+    if not holds:
+        near = did_you_mean(result, rule.text[7:].split(", ")) if isinstance(result, str) and rule.text.startswith("one of ") else ""
+        raise ConfigError(f"{where} is {value!r}; it must be {rule.text}" + (f"; {near}" if near.startswith("did") else ""))
+    return result
+
+
+def _parse(text: str) -> Any:
+    """A value given on the command line: a Python literal, or YAML (true, null), or the text itself."""
+    value = CfgNode._decode_cfg_value(text)
+    if isinstance(value, str):
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            pass
+        if isinstance(value, dict):
+            value = text
+    return value

@@ -1,0 +1,209 @@
+"""Every config key with its default value and, below, what values it may take.
+
+The defaults are the paper's ImageNet recipe for 8 processes. Names follow Swin's config, which the released FAT code
+uses; `MODEL.FAT` has the released lower-case names.
+"""
+
+import math
+from typing import Any, Callable
+
+from yacs.config import CfgNode as Node
+
+DEFAULTS = Node()
+DEFAULTS.BASE = []  # configs to start from, paths relative to this file
+DEFAULTS.TASK = "classification"
+DEFAULTS.OUTPUT = "output"  # a run lies in OUTPUT/MODEL.NAME/TAG
+DEFAULTS.TAG = "default"
+DEFAULTS.SEED = 0
+DEFAULTS.DEVICE = "auto"  # auto, cuda, cpu
+DEFAULTS.SAVE_FREQ = 50  # keep a checkpoint of every n-th epoch, besides last and best; 0: none
+DEFAULTS.PRINT_FREQ = 10  # updates between two lines of the log
+
+DEFAULTS.DATA = Node()
+DEFAULTS.DATA.DATASET = "imagenet"  # imagenet or folder (train/ and val/ with a folder per class), cifar10, cifar100, synthetic
+DEFAULTS.DATA.DATA_PATH = ""
+DEFAULTS.DATA.BATCH_SIZE = 128  # images per process and micro-batch
+DEFAULTS.DATA.IMG_SIZE = 224
+DEFAULTS.DATA.INTERPOLATION = "bicubic"
+DEFAULTS.DATA.MEAN = [0.485, 0.456, 0.406]
+DEFAULTS.DATA.STD = [0.229, 0.224, 0.225]
+DEFAULTS.DATA.NUM_WORKERS = 8  # per process
+DEFAULTS.DATA.PIN_MEMORY = True  # has an effect with CUDA only
+DEFAULTS.DATA.SYNTHETIC_IMAGES = 1024  # images in each split of the synthetic set
+
+DEFAULTS.MODEL = Node()
+DEFAULTS.MODEL.TYPE = "fat"  # fat, or timm for any timm model by name
+DEFAULTS.MODEL.NAME = "fat_b0"
+DEFAULTS.MODEL.NUM_CLASSES = 0  # 0: as many as the data set has
+DEFAULTS.MODEL.PRETRAINED = ""  # weights to start from; a head of another size is initialised anew
+DEFAULTS.MODEL.RESUME = ""  # training: checkpoint to go on from where the run has none; --eval: checkpoint to evaluate
+DEFAULTS.MODEL.DROP_RATE = 0.0
+DEFAULTS.MODEL.DROP_PATH_RATE = 0.0
+DEFAULTS.MODEL.LABEL_SMOOTHING = 0.1
+DEFAULTS.MODEL.FAT = Node()  # an empty list: as in the registered model MODEL.NAME
+DEFAULTS.MODEL.FAT.in_chans = 3
+DEFAULTS.MODEL.FAT.embed_dims = []
+DEFAULTS.MODEL.FAT.depths = []
+DEFAULTS.MODEL.FAT.kernel_sizes = []
+DEFAULTS.MODEL.FAT.num_heads = []
+DEFAULTS.MODEL.FAT.window_sizes = []
+DEFAULTS.MODEL.FAT.mlp_kernel_sizes = []
+DEFAULTS.MODEL.FAT.mlp_ratios = []
+DEFAULTS.MODEL.FAT.interaction = "released"
+
+DEFAULTS.TRAIN = Node()
+DEFAULTS.TRAIN.EPOCHS = 300
+DEFAULTS.TRAIN.WARMUP_EPOCHS = 20
+DEFAULTS.TRAIN.BASE_LR = 5e-4  # this LR and the next two are per 512 images of the global batch
+DEFAULTS.TRAIN.WARMUP_LR = 5e-7
+DEFAULTS.TRAIN.MIN_LR = 5e-6
+DEFAULTS.TRAIN.WEIGHT_DECAY = 0.05
+DEFAULTS.TRAIN.CLIP_GRAD = 5.0  # largest norm of the gradient; 0: no clipping
+DEFAULTS.TRAIN.LAYER_DECAY = 1.0  # LR factor from each layer to the one below
+DEFAULTS.TRAIN.ACCUMULATION_STEPS = 1
+DEFAULTS.TRAIN.TOTAL_BATCH_SIZE = 0  # images per update over all processes; derives the accumulation; 0: not used
+DEFAULTS.TRAIN.USE_CHECKPOINT = False  # activation checkpointing
+DEFAULTS.TRAIN.COMPILE = False  # torch.compile
+DEFAULTS.TRAIN.CHANNELS_LAST = False
+DEFAULTS.TRAIN.AUTO_RESUME = True  # go on from the run's last.pth
+DEFAULTS.TRAIN.SAVE_EVERY_STEPS = 0  # updates between two saves of last.pth within an epoch; 0: after epochs only
+DEFAULTS.TRAIN.LR_SCHEDULER = Node()
+DEFAULTS.TRAIN.LR_SCHEDULER.NAME = "cosine"  # cosine, linear, step
+DEFAULTS.TRAIN.LR_SCHEDULER.WARMUP_PREFIX = False  # False: the warmup hides the schedule's start, so the LR jumps after it
+DEFAULTS.TRAIN.LR_SCHEDULER.DECAY_EPOCHS = 30  # step
+DEFAULTS.TRAIN.LR_SCHEDULER.DECAY_RATE = 0.1  # step
+DEFAULTS.TRAIN.OPTIMIZER = Node()
+DEFAULTS.TRAIN.OPTIMIZER.NAME = "adamw"  # any of timm's; fused* ones need NVIDIA apex
+DEFAULTS.TRAIN.OPTIMIZER.EPS = 1e-8
+DEFAULTS.TRAIN.OPTIMIZER.BETAS = [0.9, 0.999]
+DEFAULTS.TRAIN.OPTIMIZER.MOMENTUM = 0.9  # optimizers with momentum
+
+DEFAULTS.EMA = Node()  # exponential moving average of the weights, evaluated beside them
+DEFAULTS.EMA.ENABLED = False
+DEFAULTS.EMA.DECAY = 0.9999
+DEFAULTS.EMA.WARMUP = False  # start with a shorter average
+
+DEFAULTS.AMP = Node()
+DEFAULTS.AMP.ENABLED = True
+DEFAULTS.AMP.DTYPE = "auto"  # auto (CUDA: bfloat16, or float16 on GPUs without it; CPU: float32), bfloat16, float16
+DEFAULTS.AMP.BACKEND = "native"  # native (torch.autocast), apex (NVIDIA apex, to be installed from its repository)
+DEFAULTS.AMP.OPT_LEVEL = "O1"  # apex: O1, O2
+
+DEFAULTS.AUG = Node()
+DEFAULTS.AUG.SCALE = [0.08, 1.0]  # share of the image that a random crop covers
+DEFAULTS.AUG.RATIO = [0.75, 4 / 3]
+DEFAULTS.AUG.HFLIP = 0.5
+DEFAULTS.AUG.COLOR_JITTER = 0.4  # used where AUTO_AUGMENT is none
+DEFAULTS.AUG.AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"  # timm's policy strings, or none
+DEFAULTS.AUG.REPROB = 0.25  # random erasing
+DEFAULTS.AUG.REMODE = "pixel"
+DEFAULTS.AUG.RECOUNT = 1
+DEFAULTS.AUG.MIXUP = 0.8  # alpha; 0: off
+DEFAULTS.AUG.CUTMIX = 1.0  # alpha; 0: off
+DEFAULTS.AUG.CUTMIX_MINMAX = []
+DEFAULTS.AUG.MIXUP_PROB = 1.0
+DEFAULTS.AUG.MIXUP_SWITCH_PROB = 0.5
+DEFAULTS.AUG.MIXUP_MODE = "batch"  # batch, pair, elem
+
+DEFAULTS.TEST = Node()
+DEFAULTS.TEST.CROP_PCT = 0.875  # evaluation resizes to IMG_SIZE / CROP_PCT and crops the centre
+
+
+# Keys of the released YAMLs that mean the same as one of ours.
+ALIASES = {
+    "MODEL.FAT.num_classes": "MODEL.NUM_CLASSES",
+    "MODEL.FAT.drop_path_rate": "MODEL.DROP_PATH_RATE",
+    "MODEL.FAT.use_checkpoint": "TRAIN.USE_CHECKPOINT",
+}
+
+
+class Rule:
+    """What a value must satisfy, and how to say so."""
+
+    def __init__(self, text: str, holds: Callable[[Any], bool]):
+        self.text, self.holds = text, holds
+
+
+def one_of(*choices: str) -> Rule:
+    return Rule("one of " + ", ".join(choices), lambda value: value in choices)
+
+
+POSITIVE = Rule("greater than 0", lambda value: value > 0)
+NOT_NEGATIVE = Rule("0 or greater", lambda value: value >= 0)
+PROBABILITY = Rule("between 0 and 1", lambda value: 0 <= value <= 1)
+FRACTION = Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1)
+BELOW_ONE = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
+RANGE = Rule("two numbers greater than 0, the smaller first", lambda v: len(v) == 2 and 0 < v[0] <= v[1])
+PER_STAGE = Rule("numbers greater than 0, one per stage", lambda v: all(isinstance(n, (int, float)) and n > 0 for n in v))
+PER_STAGE_INT = Rule("whole numbers greater than 0, one per stage", lambda v: all(type(n) is int and n > 0 for n in v))
+
+RULES = {
+    "SEED": NOT_NEGATIVE,
+    "TAG": Rule("a folder name", lambda value: value not in ("", ".", "..") and "/" not in value),
+    "DEVICE": one_of("auto", "cuda", "cpu"),
+    "SAVE_FREQ": NOT_NEGATIVE,
+    "PRINT_FREQ": POSITIVE,
+    "DATA.BATCH_SIZE": POSITIVE,
+    "DATA.IMG_SIZE": Rule("at least 32", lambda value: value >= 32),
+    "DATA.INTERPOLATION": one_of("nearest", "bilinear", "bicubic", "lanczos"),
+    "DATA.MEAN": Rule("three numbers", lambda v: len(v) == 3),
+    "DATA.STD": Rule("three numbers greater than 0", lambda v: len(v) == 3 and min(v) > 0),
+    "DATA.NUM_WORKERS": NOT_NEGATIVE,
+    "DATA.SYNTHETIC_IMAGES": POSITIVE,
+    "MODEL.TYPE": one_of("fat", "timm"),
+    "MODEL.NAME": Rule("a model's name", lambda value: value not in ("", ".", "..") and not value.startswith("/")),
+    "MODEL.NUM_CLASSES": NOT_NEGATIVE,
+    "MODEL.DROP_RATE": BELOW_ONE,
+    "MODEL.DROP_PATH_RATE": BELOW_ONE,
+    "MODEL.LABEL_SMOOTHING": BELOW_ONE,
+    "MODEL.FAT.in_chans": Rule("3, as images are read as RGB", lambda value: value == 3),
+    "MODEL.FAT.embed_dims": PER_STAGE_INT,
+    "MODEL.FAT.depths": PER_STAGE_INT,
+    "MODEL.FAT.kernel_sizes": PER_STAGE_INT,
+    "MODEL.FAT.num_heads": PER_STAGE_INT,
+    "MODEL.FAT.window_sizes": PER_STAGE_INT,
+    "MODEL.FAT.mlp_kernel_sizes": PER_STAGE_INT,
+    "MODEL.FAT.mlp_ratios": PER_STAGE,
+    "TRAIN.EPOCHS": POSITIVE,
+    "TRAIN.WARMUP_EPOCHS": NOT_NEGATIVE,
+    "TRAIN.BASE_LR": POSITIVE,
+    "TRAIN.WARMUP_LR": NOT_NEGATIVE,
+    "TRAIN.MIN_LR": NOT_NEGATIVE,
+    "TRAIN.WEIGHT_DECAY": NOT_NEGATIVE,
+    "TRAIN.CLIP_GRAD": NOT_NEGATIVE,
+    "TRAIN.LAYER_DECAY": FRACTION,
+    "TRAIN.ACCUMULATION_STEPS": POSITIVE,
+    "TRAIN.TOTAL_BATCH_SIZE": NOT_NEGATIVE,
+    "TRAIN.SAVE_EVERY_STEPS": NOT_NEGATIVE,
+    "TRAIN.LR_SCHEDULER.NAME": one_of("cosine", "linear", "step"),
+    "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": POSITIVE,
+    "TRAIN.LR_SCHEDULER.DECAY_RATE": FRACTION,
+    "TRAIN.OPTIMIZER.EPS": POSITIVE,
+    "TRAIN.OPTIMIZER.BETAS": Rule("numbers at least 0 and below 1", lambda v: all(0 <= b < 1 for b in v)),
+    "TRAIN.OPTIMIZER.MOMENTUM": BELOW_ONE,
+    "EMA.DECAY": BELOW_ONE,
+    "AMP.DTYPE": one_of("auto", "bfloat16", "float16"),
+    "AMP.BACKEND": one_of("native", "apex"),
+    "AMP.OPT_LEVEL": one_of("O1", "O2"),
+    "AUG.SCALE": RANGE,
+    "AUG.RATIO": RANGE,
+    "AUG.HFLIP": PROBABILITY,
+    "AUG.COLOR_JITTER": NOT_NEGATIVE,
+    "AUG.REPROB": PROBABILITY,
+    "AUG.REMODE": one_of("pixel", "rand", "const"),
+    "AUG.RECOUNT": POSITIVE,
+    "AUG.MIXUP": NOT_NEGATIVE,
+    "AUG.CUTMIX": NOT_NEGATIVE,
+    "AUG.CUTMIX_MINMAX": Rule("empty, or two numbers greater than 0, the smaller first", lambda v: not v or RANGE.holds(v)),
+    "AUG.MIXUP_PROB": PROBABILITY,
+    "AUG.MIXUP_SWITCH_PROB": PROBABILITY,
+    "AUG.MIXUP_MODE": one_of("batch", "pair", "elem"),
+    "TEST.CROP_PCT": FRACTION,
+}
+
+
+def is_finite(value: Any) -> bool:
+    """False for a number, or a list with a number, that is infinite or not a number."""
+    if isinstance(value, (list, tuple)):
+        return all(is_finite(item) for item in value)
+    return not isinstance(value, float) or math.isfinite(value)
