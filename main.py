@@ -4,6 +4,7 @@
 """
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -49,7 +50,7 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     """Swin's flags. A flag that is left out is None or False and changes nothing in the config."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="YAML config, such as configs/fat_b0.yaml")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys with other values")
+    parser.add_argument("--opts", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="config keys with other values")
     parser.add_argument("--data-path", metavar="DIR", help="folder that holds train/ and val/")
     parser.add_argument("--batch-size", type=int, help="images per process")
     parser.add_argument("--accumulation-steps", type=int, help="micro-batches per update")
@@ -104,7 +105,11 @@ def report(error: UserError) -> NoReturn:
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(3)
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    line = f"error: {error}"
+    print(line, file=sys.stderr, flush=True)
+    if os.environ.get("TORCHELASTIC_ERROR_FILE"):  # the launcher shows this in its own closing report
+        with open(os.environ["TORCHELASTIC_ERROR_FILE"], "w") as file:
+            json.dump({"message": line, "timestamp": int(time.time())}, file)
     os._exit(error.status)  # not sys.exit: other processes and workers need not be waited for
 
 

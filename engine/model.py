@@ -1,5 +1,6 @@
 """The model of a run: created by name, moved, and wrapped for its devices."""
 
+import inspect
 from typing import Any
 
 import timm
@@ -89,9 +90,11 @@ def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if not dist.is_initialized():
         return model
+    known = inspect.signature(DistributedDataParallel).parameters
+    per_step_broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # by torch
     return DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        **{per_step_broadcast: False},
     )

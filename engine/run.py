@@ -135,6 +135,22 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
         f"{cfg.DATA.DATASET} {cfg.DATA.DATA_PATH}: {len(train_set)} training and {len(val_set)} validation images, "
         f"{len(classes)} classes; {plan.updates_per_epoch} updates per epoch; run in {directory}"
     )
+    log.record(
+        "start",
+        progress.epoch * plan.updates_per_epoch + progress.step,
+        {
+            "model": cfg.MODEL.NAME,
+            "img_size": cfg.DATA.IMG_SIZE,
+            "params": complexity.params,
+            "conv_macs": complexity.conv_macs,
+            "macs": complexity.macs,
+            "data_path": cfg.DATA.DATA_PATH,
+            "train_images": len(train_set),
+            "val_images": len(val_set),
+            "classes": len(classes),
+            "device": f"{launch.world_size} x {device.type}",
+        },
+    )
     if pretrained_note:
         log.info(pretrained_note)
     if checkpoint:

@@ -1,0 +1,91 @@
+"""Makes a small set of real labelled images as <output>/train/<class>/*.png and <output>/val/<class>/*.png.
+
+    python scripts/make_quickstart_data.py digits datasets/digits
+    python scripts/make_quickstart_data.py emoji datasets/emoji
+
+digits: 1,797 handwritten digits, 8x8 px, grey, of scikit-learn (UCI ML hand-written digits). They lie in the order in
+    which they were collected, writer by writer; the first 80 % of each class are for training and the last 20 % for
+    validation, so that most writers are on one side only.
+emoji: 64 px colour PNGs of six groups of Google's emoji, from the npm package emoji-datasource-google 16.0.0 (fetched
+    with `npm pack`, about 120 MB). All variants of one emoji (skin tones, genders) are on one side of the split.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Iterator
+
+from PIL import Image
+
+EMOJI_PACKAGE = "emoji-datasource-google@16.0.0"
+EMOJI_GROUPS = ("Activities", "Animals & Nature", "Food & Drink", "Objects", "Symbols", "Travel & Places")
+VAL_SHARE = 0.2
+
+
+def digits() -> Iterator[tuple[str, str, str, Image.Image]]:
+    """Yields (split, class, file name, image)."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    for label in range(10):
+        images = data.images[data.target == label]  # 0 .. 16
+        num_train = round(len(images) * (1 - VAL_SHARE))
+        for i, image in enumerate(images):
+            split = "train" if i < num_train else "val"
+            yield split, str(label), f"{i:04d}.png", Image.fromarray((image * 255 / 16).astype("uint8"))
+
+
+def emoji() -> Iterator[tuple[str, str, str, Image.Image]]:
+    """Yields (split, class, file name, image)."""
+    if not shutil.which("npm"):
+        sys.exit("error: npm: not found; install Node.js' npm, or use the set 'digits'")
+    with tempfile.TemporaryDirectory() as folder:
+        packed = subprocess.run(["npm", "pack", "--silent", EMOJI_PACKAGE], cwd=folder, capture_output=True, text=True)
+        if packed.returncode:
+            sys.exit(f"error: npm pack {EMOJI_PACKAGE}: failed; check the network and the npm registry")
+        with tarfile.open(Path(folder) / packed.stdout.split()[-1]) as archive:
+            entries = {e["image"]: e for e in json.load(archive.extractfile("package/emoji.json"))}
+            for name in sorted(entries):
+                entry = entries[name]
+                if entry["category"] not in EMOJI_GROUPS or not entry["has_img_google"]:
+                    continue
+                # One emoji's variants share their first code point, and so the side of the split.
+                share = zlib.crc32(name.split("-")[0].removesuffix(".png").encode()) / 2**32
+                image = Image.open(archive.extractfile(f"package/img/google/64/{name}")).convert("RGBA")
+                white = Image.new("RGBA", image.size, "white")
+                group = re.sub(r"\W+", "_", entry["category"]).lower()
+                yield "val" if share < VAL_SHARE else "train", group, name, Image.alpha_composite(white, image).convert("RGB")
+
+
+SETS = {"digits": digits, "emoji": emoji}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=SETS)
+    parser.add_argument("output", type=Path)
+    args = parser.parse_args()
+    if args.output.exists():
+        print(f"{args.output} is there already; nothing to do")
+        return
+    unfinished = args.output.with_name(args.output.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    count = {"train": 0, "val": 0}
+    for split, label, name, image in SETS[args.set]():
+        folder = unfinished / split / label
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / name)
+        count[split] += 1
+    unfinished.rename(args.output)  # the set is there whole or not at all
+    print(f"{args.output}: {count['train']} training and {count['val']} validation images")
+
+
+if __name__ == "__main__":
+    main()
