@@ -11,15 +11,16 @@ from torch.utils.checkpoint import checkpoint
 
 @contextlib.contextmanager
 def frozen_running_stats(module: nn.Module):
-    """Within it, BatchNorm layers in training mode normalise by the batch but do not update their buffers."""
+    """Within it, BatchNorm layers in training mode normalise by the batch and leave their buffers as they are."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, num_batches_tracked) in zip(norms, kept):
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
 
 
 def checkpointed(module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ digits: 1,797 handwritten digits, 8x8 px, grey, of scikit-learn (UCI ML hand-wri
     which they were collected, writer by writer; the first 80 % of each class are for training and the last 20 % for
     validation, so that most writers are on one side only.
 emoji: 64 px colour PNGs of six groups of Google's emoji, from the npm package emoji-datasource-google 16.0.0 (fetched
-    with `npm pack`, about 120 MB). All variants of one emoji (skin tones, genders) are on one side of the split.
+    with `npm pack`, 75 MB). All variants of one emoji (skin tones, genders) are on one side of the split.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Iterator
 from PIL import Image
 
 EMOJI_PACKAGE = "emoji-datasource-google@16.0.0"
-EMOJI_GROUPS = ("Activities", "Animals & Nature", "Food & Drink", "Objects", "Symbols", "Travel & Places")
+EMOJI_GROUPS = ("Animals & Nature", "Flags", "Food & Drink", "People & Body", "Smileys & Emotion", "Symbols")
 VAL_SHARE = 0.2
 
 
