@@ -35,6 +35,7 @@ class TrainLoader(Loader):
     def __init__(
         self,
         dataset: Dataset,
+        num_batches: int,
         batch_size: int,
         rank: int,
         world_size: int,
@@ -42,7 +43,7 @@ class TrainLoader(Loader):
         num_workers: int,
         pin_memory: bool,
     ):
-        self.sampler = TrainBatchSampler(len(dataset), batch_size, rank, world_size, seed)
+        self.sampler = TrainBatchSampler(len(dataset), num_batches, batch_size, rank, world_size, seed)
         super().__init__(dataset, num_workers, pin_memory, batch_sampler=self.sampler)
 
     def epoch(self, epoch: int, first_batch: int) -> Iterator[Any]:

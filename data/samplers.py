@@ -14,18 +14,22 @@ class TrainBatchSampler(Sampler):
     """Batches of one process for one epoch, shuffled.
 
     The epoch is one permutation of all images, the same for any number of processes. Micro-batch m takes its positions
-    [m * world_size * batch_size, (m + 1) * world_size * batch_size), process r the r-th part of them. Fewer images than
-    one such micro-batch are left out at the end of an epoch, other ones in each epoch.
+    [m * world_size * batch_size, (m + 1) * world_size * batch_size), process r the r-th part of them. The images after
+    the last micro-batch are left out, other ones in each epoch.
 
     Args:
         num_images: images in the data set.
+        num_batches: micro-batches in an epoch.
         batch_size: images per process and micro-batch.
         rank, world_size: this process and how many there are.
         seed: of the permutations and augmentations.
     """
 
-    def __init__(self, num_images: int, batch_size: int, rank: int, world_size: int, seed: int):
+    def __init__(
+        self, num_images: int, num_batches: int, batch_size: int, rank: int, world_size: int, seed: int
+    ):
         self.num_images = num_images
+        self.num_batches = num_batches
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
@@ -41,7 +45,7 @@ class TrainBatchSampler(Sampler):
     def __iter__(self) -> Iterator[list[SeededIndex]]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         order = torch.randperm(self.num_images, generator=generator).tolist()
-        for batch in range(self.first_batch, len(self)):
+        for batch in range(self.first_batch, self.num_batches):
             start = (batch * self.world_size + self.rank) * self.batch_size
             yield [
                 SeededIndex(index, derive_seed(self.seed, self.epoch, index))
@@ -50,7 +54,7 @@ class TrainBatchSampler(Sampler):
 
     def __len__(self) -> int:
         """Micro-batches in a whole epoch."""
-        return self.num_images // (self.batch_size * self.world_size)
+        return self.num_batches
 
 
 class EvalSampler(Sampler):

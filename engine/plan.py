@@ -9,12 +9,17 @@ REFERENCE_BATCH = 512  # the config's learning rates are per so many images, as 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Sizes of one run. An update is `accumulation_steps` micro-batches of `world_size` x `batch_size` images."""
+    """Sizes of one run. An update is `accumulation_steps` micro-batches of `world_size` x `batch_size` images.
+
+    An epoch leaves out the images that fill no micro-batch; what remains after the last whole update makes a shorter
+    one. With `whole_updates` it is left out too, so that any number of processes makes the same updates.
+    """
 
     num_images: int
     batch_size: int
     world_size: int
     accumulation_steps: int
+    whole_updates: bool = False
 
     @property
     def total_batch_size(self) -> int:
@@ -22,7 +27,9 @@ class BatchPlan:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Whole micro-batches in an epoch; the fewer than one that remain are left out."""
+        """Micro-batches in an epoch."""
+        if self.whole_updates:
+            return self.num_images // self.total_batch_size * self.accumulation_steps
         return self.num_images // (self.batch_size * self.world_size)
 
     @property
@@ -67,19 +74,21 @@ def plan_batches(
     """The plan of a run.
 
     Raises:
-        ConfigError: as `accumulation_for`, or more accumulation steps than micro-batches in an epoch.
+        ConfigError: as `accumulation_for`, or an update needs more images than there are.
         DataError: fewer images than one micro-batch over all processes.
     """
     steps = accumulation_for(total_batch_size, accumulation_steps, batch_size, world_size)
-    plan = BatchPlan(num_images, batch_size, world_size, steps)
-    if not plan.batches_per_epoch:
+    plan = BatchPlan(num_images, batch_size, world_size, steps, whole_updates=total_batch_size > 0)
+    micro = batch_size * world_size
+    if num_images < micro:
         raise DataError(
-            f"DATA.BATCH_SIZE: {world_size} processes x batch {batch_size} need {batch_size * world_size} training "
-            f"images, the data set has {num_images}; use a smaller --batch-size"
+            f"DATA.BATCH_SIZE: {world_size} processes x batch {batch_size} need {micro} training images, the data set "
+            f"has {num_images}; use a smaller --batch-size"
         )
-    if steps > plan.batches_per_epoch:
+    if num_images < plan.total_batch_size:
+        key = "TRAIN.TOTAL_BATCH_SIZE" if total_batch_size else "TRAIN.ACCUMULATION_STEPS"
         raise ConfigError(
-            f"TRAIN.ACCUMULATION_STEPS: {steps} micro-batches per update, but an epoch has {plan.batches_per_epoch} "
-            f"({num_images} images); use fewer steps, or a smaller TRAIN.TOTAL_BATCH_SIZE"
+            f"{key}: an update of {steps} micro-batches x {micro} needs {plan.total_batch_size} images, the data set has "
+            f"{num_images} ({num_images // micro} micro-batches); use a smaller {key}"
         )
     return plan

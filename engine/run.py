@@ -68,7 +68,7 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
         num_workers=cfg.DATA.NUM_WORKERS,
         pin_memory=cfg.DATA.PIN_MEMORY and device.type == "cuda",
     )
-    train_loader = TrainLoader(train_set, seed=cfg.SEED, **placing)
+    train_loader = TrainLoader(train_set, num_batches=plan.batches_per_epoch, seed=cfg.SEED, **placing)
     val_loader = EvalLoader(val_set, **placing)
     task.prepare_training(len(classes))
 

@@ -1,0 +1,208 @@
+"""Configs: what is read, what is refused, and that nothing in them is dead."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+import main as cli
+from engine.plan import plan_batches
+from engine.run import build_model
+from utils.config import leaf_keys, load_config, to_dict
+from utils.defaults import ALIASES, DEFAULTS, RULES
+from utils.errors import ConfigError, UserError
+
+SIZES = ["fat_b0", "fat_b1", "fat_b2", "fat_b3"]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_text(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write_text
+
+
+@pytest.mark.parametrize("name, drop_path_rate", zip(SIZES, [0.05, 0.1, 0.1, 0.15]))
+def test_recipe_is_the_paper_s(name, drop_path_rate):
+    cfg = load_config(ROOT / "configs" / f"{name}.yaml")
+    assert (cfg.MODEL.NAME, cfg.MODEL.DROP_PATH_RATE, cfg.MODEL.NUM_CLASSES) == (name, drop_path_rate, 1000)
+    assert (cfg.TRAIN.EPOCHS, cfg.TRAIN.WARMUP_EPOCHS, cfg.TRAIN.OPTIMIZER.NAME) == (300, 20, "adamw")
+    assert (cfg.TRAIN.BASE_LR, cfg.TRAIN.TOTAL_BATCH_SIZE, cfg.TRAIN.LR_SCHEDULER.NAME) == (5e-4, 1024, "cosine")
+    assert (cfg.TRAIN.WEIGHT_DECAY, cfg.TRAIN.CLIP_GRAD, cfg.MODEL.LABEL_SMOOTHING) == (0.05, 5.0, 0.1)
+    assert (cfg.AUG.MIXUP, cfg.AUG.CUTMIX, cfg.AUG.REPROB) == (0.8, 1.0, 0.25)
+    assert cfg.AUG.AUTO_AUGMENT.startswith("rand-m9")
+    assert cfg.TRAIN.LR_SCHEDULER.WARMUP_PREFIX is False
+
+
+@pytest.mark.parametrize("world_size, steps", [(8, 1), (4, 2), (2, 4), (1, 8)])
+def test_the_same_recipe_on_fewer_gpus(world_size, steps):
+    cfg = load_config(ROOT / "configs/fat_b0.yaml")
+    plan = plan_batches(
+        1281167, cfg.DATA.BATCH_SIZE, world_size, cfg.TRAIN.ACCUMULATION_STEPS, cfg.TRAIN.TOTAL_BATCH_SIZE
+    )
+    assert (plan.accumulation_steps, plan.total_batch_size, plan.scale_lr(cfg.TRAIN.BASE_LR)) == (steps, 1024, 1e-3)
+    assert (plan.updates_per_epoch, plan.batches_per_epoch) == (1251, 1251 * steps)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_released_yaml_loads_unchanged(write, name):
+    released = json.loads((ROOT / "tests/released_parity.json").read_text())["models"][name]["config"]
+    path = write("r.yaml", yaml.safe_dump({"DATA": {"IMG_SIZE": 224}, "MODEL": {"TYPE": "FAT", "NAME": name.upper(), "FAT": released}}))
+    cfg = load_config(path)
+    assert cfg.MODEL.NUM_CLASSES == released["num_classes"]
+    assert cfg.MODEL.DROP_PATH_RATE == released["drop_path_rate"]
+    assert cfg.TRAIN.USE_CHECKPOINT == released["use_checkpoint"]
+    assert build_model(cfg, cfg.MODEL.NUM_CLASSES).num_features == released["embed_dims"][-1]
+
+
+def test_architecture_of_one_s_own(write):
+    text = "MODEL: {NAME: mine, FAT: {embed_dims: [16, 32, 48], depths: [1, 1, 1], num_heads: [1, 2, 3], kernel_sizes: [3, 3, 3], window_sizes: [4, 2, 1], mlp_ratios: [2, 2.5, 3], mlp_kernel_sizes: [3, 3, 3], interaction: add}}"
+    model = build_model(load_config(write("m.yaml", text)), 7)
+    assert len(model.layers) == 3 and model.layers[0].blocks[0].attn.interaction == "add"
+
+
+def test_base_files_come_first_and_opts_and_flags_last(write):
+    write("a.yaml", "TRAIN: {EPOCHS: 10, BASE_LR: 1e-3}\nTAG: a")
+    write("b.yaml", "BASE: a.yaml\nTRAIN: {EPOCHS: 20}")
+    path = write("c.yaml", "BASE: [b.yaml]\nDATA: {BATCH_SIZE: 4}\nMODEL:\n")
+    cfg = load_config(path, ["TRAIN.BASE_LR", "2e-3", "AUG.SCALE", "[0.5, 1]", "EMA.ENABLED", "true"], {"DATA.BATCH_SIZE": 6})
+    assert (cfg.TRAIN.EPOCHS, cfg.TRAIN.BASE_LR, cfg.TAG, cfg.DATA.BATCH_SIZE) == (20, 2e-3, "a", 6)
+    assert cfg.AUG.SCALE == [0.5, 1] and cfg.EMA.ENABLED is True
+    assert load_config(path).DATA.BATCH_SIZE == 4
+
+
+def test_config_is_frozen_and_dumps_to_itself(write):
+    cfg = load_config(write("a.yaml", "TRAIN: {CLIP_GRAD: 1}"))
+    with pytest.raises(AttributeError):
+        cfg.TRAIN.EPOCHS = 1
+    assert to_dict(load_config(write("b.yaml", cfg.dump()))) == to_dict(cfg)
+
+
+@pytest.mark.parametrize("text, parts", [
+    ("TRAIN: {EPOCS: 3}", ["a.yaml", "TRAIN.EPOCS", "'TRAIN.EPOCHS'"]),
+    ("EPOCHS: 3", ["EPOCHS", "'TRAIN.EPOCHS'"]),
+    ("TRIAN: {EPOCHS: 3}", ["TRIAN.EPOCHS", "'TRAIN.EPOCHS'"]),
+    ("TRAIN: {EPOCHS: many}", ["TRAIN.EPOCHS", "'many'", "int"]),
+    ("TRAIN: {EPOCHS: 2.5}", ["TRAIN.EPOCHS", "2.5", "int"]),
+    ("TRAIN: {EPOCHS: true}", ["TRAIN.EPOCHS", "True", "int"]),
+    ("TRAIN: {EPOCHS: -1}", ["TRAIN.EPOCHS", "-1", "greater than 0"]),
+    ("TRAIN: {BASE_LR: .nan}", ["TRAIN.BASE_LR", "finite"]),
+    ("TRAIN: {BASE_LR: [1]}", ["TRAIN.BASE_LR", "float"]),
+    ("TRAIN: 5", ["TRAIN", "section"]),
+    ("TRAIN: {LR_SCHEDULER: {NAME: cosin}}", ["LR_SCHEDULER.NAME", "'cosin'", "'cosine'"]),
+    ("AMP: {ENABLED: 1}", ["AMP.ENABLED", "bool"]),
+    ("AUG: {SCALE: [1, a]}", ["AUG.SCALE"]),
+    ("AUG: {SCALE: {low: 1}}", ["AUG.SCALE.low"]),
+    ("MODEL: {TYPE: resnet}", ["MODEL.TYPE", "fat, timm"]),
+    ("MODEL: {FAT: {depths: [2, x]}}", ["MODEL.FAT.depths"]),
+    ("MODEL: {FAT: {in_chans: 1}}", ["MODEL.FAT.in_chans", "RGB"]),
+    ("DATA: {BATCH_SIZE: 0}", ["DATA.BATCH_SIZE", "0"]),
+    ("", ["a.yaml", "no keys"]),
+    ("- 1", ["a.yaml", "no keys"]),
+    ("a: [", ["a.yaml", "no YAML"]),
+    ("BASE: missing.yaml", ["missing.yaml", "a.yaml", "cannot be read"]),
+    ("BASE: a.yaml", ["a.yaml", "BASE leads back"]),
+])  # fmt: skip
+def test_refused_files(write, text, parts):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write("a.yaml", text))
+    message = str(caught.value)
+    assert "\n" not in message and all(part in message for part in parts), message
+
+
+def test_error_names_the_chain_of_files(write):
+    write("base.yaml", "TRAIN: {EPOCS: 3}")
+    with pytest.raises(ConfigError, match="base.yaml from .*child.yaml: unknown key TRAIN.EPOCS"):
+        load_config(write("child.yaml", "BASE: base.yaml"))
+
+
+@pytest.mark.parametrize("opts, part", [
+    (["TRAIN.EPOCHS"], "no value"), (["TRAIN.EPOCHZ", "3"], "'TRAIN.EPOCHS'"), (["TRAIN", "3"], "section"),
+    (["TRAIN.EPOCHS", "nan"], "int"), (["TRAIN.BASE_LR", "nan"], "finite"), (["TRAIN.BASE_LR", ""], "float"),
+])  # fmt: skip
+def test_refused_opts(write, opts, part):
+    with pytest.raises(ConfigError, match="--opts") as caught:
+        load_config(write("a.yaml", "TAG: a"), opts)
+    assert part in str(caught.value)
+
+
+def test_unknown_names_get_the_nearest(write_config):
+    from conftest import error_of
+
+    for values, part in [
+        (dict(MODEL={"NAME": "fat_b9"}), "fat_b"),
+        (dict(MODEL={"TYPE": "timm", "NAME": "resnet_18"}), "'resnet18'"),
+        (dict(TRAIN={"OPTIMIZER": {"NAME": "adamm"}}), "did you mean 'adam"),
+        (dict(DATA={"DATASET": "imagnet"}), "'imagenet'"),
+        (dict(TASK="classify"), "classification"),
+    ]:
+        assert part in str(error_of("--cfg", write_config(**values)))
+
+
+def test_a_flag_left_out_changes_nothing():
+    args = cli.parse_args(["--cfg", "x.yaml"])
+    assert cli.config_flags(args) == {}
+
+
+def test_every_flag_sets_its_key():
+    args = cli.parse_args(
+        "--cfg c --data-path d --batch-size 4 --accumulation-steps 2 --pretrained p --resume r --use-checkpoint "
+        "--amp-opt-level O1 --output o --tag t".split()
+    )
+    assert cli.config_flags(args) == {
+        "DATA.DATA_PATH": "d", "DATA.BATCH_SIZE": 4, "TRAIN.ACCUMULATION_STEPS": 2, "MODEL.PRETRAINED": "p",
+        "MODEL.RESUME": "r", "TRAIN.USE_CHECKPOINT": True, "AMP.ENABLED": True, "AMP.OPT_LEVEL": "O1", "OUTPUT": "o",
+        "TAG": "t",
+    }  # fmt: skip
+    for flags in (["--disable_amp"], ["--amp-opt-level", "O0"]):
+        assert cli.config_flags(cli.parse_args(["--cfg", "c", *flags])) == {"AMP.ENABLED": False}
+
+
+def test_no_dead_option():
+    """Config values are read in full, as cfg.SECTION.KEY, so a key that nothing reads can be found by its name."""
+    code = "\n".join(
+        path.read_text() for folder in ("engine", "data", "models", "utils") for path in (ROOT / folder).rglob("*.py")
+        if path.name != "defaults.py"
+    ) + (ROOT / "main.py").read_text()  # fmt: skip
+    read = set(re.findall(r"\bcfg\.([A-Za-z_]+(?:\.[A-Za-z_]+)*)", code))
+    whole_sections = {"MODEL.FAT"} & read
+    dead = [
+        key for key in leaf_keys()
+        if key != "BASE" and key not in read and not any(key.startswith(f"{s}.") for s in whole_sections)
+    ]  # fmt: skip
+    assert dead == []
+
+
+def test_rules_and_aliases_are_of_real_keys_and_defaults_keep_the_rules():
+    keys = set(leaf_keys())
+    assert set(RULES) <= keys and set(ALIASES.values()) <= keys and not set(ALIASES) & keys
+    for key, rule in RULES.items():
+        node = DEFAULTS
+        for name in key.split("."):
+            node = node[name]
+        assert rule.holds(node), key
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_loads(path):
+    load_config(path)
+
+
+@pytest.mark.parametrize("arguments, parts", [
+    (dict(num_images=5000, batch_size=96, world_size=8, accumulation_steps=1, total_batch_size=1024), ["1024", "768"]),
+    (dict(num_images=5000, batch_size=128, world_size=16, accumulation_steps=1, total_batch_size=1024), ["1024", "2048"]),
+    (dict(num_images=5000, batch_size=32, world_size=2, accumulation_steps=3, total_batch_size=128), ["3", "128", "2"]),
+    (dict(num_images=31, batch_size=16, world_size=2, accumulation_steps=1, total_batch_size=0), ["31", "32"]),
+    (dict(num_images=100, batch_size=16, world_size=2, accumulation_steps=4, total_batch_size=0), ["ACCUMULATION", "4", "3"]),
+    (dict(num_images=100, batch_size=16, world_size=2, accumulation_steps=1, total_batch_size=128), ["TOTAL", "128", "100"]),
+])  # fmt: skip
+def test_refused_plans(arguments, parts):
+    with pytest.raises(UserError) as caught:
+        plan_batches(**arguments)
+    assert all(part in str(caught.value) for part in parts)

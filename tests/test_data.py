@@ -1,0 +1,234 @@
+"""Images: read right, augmented reproducibly, each seen as often as it should be."""
+
+import hashlib
+import pickle
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import error_of
+from PIL import Image
+from timm.data import auto_augment
+
+from data.dataset import ImageDataset, SeededIndex
+from data.loader import EvalLoader, TrainLoader
+from data.samplers import EvalSampler, TrainBatchSampler
+from data.sources import open_source
+from data.sources.cifar import CIFAR
+from data.transforms import eval_transform, train_transform
+from utils.errors import ConfigError, DataError
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+def augmentation(**changes):
+    settings = dict(
+        img_size=32, interpolation="bicubic", mean=MEAN, std=STD, scale=(0.08, 1.0), ratio=(0.75, 1.33), hflip=0.5,
+        color_jitter=0.4, auto_augment_policy="rand-m9-mstd0.5-inc1", reprob=0.5, remode="pixel", recount=1,
+    )  # fmt: skip
+    return train_transform(**{**settings, **changes})
+
+
+def photo(mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+# Augmentation
+
+
+@pytest.mark.parametrize("magnitude", range(11))
+@pytest.mark.parametrize("op", sorted(set(auto_augment._RAND_TRANSFORMS) | set(auto_augment._RAND_INCREASING_TRANSFORMS)))
+def test_every_randaugment_op_at_every_magnitude(op, magnitude):
+    """Pillow >= 13 refuses posterize to 0 bits, which timm asks for at the highest magnitudes."""
+    random.seed(0)
+    augment = auto_augment.AugmentOp(op, prob=1.0, magnitude=magnitude, hparams={"img_mean": (128, 128, 128)})
+    assert augment(photo()).size == (50, 40)
+
+
+def test_posterize_to_no_bits_is_black_and_to_some_is_pillow_s():
+    black = auto_augment.NAME_TO_OP["PosterizeIncreasing"](photo(), 0)
+    assert black.mode == "RGB" and not np.asarray(black).any()
+    four = np.asarray(auto_augment.NAME_TO_OP["Posterize"](photo(), 4))
+    assert np.array_equal(four, np.asarray(photo()) & 0b11110000)
+
+
+def test_augmented_image_is_a_function_of_index_and_seed(digits):
+    dataset = ImageDataset(open_source("folder", "train", str(digits), 0, 0), augmentation())
+    first, label = dataset[SeededIndex(7, 123)]
+    dataset[SeededIndex(3, 5)], torch.rand(3), random.random()
+    again, _ = dataset[SeededIndex(7, 123)]
+    assert torch.equal(first, again) and label == dataset.source.samples[7][1]
+    assert not torch.equal(first, dataset[SeededIndex(7, 124)][0])
+
+
+def test_eval_transform_resizes_and_crops_the_centre():
+    image = Image.new("RGB", (64, 64), (0, 0, 0))
+    image.paste((255, 255, 255), (16, 16, 48, 48))
+    tensor = eval_transform(32, "bilinear", MEAN, STD, crop_pct=0.5)(image)
+    assert tensor.shape == (3, 32, 32) and torch.equal(tensor, torch.full((3, 32, 32), 2.0))
+
+
+def test_unknown_policy():
+    with pytest.raises(ConfigError, match="AUG.AUTO_AUGMENT is 'randy'"):
+        augmentation(auto_augment_policy="randy")
+
+
+# Sources
+
+
+def test_folder(digits):
+    source = open_source("imagenet", "val", str(digits), 0, 0)
+    assert source.classes == ["0", "1", "2"] and len(source) == 29
+    image, label = source.load(10)
+    assert image.mode == "RGB" and label == 1 and source.name(10).startswith(str(digits / "val/1"))
+
+
+@pytest.mark.parametrize("mode, suffix", [("L", "png"), ("RGBA", "png"), ("P", "png"), ("CMYK", "jpg"), ("1", "png")])
+def test_modes_become_rgb(tmp_path, mode, suffix):
+    (tmp_path / "val/a").mkdir(parents=True)
+    photo(mode).save(tmp_path / f"val/a/x.{suffix}")
+    assert open_source("folder", "val", str(tmp_path), 0, 0).load(0)[0].mode == "RGB"
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_cifar(tmp_path, monkeypatch, dataset):
+    """The real reader on files in CIFAR's format, with their own checksums in place of the published ones."""
+    kind = CIFAR[dataset]
+    folder = tmp_path / kind.base_folder
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3072), dtype=np.uint8)
+    labels = {"labels": [3, 1], "fine_labels": [3, 1]}
+    meta = {kind.meta["key"]: [f"class {i}" for i in range(10 if dataset == "cifar10" else 100)]}
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    for split in ("train_list", "test_list"):
+        sums = [[name, write(name, {"data": pixels, **labels})] for name, _ in getattr(kind, split)]
+        monkeypatch.setattr(kind, split, sums)
+    name = kind.meta["filename"]
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": write(name, meta)})
+
+    train, val = (open_source(dataset, split, str(tmp_path), 0, 0) for split in ("train", "val"))
+    assert len(train) == 2 * len(kind.train_list) and len(val) == 2 and len(val.classes) in (10, 100)
+    image, label = val.load(0)
+    assert label == 3 and np.array_equal(np.asarray(image).transpose(2, 0, 1).ravel(), pixels[0])
+
+    (folder / name).write_bytes(b"damaged")
+    with pytest.raises(DataError, match=f"holds no complete {kind.base_folder}"):
+        open_source(dataset, "val", str(tmp_path), 0, 0)
+
+
+def test_synthetic_is_a_function_of_index_and_split():
+    train, val = (open_source("synthetic", split, "", 10, 40) for split in ("train", "val"))
+    assert len(train) == 40 and len(train.classes) == 10 and train.load(13)[1] == 3
+    assert train.load(5)[0].tobytes() == train.load(5)[0].tobytes() != val.load(5)[0].tobytes()
+
+
+# Bad data, through the command line
+
+
+@pytest.fixture
+def damaged(tmp_path, digits):
+    root = tmp_path / "data"
+    shutil.copytree(digits, root)
+    return root
+
+
+def test_missing_path(write_config, tmp_path):
+    assert "--data-path" in str(error_of("--cfg", write_config(DATA={"DATA_PATH": ""})))
+    assert f"{tmp_path}/nowhere/train" in str(error_of("--cfg", write_config(DATA={"DATA_PATH": f"{tmp_path}/nowhere"})))
+    assert not (tmp_path / "output").exists()
+
+
+def test_empty_class_folder(write_config, damaged):
+    (damaged / "val/9").mkdir()
+    assert "classes 9" in str(error_of("--cfg", write_config(DATA={"DATA_PATH": str(damaged)})))
+
+
+def test_other_classes_in_val(write_config, damaged):
+    (damaged / "val/2").rename(damaged / "val/two")
+    message = str(error_of("--cfg", write_config(DATA={"DATA_PATH": str(damaged)})))
+    assert "only in train: 2" in message and "only in val: two" in message
+
+
+def test_number_of_classes(write_config):
+    message = str(error_of("--cfg", write_config(MODEL={"NUM_CLASSES": 10})))
+    assert "MODEL.NUM_CLASSES is 10" in message and "3 classes" in message
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("content", [b"", b"<html>", b"\x89PNG\r\n\x1a\n cut short"])
+def test_file_that_is_no_image_is_named(write_config, damaged, num_workers, content):
+    bad = sorted((damaged / "train/1").iterdir())[0]
+    bad.write_bytes(content)
+    config = write_config(DATA={"DATA_PATH": str(damaged), "NUM_WORKERS": num_workers})
+    assert str(error_of("--cfg", config)).startswith(f"{bad}: cannot be read as an image")
+
+
+def test_set_smaller_than_a_batch(write_config):
+    message = str(error_of("--cfg", write_config(), "--batch-size", 64))
+    assert "64" in message and "60" in message
+
+
+def test_odd_batch_with_mixup(write_config):
+    assert "mixup" in str(error_of("--cfg", write_config(), "--batch-size", 5))
+
+
+# Who sees what
+
+
+@pytest.mark.parametrize("num_images", [1, 7, 64, 101])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_evaluation_sees_every_image_once(num_images, world_size):
+    seen = [i for rank in range(world_size) for i in EvalSampler(num_images, rank, world_size)]
+    assert sorted(seen) == list(range(num_images))
+
+
+@pytest.mark.parametrize("world_size, batch_size", [(1, 5), (2, 5), (3, 4), (8, 2)])
+def test_training_sees_no_image_twice_in_an_epoch(world_size, batch_size):
+    samplers = [TrainBatchSampler(101, 101 // (batch_size * world_size), batch_size, rank, world_size, seed=0) for rank in range(world_size)]
+    batches = [list(sampler) for sampler in samplers]
+    assert {len(b) for b in batches} == {101 // (batch_size * world_size)} == {len(s) for s in samplers}
+    seen = [key.index for rank in batches for batch in rank for key in batch]
+    assert len(set(seen)) == len(seen) == len(samplers[0]) * batch_size * world_size
+
+
+def test_order_does_not_depend_on_the_number_of_processes():
+    def global_batches(world_size, batch_size):
+        samplers = [TrainBatchSampler(96, 12, batch_size, rank, world_size, seed=3) for rank in range(world_size)]
+        return [sum(parts, []) for parts in zip(*samplers)]
+
+    assert global_batches(1, 8) == global_batches(2, 4) == global_batches(8, 1)
+
+
+def test_epochs_differ_and_any_offset_gives_the_rest():
+    sampler = TrainBatchSampler(50, 6, 4, rank=1, world_size=2, seed=0)
+    first = list(sampler)
+    sampler.set_position(1)
+    second = list(sampler)
+    assert first != second
+    for offset in range(len(sampler) + 1):
+        sampler.set_position(1, offset)
+        assert list(sampler) == second[offset:]
+    assert {key.seed for batch in first for key in batch}.isdisjoint(key.seed for batch in second for key in batch)
+
+
+def test_batches_do_not_depend_on_workers(digits):
+    dataset = ImageDataset(open_source("folder", "train", str(digits), 0, 0), augmentation())
+    epochs = []
+    for num_workers in (0, 2):
+        loader = TrainLoader(dataset, 7, 8, rank=0, world_size=1, seed=1, num_workers=num_workers, pin_memory=False)
+        epochs.append([*loader.epoch(0, 0), *loader.epoch(1, 3)])
+    assert len(epochs[0]) == len(epochs[1]) == 7 + 4
+    for (images, targets), (images_2, targets_2) in zip(*epochs):
+        assert torch.equal(images, images_2) and torch.equal(targets, targets_2)
+
+
+def test_a_process_may_have_no_image(digits):
+    dataset = ImageDataset(open_source("folder", "val", str(digits), 0, 0), eval_transform(32, "bicubic", MEAN, STD, 1.0))
+    assert list(EvalLoader(dataset, 8, rank=30, world_size=31, num_workers=0, pin_memory=False)) == []

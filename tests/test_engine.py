@@ -1,0 +1,359 @@
+"""The step: accumulation, precision, clipping, schedules, averages, and how processes share the work."""
+
+import math
+
+import pytest
+import timm
+import torch
+from conftest import error_of, launch, run
+from timm.utils import ModelEmaV3
+from torch import nn
+
+import models  # noqa: F401
+from engine.model import create_model, prepare_model
+from engine.optim import create_lr_scheduler, create_optimizer
+from engine.plan import BatchPlan
+from engine.precision import NativePrecision, create_precision, resolve_dtype
+from engine.trainer import Progress, Trainer, Window
+from utils.errors import ConfigError
+from utils.macs import measure_complexity
+from utils.run_log import RunLog
+
+CPU = torch.device("cpu")
+
+
+class Regression:
+    """A task without randomness or batch statistics, whose gradient is known."""
+
+    def loss(self, model, batch):
+        images, targets = batch
+        return (model(images).squeeze(1) - targets).square().mean()
+
+
+def make_trainer(model, batch_size, accumulation_steps, num_images, precision=None, clip_grad=0.0, log=None, **changes):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plan = BatchPlan(num_images, batch_size, 1, accumulation_steps)
+    scheduler = create_lr_scheduler(optimizer, "step", 10, 0, 0.0, 0.0, False, 100, 1.0, plan.updates_per_epoch)
+    settings = dict(
+        model=model, wrapped_model=model, task=Regression(), optimizer=optimizer, lr_scheduler=scheduler,
+        precision=precision or NativePrecision(CPU, None), model_ema=None, train_loader=None, val_loader=None, plan=plan,
+        progress=Progress(), checkpointer=None, log=log or RunLog(None, enabled=False), device=CPU, rank=0, epochs=10,
+        seed=0, clip_grad=clip_grad, channels_last=False, print_freq=1, save_freq=0, save_every_steps=0,
+    )  # fmt: skip
+    settings["log"].picture = lambda *_: None
+    trainer = Trainer(**{**settings, **changes})
+    trainer.task.preview = lambda *_: None
+    trainer.train_loader = type("Loader", (), {"loader": type("L", (), {"dataset": type("D", (), {"classes": []})})})
+    return trainer
+
+
+def data(num_images):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(num_images, 3, 4, 4, generator=generator), torch.randn(num_images, generator=generator)
+
+
+def linear():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 1)).double()
+
+
+@pytest.mark.parametrize("accumulation_steps, num_images", [(1, 24), (3, 24), (4, 24)])
+def test_accumulation_is_the_large_batch_also_for_the_rest_of_the_epoch(accumulation_steps, num_images):
+    """6 micro-batches of 4: with 4 steps the second update has 2 of them."""
+    images, targets = (t.double() for t in data(num_images))
+    trainer = make_trainer(linear(), 4, accumulation_steps, num_images)
+    batches = iter(zip(images.split(4), targets.split(4)))
+    reference = linear()
+    position = 0
+    for step in range(trainer.plan.updates_per_epoch):
+        norm = trainer.update(step, batches, Window(CPU))
+        size = 4 * trainer.plan.batches_in_update(step)
+        loss = (reference(images[position : position + size]).squeeze(1) - targets[position : position + size]).square().mean()
+        gradients = torch.autograd.grad(loss, list(reference.parameters()))
+        assert norm.item() == pytest.approx(torch.cat([g.flatten() for g in gradients]).norm().item(), rel=1e-12)
+        with torch.no_grad():
+            for parameter, gradient in zip(reference.parameters(), gradients):
+                parameter -= 0.1 * gradient
+        position += size
+    assert position == num_images
+    for ours, theirs in zip(trainer.model.parameters(), reference.parameters()):
+        assert torch.allclose(ours, theirs, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_clipping_bounds_the_true_gradient(dtype):
+    """Clipped after unscaling, once per update: the step's length is LR x the bound, whatever the loss scale."""
+    images, targets = data(8)
+    model = linear().float()
+    before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    precision = NativePrecision(CPU, dtype)
+    if dtype is torch.float16:  # a scale at which this model's first gradient does not overflow
+        precision.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    trainer = make_trainer(model, 4, 2, 8, precision, clip_grad=0.01)
+    norm = trainer.update(0, iter(zip(images.split(4), targets.split(4))), Window(CPU))
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert norm > 0.1 and (after - before).norm().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
+
+
+def test_float16_scaler_skips_an_overflow_and_lowers_the_scale():
+    model, precision = linear().float(), NativePrecision(CPU, torch.float16)
+    trainer = make_trainer(model, 4, 1, 4, precision)
+    scale, before = precision.scaler.get_scale(), model[1].weight.detach().clone()
+    images, targets = data(4)
+    trainer.update(0, iter([(images, targets * 1e30)]), Window(CPU))
+    assert torch.equal(model[1].weight.detach(), before) and precision.scaler.get_scale() < scale
+    restored = NativePrecision(CPU, torch.float16)
+    restored.load_state_dict(precision.state_dict())
+    assert restored.scaler.get_scale() == precision.scaler.get_scale()
+
+
+def test_float32_and_bfloat16_scale_nothing():
+    for dtype in (None, torch.bfloat16):
+        assert NativePrecision(CPU, dtype).scaler.get_scale() == 1.0 and NativePrecision(CPU, dtype).state_dict() == {}
+
+
+def test_precision_by_config():
+    assert resolve_dtype(True, "auto", CPU) is None and resolve_dtype(False, "float16", CPU) is None
+    assert resolve_dtype(True, "bfloat16", CPU) is torch.bfloat16
+    with pytest.raises(ConfigError, match="NVIDIA apex.amp cannot be imported"):
+        create_precision(True, "auto", "apex", "O1", CPU)
+    with pytest.raises(ConfigError, match="O2 exists in NVIDIA apex only"):
+        create_precision(True, "auto", "native", "O2", CPU)
+
+
+def test_apex_is_driven_as_its_documentation_says(monkeypatch):
+    """apex itself needs a GPU; here its interface records what it is asked."""
+    import contextlib
+    import sys
+    import types
+
+    calls = []
+    amp = types.ModuleType("apex.amp")
+    amp.initialize = lambda model, optimizer, opt_level: calls.append(opt_level) or (model, optimizer)
+    amp.master_params = lambda optimizer: (p for g in optimizer.param_groups for p in g["params"])
+    amp.state_dict = lambda: {"loss_scaler0": {"loss_scale": 2.0}}
+
+    @contextlib.contextmanager
+    def scale_loss(loss, optimizer, delay_unscale=False):
+        calls.append(delay_unscale)
+        yield loss
+
+    amp.scale_loss = scale_loss
+    apex = types.ModuleType("apex")
+    apex.amp = amp
+    monkeypatch.setitem(sys.modules, "apex", apex)
+    monkeypatch.setitem(sys.modules, "apex.amp", amp)
+    with pytest.raises(ConfigError, match="GPUs only"):
+        create_precision(True, "auto", "apex", "O2", CPU)
+    precision = create_precision(True, "auto", "apex", "O2", torch.device("cuda"))
+    trainer = make_trainer(linear().float(), 4, 2, 8, precision)
+    precision.prepare(trainer.model, trainer.optimizer)
+    before = trainer.model[1].weight.detach().clone()
+    images, targets = data(8)
+    trainer.update(0, iter(zip(images.split(4), targets.split(4))), Window(CPU))
+    assert calls == ["O2", True, False] and not torch.equal(before, trainer.model[1].weight.detach())
+    assert precision.state_dict() == {"loss_scaler0": {"loss_scale": 2.0}}
+
+
+# Schedules and optimizers
+
+
+def learning_rates(name="cosine", warmup_prefix=False, epochs=300, updates=10, **changes):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
+    settings = dict(warmup_epochs=20, warmup_lr=1e-6, min_lr=1e-5, decay_epochs=30, decay_rate=0.1)
+    scheduler = create_lr_scheduler(
+        optimizer, name, epochs, warmup_prefix=warmup_prefix, updates_per_epoch=updates, **{**settings, **changes}
+    )
+    rates = []
+    for update in range(epochs * updates):
+        scheduler.step_update(update)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+@pytest.mark.parametrize("warmup_prefix", [False, True])
+def test_cosine_with_and_without_the_jump_after_warmup(warmup_prefix):
+    rates = learning_rates(warmup_prefix=warmup_prefix)
+    start, length = (200, 2800) if warmup_prefix else (0, 3000)
+    for update, rate in enumerate(rates):
+        if update < 200:
+            expected = 1e-6 + (1e-3 - 1e-6) * update / 200
+        else:
+            expected = 1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * (update - start) / length)) / 2
+        assert rate == pytest.approx(expected, rel=1e-9), update
+    assert (rates[200] == pytest.approx(1e-3)) is warmup_prefix
+    assert rates[-1] == pytest.approx(1e-5, rel=0.01)
+
+
+def test_linear_and_step():
+    linear_rates = learning_rates("linear", warmup_prefix=True)
+    assert linear_rates[200 + 1400] == pytest.approx((1e-3 + 1e-5) / 2) and linear_rates[200] == pytest.approx(1e-3)
+    step_rates = learning_rates("step")
+    assert [step_rates[i] for i in (250, 299, 300, 650)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5])
+
+
+def test_the_rate_depends_on_the_update_alone():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
+    scheduler = create_lr_scheduler(optimizer, "cosine", 300, 20, 1e-6, 1e-5, False, 30, 0.1, 10)
+    scheduler.step_update(1234)
+    assert optimizer.param_groups[0]["lr"] == learning_rates()[1234]
+
+
+def optimizer_for(name="adamw", model=None, **changes):
+    settings = dict(lr=1e-3, weight_decay=0.05, eps=1e-8, betas=(0.8, 0.99), momentum=0.7, layer_decay=1.0)
+    return create_optimizer(model or timm.create_model("fat_tiny"), name, **{**settings, **changes})
+
+
+def test_adamw_decays_matrices_only():
+    optimizer = optimizer_for()
+    assert isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["betas"] == (0.8, 0.99)
+    for group in optimizer.param_groups:
+        assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.05}
+
+
+def test_sgd_has_momentum_and_no_betas():
+    assert optimizer_for("sgd").defaults["momentum"] == 0.7
+
+
+def test_layer_decay_reaches_the_learning_rates():
+    model = timm.create_model("fat_tiny")
+    optimizer = optimizer_for(model=model, layer_decay=0.5)
+    scheduler = create_lr_scheduler(optimizer, "cosine", 10, 0, 0.0, 0.0, True, 1, 0.1, 10)
+    scheduler.step_update(0)
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    assert rates[id(model.head.weight)] == 1e-3 and rates[id(model.patch_embed.conv1.conv[0].weight)] < 1e-4
+
+
+def test_refused_optimizers():
+    with pytest.raises(ConfigError, match="did you mean 'adamw'"):
+        optimizer_for("adamww")
+    with pytest.raises(ConfigError, match="NVIDIA apex from its repository"):
+        optimizer_for("fusedadamw")
+    with pytest.raises(ConfigError, match="WARMUP_EPOCHS is 5, TRAIN.EPOCHS 5"):
+        learning_rates(epochs=5, warmup_epochs=5)
+
+
+# Models
+
+
+def test_macs_of_b0():
+    """The paper's 0.7 G counts convolutions only."""
+    complexity = measure_complexity(timm.create_model("fat_b0"), (3, 224, 224))
+    assert complexity.params == 4494488
+    assert complexity.conv_macs / 1e9 == pytest.approx(0.701, abs=5e-4)
+    assert complexity.macs / 1e9 == pytest.approx(0.754, abs=5e-4)
+
+
+def build(model_type, name, **fat):
+    return create_model(model_type, name, num_classes=3, drop_rate=0.0, drop_path_rate=0.0, img_size=32, fat=fat)
+
+
+def test_timm_models_by_name():
+    assert build("timm", "resnet18").get_classifier().out_features == 3
+    assert build("timm", "deit_tiny_patch16_224").patch_embed.img_size == (32, 32)
+    with pytest.raises(ConfigError, match="resnet18"):
+        build("timm", "resnet188")
+
+
+def test_refused_models():
+    with pytest.raises(ConfigError, match="no embed_dims, depths, num_heads; did you mean 'fat_b0'"):
+        build("fat", "fat_b00")
+    with pytest.raises(ConfigError, match="10 is not divisible by num_heads 3"):
+        build("fat", "mine", embed_dims=[10], depths=[1], num_heads=[3], kernel_sizes=[3], window_sizes=[1], mlp_ratios=[1], mlp_kernel_sizes=[3])
+    with pytest.raises(ConfigError, match="depths has 3 values for 4 stages"):
+        build("fat", "fat_b0", depths=[1, 1, 1])
+    with pytest.raises(ConfigError, match="no activation checkpointing"):
+        prepare_model(nn.Linear(1, 1), CPU, channels_last=False, use_checkpoint=True)
+
+
+def test_batchnorm_is_not_synchronised_without_gpus():
+    model = prepare_model(build("fat", "fat_tiny"), CPU, channels_last=True, use_checkpoint=True)
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
+    assert all(stage.grad_checkpointing for stage in model.layers)
+    assert model.layers[0].blocks[0].ffn.fc1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_average_follows_the_weights():
+    model = linear()
+    ema = ModelEmaV3(model, decay=0.9)
+    trainer = make_trainer(model, 4, 1, 8, model_ema=ema)
+    images, targets = (t.double() for t in data(8))
+    batches = iter(zip(images.split(4), targets.split(4)))
+    trainer.update(0, batches, Window(CPU))
+    first = model[1].weight.detach().clone()
+    assert torch.equal(ema.module[1].weight, first)  # timm copies at the first update
+    trainer.update(1, batches, Window(CPU))
+    assert torch.allclose(ema.module[1].weight, 0.9 * first + 0.1 * model[1].weight, rtol=1e-12)
+
+
+# Whole runs
+
+
+def final_weights(config_path, tag):
+    output = config_path.parent / "output/fat_tiny" / tag / "last.pth"
+    return torch.load(output, weights_only=True)
+
+
+@pytest.mark.parametrize("switch", [
+    ["AMP.DTYPE", "bfloat16"], ["AMP.DTYPE", "float16"], ["TRAIN.CHANNELS_LAST", "True"], ["TRAIN.USE_CHECKPOINT", "True"],
+    ["DATA.NUM_WORKERS", "2"], ["TRAIN.OPTIMIZER.NAME", "sgd"], ["TRAIN.LAYER_DECAY", "0.7"], ["AUG.MIXUP_MODE", "elem"],
+    ["MODEL.FAT.interaction", "bidirectional"],
+])  # fmt: skip
+def test_switches_train(write_config, switch):
+    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
+    run("--cfg", path, "--opts", *switch, "--tag", "s")
+    checkpoint = final_weights(path, "s")
+    assert checkpoint["progress"]["epoch"] == 1
+    assert all(torch.isfinite(v).all() for v in checkpoint["model"].values())
+
+
+def test_compiled_training_gives_the_same_weights(write_config, tmp_path):
+    one_stage = dict(
+        embed_dims=[16], depths=[1], num_heads=[2], kernel_sizes=[3], window_sizes=[2], mlp_ratios=[2], mlp_kernel_sizes=[3]
+    )
+    path = write_config(
+        MODEL={"NAME": "one_stage", "FAT": one_stage, "DROP_PATH_RATE": 0.0}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "BASE_LR": 1e-3}
+    )
+    run("--cfg", path, "--tag", "eager")
+    run("--cfg", path, "--tag", "compiled", "--opts", "TRAIN.COMPILE", "True")
+    folder = tmp_path / "output/one_stage"
+    eager, compiled = (torch.load(folder / tag / "last.pth", weights_only=True)["model"] for tag in ("eager", "compiled"))
+    assert list(eager) == list(compiled)
+    for key, value in eager.items():
+        assert torch.allclose(value, compiled[key], atol=1e-4), key
+
+
+def test_timm_model_trains_with_the_same_engine(write_config, tmp_path):
+    path = write_config(MODEL={"TYPE": "timm", "NAME": "resnet10t"}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
+    run("--cfg", path)
+    assert (tmp_path / "output/resnet10t/default/best.pth").exists()
+
+
+def test_two_processes_learn_what_one_does(write_config):
+    """The same global batches give the same gradients; BatchNorm's statistics are per process on the CPU, so the model
+    here has none, and augmentation draws per process, so there is none either.
+    """
+    path = write_config(
+        MODEL={"TYPE": "timm", "NAME": "test_vit", "DROP_PATH_RATE": 0.0},
+        TRAIN={"EPOCHS": 2, "WARMUP_EPOCHS": 0, "BASE_LR": 1e-3},
+        AUG={"MIXUP": 0.0, "CUTMIX": 0.0},
+    )
+    total = ["--opts", "TRAIN.TOTAL_BATCH_SIZE", 8]
+    run("--cfg", path, "--tag", "one", "--batch-size", 8, *total)
+    launch(2, "--cfg", path, "--tag", "two", "--batch-size", 4, *total)
+    launch(2, "--cfg", path, "--tag", "accumulated", "--batch-size", 2, *total)
+    folder = path.parent / "output/test_vit"
+    one, two, accumulated = (
+        torch.load(folder / tag / "last.pth", weights_only=True)["model"] for tag in ("one", "two", "accumulated")
+    )
+    for key, value in one.items():
+        assert torch.allclose(value, two[key], atol=1e-5) and torch.allclose(value, accumulated[key], atol=1e-5), key
+
+
+def test_non_finite_loss_ends_the_run_and_keeps_the_checkpoint(write_config):
+    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
+    run("--cfg", path)
+    last = path.parent / "output/fat_tiny/default/last.pth"
+    before = last.read_bytes()
+    error = error_of("--cfg", path, "--opts", "TRAIN.EPOCHS", 2, "TRAIN.BASE_LR", 1e30, "TRAIN.CLIP_GRAD", 0)
+    assert error.status == 4 and "the loss is" in str(error) and last.read_bytes() == before

@@ -1,0 +1,62 @@
+"""Design rules."""
+
+import ast
+import sys
+
+import pytest
+from conftest import ROOT
+
+LAYERS = {  # what each part may import of the project
+    "utils": {"utils"},
+    "models": {"models"},
+    "data": {"data", "utils"},
+    "engine": {"engine", "models", "data", "utils"},
+    "scripts": {"engine", "models", "data", "utils"},
+    "main.py": {"engine", "models", "data", "utils"},
+}
+PARTS = {name.removesuffix(".py") for name in LAYERS} | {"tests", "configs"}
+
+
+def imports(path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def files(part):
+    return [ROOT / part] if part.endswith(".py") else sorted((ROOT / part).rglob("*.py"))
+
+
+@pytest.mark.parametrize("part", LAYERS)
+def test_imports_run_one_way(part):
+    assert files(part)
+    for path in files(part):
+        assert imports(path) & PARTS <= LAYERS[part], path
+
+
+def test_models_need_only_torch_and_timm():
+    for path in files("models"):
+        others = imports(path) - {"torch", "timm"} - set(sys.stdlib_module_names) - {"models"}
+        assert not others, path
+
+
+def test_every_requirement_is_imported():
+    names = {"opencv-python-headless": "cv2"}
+    used = set().union(*(imports(path) for part in LAYERS for path in files(part)))
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        package = line.split("#")[0].split(">")[0].strip()
+        if package and package != "tensorboard":  # imported by torch.utils.tensorboard
+            assert names.get(package, package) in used, package
+    assert "torch.utils.tensorboard" in (ROOT / "utils/run_log.py").read_text()
+
+
+def test_apex_is_optional():
+    assert "apex" not in (ROOT / "requirements.txt").read_text()
+    for part in LAYERS:
+        for path in files(part):
+            top_level = [n for n in ast.parse(path.read_text()).body if isinstance(n, (ast.Import, ast.ImportFrom))]
+            assert not any("apex" in ast.unparse(node) for node in top_level), path
