@@ -66,7 +66,7 @@ def write_config(tmp_path, digits):
     return write
 
 
-def run(*argv, expect: str = "") -> None:
+def run(*argv) -> None:
     """main.py in this process."""
     cli.main([str(arg) for arg in argv])
 

@@ -1,0 +1,318 @@
+"""Checkpoints: whole or absent, harmless to read, of this model or refused; runs go on from them exactly."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import timm
+import torch
+from conftest import ROOT, error_of, launch, run
+
+from engine.checkpoint import load_pretrained, read_checkpoint, weights_of
+from utils.errors import CheckpointError, OutputError
+from utils.files import atomic_write
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(a, b, where=""):
+    """Equal to the last bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b)):
+            assert_same(x, y, f"{where}/{i}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def history(folder):
+    """metrics.jsonl without what depends on the clock and the machine."""
+    clock = {"images_per_second", "data_wait", "memory_mib"}
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in clock} for r in records if r["kind"] != "start"]
+
+
+def assert_same_run(folder_a, folder_b):
+    a, b = (load(folder / "last.pth") for folder in (folder_a, folder_b))
+    for checkpoint in (a, b):
+        del checkpoint["config"]["TAG"]
+    assert_same(a, b)
+    assert history(folder_a) == history(folder_b)
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at_update(monkeypatch, update):
+    """Makes the run in this process (and in processes forked from it) end at this update as if it were cut off."""
+    from engine.trainer import Trainer
+
+    original = Trainer.update
+    count = {"done": 0}
+
+    def limited(self, *args):
+        if count["done"] == update:
+            raise Stop
+        count["done"] += 1
+        return original(self, *args)
+
+    monkeypatch.setattr(Trainer, "update", limited)
+    return lambda: monkeypatch.setattr(Trainer, "update", original)
+
+
+@pytest.mark.parametrize("options", [
+    [],
+    ["DATA.NUM_WORKERS", "2", "AMP.DTYPE", "bfloat16"],
+    ["TRAIN.ACCUMULATION_STEPS", "2", "AMP.DTYPE", "float16", "AUG.MIXUP_MODE", "elem"],
+], ids=["plain", "workers-bfloat16", "accumulated-float16"])  # fmt: skip
+def test_resumes_within_an_epoch_to_the_same_bits(write_config, tmp_path, monkeypatch, options):
+    path = write_config(TRAIN={"EPOCHS": 3, "SAVE_EVERY_STEPS": 2}, MODEL={"DROP_PATH_RATE": 0.2, "DROP_RATE": 0.1})
+    opts = ["--opts", *options] if options else []
+    folder = tmp_path / "output/fat_tiny"
+    run("--cfg", path, "--tag", "whole", *opts)
+    restore = stop_at_update(monkeypatch, 7)
+    with pytest.raises(Stop):
+        run("--cfg", path, "--tag", "cut", *opts)
+    restore()
+    assert load(folder / "cut/last.pth")["progress"]["epoch"] < 3
+    run("--cfg", path, "--tag", "cut", *opts)
+    assert_same_run(folder / "whole", folder / "cut")
+
+
+def _cut(argv):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop_at_update(monkeypatch, 5)
+        with pytest.raises(Stop):
+            run(*argv)
+
+
+def test_two_processes_resume_to_the_same_bits(write_config, tmp_path):
+    from conftest import run_processes
+
+    path = write_config(TRAIN={"SAVE_EVERY_STEPS": 2}, DATA={"BATCH_SIZE": 4})
+    folder = tmp_path / "output/fat_tiny"
+    launch(2, "--cfg", path, "--tag", "whole")
+    run_processes(2, _cut, ["--cfg", path, "--tag", "cut"])
+    assert load(folder / "cut/last.pth")["progress"]["step"] == 4
+    launch(2, "--cfg", path, "--tag", "cut")
+    assert_same_run(folder / "whole", folder / "cut")
+
+
+def test_killed_and_started_again(write_config, tmp_path):
+    """A real process, a real SIGKILL while it trains, the same command again."""
+    path = write_config(TRAIN={"EPOCHS": 3, "SAVE_EVERY_STEPS": 1})
+    folder = tmp_path / "output/fat_tiny"
+    run("--cfg", path, "--tag", "whole")
+    command = [sys.executable, "main.py", "--cfg", str(path), "--tag", "killed"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    last = folder / "killed/last.pth"
+    deadline = time.time() + 120
+    while not last.exists() and time.time() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stopped_at = load(last)["progress"]
+    assert stopped_at["epoch"] < 3, "the run ended before it was killed"
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert_same_run(folder / "whole", folder / "killed")
+
+
+def test_finished_run_is_left_alone(write_config, tmp_path, capsys):
+    path = write_config()
+    run("--cfg", path)
+    folder = tmp_path / "output/fat_tiny/default"
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    run("--cfg", path)
+    assert "is finished" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+
+
+def test_changed_settings_take_effect_on_resume_and_are_said(write_config, tmp_path, capsys):
+    path = write_config()
+    run("--cfg", path)
+    run("--cfg", path, "--opts", "TRAIN.EPOCHS", 3, "TRAIN.WEIGHT_DECAY", 0.3)
+    out = capsys.readouterr().out
+    assert "TRAIN.EPOCHS changed from 2 to 3" in out and "TRAIN.WEIGHT_DECAY changed from 0.05 to 0.3" in out
+    checkpoint = load(tmp_path / "output/fat_tiny/default/last.pth")
+    assert checkpoint["progress"]["epoch"] == 3
+    assert {group["weight_decay"] for group in checkpoint["optimizer"]["param_groups"]} == {0.0, 0.3}
+
+
+def test_content_and_files_of_a_run(write_config, tmp_path):
+    path = write_config(SAVE_FREQ=1)
+    run("--cfg", path)
+    folder = tmp_path / "output/fat_tiny/default"
+    names = {"last.pth", "best.pth", "epoch_1.pth", "epoch_2.pth", "config.yaml", "log.txt", "metrics.jsonl", "tensorboard", "train_batch.png"}
+    assert {file.name for file in folder.iterdir()} == names
+    checkpoint = load(folder / "last.pth")
+    assert set(checkpoint) == {"model", "ema", "optimizer", "lr_scheduler", "scaler", "rng", "progress", "config", "classes"}
+    assert checkpoint["classes"] == ["0", "1", "2"] and checkpoint["config"]["MODEL"]["NAME"] == "fat_tiny"
+    assert not torch.equal(checkpoint["model"]["head.weight"], checkpoint["ema"]["head.weight"])
+
+
+def test_best_is_the_best_and_a_worse_one_never_replaces_it(write_config, tmp_path, monkeypatch):
+    import engine.trainer
+
+    scores = iter([(40.0, 30.0), (35.0, 50.0), (45.0, 50.0), (10.0, 20.0)])  # raw, ema
+    pending = []
+
+    def scored(*args, **kwargs):
+        if not pending:
+            pending.extend(next(scores))
+        return {"acc1": pending.pop(0), "acc5": 100.0, "loss": 1.0, "num_images": 29}
+
+    monkeypatch.setattr(engine.trainer, "evaluate", scored)
+    path = write_config()
+    best = tmp_path / "output/fat_tiny/default/best.pth"
+    run("--cfg", path, "--opts", "TRAIN.EPOCHS", 3)
+    assert load(best)["progress"]["best"] == {"acc1": 50.0, "weights": "ema", "epoch": 1}
+    assert load(best)["progress"]["epoch"] == 2
+    before = best.read_bytes()
+    run("--cfg", path, "--opts", "TRAIN.EPOCHS", 4)  # resumed, and worse
+    assert best.read_bytes() == before
+    assert load(best.with_name("last.pth"))["progress"]["best"]["acc1"] == 50.0
+
+
+# Writing
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "x.pth"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write(b"half of the n")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    with pytest.raises(OutputError, match="x.pth: cannot be written .*No space left"), atomic_write(tmp_path / "x.pth"):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_that_is_no_folder(write_config, tmp_path):
+    (tmp_path / "output").write_text("")
+    error = error_of("--cfg", write_config())
+    assert error.status == 5 and "--output" in str(error)
+
+
+# Reading
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("flags", [["--resume"], ["--pretrained"], ["--eval", "--resume"]])
+def test_code_in_a_pickle_is_refused_and_not_run(write_config, tmp_path, monkeypatch, flags):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": Malicious()}, "zip.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"model": Malicious()}, protocol=2))
+    for name in ("zip.pth", "plain.pth"):
+        error = error_of("--cfg", write_config(), *flags, name)
+        assert error.status == 3 and f"{name}: refused" in str(error)
+    assert not (tmp_path / "executed").exists() and not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
+def test_damaged_files(write_config, tmp_path, content):
+    (tmp_path / "x.pth").write_bytes(content)
+    error = error_of("--cfg", write_config(), "--resume", tmp_path / "x.pth")
+    assert error.status == 3 and "damaged" in str(error)
+
+
+def test_missing_file_and_file_without_weights(write_config, tmp_path):
+    assert "x.pth: cannot be read" in str(error_of("--cfg", write_config(), "--resume", tmp_path / "x.pth"))
+    torch.save({"weights": 3}, tmp_path / "y.pth")
+    assert "holds no model weights" in str(error_of("--cfg", write_config(), "--pretrained", tmp_path / "y.pth"))
+    torch.save([1], tmp_path / "z.pth")
+    assert "holds a list" in str(error_of("--cfg", write_config(), "--pretrained", tmp_path / "z.pth"))
+
+
+def test_checkpoint_of_another_model(write_config, tmp_path):
+    torch.save(timm.create_model("fat_small", num_classes=3).state_dict(), tmp_path / "small.pth")
+    for flags in (["--pretrained"], ["--eval", "--resume"]):
+        message = str(error_of("--cfg", write_config(), *flags, tmp_path / "small.pth"))
+        assert "patch_embed.conv1.conv.0.weight is (16, 3, 3, 3), the model's (8, 3, 3, 3)" in message
+    torch.save(timm.create_model("resnet10t", num_classes=3).state_dict(), tmp_path / "resnet.pth")
+    message = str(error_of("--cfg", write_config(), "--pretrained", tmp_path / "resnet.pth"))
+    assert "the model's patch_embed.conv1.conv.0.weight (8, 3, 3, 3) is missing" in message
+
+
+def test_weights_without_training_state_cannot_be_resumed(write_config, tmp_path):
+    torch.save({"model": timm.create_model("fat_tiny", num_classes=3).state_dict()}, tmp_path / "w.pth")
+    error = error_of("--cfg", write_config(), "--resume", tmp_path / "w.pth")
+    assert error.status == 3 and "no 'ema' to resume with" in str(error)
+
+
+def test_a_run_s_checkpoint_of_another_model_stops_it(write_config, tmp_path):
+    run("--cfg", write_config())
+    last = tmp_path / "output/fat_tiny/default/last.pth"
+    before = last.read_bytes()
+    config = write_config(MODEL={"FAT": {"embed_dims": [16, 32, 64, 96], "num_heads": [1, 2, 4, 6]}}, TRAIN={"EPOCHS": 5})
+    error = error_of("--cfg", config)
+    assert error.status == 3 and "is of another model" in str(error) and last.read_bytes() == before
+
+
+# Starting from weights
+
+
+def test_fine_tuning_takes_all_but_a_head_of_another_size(write_config, tmp_path, capsys):
+    torch.manual_seed(0)
+    source = timm.create_model("fat_tiny", num_classes=10)
+    torch.save(source.state_dict(), tmp_path / "ten.pth")
+    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "BASE_LR": 1e-30, "MIN_LR": 0.0, "WEIGHT_DECAY": 0.0})
+    run("--cfg", path, "--pretrained", tmp_path / "ten.pth")
+    out = capsys.readouterr().out
+    assert "initialised anew: head.weight, head.bias" in out
+    model = load(tmp_path / "output/fat_tiny/default/last.pth")["model"]
+    assert model["head.weight"].shape == (3, 128)
+    for name, parameter in source.named_parameters():
+        if not name.startswith("head"):
+            assert torch.equal(parameter.detach(), model[name]), name
+
+
+def test_same_head_is_loaded_and_the_better_weights_of_a_checkpoint_are_taken(tmp_path):
+    torch.manual_seed(0)
+    raw, ema, model = (timm.create_model("fat_tiny", num_classes=4) for _ in range(3))
+    assert load_pretrained(model, raw.state_dict(), tmp_path) == []
+    assert torch.equal(model.head.weight, raw.head.weight)
+    from engine.run import start_from
+
+    checkpoint = {"model": raw.state_dict(), "ema": ema.state_dict(), "progress": {"best": {"weights": "ema"}}}
+    torch.save(checkpoint, tmp_path / "best.pth")
+    assert "ema weights" in start_from(model, str(tmp_path / "best.pth"))
+    assert torch.equal(model.head.weight, ema.head.weight)
+
+
+def test_weights_of_other_tools_files():
+    state = {"a": torch.zeros(1)}
+    assert weights_of(state, "x") == {"raw": state}
+    assert weights_of({"state_dict": state, "state_dict_ema": state}, "x") == {"raw": state, "ema": state}
+    assert weights_of({"model": state, "epoch": 3}, "x") == {"raw": state}
+    with pytest.raises(CheckpointError):
+        weights_of({}, "x")
+
+
+def test_checkpoints_of_the_released_code_load(tmp_path):
+    """{"model": ..., "optimizer": ..., "config": plain values}"""
+    torch.save({"model": {"a": torch.zeros(1)}, "max_accuracy": 77.6, "epoch": 299}, tmp_path / "r.pth")
+    assert list(weights_of(read_checkpoint(tmp_path / "r.pth"), "r")) == ["raw"]

@@ -1,0 +1,195 @@
+"""The command line as users meet it: flags, launchers, one-line errors, logs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import pytest
+import torch
+from conftest import ROOT, error_of, run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from utils.distributed import Launch, read_launch, select_device
+from utils.errors import ConfigError
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(*argv, launcher=()):
+    return subprocess.run(
+        [sys.executable, *launcher, "main.py", *map(str, argv)], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("flags, parts", [
+    ([], ["--cfg"]),
+    (["--cfg", "x.yaml", "--epochs", "3"], ["--epochs", "unknown"]),
+    (["--cfg", "x.yaml", "--bach-size", "3"], ["--bach-size", "'--batch-size'"]),
+    (["--cfg", "x.yaml", "--batch", "3"], ["--batch", "'--batch-size'"]),  # no abbreviations
+    (["--cfg", "x.yaml", "--batch-size", "many"], ["--batch-size", "many"]),
+    (["--cfg", "x.yaml", "--disable_amp", "--amp-opt-level", "O1"], ["--disable_amp contradicts --amp-opt-level"]),
+    (["--cfg", "x.yaml", "--eval", "--throughput"], ["--eval contradicts --throughput"]),
+    (["--cfg", "x.yaml", "--eval", "--resume", "a", "--pretrained", "b"], ["--resume contradicts --pretrained"]),
+    (["--cfg", "x.yaml", "--zip"], ["--zip", "unpack"]),
+    (["--cfg", "x.yaml"], ["x.yaml", "cannot be read"]),
+])  # fmt: skip
+def test_refused_flags(flags, parts):
+    error = error_of(*flags)
+    assert error.status == 2 and all(part in str(error) for part in parts), str(error)
+
+
+@pytest.mark.parametrize("flags, part", [
+    (["--batch-size", 0], "DATA.BATCH_SIZE is 0"), (["--batch-size", -8], "DATA.BATCH_SIZE is -8"),
+    (["--accumulation-steps", 0], "ACCUMULATION_STEPS is 0"), (["--accumulation-steps", 9], "ACCUMULATION_STEPS"),
+    (["--tag", "../x"], "TAG"), (["--opts", "DEVICE", "gpu"], "auto, cuda, cpu"),
+    (["--opts", "TRAIN.WARMUP_EPOCHS", 5], "WARMUP_EPOCHS is 5, TRAIN.EPOCHS 2"),
+    (["--opts", "AMP.BACKEND", "apex"], "NVIDIA apex"), (["--amp-opt-level", "O2"], "O2 exists in NVIDIA apex only"),
+])  # fmt: skip
+def test_refused_values(write_config, tmp_path, flags, part):
+    error = error_of("--cfg", write_config(), *flags)
+    assert error.status == 2 and part in str(error)
+    assert not (tmp_path / "output").exists()
+
+
+def test_error_is_one_line_without_traceback(write_config):
+    ended = command("--cfg", write_config(), "--opts", "TRAIN.EPOCS", 3)
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert ended.stderr == "error: --opts: unknown key TRAIN.EPOCS; did you mean 'TRAIN.EPOCHS'?\n"
+
+
+def test_launched_error_is_said_once(write_config):
+    launcher = ["-m", "torch.distributed.launch", "--nproc_per_node", "2"]
+    ended = command("--cfg", write_config(), "--data-path", "nowhere", launcher=launcher)
+    assert ended.returncode != 0
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and lines[0].startswith("error: nowhere/train: no such folder")
+    assert "main.py\", line" not in ended.stderr  # no traceback of ours; the launcher adds its own report
+    assert f"traceback : {lines[0]}" in ended.stderr  # in which our line stands as the cause
+
+
+@pytest.mark.parametrize("module", ["launch", "run"])
+def test_launchers_train_b0_itself(tmp_path, module):
+    """Two processes, FAT-B0 and the paper's recipe, for two updates on synthetic images."""
+    ended = command(
+        "--cfg", "configs/fat_b0.yaml", "--batch-size", 2, "--output", tmp_path, "--opts", "DATA.DATASET", "synthetic",
+        "DATA.SYNTHETIC_IMAGES", 8, "DATA.NUM_WORKERS", 0, "DATA.IMG_SIZE", 64, "TRAIN.TOTAL_BATCH_SIZE", 4, "TRAIN.EPOCHS", 1,
+        "TRAIN.WARMUP_EPOCHS", 0, launcher=["-m", f"torch.distributed.{module}", "--nproc_per_node", "2"],
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "2 processes | float32 | global batch 2 x 2 x 1 accumulated = 4 | lr" in ended.stdout
+    assert "4.49 M parameters" in ended.stdout
+    checkpoint = torch.load(tmp_path / "fat_b0/default/last.pth", weights_only=True)
+    assert checkpoint["progress"]["epoch"] == 1
+
+
+def test_who_am_i():
+    assert read_launch({}) == Launch(0, 1, 0)
+    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    assert read_launch(torchrun) == Launch(5, 8, 1)
+    del torchrun["LOCAL_RANK"]
+    assert read_launch(torchrun, local_rank=3) == Launch(5, 8, 3)  # torch.distributed.launch's --local-rank
+    with pytest.raises(ConfigError, match="LOCAL_RANK"):
+        read_launch(torchrun)
+    srun = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "2", "SLURM_NTASKS": "4"}
+    assert read_launch(srun) == Launch(2, 4, 2)
+    # A batch script's own shell has the job's variables but is no task of a step.
+    assert read_launch({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) == Launch(0, 1, 0)
+    with pytest.raises(ConfigError, match="environment"):
+        read_launch({"RANK": "a", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
+
+
+def test_srun_starts_a_process_group(write_config, tmp_path):
+    """Two tasks with srun's variables, and none of torchrun's."""
+    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}, DATA={"BATCH_SIZE": 4})
+    environment = {k: v for k, v in ENVIRONMENT.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "main.py", "--cfg", str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+            env={**environment, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "SLURM_JOB_ID": str(os.getpid())},
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    outputs = [task.communicate(timeout=120)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0]
+    assert "2 processes" in outputs[0] and outputs[1] == ""
+
+
+def test_no_gpu_is_no_silent_cpu_run(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="torch sees no GPU"):
+        select_device("cuda", 0)
+    assert select_device("auto", 0).type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert select_device("auto", 1) == torch.device("cuda", 1) and select_device("cpu", 1).type == "cpu"
+    with pytest.raises(ConfigError, match="local rank 2 has no GPU"):
+        select_device("auto", 2)
+
+
+def test_throughput(write_config, tmp_path, capsys):
+    run("--cfg", write_config(), "--throughput", "--batch-size", 2)
+    out = capsys.readouterr().out
+    assert "images/s" in out and "ms per batch" in out and "peak memory" in out
+    assert not (tmp_path / "output").exists()
+
+
+def test_logs(write_config, tmp_path, capsys):
+    run("--cfg", write_config())
+    folder = tmp_path / "output/fat_tiny/default"
+    out = capsys.readouterr().out
+    text = (folder / "log.txt").read_text()
+    assert "\x1b[" not in text and "cpu | 1 process | float32 | global batch 1 x 8 x 1 accumulated = 8 | lr" in text
+    assert "M parameters" in text and "GMACs in convolutions" in text and "finished: best" in out
+
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [r["kind"] for r in records] == ["start"] + (["train"] * 7 + ["epoch"]) * 2
+    assert [r["update"] for r in records if r["kind"] == "train"] == list(range(1, 15))
+    epochs = [r for r in records if r["kind"] == "epoch"]
+    losses = [r["loss"] for r in records if r["kind"] == "train"]
+    assert epochs[1]["train_loss"] == pytest.approx(sum(losses[7:]) / 7)
+
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {
+        "train/loss", "train/lr", "train/grad_norm", "train/images_per_second", "train/data_wait", "train/memory_mib",
+        "val/acc1", "val/acc5", "val/loss", "val/num_images", "val/acc1_ema", "val/acc5_ema", "val/loss_ema", "val/num_images_ema",
+    }  # fmt: skip
+    assert [e.value for e in events.Scalars("val/acc1")] == pytest.approx([r["raw"]["acc1"] for r in epochs])
+    assert events.Tags()["images"] == ["train_batch"]
+    assert cv2.imread(str(folder / "train_batch.png")).shape[2] == 3
+
+    from utils.config import load_config, to_dict
+
+    again, first = (to_dict(load_config(p)) for p in (folder / "config.yaml", tmp_path / "small.yaml"))
+    assert again == first
+
+
+def test_summary_of_a_run(write_config, tmp_path, digits):
+    run("--cfg", write_config())
+    folder = tmp_path / "output/fat_tiny/default"
+    run("--cfg", write_config(), "--eval", "--resume", folder / "best.pth")
+    result = json.loads((folder / "eval.json").read_text())
+    ended = subprocess.run([sys.executable, "scripts/summarize_run.py", folder], cwd=ROOT, capture_output=True, text=True)
+    rows = dict(line.split("  ", 1) for line in ended.stdout.splitlines())
+    rows = {name.strip(): value.strip() for name, value in rows.items()}
+    assert rows["training images"] == "60" and rows["classes"] == "3" and rows["validation images"] == "29"
+    assert rows["majority-class guess"].startswith("34.48 %")
+    assert rows["raw acc1 / acc5"] == f"{result['raw']['acc1']:.2f} % / 100.00 %"
+    assert rows["ema acc1 / acc5"] == f"{result['ema']['acc1']:.2f} % / 100.00 %"
+    assert cv2.imread(str(folder / "curves.png")) is not None
+    ended = subprocess.run([sys.executable, "scripts/summarize_run.py", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+
+
+def test_quickstart_digits_split_by_position_and_made_once(tmp_path):
+    from make_quickstart_data import digits
+
+    images = list(digits())
+    assert len(images) == 1797 and {label for _, label, _, _ in images} == set("0123456789")
+    for label in "0123456789":
+        splits = [split for split, own, _, _ in images if own == label]
+        assert splits == sorted(splits) and 0.79 < splits.count("train") / len(splits) < 0.81
+    maker = [sys.executable, "scripts/make_quickstart_data.py", "digits", str(tmp_path / "digits")]
+    assert "1438 training and 359 validation" in subprocess.run(maker, cwd=ROOT, capture_output=True, text=True).stdout
+    assert "nothing to do" in subprocess.run(maker, cwd=ROOT, capture_output=True, text=True).stdout
