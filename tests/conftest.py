@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import main as cli  # noqa: E402
+import models  # noqa: E402, F401  (registers FAT with timm)
 from utils.errors import UserError  # noqa: E402
 
 torch.set_num_threads(1)  # forked processes must not inherit a thread pool
