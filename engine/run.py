@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 from data.loader import EvalLoader, TrainLoader
 from utils.config import leaf_keys, to_dict
 from utils.distributed import Launch
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, ConfigError
 from utils.files import write_json, write_text
 from utils.macs import measure_complexity
 from utils.rng import seed_all, set_rng_state
@@ -110,7 +110,12 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
     progress = Progress()
     checkpointer = Checkpointer(
         directory,
-        metadata={"config": to_dict(cfg), "classes": classes, "lr_scheduler": lr_scheduler.state_dict()},
+        metadata={
+            "config": to_dict(cfg),
+            "classes": classes,
+            "lr_scheduler": lr_scheduler.state_dict(),
+            "plan": {"num_images": plan.num_images, "total_batch_size": plan.total_batch_size},
+        },
         model=model,
         ema=model_ema and model_ema.module,
         optimizer=ResumableOptimizer(optimizer),
@@ -119,6 +124,7 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
     )
     if checkpoint:
         checkpointer.restore(checkpoint, resume)
+        check_position(progress, checkpoint["plan"], checkpointer.metadata["plan"], resume)
         set_rng_state(checkpoint["rng"])
 
     # Log
@@ -274,6 +280,20 @@ def progress_of(checkpoint: dict[str, Any], path: Path) -> Progress:
             f"{path}: holds weights but no training state; use it with --pretrained instead"
         ) from None
     return progress
+
+
+def check_position(progress: Progress, old: dict[str, int], new: dict[str, int], path: Path) -> None:
+    """Within an epoch, the images already seen are only known by the same data set and images per update.
+
+    Raises:
+        ConfigError: they changed and the checkpoint is from within an epoch.
+    """
+    for key, before in old.items():
+        if progress.step and new[key] != before:
+            raise ConfigError(
+                f"{path}: is from within epoch {progress.epoch}, with {key} {before}; now it is {new[key]}. Finish the "
+                "epoch with the old value, or start with another --tag"
+            )
 
 
 def start_from(model: torch.nn.Module, pretrained: str) -> str:

@@ -154,6 +154,19 @@ def test_changed_settings_take_effect_on_resume_and_are_said(write_config, tmp_p
     assert {group["weight_decay"] for group in checkpoint["optimizer"]["param_groups"]} == {0.0, 0.3}
 
 
+def test_another_batch_is_refused_within_an_epoch_and_taken_between_epochs(write_config, tmp_path, monkeypatch):
+    path = write_config(TRAIN={"SAVE_EVERY_STEPS": 2})
+    restore = stop_at_update(monkeypatch, 3)
+    with pytest.raises(Stop):
+        run("--cfg", path)
+    restore()
+    error = error_of("--cfg", path, "--batch-size", 4)
+    assert error.status == 2 and "total_batch_size 8; now it is 4" in str(error)
+    run("--cfg", path, "--batch-size", 4, "--accumulation-steps", 2)  # the same images per update
+    run("--cfg", path, "--batch-size", 4, "--opts", "TRAIN.EPOCHS", 3)
+    assert load(tmp_path / "output/fat_tiny/default/last.pth")["progress"]["epoch"] == 3
+
+
 def test_content_and_files_of_a_run(write_config, tmp_path):
     path = write_config(SAVE_FREQ=1)
     run("--cfg", path)
@@ -161,7 +174,7 @@ def test_content_and_files_of_a_run(write_config, tmp_path):
     names = {"last.pth", "best.pth", "epoch_1.pth", "epoch_2.pth", "config.yaml", "log.txt", "metrics.jsonl", "tensorboard", "train_batch.png"}
     assert {file.name for file in folder.iterdir()} == names
     checkpoint = load(folder / "last.pth")
-    assert set(checkpoint) == {"model", "ema", "optimizer", "lr_scheduler", "scaler", "rng", "progress", "config", "classes"}
+    assert set(checkpoint) == {"model", "ema", "optimizer", "lr_scheduler", "scaler", "rng", "progress", "config", "classes", "plan"}
     assert checkpoint["classes"] == ["0", "1", "2"] and checkpoint["config"]["MODEL"]["NAME"] == "fat_tiny"
     assert not torch.equal(checkpoint["model"]["head.weight"], checkpoint["ema"]["head.weight"])
 
