@@ -12,8 +12,7 @@ import time
 from typing import Any, NoReturn, Optional, Sequence
 
 from utils.config import load_config
-from utils.distributed import process_group, read_launch, select_device
-from utils.errors import ConfigError, UserError, did_you_mean
+from utils.errors import ConfigError, OutputError, UserError, did_you_mean
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -22,14 +21,25 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if args.eval and not (cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED):
         raise ConfigError("--eval: there are no weights to evaluate; add --resume path/to/best.pth")
 
+    # Imported after the checks that need no torch, as it takes seconds.
+    import torch
+
+    from engine.run import evaluate_checkpoint, throughput, train
+    from utils.distributed import process_group, read_launch, select_device
+
     launch = read_launch(os.environ, args.local_rank)
     device = select_device(cfg.DEVICE, launch.local_rank)
-
-    from engine.run import evaluate_checkpoint, throughput, train  # after the cheap checks: importing takes seconds
-
     with process_group(launch, device):
         run = throughput if args.throughput else evaluate_checkpoint if args.eval else train
-        run(cfg, launch, device)
+        try:
+            run(cfg, launch, device)
+        except torch.OutOfMemoryError:
+            raise ConfigError(
+                f"DATA.BATCH_SIZE (--batch-size) is {cfg.DATA.BATCH_SIZE}: {device} is out of memory; use a smaller one "
+                "(with TRAIN.TOTAL_BATCH_SIZE the recipe stays the same) or --use-checkpoint"
+            ) from None
+        except OSError as error:
+            raise OutputError(f"{error.filename or 'output'}: {error.strerror or error}; check the path and the disk") from None
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,8 +81,9 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         parser.error("--zip, --cache-mode: zip files cannot be read yet; unpack them to train/<class>/* and val/<class>/*")
     if args.disable_amp and args.amp_opt_level in ("O1", "O2"):
         parser.error(f"--disable_amp contradicts --amp-opt-level {args.amp_opt_level}; give one of them")
-    if args.eval and args.throughput:
-        parser.error("--eval contradicts --throughput; give one of them")
+    for flag, given in (("--eval", args.eval), ("--resume", args.resume), ("--pretrained", args.pretrained)):
+        if args.throughput and given:
+            parser.error(f"{flag} contradicts --throughput, which times the model alone; give one of them")
     if args.eval and args.resume and args.pretrained:
         parser.error("--eval: --resume contradicts --pretrained, either could be meant; give one of them")
     return args

@@ -1,11 +1,19 @@
 """Images to tensors: the augmentation of training and the deterministic transform of evaluation, by timm."""
 
+import re
 from typing import Callable, Sequence
 
 from PIL import Image
 from timm.data import auto_augment, create_transform
 
 from utils.errors import ConfigError
+
+
+# timm ignores what it does not understand in a policy; a typo must not train with another augmentation.
+POLICY = re.compile(
+    r"none|null||(rand|augmix|v0r?|originalr?|3a)(-(mstd|mmax|inc|[mnwdabp])\d+(\.\d+)?)*", re.IGNORECASE
+)
+POLICY_HELP = "it must be none or one of timm's policies, like 'rand-m9-mstd0.5-inc1', 'original' or 'augmix-m3'"
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **_) -> Image.Image:
@@ -41,7 +49,9 @@ def train_transform(
     Raises:
         ConfigError: a policy string that timm does not know.
     """
-    policy = None if auto_augment_policy.lower() in ("", "none") else auto_augment_policy
+    if not POLICY.fullmatch(auto_augment_policy):
+        raise ConfigError(f"AUG.AUTO_AUGMENT is {auto_augment_policy!r}; {POLICY_HELP}")
+    policy = None if auto_augment_policy.lower() in ("", "none", "null") else auto_augment_policy
     try:
         return create_transform(
             img_size,
@@ -59,9 +69,7 @@ def train_transform(
             re_count=recount,
         )
     except (AssertionError, ValueError, KeyError, IndexError):
-        raise ConfigError(
-            f"AUG.AUTO_AUGMENT is {policy!r}; timm knows policies like 'rand-m9-mstd0.5-inc1', 'original' or 'augmix-m3'"
-        ) from None
+        raise ConfigError(f"AUG.AUTO_AUGMENT is {policy!r}; {POLICY_HELP}") from None
 
 
 def eval_transform(

@@ -2,17 +2,23 @@
 
 import io
 import pickle
+import zipfile
+from argparse import Namespace
+from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Callable, Mapping, Optional
 
 import torch
 from torch import nn
 
 from utils.errors import CheckpointError
 from utils.files import atomic_write
-from utils.rng import get_rng_state
+from utils.rng import get_rng_state, set_rng_state
 
 LAST, BEST = "last.pth", "best.pth"
+
+# Settings that timm (an argparse.Namespace) and Swin (a yacs CfgNode, read as a plain dictionary) save beside weights.
+FOREIGN_SETTINGS = [Namespace, (OrderedDict, "yacs.config.CfgNode")]
 
 
 class Checkpointer:
@@ -49,21 +55,26 @@ class Checkpointer:
         Raises:
             CheckpointError: a part is missing, or of another model.
         """
-        for key, item in self.checkpointables.items():
+        for key in (*self.checkpointables, *self.metadata, "rng"):
             if key not in checkpoint:
                 raise CheckpointError(
                     f"{path}: has no {key!r} to resume with; start with the settings it was made with, or with another --tag"
                 )
+        for key, item in self.checkpointables.items():
             if isinstance(item, nn.Module):
                 load_weights(item, checkpoint[key], path)
             else:
-                try:
-                    item.load_state_dict(checkpoint[key])
-                except (KeyError, TypeError, ValueError, RuntimeError) as error:
-                    raise CheckpointError(
-                        f"{path}: its {key!r} does not fit this run ({' '.join(str(error).split())}); "
-                        "start with another --tag"
-                    ) from None
+                self._load(item.load_state_dict, key, checkpoint, path)
+        self._load(set_rng_state, "rng", checkpoint, path)
+
+    @staticmethod
+    def _load(load: Callable, key: str, checkpoint: Mapping[str, Any], path: Path) -> None:
+        try:
+            load(checkpoint[key])
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path}: its {key!r} does not fit this run ({' '.join(str(error).split())}); start with another --tag"
+            ) from None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -74,7 +85,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             is not run.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):  # torch.load does not compare the checksums that torch.save writes
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise CheckpointError(f"{path}: is damaged, the checksum of its {damaged} is wrong; use another one")
+        with torch.serialization.safe_globals(FOREIGN_SETTINGS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
     except pickle.UnpicklingError as error:
@@ -84,9 +101,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 "nothing of it was run. Save its state_dict() alone and use that"
             ) from None
         raise CheckpointError(f"{path}: is damaged or no checkpoint; use another one") from None
-    except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError, IndexError):
+    except (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError, IndexError):
         raise CheckpointError(f"{path}: is damaged or no checkpoint; use another one") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, no state dict; use another file")
     return content
 
@@ -117,6 +134,8 @@ def first_difference(model: nn.Module, weights: Mapping[str, torch.Tensor], igno
     `ignore` is the prefix of tensors whose shape may differ.
     """
     own = model.state_dict()
+    if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        return "it holds no tensors"
     for key, value in own.items():
         if key not in weights:
             return f"the model's {key} {tuple(value.shape)} is missing"

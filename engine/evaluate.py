@@ -1,12 +1,12 @@
 """Exact evaluation: every image once, whatever the number of processes and the batch size."""
 
-from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import nn
 
 from data.loader import EvalLoader
+from utils.distributed import to_device
 from utils.run_log import RunLog
 
 
@@ -21,19 +21,11 @@ def evaluate(
     was_training = model.training
     model.eval()
     metrics = task.metrics(device)
-    for images, targets in log.progress(loader, len(loader), "evaluate"):
-        images = to_device(images, device, channels_last)
+    for batch in log.progress(loader, len(loader), "evaluate"):
         with precision.autocast():
-            outputs = model(images)
-        metrics.update(outputs, targets.to(device, non_blocking=True))
+            task.evaluate_batch(model, to_device(batch, device, channels_last), metrics)
     model.train(was_training)
     return metrics.compute()
-
-
-def to_device(images: torch.Tensor, device: torch.device, channels_last: bool) -> torch.Tensor:
-    return images.to(
-        device, non_blocking=True, memory_format=torch.channels_last if channels_last else torch.preserve_format
-    )
 
 
 def summarize(results: dict[str, dict[str, Any]], metric: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import timm
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from timm.models import is_model, list_models
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -50,16 +51,15 @@ def create_model(
             registered = "fat_b0"
     elif not is_model(registered):
         raise ConfigError(f"MODEL.NAME is {name!r}, unknown to timm; {did_you_mean(name, list_models())}")
-    else:
-        pretrained_cfg = timm.get_pretrained_cfg(registered)
-        if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
-            settings["img_size"] = img_size
-        if not drop_path_rate:
-            del settings["drop_path_rate"]  # not every timm model takes it
+    elif not drop_path_rate:
+        del settings["drop_path_rate"]  # not every timm model takes it
     try:
+        if model_type == "timm" and getattr(timm.get_pretrained_cfg(registered), "fixed_input_size", False):
+            settings["img_size"] = img_size
         return timm.create_model(registered, pretrained=False, **settings)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise ConfigError(f"MODEL: {name} cannot be built ({' '.join(str(error).split())})") from None
+    except (TypeError, ValueError, AssertionError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise ConfigError(f"MODEL.NAME: {name} cannot be built ({reason}); check MODEL's values") from None
 
 
 def prepare_model(
@@ -78,7 +78,7 @@ def prepare_model(
                 f"TRAIN.USE_CHECKPOINT: {type(model).__name__} has no activation checkpointing; leave it off"
             ) from None
     if device.type == "cuda" and dist.is_initialized():
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = convert_sync_batchnorm(model)  # timm's: torch's own would lose the activations of BatchNormAct2d
     return model.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
 
 

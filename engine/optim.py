@@ -31,6 +31,8 @@ def create_optimizer(
     if name not in list_optimizers():
         raise ConfigError(f"TRAIN.OPTIMIZER.NAME is {name!r}; {did_you_mean(name, list_optimizers())}")
     info = get_optimizer_info(name)
+    if info.second_order:
+        raise ConfigError(f"TRAIN.OPTIMIZER.NAME {name!r} needs second derivatives, which are not computed; use adamw")
     options = {}
     if info.has_eps:
         options["eps"] = eps
@@ -49,7 +51,7 @@ def create_optimizer(
     except (ImportError, AttributeError, AssertionError, RuntimeError) as error:
         hint = "; install NVIDIA apex from its repository (PyPI's apex is another package)" if "fused" in name else ""
         raise ConfigError(f"TRAIN.OPTIMIZER.NAME {name!r} cannot be used here ({error}){hint}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, IndexError) as error:
         raise ConfigError(f"TRAIN.OPTIMIZER: {name} refuses its settings ({error}); check EPS, BETAS, MOMENTUM") from None
 
 
@@ -72,11 +74,17 @@ def create_lr_scheduler(
     the learning rate jumps from the peak to where the schedule already is (the released code's way).
 
     Raises:
-        ConfigError: the warmup is as long as the run or longer.
+        ConfigError: the warmup is as long as the run or longer, or it starts, or the run ends, above the peak rate.
     """
     if warmup_epochs >= epochs:
         raise ConfigError(
             f"TRAIN.WARMUP_EPOCHS is {warmup_epochs}, TRAIN.EPOCHS {epochs}; the warmup must be shorter than the run"
+        )
+    peak = max(group["lr"] for group in optimizer.param_groups)
+    if max(warmup_lr, min_lr) > peak:
+        raise ConfigError(
+            f"TRAIN.WARMUP_LR and TRAIN.MIN_LR: {warmup_lr:.3g} and {min_lr:.3g} for this batch; they must not be above "
+            f"TRAIN.BASE_LR's {peak:.3g}"
         )
     lr_scheduler, _ = create_scheduler_v2(
         optimizer,
@@ -99,16 +107,18 @@ class ResumableOptimizer:
     the present config's, so that a changed one takes effect on resume.
 
     Raises:
-        ValueError: at `load_state_dict`, if the parameter groups are not those of the saved state.
+        ValueError: at `load_state_dict`, if the state is of another kind of optimizer or of other parameter groups.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer):
         self.optimizer = optimizer
 
     def state_dict(self) -> dict:
-        return self.optimizer.state_dict()
+        return {"kind": type(self.optimizer).__name__, **self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
+        if state["kind"] != type(self.optimizer).__name__:
+            raise ValueError(f"it is of {state['kind']}, this one is {type(self.optimizer).__name__}")
         groups = self.optimizer.state_dict()["param_groups"]
         if [len(g["params"]) for g in groups] != [len(g["params"]) for g in state["param_groups"]]:
             raise ValueError("its parameter groups are not this optimizer's")

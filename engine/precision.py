@@ -35,6 +35,11 @@ class NativePrecision:
     def __str__(self) -> str:
         return str(self.dtype or torch.float32).removeprefix("torch.") + (" autocast" if self.dtype else "")
 
+    @property
+    def skips_overflows(self) -> bool:
+        """Whether an update whose gradient is not finite is left out, as loss scaling does."""
+        return self.scaler.is_enabled()
+
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer):
         return model, optimizer
 
@@ -69,6 +74,8 @@ class ApexPrecision:
     Raises:
         ConfigError: apex is not there (PyPI's package of that name is another one), or the device is no GPU.
     """
+
+    skips_overflows = True
 
     def __init__(self, device: torch.device, opt_level: str):
         try:

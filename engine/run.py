@@ -12,19 +12,19 @@ from utils.config import leaf_keys, to_dict
 from utils.distributed import Launch
 from utils.errors import CheckpointError, ConfigError
 from utils.files import write_json, write_text
-from utils.macs import measure_complexity
-from utils.rng import seed_all, set_rng_state
+from utils.macs import Complexity, measure_complexity
+from utils.rng import seed_all
 from utils.run_log import RunLog
 
 from .checkpoint import LAST, Checkpointer, load_pretrained, load_weights, read_checkpoint, weights_of
 from .evaluate import describe, evaluate, summarize
-from .model import create_model, prepare_model, wrap_model
+from .model import prepare_model, wrap_model
 from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
 from .plan import accumulation_for, plan_batches
 from .precision import create_precision
 from .tasks import create_task
 from .throughput import measure_throughput
-from .trainer import Progress, Trainer
+from .trainer import Progress, Trainer, describe_best
 
 
 def run_directory(cfg: CfgNode) -> Path:
@@ -40,16 +40,19 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
     # A run to go on with?
     resume = find_resume(directory, cfg.TRAIN.AUTO_RESUME, cfg.MODEL.RESUME)
     checkpoint = read_checkpoint(resume) if resume else None
-    if checkpoint and resume == directory / LAST and progress_of(checkpoint, resume).epoch >= cfg.TRAIN.EPOCHS:
-        best = checkpoint["progress"]["best"]
-        log.info(f"{directory} is finished: {cfg.TRAIN.EPOCHS} epochs, best {best}; nothing to do")
-        return
+    if checkpoint and resume == directory / LAST:
+        progress = progress_of(checkpoint, resume)
+        if progress.epoch >= cfg.TRAIN.EPOCHS:
+            log.info(f"{directory} is finished: {progress.epoch} epochs, best {describe_best(progress.best)}; nothing to do")
+            return
 
     # Data
+    if cfg.TRAIN.COMPILE and cfg.TRAIN.USE_CHECKPOINT:
+        raise ConfigError("TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkpoint); switch one of them off")
     accumulation_for(  # refuses before the data set is read
         cfg.TRAIN.TOTAL_BATCH_SIZE, cfg.TRAIN.ACCUMULATION_STEPS, cfg.DATA.BATCH_SIZE, launch.world_size
     )
-    precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, cfg.AMP.BACKEND, cfg.AMP.OPT_LEVEL, device)
+    precision = build_precision(cfg, device)
     task = create_task(cfg)
     train_set = task.train_dataset()
     classes = list(train_set.classes)
@@ -74,8 +77,8 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
 
     # Model
     seed_all(cfg.SEED)
-    model = build_model(cfg, len(classes))
-    complexity = measure_complexity(model, (3, cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE))
+    model = task.build_model(len(classes))
+    complexity = complexity_of(model, cfg)
     pretrained_note = "" if resume else start_from(model, cfg.MODEL.PRETRAINED)
     model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, cfg.TRAIN.USE_CHECKPOINT)
 
@@ -91,6 +94,7 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
         momentum=cfg.TRAIN.OPTIMIZER.MOMENTUM,
         layer_decay=cfg.TRAIN.LAYER_DECAY,
     )
+    model_ema = ModelEmaV3(model, decay=cfg.EMA.DECAY, use_warmup=cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
     model, optimizer = precision.prepare(model, optimizer)
     lr_scheduler = create_lr_scheduler(
         optimizer,
@@ -104,7 +108,6 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
         decay_rate=cfg.TRAIN.LR_SCHEDULER.DECAY_RATE,
         updates_per_epoch=plan.updates_per_epoch,
     )
-    model_ema = ModelEmaV3(model, decay=cfg.EMA.DECAY, use_warmup=cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
 
     # State
     progress = Progress()
@@ -114,7 +117,7 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
             "config": to_dict(cfg),
             "classes": classes,
             "lr_scheduler": lr_scheduler.state_dict(),
-            "plan": {"num_images": plan.num_images, "total_batch_size": plan.total_batch_size},
+            "plan": {"num_images": plan.num_images, "total_batch_size": plan.total_batch_size, "seed": cfg.SEED},
         },
         model=model,
         ema=model_ema and model_ema.module,
@@ -124,11 +127,16 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
     )
     if checkpoint:
         checkpointer.restore(checkpoint, resume)
-        check_position(progress, checkpoint["plan"], checkpointer.metadata["plan"], resume)
-        set_rng_state(checkpoint["rng"])
+        check_resumable(progress, checkpoint, checkpointer.metadata, resume)
+        if progress.epoch >= cfg.TRAIN.EPOCHS:
+            raise ConfigError(
+                f"{resume}: is finished, epoch {progress.epoch} of TRAIN.EPOCHS {cfg.TRAIN.EPOCHS}; to train on from its "
+                "weights use --pretrained, or set more epochs"
+            )
 
     # Log
-    log.open(progress.epoch * plan.updates_per_epoch + progress.step if checkpoint else None)
+    log.open()
+    log.open_records(progress.epoch * plan.updates_per_epoch + progress.step if checkpoint else -1)
     if launch.rank == 0:
         write_text(directory / "config.yaml", cfg.dump())
     log.info(
@@ -161,7 +169,7 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
         log.info(pretrained_note)
     if checkpoint:
         log.info(f"resumed from {resume}: epoch {progress.epoch}, update {progress.step}")
-        for change in config_changes(checkpoint["config"], cfg):
+        for change in config_changes(checkpoint["config"], to_dict(cfg)):
             log.warning(f"since that checkpoint {change}")
         if cfg.MODEL.RESUME and Path(cfg.MODEL.RESUME) != resume:
             log.warning(f"MODEL.RESUME {cfg.MODEL.RESUME} is not used: the run has its own {resume}")
@@ -193,7 +201,7 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
         save_freq=cfg.SAVE_FREQ,
         save_every_steps=cfg.TRAIN.SAVE_EVERY_STEPS,
     ).fit()
-    log.info(f"finished: best {progress.best}; everything is in {directory}")
+    log.info(f"finished: best {describe_best(progress.best)}; everything is in {directory}")
     log.close()
 
 
@@ -205,7 +213,7 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device) -> N
     checkpoint = read_checkpoint(path)
     weights = weights_of(checkpoint, path)
 
-    precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, cfg.AMP.BACKEND, cfg.AMP.OPT_LEVEL, device)
+    precision = build_precision(cfg, device)
     task = create_task(cfg)
     val_set = task.val_dataset(checkpoint.get("classes"))
     loader = EvalLoader(
@@ -216,7 +224,9 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device) -> N
         num_workers=cfg.DATA.NUM_WORKERS,
         pin_memory=cfg.DATA.PIN_MEMORY and device.type == "cuda",
     )
-    model = prepare_model(build_model(cfg, len(val_set.classes)), device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
+    model = prepare_model(
+        task.build_model(len(val_set.classes)), device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False
+    )
     for state_dict in weights.values():
         load_weights(model, state_dict, path)
 
@@ -238,9 +248,9 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device) -> N
 def throughput(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
     """Prints the model's inference speed on synthetic images; reads and writes no files."""
     log = RunLog(run_directory(cfg), enabled=launch.rank == 0)
-    precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, cfg.AMP.BACKEND, cfg.AMP.OPT_LEVEL, device)
-    model = build_model(cfg, cfg.MODEL.NUM_CLASSES or 1000)
-    log.info(f"{cfg.MODEL.NAME} at {cfg.DATA.IMG_SIZE} px: {measure_complexity(model, (3,) + (cfg.DATA.IMG_SIZE,) * 2)}")
+    precision = build_precision(cfg, device)
+    model = create_task(cfg).build_model(cfg.MODEL.NUM_CLASSES or 1000)
+    log.info(f"{cfg.MODEL.NAME} at {cfg.DATA.IMG_SIZE} px: {complexity_of(model, cfg)}")
     model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
     if cfg.TRAIN.COMPILE:
         model.compile()
@@ -251,16 +261,18 @@ def throughput(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
     log.info(str(speed))
 
 
-def build_model(cfg: CfgNode, num_classes: int) -> torch.nn.Module:
-    return create_model(
-        cfg.MODEL.TYPE,
-        cfg.MODEL.NAME,
-        num_classes=num_classes,
-        drop_rate=cfg.MODEL.DROP_RATE,
-        drop_path_rate=cfg.MODEL.DROP_PATH_RATE,
-        img_size=cfg.DATA.IMG_SIZE,
-        fat=to_dict(cfg.MODEL.FAT),
-    )
+def build_precision(cfg: CfgNode, device: torch.device):
+    return create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, cfg.AMP.BACKEND, cfg.AMP.OPT_LEVEL, device)
+
+
+def complexity_of(model: torch.nn.Module, cfg: CfgNode) -> Complexity:
+    try:
+        return measure_complexity(model, (3, cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise ConfigError(
+            f"DATA.IMG_SIZE: {cfg.MODEL.NAME} cannot take images of {cfg.DATA.IMG_SIZE} px ({reason}); use another size"
+        ) from None
 
 
 def find_resume(directory: Path, auto_resume: bool, resume: str) -> Optional[Path]:
@@ -282,18 +294,32 @@ def progress_of(checkpoint: dict[str, Any], path: Path) -> Progress:
     return progress
 
 
-def check_position(progress: Progress, old: dict[str, int], new: dict[str, int], path: Path) -> None:
-    """Within an epoch, the images already seen are only known by the same data set and images per update.
+def check_resumable(progress: Progress, old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
+    """Compares a checkpoint with the run that would go on from it.
 
     Raises:
-        ConfigError: they changed and the checkpoint is from within an epoch.
+        ConfigError: the classes are other ones; or the checkpoint is from within an epoch and the images already seen
+            would not be known, as the data set, the images per update or the seed changed.
     """
-    for key, before in old.items():
-        if progress.step and new[key] != before:
+    if old["classes"] != new["classes"]:
+        differ = [f"{a!r} is now {b!r}" for a, b in zip(old["classes"], new["classes"]) if a != b][:3]
+        raise ConfigError(f"{path}: was trained on other classes ({', '.join(differ)}); start with another --tag")
+    for key, value in new["plan"].items():
+        if progress.step and old["plan"].get(key) != value:
             raise ConfigError(
-                f"{path}: is from within epoch {progress.epoch}, with {key} {before}; now it is {new[key]}. Finish the "
-                "epoch with the old value, or start with another --tag"
+                f"{path}: is from within epoch {progress.epoch}, with {key} {old['plan'].get(key)}; now it is {value}. "
+                "Finish the epoch with the old value, or start with another --tag"
             )
+
+
+def better_weights(checkpoint: dict[str, Any], weights: dict[str, Any]) -> str:
+    """'ema' if the checkpoint is its run's best one and its average was what was best, else 'raw'."""
+    try:
+        progress = progress_of(checkpoint, Path())
+    except CheckpointError:  # of another tool
+        return "raw"
+    is_best = progress.best.get("epoch") == progress.epoch - 1
+    return "ema" if is_best and progress.best.get("weights") == "ema" and "ema" in weights else "raw"
 
 
 def start_from(model: torch.nn.Module, pretrained: str) -> str:
@@ -303,16 +329,14 @@ def start_from(model: torch.nn.Module, pretrained: str) -> str:
     path = Path(pretrained)
     checkpoint = read_checkpoint(path)
     weights = weights_of(checkpoint, path)
-    best = (checkpoint.get("progress") or {}).get("best") or {}
-    name = best.get("weights", "raw")
+    name = better_weights(checkpoint, weights)
     skipped = load_pretrained(model, weights[name], path)
     note = f"started from {path} ({name} weights)"
     return note + (f"; of another size and initialised anew: {', '.join(skipped)}" if skipped else "")
 
 
-def config_changes(old: dict[str, Any], cfg: CfgNode) -> list[str]:
+def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between a checkpoint's config and this one, a line per key."""
-    new = to_dict(cfg)
     changes = []
     for key in leaf_keys():
         before, after = old, new

@@ -7,7 +7,8 @@ from statistics import median
 import torch
 from torch import nn
 
-from .evaluate import to_device
+from utils.distributed import to_device
+
 from .trainer import memory_mib
 
 WARMUP_SECONDS, MEASURED_SECONDS, MAX_BATCHES = 3, 10, 100

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import operator
 import resource
 import time
 from dataclasses import asdict, dataclass, field
@@ -13,13 +14,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.loader import EvalLoader, TrainLoader
-from utils.distributed import broadcast_buffers, sum_over_ranks
+from utils.distributed import broadcast_buffers, sum_over_ranks, to_device
 from utils.errors import NonFiniteError
 from utils.rng import seed_all
 from utils.run_log import RunLog
 
 from .checkpoint import BEST, LAST, Checkpointer
-from .evaluate import describe, evaluate, summarize, to_device
+from .evaluate import describe, evaluate, summarize
 from .plan import BatchPlan
 
 
@@ -29,15 +30,18 @@ class Progress:
 
     epoch: int = 0
     step: int = 0
-    loss_sum: float = 0.0  # of this epoch's images so far
+    loss_sum: float = 0.0  # over this epoch's images so far, of all processes
+    images: int = 0  # how many those are
     best: dict[str, Any] = field(default_factory=dict)  # {metric: value, "weights": "raw" or "ema", "epoch": number}
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch, self.step, self.loss_sum = state["epoch"], state["step"], state["loss_sum"]
-        self.best = dict(state["best"])
+        if min(state["epoch"], state["step"], state["images"]) < 0 or not math.isfinite(state["loss_sum"]):
+            raise ValueError("no such place in a run")
+        self.epoch, self.step, self.images = (operator.index(state[name]) for name in ("epoch", "step", "images"))
+        self.loss_sum, self.best = float(state["loss_sum"]), dict(state["best"])
 
 
 @dataclass
@@ -97,7 +101,7 @@ class Trainer:
                 window = Window(self.device)
             if save:
                 self.save(LAST)
-        return self.progress.loss_sum / self.plan.batches_per_epoch
+        return self.progress.loss_sum / self.progress.images
 
     def update(self, step: int, batches: Iterator, window: "Window") -> torch.Tensor:
         """One optimizer step over the update's micro-batches; returns the norm of its gradient."""
@@ -107,20 +111,21 @@ class Trainer:
         for i in range(num_batches):
             last = i == num_batches - 1
             waiting = time.perf_counter()
-            images, targets = batch = next(batches)
+            batch = next(batches)
             window.wait += time.perf_counter() - waiting
             if update == 0 and i == 0:
                 self.log.picture("train_batch", self.task.preview(batch, self.train_loader.loader.dataset.classes))
-            images = to_device(images, self.device, self.channels_last)
-            targets = targets.to(self.device, non_blocking=True)
+            batch = to_device(batch, self.device, self.channels_last)
             # Mixup, dropout and drop path draw from here on: the same draws whatever ran before.
             seed_all(self.seed, self.progress.epoch, step, i, self.rank)
             with self.synchronised(last):
                 with self.precision.autocast():
-                    loss = self.task.loss(self.wrapped_model, (images, targets))
+                    loss = self.task.loss(self.wrapped_model, batch)
                 self.precision.backward(loss / num_batches, self.optimizer, last)
-            window.add(loss)
+            window.add(loss, self.plan.batch_size)
         grad_norm = self.precision.step(self.optimizer, self.model.parameters(), self.clip_grad)
+        if not self.precision.skips_overflows:
+            window.finite &= torch.isfinite(grad_norm)
         self.optimizer.zero_grad()
         if self.model_ema:
             self.model_ema.update(self.model, step=update + 1)
@@ -135,26 +140,24 @@ class Trainer:
         """Logs what happened since the last report.
 
         Raises:
-            NonFiniteError: on all processes, if the loss of any is not finite.
+            NonFiniteError: on all processes, if the loss or a gradient of any is not finite.
         """
         epoch, step = self.progress.epoch, self.progress.step
-        world_size = self.plan.world_size
-        loss_sum = sum_over_ranks(window.loss_sum).item() / world_size  # waits for the device
+        images = window.images * self.plan.world_size
+        loss_sum = sum_over_ranks(window.loss_sum).item()  # waits for the device
         seconds = time.perf_counter() - window.started
+        loss = loss_sum / images
+        self.require_finite(loss, f"update {step}: the loss")
+        if not window.finite.item():  # gradients are the same on all processes
+            self.require_finite(math.nan, f"update {step} or up to {self.print_freq} before it: the gradient")
         self.progress.loss_sum += loss_sum
-        loss = loss_sum / window.batches
-        if not math.isfinite(loss):
-            raise NonFiniteError(
-                f"epoch {epoch}, update {step}: the loss is {loss}; checkpoints are kept as they were. "
-                "Try a smaller TRAIN.BASE_LR, AMP.DTYPE bfloat16 or --disable_amp"
-            )
+        self.progress.images += images
         update = epoch * self.plan.updates_per_epoch + step
         lr = max(group["lr"] for group in self.optimizer.param_groups)
-        images_per_second = window.batches * self.plan.batch_size * world_size / seconds
+        images_per_second = images / seconds
         wait = window.wait / seconds
-        remaining = self.epochs * self.plan.updates_per_epoch - update
-        eta = time.strftime("%H:%M:%S", time.gmtime(remaining * seconds / window.updates(self.plan) % 86400))
-        days = int(remaining * seconds / window.updates(self.plan) // 86400)
+        remaining = (self.epochs * self.plan.updates_per_epoch - update) * self.plan.total_batch_size / images_per_second
+        days, eta = int(remaining // 86400), time.strftime("%H:%M:%S", time.gmtime(remaining % 86400))
         self.log.info(
             f"epoch {epoch} [{step}/{self.plan.updates_per_epoch}] loss {loss:.4f} lr {lr:.3e} "
             f"grad_norm {grad_norm.item():.3f} {images_per_second:.1f} images/s wait {wait:.0%} "
@@ -166,6 +169,13 @@ class Trainer:
         self.log.scalars(update, {f"train/{name}": value for name, value in {**values, **speed}.items()})
 
     # Between epochs
+
+    def require_finite(self, value: float, what: str) -> None:
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                f"epoch {self.progress.epoch}, {what} is {value}; checkpoints are kept as they were. "
+                "Try a smaller TRAIN.BASE_LR, AMP.DTYPE bfloat16 or --disable_amp"
+            )
 
     def evaluate(self) -> dict[str, dict[str, Any]]:
         """Metrics of the raw and, if there is one, the averaged model over the validation images."""
@@ -181,8 +191,14 @@ class Trainer:
         return results
 
     def finish_epoch(self, train_loss: float, results: dict[str, dict[str, Any]], seconds: float) -> None:
-        """Logs the epoch, notes a new best, and saves."""
+        """Logs the epoch, notes a new best, and saves.
+
+        Raises:
+            NonFiniteError: a validation loss is not finite, so the weights are not worth keeping.
+        """
         progress, metric = self.progress, self.task.best_metric
+        for name, metrics in results.items():
+            self.require_finite(metrics["loss"], f"validation: the loss of the {name} weights")
         summary = summarize(results, metric)
         improved = not progress.best or summary[metric] > progress.best[metric]
         if improved:
@@ -190,13 +206,13 @@ class Trainer:
         update = (progress.epoch + 1) * self.plan.updates_per_epoch
         self.log.info(
             f"epoch {progress.epoch} done in {seconds:.1f} s: train loss {train_loss:.4f}; {describe(results)}; "
-            f"best {metric} {progress.best[metric]:.3f} ({progress.best['weights']}, epoch {progress.best['epoch']})"
+            f"best {describe_best(progress.best)}"
         )
         self.log.record("epoch", update, {"epoch": progress.epoch, "train_loss": train_loss, **results})
         self.log.scalars(
             update, {f"val/{k}{'_ema' if n == 'ema' else ''}": v for n, r in results.items() for k, v in r.items()}
         )
-        progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
+        progress.epoch, progress.step, progress.loss_sum, progress.images = progress.epoch + 1, 0, 0.0, 0
         names = [BEST] if improved else []
         if self.save_freq and progress.epoch % self.save_freq == 0:
             names.append(f"epoch_{progress.epoch}.pth")
@@ -207,21 +223,24 @@ class Trainer:
             self.checkpointer.save(*names)
 
 
+def describe_best(best: dict[str, Any]) -> str:
+    values = " ".join(f"{name} {value:.3f}" for name, value in best.items() if name not in ("weights", "epoch"))
+    return f"{values} ({best['weights']}, epoch {best['epoch']})" if best else "none yet"
+
+
 class Window:
     """Sums since the last report; the loss stays on the device until it is asked for."""
 
     def __init__(self, device: torch.device):
         self.started = time.perf_counter()
         self.wait = 0.0  # seconds spent waiting for data
-        self.batches = 0  # micro-batches of this process
+        self.images = 0  # of this process
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.finite = torch.ones((), dtype=torch.bool, device=device)  # all gradients so far
 
-    def add(self, loss: torch.Tensor) -> None:
-        self.loss_sum += loss.detach().double()
-        self.batches += 1
-
-    def updates(self, plan: BatchPlan) -> float:
-        return self.batches / plan.accumulation_steps
+    def add(self, loss: torch.Tensor, images: int) -> None:
+        self.loss_sum += loss.detach().double() * images
+        self.images += images
 
 
 def memory_mib(device: torch.device) -> float:

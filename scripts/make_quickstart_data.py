@@ -20,13 +20,18 @@ import tarfile
 import tempfile
 import zlib
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, NoReturn
 
 from PIL import Image
 
 EMOJI_PACKAGE = "emoji-datasource-google@16.0.0"
 EMOJI_GROUPS = ("Animals & Nature", "Flags", "Food & Drink", "People & Body", "Smileys & Emotion", "Symbols")
 VAL_SHARE = 0.2
+
+
+def fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def digits() -> Iterator[tuple[str, str, str, Image.Image]]:
@@ -45,11 +50,11 @@ def digits() -> Iterator[tuple[str, str, str, Image.Image]]:
 def emoji() -> Iterator[tuple[str, str, str, Image.Image]]:
     """Yields (split, class, file name, image)."""
     if not shutil.which("npm"):
-        sys.exit("error: npm: not found; install Node.js' npm, or use the set 'digits'")
+        fail("npm: not found; install Node.js' npm, or use the set 'digits'")
     with tempfile.TemporaryDirectory() as folder:
         packed = subprocess.run(["npm", "pack", "--silent", EMOJI_PACKAGE], cwd=folder, capture_output=True, text=True)
         if packed.returncode:
-            sys.exit(f"error: npm pack {EMOJI_PACKAGE}: failed; check the network and the npm registry")
+            fail(f"npm pack {EMOJI_PACKAGE}: failed; check the network and the npm registry")
         with tarfile.open(Path(folder) / packed.stdout.split()[-1]) as archive:
             entries = {e["image"]: e for e in json.load(archive.extractfile("package/emoji.json"))}
             for name in sorted(entries):
@@ -72,11 +77,17 @@ def main() -> None:
     parser.add_argument("set", choices=SETS)
     parser.add_argument("output", type=Path)
     args = parser.parse_args()
-    if args.output.exists():
+    if args.output.is_dir() and (args.output / "train").is_dir():
         print(f"{args.output} is there already; nothing to do")
         return
+    if args.output.exists() or not args.output.name:
+        fail(f"{args.output}: is there and is no such set; give the name of a new folder")
     unfinished = args.output.with_name(args.output.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        fail(f"{args.output}: cannot be made ({error.strerror}); give another folder")
     count = {"train": 0, "val": 0}
     for split, label, name, image in SETS[args.set]():
         folder = unfinished / split / label

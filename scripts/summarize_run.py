@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 import matplotlib
 
@@ -14,17 +14,25 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 
+def fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 def read_records(run: Path) -> dict[str, list[dict[str, Any]]]:
     """metrics.jsonl by kind of record."""
     path = run / "metrics.jsonl"
     if not path.is_file():
-        sys.exit(f"error: {path}: no such file; give the folder of a run, such as output/fat_b0/default")
+        fail(f"{path}: no such file; give the folder of a run, such as output/fat_b0/default")
     records: dict[str, list[dict[str, Any]]] = {"start": [], "train": [], "epoch": []}
-    for line in path.read_text().splitlines():
-        record = json.loads(line)
-        records[record["kind"]].append(record)
-    if not records["epoch"]:
-        sys.exit(f"error: {path}: has no finished epoch yet; try again later")
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            records[record["kind"]].append(record)
+        except (ValueError, KeyError, TypeError):
+            print(f"warning: {path}: left out a line that is no record: {line[:60]!r}", file=sys.stderr)
+    if not all(records.values()):
+        fail(f"{path}: has no finished epoch yet; try again later")
     return records
 
 
@@ -60,7 +68,11 @@ def table_rows(run: Path, records: dict[str, list[dict[str, Any]]]) -> list[tupl
         rows.append(("majority-class guess", f"{100 * count / sizes.total():.2f} % (always {name})"))
     evaluation = run / "eval.json"
     if evaluation.is_file():
-        result = json.loads(evaluation.read_text())
+        try:
+            result = json.loads(evaluation.read_text())
+            result["raw"]["acc1"]
+        except (ValueError, KeyError, TypeError):
+            fail(f"{evaluation}: is no evaluation's result; run main.py --eval again")
         rows.append(("evaluated checkpoint", result["checkpoint"]))
     else:
         result = records["epoch"][-1]

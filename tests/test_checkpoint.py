@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +168,70 @@ def test_another_batch_is_refused_within_an_epoch_and_taken_between_epochs(write
     assert load(tmp_path / "output/fat_tiny/default/last.pth")["progress"]["epoch"] == 3
 
 
+def test_other_classes_or_another_optimizer_are_refused(write_config, tmp_path, digits):
+    run("--cfg", write_config())
+    last = tmp_path / "output/fat_tiny/default/last.pth"
+    before = last.read_bytes()
+    shutil.copytree(digits, tmp_path / "renamed")
+    for split in ("train", "val"):
+        (tmp_path / "renamed" / split / "0").rename(tmp_path / "renamed" / split / "z")
+    more = {"EPOCHS": 3}
+    error = error_of("--cfg", write_config(TRAIN=more, DATA={"DATA_PATH": str(tmp_path / "renamed")}))
+    assert error.status == 2 and "other classes ('0' is now '1'" in str(error)
+    error = error_of("--cfg", write_config(TRAIN={**more, "OPTIMIZER": {"NAME": "sgd"}}))
+    assert error.status == 3 and "it is of AdamW, this one is SGD" in str(error)
+    assert last.read_bytes() == before
+
+
+@pytest.mark.parametrize("change", [
+    dict(progress=5), dict(progress={"epoch": "x"}), dict(rng=None), dict(optimizer=5), dict(config=None), dict(model=5),
+    dict(model={"a": "b"}), dict(ema=None), dict(plan=None),
+])  # fmt: skip
+def test_wrong_parts_are_one_line_before_anything_is_written(write_config, tmp_path, change):
+    run("--cfg", write_config())
+    folder = tmp_path / "output/fat_tiny/default"
+    content = {**load(folder / "last.pth"), **change}
+    torch.save({key: value for key, value in content.items() if value is not None}, folder / "last.pth")
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    assert error_of("--cfg", write_config(TRAIN={"EPOCHS": 3})).status == 3
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+
+
+def test_finished_run_of_another_folder_cannot_be_resumed(write_config, tmp_path):
+    run("--cfg", write_config())
+    last = tmp_path / "output/fat_tiny/default/last.pth"
+    assert "is finished, epoch 2 of TRAIN.EPOCHS 2" in str(error_of("--cfg", write_config(), "--resume", last, "--tag", "new"))
+
+
+def test_history_of_a_run_cut_before_its_first_save_is_not_kept(write_config, tmp_path, monkeypatch):
+    path = write_config()
+    folder = tmp_path / "output/fat_tiny"
+    restore = stop_at_update(monkeypatch, 3)
+    with pytest.raises(Stop):
+        run("--cfg", path, "--tag", "cut")
+    restore()
+    run("--cfg", path, "--tag", "cut")
+    run("--cfg", path, "--tag", "whole")
+    assert_same_run(folder / "whole", folder / "cut")
+    starts = [line for line in (folder / "cut/metrics.jsonl").read_text().splitlines() if '"start"' in line]
+    assert len(starts) == 1
+
+
+def test_epoch_loss_after_resume_with_other_micro_batches(write_config, tmp_path, monkeypatch):
+    """8 images, then 4 x 2 accumulated: the epoch's loss stays the mean over its images."""
+    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 1})
+    restore = stop_at_update(monkeypatch, 4)
+    with pytest.raises(Stop):
+        run("--cfg", path)
+    restore()
+    run("--cfg", path, "--batch-size", 4, "--accumulation-steps", 2)
+    records = history(tmp_path / "output/fat_tiny/default")
+    losses = [r["loss"] for r in records if r["kind"] == "train"]
+    images = [8] * 7 + [4] if len(losses) == 8 else [8] * 7
+    expected = sum(n * loss for n, loss in zip(images, losses)) / sum(images)
+    assert records[-1]["train_loss"] == pytest.approx(expected)
+
+
 def test_content_and_files_of_a_run(write_config, tmp_path):
     path = write_config(SAVE_FREQ=1)
     run("--cfg", path)
@@ -245,6 +310,30 @@ def test_code_in_a_pickle_is_refused_and_not_run(write_config, tmp_path, monkeyp
     assert not (tmp_path / "executed").exists() and not (tmp_path / "output").exists()
 
 
+def test_a_flipped_bit_is_found(write_config, tmp_path):
+    """torch.load alone would read the file and go on with a wrong weight."""
+    torch.save(timm.create_model("fat_tiny", num_classes=3).state_dict(), tmp_path / "x.pth")
+    content = bytearray((tmp_path / "x.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "x.pth").write_bytes(content)
+    for flags in (["--resume"], ["--pretrained"], ["--eval", "--resume"]):
+        error = error_of("--cfg", write_config(), *flags, tmp_path / "x.pth")
+        assert error.status == 3 and "checksum" in str(error)
+
+
+def test_settings_of_other_tools_in_a_checkpoint_are_read(tmp_path):
+    """timm saves an argparse.Namespace beside the weights, Swin and the released code a yacs CfgNode."""
+    from argparse import Namespace
+
+    from yacs.config import CfgNode
+
+    state = {"a": torch.zeros(1)}
+    torch.save({"state_dict": state, "args": Namespace(lr=0.1)}, tmp_path / "timm.pth")
+    torch.save({"model": state, "config": CfgNode({"A": {"B": 1}})}, tmp_path / "swin.pth")
+    for name in ("timm.pth", "swin.pth"):
+        assert list(weights_of(read_checkpoint(tmp_path / name), name)) == ["raw"]
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
 def test_damaged_files(write_config, tmp_path, content):
     (tmp_path / "x.pth").write_bytes(content)
@@ -292,7 +381,7 @@ def test_fine_tuning_takes_all_but_a_head_of_another_size(write_config, tmp_path
     torch.manual_seed(0)
     source = timm.create_model("fat_tiny", num_classes=10)
     torch.save(source.state_dict(), tmp_path / "ten.pth")
-    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "BASE_LR": 1e-30, "MIN_LR": 0.0, "WEIGHT_DECAY": 0.0})
+    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "BASE_LR": 1e-30, "MIN_LR": 0.0, "WARMUP_LR": 0.0, "WEIGHT_DECAY": 0.0})
     run("--cfg", path, "--pretrained", tmp_path / "ten.pth")
     out = capsys.readouterr().out
     assert "initialised anew: head.weight, head.bias" in out
@@ -310,10 +399,14 @@ def test_same_head_is_loaded_and_the_better_weights_of_a_checkpoint_are_taken(tm
     assert torch.equal(model.head.weight, raw.head.weight)
     from engine.run import start_from
 
-    checkpoint = {"model": raw.state_dict(), "ema": ema.state_dict(), "progress": {"best": {"weights": "ema"}}}
-    torch.save(checkpoint, tmp_path / "best.pth")
-    assert "ema weights" in start_from(model, str(tmp_path / "best.pth"))
-    assert torch.equal(model.head.weight, ema.head.weight)
+    best = {"acc1": 50.0, "weights": "ema", "epoch": 4}
+    for epoch, expected in ((5, ema), (9, raw)):  # the best checkpoint, and a later one of the same run
+        progress = {"epoch": epoch, "step": 0, "loss_sum": 0.0, "images": 0, "best": best}
+        torch.save({"model": raw.state_dict(), "ema": ema.state_dict(), "progress": progress}, tmp_path / "x.pth")
+        start_from(model, str(tmp_path / "x.pth"))
+        assert torch.equal(model.head.weight, expected.head.weight)
+    torch.save({"model": raw.state_dict(), "progress": {**progress, "epoch": 5}}, tmp_path / "x.pth")
+    assert "raw weights" in start_from(model, str(tmp_path / "x.pth"))
 
 
 def test_weights_of_other_tools_files():

@@ -32,6 +32,7 @@ def command(*argv, launcher=()):
     (["--cfg", "x.yaml", "--disable_amp", "--amp-opt-level", "O1"], ["--disable_amp contradicts --amp-opt-level"]),
     (["--cfg", "x.yaml", "--eval", "--throughput"], ["--eval contradicts --throughput"]),
     (["--cfg", "x.yaml", "--eval", "--resume", "a", "--pretrained", "b"], ["--resume contradicts --pretrained"]),
+    (["--cfg", "x.yaml", "--resume", "a", "--throughput"], ["--resume contradicts --throughput"]),
     (["--cfg", "x.yaml", "--zip"], ["--zip", "unpack"]),
     (["--cfg", "x.yaml"], ["x.yaml", "cannot be read"]),
 ])  # fmt: skip
@@ -45,6 +46,13 @@ def test_refused_flags(flags, parts):
     (["--accumulation-steps", 0], "ACCUMULATION_STEPS is 0"), (["--accumulation-steps", 9], "ACCUMULATION_STEPS"),
     (["--tag", "../x"], "TAG"), (["--opts", "DEVICE", "gpu"], "auto, cuda, cpu"),
     (["--opts", "TRAIN.WARMUP_EPOCHS", 5], "WARMUP_EPOCHS is 5, TRAIN.EPOCHS 2"),
+    (["--opts", "TRAIN.MIN_LR", 1], "must not be above"), (["--opts", "MODEL.NAME", "../fat_b0"], "MODEL.NAME"),
+    (["--opts", "TRAIN.COMPILE", "True", "--use-checkpoint"], "TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT"),
+    (["--opts", "AUG.MIXUP", "0", "AUG.CUTMIX", "0", "--batch-size", 1], "BatchNorm"),
+    (["--opts", "MODEL.TYPE", "timm", "MODEL.NAME", "test_vit", "DATA.IMG_SIZE", "37"], "37"),
+    (["--opts", "MODEL.TYPE", "timm", "MODEL.NAME", "resnet10t.nonsense"], "resnet10t.nonsense"),
+    (["--opts", "TRAIN.OPTIMIZER.NAME", "adan"], "adan"), (["--opts", "TRAIN.OPTIMIZER.NAME", "adahessian"], "second"),
+    (["--opts", "AUG.AUTO_AUGMENT", "rand-m9-foo"], "AUG.AUTO_AUGMENT"),
     (["--opts", "AMP.BACKEND", "apex"], "NVIDIA apex"), (["--amp-opt-level", "O2"], "O2 exists in NVIDIA apex only"),
 ])  # fmt: skip
 def test_refused_values(write_config, tmp_path, flags, part):
@@ -74,7 +82,7 @@ def test_launchers_train_b0_itself(tmp_path, module):
     """Two processes, FAT-B0 and the paper's recipe, for two updates on synthetic images."""
     ended = command(
         "--cfg", "configs/fat_b0.yaml", "--batch-size", 2, "--output", tmp_path, "--opts", "DATA.DATASET", "synthetic",
-        "DATA.SYNTHETIC_IMAGES", 8, "DATA.NUM_WORKERS", 0, "DATA.IMG_SIZE", 64, "TRAIN.TOTAL_BATCH_SIZE", 4, "TRAIN.EPOCHS", 1,
+        "DEVICE", "cpu", "DATA.SYNTHETIC_IMAGES", 8, "DATA.NUM_WORKERS", 0, "DATA.IMG_SIZE", 64, "TRAIN.TOTAL_BATCH_SIZE", 4, "TRAIN.EPOCHS", 1,
         "TRAIN.WARMUP_EPOCHS", 0, launcher=["-m", f"torch.distributed.{module}", "--nproc_per_node", "2"],
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
@@ -86,7 +94,7 @@ def test_launchers_train_b0_itself(tmp_path, module):
 
 def test_who_am_i():
     assert read_launch({}) == Launch(0, 1, 0)
-    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     assert read_launch(torchrun) == Launch(5, 8, 1)
     del torchrun["LOCAL_RANK"]
     assert read_launch(torchrun, local_rank=3) == Launch(5, 8, 3)  # torch.distributed.launch's --local-rank
@@ -96,8 +104,12 @@ def test_who_am_i():
     assert read_launch(srun) == Launch(2, 4, 2)
     # A batch script's own shell has the job's variables but is no task of a step.
     assert read_launch({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) == Launch(0, 1, 0)
-    with pytest.raises(ConfigError, match="environment"):
-        read_launch({"RANK": "a", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
+    assert read_launch({**srun, "CUDA_VISIBLE_DEVICES": "2"}) == Launch(2, 4, 0)  # --gpus-per-task=1
+    for wrong in ({"RANK": "a"}, {"RANK": "8"}, {"WORLD_SIZE": "-1"}, {"MASTER_PORT": "x"}):
+        with pytest.raises(ConfigError):
+            read_launch({**torchrun, "LOCAL_RANK": "0", **wrong})
+    with pytest.raises(ConfigError, match="MASTER_ADDR"):
+        read_launch({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
 
 
 def test_srun_starts_a_process_group(write_config, tmp_path):
@@ -179,7 +191,7 @@ def test_summary_of_a_run(write_config, tmp_path, digits):
     assert rows["ema acc1 / acc5"] == f"{result['ema']['acc1']:.2f} % / 100.00 %"
     assert cv2.imread(str(folder / "curves.png")) is not None
     ended = subprocess.run([sys.executable, "scripts/summarize_run.py", tmp_path], cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 1 and ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+    assert ended.returncode == 2 and ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
 
 
 def test_quickstart_digits_split_by_position_and_made_once(tmp_path):

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 import main as cli
 from engine.plan import plan_batches
-from engine.run import build_model
+from engine.tasks import create_task
 from utils.config import leaf_keys, load_config, to_dict
 from utils.defaults import ALIASES, DEFAULTS, RULES
 from utils.errors import ConfigError, UserError
@@ -53,17 +53,17 @@ def test_the_same_recipe_on_fewer_gpus(world_size, steps):
 @pytest.mark.parametrize("name", SIZES)
 def test_released_yaml_loads_unchanged(write, name):
     released = json.loads((ROOT / "tests/released_parity.json").read_text())["models"][name]["config"]
-    path = write("r.yaml", yaml.safe_dump({"DATA": {"IMG_SIZE": 224}, "MODEL": {"TYPE": "FAT", "NAME": name.upper(), "FAT": released}}))
+    path = write("r.yaml", yaml.safe_dump({"DATA": {"IMG_SIZE": 224, "ZIP_MODE": False, "CACHE_MODE": "part"}, "MODEL": {"TYPE": "FAT", "NAME": name.upper(), "FAT": released}}))
     cfg = load_config(path)
     assert cfg.MODEL.NUM_CLASSES == released["num_classes"]
     assert cfg.MODEL.DROP_PATH_RATE == released["drop_path_rate"]
     assert cfg.TRAIN.USE_CHECKPOINT == released["use_checkpoint"]
-    assert build_model(cfg, cfg.MODEL.NUM_CLASSES).num_features == released["embed_dims"][-1]
+    assert create_task(cfg).build_model(cfg.MODEL.NUM_CLASSES).num_features == released["embed_dims"][-1]
 
 
 def test_architecture_of_one_s_own(write):
     text = "MODEL: {NAME: mine, FAT: {embed_dims: [16, 32, 48], depths: [1, 1, 1], num_heads: [1, 2, 3], kernel_sizes: [3, 3, 3], window_sizes: [4, 2, 1], mlp_ratios: [2, 2.5, 3], mlp_kernel_sizes: [3, 3, 3], interaction: add}}"
-    model = build_model(load_config(write("m.yaml", text)), 7)
+    model = create_task(load_config(write("m.yaml", text))).build_model(7)
     assert len(model.layers) == 3 and model.layers[0].blocks[0].attn.interaction == "add"
 
 
@@ -75,6 +75,10 @@ def test_base_files_come_first_and_opts_and_flags_last(write):
     assert (cfg.TRAIN.EPOCHS, cfg.TRAIN.BASE_LR, cfg.TAG, cfg.DATA.BATCH_SIZE) == (20, 2e-3, "a", 6)
     assert cfg.AUG.SCALE == [0.5, 1] and cfg.EMA.ENABLED is True
     assert load_config(path).DATA.BATCH_SIZE == 4
+
+
+def test_text_stays_text(write):
+    assert load_config(write("a.yaml", "TAG: a"), ["TAG", "0x10", "OUTPUT", "2001-99-99"]).TAG == "0x10"
 
 
 def test_config_is_frozen_and_dumps_to_itself(write):
@@ -108,6 +112,18 @@ def test_config_is_frozen_and_dumps_to_itself(write):
     ("a: [", ["a.yaml", "no YAML"]),
     ("BASE: missing.yaml", ["missing.yaml", "a.yaml", "cannot be read"]),
     ("BASE: a.yaml", ["a.yaml", "BASE leads back"]),
+    ("BASE: [1]", ["BASE", "[1]"]),
+    ("TRAIN: {EPOCHS: 3}\nTRAIN: {BASE_LR: 1}", ["'TRAIN' stands twice"]),
+    ("MODEL: {NUM_CLASSES: 10, FAT: {num_classes: 1000}}", ["num_classes", "10", "1000"]),
+    ("DATA: {ZIP_MODE: true}", ["DATA.ZIP_MODE", "not built"]),
+    ("DATA: {MEAN: [a, 1, 1]}", ["DATA.MEAN"]),
+    ("TAG: 012", ["TAG", "str"]),
+    ('TAG: "a\\nb"', ["TAG", "printable"]),
+    ("TRAIN: {EPOCHS: 99999999999}", ["TRAIN.EPOCHS", "2147483648"]),
+    ("TRAIN: {BASE_LR: " + "9" * 400 + "}", ["TRAIN.BASE_LR"]),
+    ("MODEL: {FAT: {kernel_sizes: [2, 4, 6, 8]}}", ["kernel_sizes", "odd"]),
+    ("AUG: {SCALE: [1, 5]}", ["AUG.SCALE", "at most 1"]),
+    ("a: " + "[" * 3000, ["a.yaml"]),
 ])  # fmt: skip
 def test_refused_files(write, text, parts):
     with pytest.raises(ConfigError) as caught:
@@ -125,6 +141,7 @@ def test_error_names_the_chain_of_files(write):
 @pytest.mark.parametrize("opts, part", [
     (["TRAIN.EPOCHS"], "no value"), (["TRAIN.EPOCHZ", "3"], "'TRAIN.EPOCHS'"), (["TRAIN", "3"], "section"),
     (["TRAIN.EPOCHS", "nan"], "int"), (["TRAIN.BASE_LR", "nan"], "finite"), (["TRAIN.BASE_LR", ""], "float"),
+    (["BASE", "x.yaml"], "file only"), (["TRAIN.EPOCHS", "9" * 5000], "TRAIN.EPOCHS"),
 ])  # fmt: skip
 def test_refused_opts(write, opts, part):
     with pytest.raises(ConfigError, match="--opts") as caught:

@@ -60,7 +60,7 @@ def test_augmented_image_is_a_function_of_index_and_seed(digits):
     first, label = dataset[SeededIndex(7, 123)]
     dataset[SeededIndex(3, 5)], torch.rand(3), random.random()
     again, _ = dataset[SeededIndex(7, 123)]
-    assert torch.equal(first, again) and label == dataset.source.samples[7][1]
+    assert torch.equal(first, again) and label == dataset.source.labels[7]
     assert not torch.equal(first, dataset[SeededIndex(7, 124)][0])
 
 
@@ -83,7 +83,7 @@ def test_folder(digits):
     source = open_source("imagenet", "val", str(digits), 0, 0)
     assert source.classes == ["0", "1", "2"] and len(source) == 29
     image, label = source.load(10)
-    assert image.mode == "RGB" and label == 1 and source.name(10).startswith(str(digits / "val/1"))
+    assert image.mode == "RGB" and label == 1
 
 
 @pytest.mark.parametrize("mode, suffix", [("L", "png"), ("RGBA", "png"), ("P", "png"), ("CMYK", "jpg"), ("1", "png")])

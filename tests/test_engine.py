@@ -1,11 +1,15 @@
 """The step: accumulation, precision, clipping, schedules, averages, and how processes share the work."""
 
 import math
+import os
+import random
 
+import numpy
 import pytest
 import timm
 import torch
-from conftest import error_of, launch, run
+from conftest import error_of, launch, run, run_processes
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -348,6 +352,148 @@ def test_two_processes_learn_what_one_does(write_config):
     )
     for key, value in one.items():
         assert torch.allclose(value, two[key], atol=1e-5) and torch.allclose(value, accumulated[key], atol=1e-5), key
+
+
+def test_gradients_are_synchronised_once_per_update(write_config, tmp_path):
+    """With two micro-batches, the first one's gradients stay on their process."""
+    path = write_config(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "ACCUMULATION_STEPS": 2})
+    run_processes(2, _record_synchronisation, path, tmp_path / "synchronised")
+    assert (tmp_path / "synchronised").read_text() == "01" * 3 + "1"  # 7 micro-batches: the last update has one
+
+
+def _record_synchronisation(path, output):
+    from engine.tasks.classification import Classification
+
+    original, seen = Classification.loss, []
+
+    def loss(self, model, batch):
+        seen.append(str(int(model.require_backward_grad_sync)))
+        return original(self, model, batch)
+
+    Classification.loss = loss
+    run("--cfg", path)
+    if os.environ["RANK"] == "0":
+        output.write_text("".join(seen))
+
+
+def test_draws_are_a_function_of_epoch_update_micro_batch_and_rank():
+    def draws(epoch, rank):
+        found = []
+
+        class Drawing(Regression):
+            def loss(self, model, batch):
+                found.append((torch.rand(1).item(), random.random(), numpy.random.rand()))
+                return super().loss(model, batch)
+
+        trainer = make_trainer(linear(), 4, 2, 16, task=Drawing(), rank=rank, progress=Progress(epoch=epoch))
+        images, targets = (t.double() for t in data(16))
+        batches = iter(zip(images.split(4), targets.split(4)))
+        for step in range(2):
+            torch.rand(3)  # what ran before does not matter
+            trainer.update(step, batches, Window(CPU))
+        return found
+
+    assert draws(0, 0) == draws(0, 0)
+    everything = draws(0, 0) + draws(0, 1) + draws(1, 0)
+    assert len(set(everything)) == len(everything) == 12
+
+
+def test_every_setting_reaches_its_place(write_config, monkeypatch):
+    """Values that are nobody's default, looked for in the parts that the trainer gets."""
+    caught = {}
+    monkeypatch.setattr(Trainer, "fit", lambda self: caught.update(trainer=self))
+    path = write_config(
+        SEED=7, PRINT_FREQ=3, SAVE_FREQ=4,
+        DATA={"BATCH_SIZE": 4},
+        MODEL={"DROP_RATE": 0.25, "DROP_PATH_RATE": 0.3, "LABEL_SMOOTHING": 0.2, "FAT": {"interaction": "add"}},
+        TRAIN={
+            "EPOCHS": 10, "WARMUP_EPOCHS": 2, "BASE_LR": 0.64, "WARMUP_LR": 0.064, "MIN_LR": 0.0064, "WEIGHT_DECAY": 0.11,
+            "CLIP_GRAD": 1.5, "LAYER_DECAY": 0.5, "ACCUMULATION_STEPS": 2, "SAVE_EVERY_STEPS": 5, "CHANNELS_LAST": True,
+            "OPTIMIZER": {"EPS": 1e-5, "BETAS": [0.7, 0.8]},
+        },
+        EMA={"ENABLED": True, "DECAY": 0.77, "WARMUP": True},
+        AUG={
+            "MIXUP": 0.3, "CUTMIX": 0.6, "MIXUP_PROB": 0.7, "MIXUP_SWITCH_PROB": 0.4, "MIXUP_MODE": "pair", "REPROB": 0.35,
+            "REMODE": "const", "RECOUNT": 2, "AUTO_AUGMENT": "rand-m7-n3", "HFLIP": 0.15, "SCALE": [0.4, 0.9], "RATIO": [0.8, 1.2],
+        },
+        TEST={"CROP_PCT": 0.5},
+    )  # fmt: skip
+    run("--cfg", path)
+    trainer = caught["trainer"]
+    assert (trainer.seed, trainer.print_freq, trainer.save_freq, trainer.save_every_steps) == (7, 3, 4, 5)
+    assert (trainer.epochs, trainer.clip_grad, trainer.channels_last) == (10, 1.5, True)
+    assert (trainer.plan.total_batch_size, trainer.plan.updates_per_epoch) == (8, 8)
+    assert trainer.train_loader.sampler.seed == 7
+
+    groups = trainer.optimizer.param_groups
+    assert {g["weight_decay"] for g in groups} == {0.0, 0.11} and min(g["lr_scale"] for g in groups) < 0.1
+    assert all((g["eps"], g["betas"]) == (1e-5, (0.7, 0.8)) for g in groups)
+    head = next(g for g in groups if any(p is trainer.model.head.weight for p in g["params"]))
+    for update, rate in [(0, 0.001), (8, 0.0055), (79, 0.0001)]:  # per 512 images, for 8
+        trainer.lr_scheduler.step_update(update)
+        assert head["lr"] == pytest.approx(rate, rel=0.05)
+
+    ema = trainer.model_ema
+    assert (ema.decay, ema.use_warmup) == (0.77, True)
+    mixup = trainer.task.mixup
+    assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.mix_prob, mixup.switch_prob) == (0.3, 0.6, 0.7, 0.4)
+    assert (mixup.mode, mixup.label_smoothing, mixup.num_classes) == ("pair", 0.2, 3)
+    assert trainer.model.head_drop.p == 0.25 and trainer.model.layers[3].blocks[0].drop_path.drop_prob == pytest.approx(0.3)
+    assert trainer.model.layers[0].blocks[0].attn.interaction == "add"
+
+    crop, flip, policy, *_, erasing = trainer.train_loader.loader.dataset.transform.transforms
+    assert (crop.scale, crop.ratio, flip.p) == ((0.4, 0.9), (0.8, 1.2), 0.15)
+    assert policy.num_layers == 3 and {op.magnitude for op in policy.ops} == {7}
+    assert (erasing.probability, erasing.max_count) == (0.35, 2)
+    assert trainer.val_loader.loader.dataset.transform.transforms[0].size in (64, (64, 64))
+
+
+def test_label_smoothing_without_mixup(write_config, monkeypatch):
+    caught = {}
+    monkeypatch.setattr(Trainer, "fit", lambda self: caught.update(trainer=self))
+    run("--cfg", write_config(AUG={"MIXUP": 0.0, "CUTMIX": 0.0}, MODEL={"LABEL_SMOOTHING": 0.3}))
+    task = caught["trainer"].task
+    assert task.mixup is None and task.criterion.smoothing == 0.3
+
+
+def test_synchronised_batchnorm_keeps_activations():
+    """timm fuses activations into its BatchNorm, which torch's own conversion loses."""
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 64, 64)
+    for name in ("efficientnet_b0", "fat_tiny"):
+        model = timm.create_model(name).eval()
+        before = model(images)
+        converted = convert_sync_batchnorm(model)
+        assert any(isinstance(m, nn.SyncBatchNorm) for m in converted.modules())
+        assert torch.equal(converted(images), before)
+
+
+def test_a_gradient_that_is_not_finite_is_not_saved(write_config, tmp_path, monkeypatch):
+    """The loss is finite, the last update's gradient is not: the next loss would be too late."""
+    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
+    run("--cfg", path)
+    last = tmp_path / "output/fat_tiny/default/last.pth"
+    before = last.read_bytes()
+    original, updates = NativePrecision.backward, iter(range(1, 8))
+
+    def poisoned(self, loss, optimizer, last):
+        original(self, loss, optimizer, last)
+        if next(updates) == 7:
+            optimizer.param_groups[0]["params"][0].grad[0] = math.nan
+
+    monkeypatch.setattr(NativePrecision, "backward", poisoned)
+    error = error_of("--cfg", path, "--opts", "TRAIN.EPOCHS", 2, "PRINT_FREQ", 100)
+    assert error.status == 4 and "the gradient is nan" in str(error) and last.read_bytes() == before
+
+
+def test_weights_that_evaluate_to_nan_are_not_saved(write_config, tmp_path):
+    """One update per epoch whose loss and gradient are finite and whose step is not."""
+    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}, DATA={"BATCH_SIZE": 60})
+    run("--cfg", path)
+    last = tmp_path / "output/fat_tiny/default/last.pth"
+    before = last.read_bytes()
+    error = error_of("--cfg", path, "--opts", "TRAIN.EPOCHS", 2, "TRAIN.OPTIMIZER.EPS", 1e-300, "TRAIN.BASE_LR", 1e30)
+    assert error.status == 4 and "validation" in str(error) and last.read_bytes() == before
 
 
 def test_non_finite_loss_ends_the_run_and_keeps_the_checkpoint(write_config):

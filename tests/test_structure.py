@@ -45,12 +45,12 @@ def test_models_need_only_torch_and_timm():
 
 
 def test_every_requirement_is_imported():
-    names = {"opencv-python-headless": "cv2"}
+    names = {"opencv-python-headless": "cv2", "pillow": "PIL", "pyyaml": "yaml"}
+    listed = {line.split("#")[0].split(">")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()}
+    listed = {names.get(package, package) for package in listed if package}
     used = set().union(*(imports(path) for part in LAYERS for path in files(part)))
-    for line in (ROOT / "requirements.txt").read_text().splitlines():
-        package = line.split("#")[0].split(">")[0].strip()
-        if package and package != "tensorboard":  # imported by torch.utils.tensorboard
-            assert names.get(package, package) in used, package
+    optional = {"apex", "sklearn"}  # NVIDIA apex; the quickstart's own requirement
+    assert used - set(sys.stdlib_module_names) - PARTS - optional == listed - {"tensorboard"}
     assert "torch.utils.tensorboard" in (ROOT / "utils/run_log.py").read_text()
 
 

@@ -7,7 +7,7 @@ from typing import Any, Iterable, Optional, Sequence
 import yaml
 from yacs.config import CfgNode
 
-from .defaults import ALIASES, DEFAULTS, RULES, is_finite
+from .defaults import ALIASES, DEFAULTS, INERT, RULES, is_finite
 from .errors import ConfigError, did_you_mean
 
 
@@ -29,7 +29,7 @@ def load_config(
     if len(opts) % 2:
         raise ConfigError(f"--opts: {opts[-1]!r} has no value; give pairs, KEY VALUE KEY VALUE ...")
     for key, text in zip(opts[::2], opts[1::2]):
-        _set(cfg, key, _parse(text), "--opts")
+        _set(cfg, key, text if isinstance(_lookup(ALIASES.get(key, key)), str) else _parse(text), "--opts")
     for key, value in (flags or {}).items():
         _set(cfg, key, value, "command line")
     cfg.freeze()
@@ -51,22 +51,43 @@ def to_dict(node: CfgNode) -> dict[str, Any]:
 
 def _merge_file(cfg: CfgNode, path: Path, chain: tuple[Path, ...]) -> None:
     where = " from ".join(str(p) for p in (path, *reversed(chain)))
-    if path.resolve() in [p.resolve() for p in chain]:
+    if os.path.realpath(path) in [os.path.realpath(p) for p in chain]:
         raise ConfigError(f"{where}: BASE leads back to the same file; take one of them out")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), UniqueKeyLoader)
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror}); check --cfg and BASE") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where}: is no YAML file ({' '.join(str(error).split())})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: is no YAML file that can be read ({' '.join(str(error).split())}); correct it") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: holds no keys; a config has lines like 'MODEL: {{NAME: fat_b0}}'")
     bases = content.pop("BASE", None) or []
-    for base in [bases] if isinstance(bases, str) else bases:
+    bases = bases if isinstance(bases, list) else [bases]
+    if not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{where}: BASE is {bases!r}; it must be a file or a list of files")
+    for base in bases:
         if base:
             _merge_file(cfg, path.parent / base, (*chain, path))
+    values: dict[str, Any] = {}
     for key, value in _flatten(content):
+        name = ALIASES.get(key, key)
+        if name in values and values[name] != value:
+            raise ConfigError(f"{where}: {key} and its other name say {values[name]!r} and {value!r}; keep one of them")
+        values[name] = value
         _set(cfg, key, value, where)
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which no section and no key stands twice, as the second would silently replace the first."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen and key_node.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, f"{key_node.value!r} stands twice", key_node.start_mark)
+            if isinstance(key_node.value, str):
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
 
 
 def _flatten(tree: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -88,6 +109,12 @@ def _lookup(key: str) -> Any:
 
 
 def _set(cfg: CfgNode, key: str, value: Any, where: str) -> None:
+    if value in INERT.get(key, ()):
+        return
+    if key in INERT:
+        raise ConfigError(f"{where}: {key} is {value!r}, which is not built yet; it can only be {INERT[key]}")
+    if key == "BASE":
+        raise ConfigError(f"{where}: BASE can stand in a config file only; put it there")
     name = ALIASES.get(key, key)
     default = _lookup(name)
     if default is None:
@@ -117,16 +144,18 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
     elif kind is float and type(value) in (int, float, str):
         try:
             result = float(value)  # PyYAML reads 1e-3 as a string
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     elif kind is list and isinstance(value, tuple):
         result = list(value)
-    elif kind is str and type(value) in (int, float):
-        result = str(value)
     if key == "MODEL.TYPE" and isinstance(result, str):
         result = result.lower()
     if type(result) is not kind:
         raise ConfigError(f"{where} is {value!r}; it must be of type {kind.__name__}, like {default!r}")
+    if isinstance(result, str) and not result.isprintable():
+        raise ConfigError(f"{where} is {value!r}; it must have printable characters only")
+    if kind is int and abs(result) >= 2**31:
+        raise ConfigError(f"{where} is {value}; it must be below 2147483648")
     if not is_finite(result):
         raise ConfigError(f"{where} is {value!r}; it must be a finite number")
     rule = RULES.get(key)
@@ -142,12 +171,10 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
 
 def _parse(text: str) -> Any:
     """A value given on the command line: a Python literal, or YAML (true, null), or the text itself."""
-    value = CfgNode._decode_cfg_value(text)
-    if isinstance(value, str):
-        try:
+    try:
+        value = CfgNode._decode_cfg_value(text)
+        if isinstance(value, str):
             value = yaml.safe_load(value)
-        except yaml.YAMLError:
-            pass
-        if isinstance(value, dict):
-            value = text
-    return value
+    except (yaml.YAMLError, ValueError, RecursionError, MemoryError):
+        return text
+    return text if isinstance(value, dict) else value

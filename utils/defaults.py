@@ -117,6 +117,10 @@ ALIASES = {
 }
 
 
+# Keys of the released YAMLs that change nothing here, as long as they have these values.
+INERT = {"DATA.ZIP_MODE": [False], "DATA.CACHE_MODE": ["no", "full", "part"]}
+
+
 class Rule:
     """What a value must satisfy, and how to say so."""
 
@@ -134,6 +138,8 @@ PROBABILITY = Rule("between 0 and 1", lambda value: 0 <= value <= 1)
 FRACTION = Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1)
 BELOW_ONE = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
 RANGE = Rule("two numbers greater than 0, the smaller first", lambda v: len(v) == 2 and 0 < v[0] <= v[1])
+SHARES = Rule("two numbers greater than 0 and at most 1, the smaller first", lambda v: RANGE.holds(v) and v[1] <= 1)
+ODD_PER_STAGE = Rule("odd numbers greater than 0, one per stage", lambda v: all(type(n) is int and n > 0 and n % 2 for n in v))
 PER_STAGE = Rule("numbers greater than 0, one per stage", lambda v: all(isinstance(n, (int, float)) and n > 0 for n in v))
 PER_STAGE_INT = Rule("whole numbers greater than 0, one per stage", lambda v: all(type(n) is int and n > 0 for n in v))
 
@@ -144,14 +150,14 @@ RULES = {
     "SAVE_FREQ": NOT_NEGATIVE,
     "PRINT_FREQ": POSITIVE,
     "DATA.BATCH_SIZE": POSITIVE,
-    "DATA.IMG_SIZE": Rule("at least 32", lambda value: value >= 32),
+    "DATA.IMG_SIZE": Rule("between 32 and 4096", lambda value: 32 <= value <= 4096),
     "DATA.INTERPOLATION": one_of("nearest", "bilinear", "bicubic", "lanczos"),
-    "DATA.MEAN": Rule("three numbers", lambda v: len(v) == 3),
-    "DATA.STD": Rule("three numbers greater than 0", lambda v: len(v) == 3 and min(v) > 0),
+    "DATA.MEAN": Rule("three numbers between 0 and 1", lambda v: len(v) == 3 and all(0 <= x <= 1 for x in v)),
+    "DATA.STD": Rule("three numbers between 0.001 and 10", lambda v: len(v) == 3 and all(0.001 <= x <= 10 for x in v)),
     "DATA.NUM_WORKERS": NOT_NEGATIVE,
     "DATA.SYNTHETIC_IMAGES": POSITIVE,
     "MODEL.TYPE": one_of("fat", "timm"),
-    "MODEL.NAME": Rule("a model's name", lambda value: value not in ("", ".", "..") and not value.startswith("/")),
+    "MODEL.NAME": Rule("a model's name", lambda value: value and not {".", ".."} & set(value.split("/")) and not value.startswith("/")),
     "MODEL.NUM_CLASSES": NOT_NEGATIVE,
     "MODEL.DROP_RATE": BELOW_ONE,
     "MODEL.DROP_PATH_RATE": BELOW_ONE,
@@ -159,10 +165,10 @@ RULES = {
     "MODEL.FAT.in_chans": Rule("3, as images are read as RGB", lambda value: value == 3),
     "MODEL.FAT.embed_dims": PER_STAGE_INT,
     "MODEL.FAT.depths": PER_STAGE_INT,
-    "MODEL.FAT.kernel_sizes": PER_STAGE_INT,
+    "MODEL.FAT.kernel_sizes": ODD_PER_STAGE,
     "MODEL.FAT.num_heads": PER_STAGE_INT,
     "MODEL.FAT.window_sizes": PER_STAGE_INT,
-    "MODEL.FAT.mlp_kernel_sizes": PER_STAGE_INT,
+    "MODEL.FAT.mlp_kernel_sizes": ODD_PER_STAGE,
     "MODEL.FAT.mlp_ratios": PER_STAGE,
     "TRAIN.EPOCHS": POSITIVE,
     "TRAIN.WARMUP_EPOCHS": NOT_NEGATIVE,
@@ -179,13 +185,13 @@ RULES = {
     "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": POSITIVE,
     "TRAIN.LR_SCHEDULER.DECAY_RATE": FRACTION,
     "TRAIN.OPTIMIZER.EPS": POSITIVE,
-    "TRAIN.OPTIMIZER.BETAS": Rule("numbers at least 0 and below 1", lambda v: all(0 <= b < 1 for b in v)),
+    "TRAIN.OPTIMIZER.BETAS": Rule("two numbers at least 0 and below 1", lambda v: len(v) == 2 and all(0 <= b < 1 for b in v)),
     "TRAIN.OPTIMIZER.MOMENTUM": BELOW_ONE,
     "EMA.DECAY": BELOW_ONE,
     "AMP.DTYPE": one_of("auto", "bfloat16", "float16"),
     "AMP.BACKEND": one_of("native", "apex"),
     "AMP.OPT_LEVEL": one_of("O1", "O2"),
-    "AUG.SCALE": RANGE,
+    "AUG.SCALE": SHARES,
     "AUG.RATIO": RANGE,
     "AUG.HFLIP": PROBABILITY,
     "AUG.COLOR_JITTER": NOT_NEGATIVE,
@@ -194,11 +200,11 @@ RULES = {
     "AUG.RECOUNT": POSITIVE,
     "AUG.MIXUP": NOT_NEGATIVE,
     "AUG.CUTMIX": NOT_NEGATIVE,
-    "AUG.CUTMIX_MINMAX": Rule("empty, or two numbers greater than 0, the smaller first", lambda v: not v or RANGE.holds(v)),
+    "AUG.CUTMIX_MINMAX": Rule(f"empty, or {SHARES.text}", lambda v: not v or SHARES.holds(v)),
     "AUG.MIXUP_PROB": PROBABILITY,
     "AUG.MIXUP_SWITCH_PROB": PROBABILITY,
     "AUG.MIXUP_MODE": one_of("batch", "pair", "elem"),
-    "TEST.CROP_PCT": FRACTION,
+    "TEST.CROP_PCT": Rule("between 0.1 and 1", lambda value: 0.1 <= value <= 1),
 }
 
 

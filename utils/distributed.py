@@ -1,9 +1,9 @@
-"""Processes: how many there are, which one this is, and the few exchanges between them."""
+"""Processes and devices: how many there are, which one is this one's, and the few exchanges between them."""
 
 import contextlib
 import os
 from dataclasses import dataclass
-from typing import Iterator, Mapping, Optional
+from typing import Any, Iterator, Mapping, Optional
 
 import torch
 import torch.distributed as dist
@@ -24,8 +24,9 @@ class Launch:
 def read_launch(environ: Mapping[str, str], local_rank: Optional[int] = None) -> Launch:
     """Reads what the launcher says of this process.
 
-    torchrun and torch.distributed.launch set RANK, WORLD_SIZE and LOCAL_RANK (or pass --local-rank, given here as
-    `local_rank`); srun sets SLURM_STEP_NUM_TASKS, SLURM_PROCID and SLURM_LOCALID. With neither it is one process.
+    torchrun and torch.distributed.launch set RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and LOCAL_RANK (or pass
+    --local-rank, given here as `local_rank`); srun sets SLURM_STEP_NUM_TASKS, SLURM_PROCID and SLURM_LOCALID. With
+    neither it is one process.
 
     Raises:
         ConfigError: the variables are incomplete or no numbers.
@@ -35,13 +36,18 @@ def read_launch(environ: Mapping[str, str], local_rank: Optional[int] = None) ->
             local = environ.get("LOCAL_RANK", local_rank)
             if local is None:
                 raise ConfigError("LOCAL_RANK: not set by the launcher; use torchrun, or pass --local-rank")
-            return Launch(int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(local))
+            launch = Launch(int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(local))
+            if not 0 <= launch.rank < launch.world_size:
+                raise ConfigError(f"RANK is {launch.rank} of WORLD_SIZE {launch.world_size}; start with torchrun or srun")
+            if launch.world_size > 1:
+                environ["MASTER_ADDR"], int(environ["MASTER_PORT"])  # torch.distributed reads them
+            return launch
         if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-            return Launch(
-                int(environ["SLURM_PROCID"]), int(environ["SLURM_STEP_NUM_TASKS"]), int(environ["SLURM_LOCALID"])
-            )
+            own_gpu = environ.get("CUDA_VISIBLE_DEVICES", "").isdigit()  # --gpus-per-task=1: a task sees only its own
+            local = 0 if own_gpu else int(environ["SLURM_LOCALID"])
+            return Launch(int(environ["SLURM_PROCID"]), int(environ["SLURM_STEP_NUM_TASKS"]), local)
     except (ValueError, KeyError) as error:
-        raise ConfigError(f"launcher's environment: {error}; start with torchrun or srun") from None
+        raise ConfigError(f"launcher's environment: {error} is missing or wrong; start with torchrun or srun") from None
     return Launch()
 
 
@@ -65,9 +71,17 @@ def select_device(name: str, local_rank: int) -> torch.device:
 
 
 def _srun_rendezvous(environ: Mapping[str, str]) -> dict[str, str]:
-    """Address and port every task of a Slurm step agrees on: the launching node and a port from the job's number."""
+    """Address and port that every task of a Slurm step agrees on: this node, and a port from the job's number.
+
+    Raises:
+        ConfigError: the step spans nodes and nobody set MASTER_ADDR to that of the first task.
+    """
+    if int(environ.get("SLURM_STEP_NUM_NODES", 1)) > 1 and "MASTER_ADDR" not in environ:
+        raise ConfigError(
+            "MASTER_ADDR: not set, and the Slurm step spans several nodes; export it as the first node's address"
+        )
     return {
-        "MASTER_ADDR": environ.get("MASTER_ADDR", environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")),
+        "MASTER_ADDR": environ.get("MASTER_ADDR", "127.0.0.1"),
         "MASTER_PORT": environ.get("MASTER_PORT", str(20000 + int(environ.get("SLURM_JOB_ID", 0)) % 40000)),
     }
 
@@ -82,19 +96,33 @@ def process_group(launch: Launch, device: torch.device) -> Iterator[None]:
         return
     if "RANK" not in os.environ:
         os.environ.update(_srun_rendezvous(os.environ))
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        rank=launch.rank,
-        world_size=launch.world_size,
-        device_id=device if device.type == "cuda" else None,
-    )
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            rank=launch.rank,
+            world_size=launch.world_size,
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"MASTER_ADDR, MASTER_PORT: the processes do not find each other ({str(error).splitlines()[0]}); "
+            "is the port free and the address this machine's?"
+        ) from None
     yield
     # Only after a good end: with an error on one rank, the others would wait here for it.
     dist.destroy_process_group()
 
 
-def is_main() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
+def to_device(batch: Any, device: torch.device, channels_last: bool) -> Any:
+    """A batch of tensors, in tuples, lists and dictionaries, on the device; images (4-D) in the asked memory format."""
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device, channels_last) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return [to_device(value, device, channels_last) for value in batch]
+    if not isinstance(batch, torch.Tensor):
+        return batch
+    memory_format = torch.channels_last if channels_last and batch.ndim == 4 else torch.preserve_format
+    return batch.to(device, non_blocking=True, memory_format=memory_format)
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

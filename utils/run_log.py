@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Optional
+from typing import Any, Iterable, Iterator, NoReturn, Optional
 
 import numpy as np
 from termcolor import colored
@@ -17,7 +17,7 @@ from .pictures import encode_png
 
 
 class RunLog:
-    """Writes to the console at once; to files in `directory` after `open`.
+    """Writes to the console at once; to log.txt after `open`, to the other records after `open_records`.
 
     Args:
         directory: the run's folder.
@@ -31,8 +31,23 @@ class RunLog:
         self.metrics = None
         self.writer: Optional[SummaryWriter] = None
 
-    def open(self, last_update: Optional[int] = None) -> None:
-        """Opens the files for appending. Records of updates after `last_update`, which a resumed run repeats, go.
+    def open(self) -> None:
+        """Opens log.txt for appending.
+
+        Raises:
+            OutputError: the folder cannot be written to.
+        """
+        if not self.enabled:
+            return
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.directory / "log.txt", "a", buffering=1)
+        except OSError as error:
+            self._refuse(error)
+
+    def open_records(self, last_update: int) -> None:
+        """Opens metrics.jsonl and TensorBoard's files for appending. What they hold of updates after `last_update`,
+        which a resumed run repeats, goes; a new run has `last_update` -1.
 
         Raises:
             OutputError: the folder cannot be written to.
@@ -41,18 +56,18 @@ class RunLog:
             return
         metrics = self.directory / "metrics.jsonl"
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            if last_update is not None and metrics.exists():
-                kept = [line for line in metrics.read_text().splitlines() if _update_of(line) <= last_update]
+            if metrics.exists():
+                kept = [line for line in metrics.read_text(errors="replace").splitlines() if _update_of(line) <= last_update]
                 write_text(metrics, "".join(line + "\n" for line in kept))
-            self.file = open(self.directory / "log.txt", "a", buffering=1)
             self.metrics = open(metrics, "a", buffering=1)
-            purge = None if last_update is None else last_update + 1
-            self.writer = SummaryWriter(self.directory / "tensorboard", purge_step=purge)
+            self.writer = SummaryWriter(self.directory / "tensorboard", purge_step=last_update + 1)
         except OSError as error:
-            raise OutputError(
-                f"{self.directory}: cannot be written to ({error.strerror or error}); change --output or its permissions"
-            ) from None
+            self._refuse(error)
+
+    def _refuse(self, error: OSError) -> NoReturn:
+        raise OutputError(
+            f"{self.directory}: cannot be written to ({error.strerror or error}); change --output or its permissions"
+        ) from None
 
     def info(self, message: str) -> None:
         self._line(message, None)
@@ -100,6 +115,6 @@ class RunLog:
 
 def _update_of(line: str) -> float:
     try:
-        return json.loads(line)["update"]
+        return float(json.loads(line)["update"])
     except (ValueError, KeyError, TypeError):
         return float("inf")  # a line cut short by a crash

@@ -1,7 +1,7 @@
 """Where labelled images come from: one file per format.
 
-A source has `classes` (names, in label order), `len()`, `load(index) -> (RGB image, label)` and `name(index)`, what to
-call that image in a message. A new format is a new file and a line in `SOURCES`.
+A source has `classes` (names, in label order), `len()` and `load(index) -> (RGB image, label)`. A new format is a new
+file and a line in `SOURCES`.
 """
 
 from utils.errors import ConfigError, did_you_mean

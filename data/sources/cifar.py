@@ -24,7 +24,6 @@ class CIFARSource:
                 f"{data_path or 'DATA.DATA_PATH'}: holds no complete {kind.base_folder}/; download {kind.url}, "
                 f"unpack {kind.filename} there and give that folder as --data-path"
             ) from None
-        self.dataset = dataset
         self.classes = self.images.classes
 
     @classmethod
@@ -36,6 +35,3 @@ class CIFARSource:
 
     def load(self, index: int) -> tuple[Image.Image, int]:
         return self.images[index]
-
-    def name(self, index: int) -> str:
-        return f"{self.dataset}[{index}]"

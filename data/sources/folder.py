@@ -1,7 +1,9 @@
 """Images in folders: DATA_PATH/train/<class>/*, DATA_PATH/val/<class>/*."""
 
+import os
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import pil_loader
@@ -24,9 +26,13 @@ class FolderSource:
         try:
             folder = ImageFolder(root)
         except (FileNotFoundError, PermissionError) as error:
-            raise DataError(f"{root}: {' '.join(str(error).split())}") from None
+            raise DataError(
+                f"{root}: {' '.join(str(error).split())}; every class needs a folder with at least one image"
+            ) from None
         self.classes = folder.classes
-        self.samples = folder.samples  # (path, label)
+        # Arrays, not a list of pairs: workers share their memory, as no reference counts in it change.
+        self.paths = np.array([os.fsencode(path) for path, _ in folder.samples])
+        self.labels = np.array(folder.targets)
 
     @classmethod
     def open(cls, split: str, data_path: str, **_) -> "FolderSource":
@@ -35,16 +41,13 @@ class FolderSource:
         return cls(Path(data_path) / split)
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.labels)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        path, label = self.samples[index]
+        path = os.fsdecode(self.paths[index])
         try:
-            return pil_loader(path), label
+            return pil_loader(path), int(self.labels[index])
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(
-                f"{path}: cannot be read as an image ({type(error).__name__}); replace or remove the file"
+                f"{path if path.isprintable() else repr(path)}: cannot be read as an image ({type(error).__name__}); replace or remove the file"
             ) from None
-
-    def name(self, index: int) -> str:
-        return self.samples[index][0]

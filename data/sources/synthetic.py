@@ -24,6 +24,3 @@ class SyntheticSource:
     def load(self, index: int) -> tuple[Image.Image, int]:
         rng = np.random.default_rng([index, self.split == "train"])
         return Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)), index % len(self.classes)
-
-    def name(self, index: int) -> str:
-        return f"synthetic {self.split}[{index}]"

@@ -12,27 +12,21 @@ from yacs.config import CfgNode
 from data.dataset import ImageDataset
 from data.sources import open_source
 from data.transforms import eval_transform, train_transform
+from utils.config import to_dict
 from utils.errors import ConfigError, DataError
 from utils.metrics import ClassificationMetrics
 from utils.pictures import montage
 
+from ..model import create_model
+
 
 class Classification:
-    """Classifies images: mixup or cutmix, cross-entropy with label smoothing, top-1 and top-5 accuracy.
-
-    Raises:
-        ConfigError: settings that contradict each other.
-    """
+    """Classifies images: mixup or cutmix, cross-entropy with label smoothing, top-1 and top-5 accuracy."""
 
     best_metric = "acc1"  # higher is better
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
-        if self.mixes and cfg.DATA.BATCH_SIZE % 2:
-            raise ConfigError(
-                f"DATA.BATCH_SIZE (--batch-size) is {cfg.DATA.BATCH_SIZE}, but mixup and cutmix mix pairs; use an even "
-                "one, or set AUG.MIXUP and AUG.CUTMIX to 0"
-            )
 
     @property
     def mixes(self) -> bool:
@@ -44,9 +38,17 @@ class Classification:
         """The augmented training images.
 
         Raises:
+            ConfigError: a batch size that cannot be trained with.
             DataError: the data set is missing, incomplete, or has not MODEL.NUM_CLASSES classes.
         """
         cfg = self.cfg
+        if self.mixes and cfg.DATA.BATCH_SIZE % 2:
+            raise ConfigError(
+                f"DATA.BATCH_SIZE (--batch-size) is {cfg.DATA.BATCH_SIZE}, but mixup and cutmix mix pairs; use an even "
+                "one, or set AUG.MIXUP and AUG.CUTMIX to 0"
+            )
+        if cfg.DATA.BATCH_SIZE == 1:
+            raise ConfigError("DATA.BATCH_SIZE (--batch-size) is 1; BatchNorm cannot train on one image, use 2 or more")
         transform = train_transform(
             img_size=cfg.DATA.IMG_SIZE,
             interpolation=cfg.DATA.INTERPOLATION,
@@ -95,6 +97,25 @@ class Classification:
             )
         return source
 
+    # Model
+
+    def build_model(self, num_classes: int) -> nn.Module:
+        """The config's model with a head for so many classes.
+
+        Raises:
+            ConfigError: unknown name, or values that the model refuses.
+        """
+        cfg = self.cfg
+        return create_model(
+            cfg.MODEL.TYPE,
+            cfg.MODEL.NAME,
+            num_classes=num_classes,
+            drop_rate=cfg.MODEL.DROP_RATE,
+            drop_path_rate=cfg.MODEL.DROP_PATH_RATE,
+            img_size=cfg.DATA.IMG_SIZE,
+            fat=to_dict(cfg.MODEL.FAT),
+        )
+
     # Learning
 
     def prepare_training(self, num_classes: int) -> None:
@@ -122,6 +143,11 @@ class Classification:
         if self.mixup:
             images, targets = self.mixup(images, targets)  # targets: (B, classes)
         return self.criterion(model(images), targets)
+
+    def evaluate_batch(self, model: nn.Module, batch: Sequence[torch.Tensor], metrics: ClassificationMetrics) -> None:
+        """Adds the model's predictions of a batch to the metrics."""
+        images, targets = batch
+        metrics.update(model(images), targets)
 
     def metrics(self, device: torch.device) -> ClassificationMetrics:
         return ClassificationMetrics(device)
