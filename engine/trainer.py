@@ -75,7 +75,7 @@ class Trainer:
         """Trains from `progress` to the last epoch.
 
         Raises:
-            NonFiniteError: the loss is infinite or not a number; the checkpoints are those of before.
+            NonFiniteError: a loss or gradient is infinite or not a number; the checkpoints are those of before.
             OutputError: a checkpoint cannot be written.
         """
         while self.progress.epoch < self.epochs:
@@ -220,6 +220,7 @@ class Trainer:
 
     def save(self, *names: str) -> None:
         if self.log.enabled:
+            self.log.flush()  # a resumed run repeats no update before this
             self.checkpointer.save(*names)
 
 

@@ -107,6 +107,11 @@ class RunLog:
         bar_shown = self.enabled and sys.stdout.isatty()
         return iter(tqdm(items, label, total, initial=done, leave=False, file=sys.stdout, disable=not bar_shown))
 
+    def flush(self) -> None:
+        """Writes out what TensorBoard still buffers; the other files are written line by line."""
+        if self.writer:
+            self.writer.flush()
+
     def close(self) -> None:
         for stream in (self.file, self.metrics, self.writer):
             if stream:
