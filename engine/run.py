@@ -27,6 +27,13 @@ from .throughput import measure_throughput
 from .trainer import Progress, Trainer, describe_best
 
 
+INPUT_KEYS = ("DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "TEST.CROP_PCT", "MODEL.FAT")  # shape what a model sees
+
+
+def placement(launch: Launch, device: torch.device) -> str:
+    return f"{device} | {launch.world_size} process{'es' if launch.world_size > 1 else ''}"
+
+
 def run_directory(cfg: CfgNode) -> Path:
     """OUTPUT/MODEL.NAME/TAG, where everything of a run lies."""
     return Path(cfg.OUTPUT) / cfg.MODEL.NAME / cfg.TAG
@@ -140,13 +147,15 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device) -> None:
     if launch.rank == 0:
         write_text(directory / "config.yaml", cfg.dump())
     log.info(
-        f"{device} | {launch.world_size} process{'es' if launch.world_size > 1 else ''} | {precision} | global batch "
+        f"{placement(launch, device)} | {precision} | global batch "
         f"{launch.world_size} x {plan.batch_size} x {plan.accumulation_steps} accumulated = {plan.total_batch_size} | "
         f"lr {lr:.3e}"
     )
+    if cfg.DEVICE == "auto" and device.type == "cpu":
+        log.warning("no GPU found, training on the CPU")
     log.info(f"{cfg.MODEL.NAME} at {cfg.DATA.IMG_SIZE} px: {complexity}")
     log.info(
-        f"{cfg.DATA.DATASET} {cfg.DATA.DATA_PATH}: {len(train_set)} training and {len(val_set)} validation images, "
+        f"{cfg.DATA.DATA_PATH or cfg.DATA.DATASET}: {len(train_set)} training and {len(val_set)} validation images, "
         f"{len(classes)} classes; {plan.updates_per_epoch} updates per epoch; run in {directory}"
     )
     log.record(
@@ -231,7 +240,11 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device) -> N
         load_weights(model, state_dict, path)
 
     log.open()
-    log.info(f"evaluating {path} on {len(val_set)} images | {device} | {launch.world_size} processes | {precision}")
+    log.info(f"evaluating {path} on {len(val_set)} images | {placement(launch, device)} | {precision}")
+    if isinstance(checkpoint.get("config"), dict):
+        for change in config_changes(checkpoint["config"], to_dict(cfg)):
+            if change.startswith(INPUT_KEYS):
+                log.warning(f"since training {change}")
     results = {}
     for name, state_dict in weights.items():
         load_weights(model, state_dict, path)

@@ -72,7 +72,7 @@ class FAT(nn.Module):
         drop_path_rate: drop path of the last block; it grows linearly from 0 at the first.
         interaction: how FASA's two sides meet, see `models.layers.FASA`.
         use_checkpoint: activation checkpointing of every block.
-        global_pool: 'avg', or '' to leave the map unpooled.
+        global_pool: 'avg', or '' to leave the map unpooled, with num_classes 0.
 
     Shapes: (B, in_chans, H, W) -> (B, num_classes); H and W at least 32, need not be equal nor multiples of 32.
 
@@ -198,6 +198,8 @@ class FAT(nn.Module):
             if global_pool not in ("avg", ""):
                 raise ValueError(f"global_pool is {global_pool!r}; FAT knows 'avg' and ''")
             self.global_pool = global_pool
+        if num_classes and not self.global_pool:
+            raise ValueError("global_pool '' leaves a map, which the head cannot take; set num_classes to 0")
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         if num_classes:

@@ -117,6 +117,16 @@ def test_a_run_s_own_numbers_are_those_of_its_checkpoint(write_config, tmp_path)
         assert result(tmp_path)[name] == last[name]
 
 
+def test_images_of_another_size_than_in_training_are_pointed_out(write_config, tmp_path, capsys):
+    path = write_config()
+    run("--cfg", path)
+    last = tmp_path / "output/fat_tiny/default/last.pth"
+    capsys.readouterr()
+    run("--cfg", path, "--eval", "--resume", last, "--opts", "DATA.IMG_SIZE", 48, "PRINT_FREQ", 7)
+    out = capsys.readouterr().out
+    assert "since training DATA.IMG_SIZE changed from 32 to 48" in out and "PRINT_FREQ" not in out
+
+
 def test_refused(write_config, tmp_path, digits, checkpoint):
     assert "there are no weights" in str(error_of("--cfg", write_config(), "--eval"))
     shutil.copytree(digits / "val", tmp_path / "other/val")

@@ -179,6 +179,8 @@ def test_classifier():
     assert model.get_classifier().out_features == 10
     model.reset_classifier(4)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 4)
+    with pytest.raises(ValueError, match="num_classes to 0"):
+        model.reset_classifier(4, "")
     model.reset_classifier(0, "")
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 128, 2, 2)
 
