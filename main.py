@@ -25,7 +25,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     import torch
 
     from engine.run import evaluate_checkpoint, throughput, train
-    from utils.distributed import process_group, read_launch, select_device
+    from utils.device import select_device
+    from utils.distributed import process_group, read_launch
 
     launch = read_launch(os.environ, args.local_rank)
     device = select_device(cfg.DEVICE, launch.local_rank)

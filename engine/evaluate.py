@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from data.loader import EvalLoader
-from utils.distributed import to_device
+from utils.device import to_device
 from utils.run_log import RunLog
 
 

@@ -224,7 +224,8 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device) -> N
 
     precision = build_precision(cfg, device)
     task = create_task(cfg)
-    val_set = task.val_dataset(checkpoint.get("classes"))
+    classes = checkpoint.get("classes")
+    val_set = task.val_dataset(classes if isinstance(classes, list) else None)  # other tools' files may have none
     loader = EvalLoader(
         val_set,
         batch_size=cfg.DATA.BATCH_SIZE,

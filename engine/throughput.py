@@ -7,9 +7,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from utils.distributed import to_device
-
-from .trainer import memory_mib
+from utils.device import memory_mib, to_device
 
 WARMUP_SECONDS, MEASURED_SECONDS, MAX_BATCHES = 3, 10, 100
 

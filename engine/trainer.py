@@ -3,7 +3,6 @@
 import contextlib
 import math
 import operator
-import resource
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Iterator, Optional
@@ -14,7 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.loader import EvalLoader, TrainLoader
-from utils.distributed import broadcast_buffers, sum_over_ranks, to_device
+from utils.device import memory_mib, to_device
+from utils.distributed import broadcast_buffers, sum_over_ranks
 from utils.errors import NonFiniteError
 from utils.rng import seed_all
 from utils.run_log import RunLog
@@ -242,10 +242,3 @@ class Window:
     def add(self, loss: torch.Tensor, images: int) -> None:
         self.loss_sum += loss.detach().double() * images
         self.images += images
-
-
-def memory_mib(device: torch.device) -> float:
-    """The largest memory so far: what torch allocated on a GPU, else this process' resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -11,7 +11,8 @@ import torch
 from conftest import ROOT, error_of, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from utils.distributed import Launch, read_launch, select_device
+from utils.device import select_device
+from utils.distributed import Launch, read_launch
 from utils.errors import ConfigError
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

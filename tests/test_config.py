@@ -124,6 +124,7 @@ def test_config_is_frozen_and_dumps_to_itself(write):
     ("MODEL: {FAT: {kernel_sizes: [2, 4, 6, 8]}}", ["kernel_sizes", "odd"]),
     ("AUG: {SCALE: [1, 5]}", ["AUG.SCALE", "at most 1"]),
     ("a: " + "[" * 3000, ["a.yaml"]),
+    ("? [a, b]\n: 1", ["a.yaml", "no YAML"]),
 ])  # fmt: skip
 def test_refused_files(write, text, parts):
     with pytest.raises(ConfigError) as caught:

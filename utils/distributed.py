@@ -1,9 +1,9 @@
-"""Processes and devices: how many there are, which one is this one's, and the few exchanges between them."""
+"""Processes: how many there are, which one this is, and the few exchanges between them."""
 
 import contextlib
 import os
 from dataclasses import dataclass
-from typing import Any, Iterator, Mapping, Optional
+from typing import Iterator, Mapping, Optional
 
 import torch
 import torch.distributed as dist
@@ -51,25 +51,6 @@ def read_launch(environ: Mapping[str, str], local_rank: Optional[int] = None) ->
     return Launch()
 
 
-def select_device(name: str, local_rank: int) -> torch.device:
-    """'auto' is this rank's GPU if CUDA works here, else the CPU; 'cuda' without CUDA is an error, never a CPU run.
-
-    Raises:
-        ConfigError: 'cuda' is asked for and absent, or there are fewer GPUs than local ranks.
-    """
-    cuda = torch.cuda.is_available()
-    if name == "cuda" and not cuda:
-        raise ConfigError("DEVICE: 'cuda' is asked for, but torch sees no GPU; check the driver or use DEVICE cpu")
-    if name == "cpu" or not cuda:
-        return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise ConfigError(
-            f"--nproc_per_node: local rank {local_rank} has no GPU, torch sees {torch.cuda.device_count()}; "
-            "start one process per GPU"
-        )
-    return torch.device("cuda", local_rank)
-
-
 def _srun_rendezvous(environ: Mapping[str, str]) -> dict[str, str]:
     """Address and port that every task of a Slurm step agrees on: this node, and a port from the job's number.
 
@@ -111,18 +92,6 @@ def process_group(launch: Launch, device: torch.device) -> Iterator[None]:
     yield
     # Only after a good end: with an error on one rank, the others would wait here for it.
     dist.destroy_process_group()
-
-
-def to_device(batch: Any, device: torch.device, channels_last: bool) -> Any:
-    """A batch of tensors, in tuples, lists and dictionaries, on the device; images (4-D) in the asked memory format."""
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device, channels_last) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return [to_device(value, device, channels_last) for value in batch]
-    if not isinstance(batch, torch.Tensor):
-        return batch
-    memory_format = torch.channels_last if channels_last and batch.ndim == 4 else torch.preserve_format
-    return batch.to(device, non_blocking=True, memory_format=memory_format)
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

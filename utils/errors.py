@@ -25,7 +25,7 @@ class CheckpointError(UserError):
 
 
 class NonFiniteError(UserError):
-    """A loss that is infinite or not a number."""
+    """A loss or gradient that is infinite or not a number."""
 
     status = 4
 

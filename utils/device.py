@@ -1,0 +1,46 @@
+"""The device of a process: which one it is, how batches get there, how much memory was used."""
+
+import resource
+from typing import Any, Mapping
+
+import torch
+
+from .errors import ConfigError
+
+
+def select_device(name: str, local_rank: int) -> torch.device:
+    """'auto' is this rank's GPU if CUDA works here, else the CPU; 'cuda' without CUDA is an error, never a CPU run.
+
+    Raises:
+        ConfigError: 'cuda' is asked for and absent, or there are fewer GPUs than local ranks.
+    """
+    cuda = torch.cuda.is_available()
+    if name == "cuda" and not cuda:
+        raise ConfigError("DEVICE: 'cuda' is asked for, but torch sees no GPU; check the driver or use DEVICE cpu")
+    if name == "cpu" or not cuda:
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--nproc_per_node: local rank {local_rank} has no GPU, torch sees {torch.cuda.device_count()}; "
+            "start one process per GPU"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def to_device(batch: Any, device: torch.device, channels_last: bool) -> Any:
+    """A batch of tensors, in tuples, lists and dictionaries, on the device; images (4-D) in the asked memory format."""
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device, channels_last) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return [to_device(value, device, channels_last) for value in batch]
+    if not isinstance(batch, torch.Tensor):
+        return batch
+    memory_format = torch.channels_last if channels_last and batch.ndim == 4 else torch.preserve_format
+    return batch.to(device, non_blocking=True, memory_format=memory_format)
+
+
+def memory_mib(device: torch.device) -> float:
+    """The largest memory so far: what torch allocated on a GPU, else this process' resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
