@@ -8,11 +8,12 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from typing import Any, NoReturn, Optional, Sequence
 
 from utils.config import load_config
-from utils.errors import ConfigError, OutputError, UserError, did_you_mean
+from utils.errors import ConfigError, OutputError, Stopped, UserError, did_you_mean
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -24,16 +25,25 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     # Imported after the checks that need no torch, as it takes seconds.
     import torch
 
-    from engine.run import evaluate_checkpoint, throughput, train
-    from utils.device import select_device
+    from engine.run import check, evaluate_checkpoint, throughput, train
+    from utils.device import select_device, use_deterministic_algorithms
     from utils.distributed import process_group, read_launch
+    from utils.peers import Peers
 
     launch = read_launch(os.environ, args.local_rank)
     device = select_device(cfg.DEVICE, launch.local_rank)
-    with process_group(launch, device):
-        run = throughput if args.throughput else evaluate_checkpoint if args.eval else train
+    if cfg.DETERMINISTIC:
+        use_deterministic_algorithms()
+    run = check if args.check else throughput if args.throughput else evaluate_checkpoint if args.eval else train
+    with process_group(launch, device) as store:
+        peers = Peers(launch, store, cfg.RANK_TIMEOUT, on_loss=report)
+        good = False
         try:
-            run(cfg, launch, device)
+            run(cfg, launch, device, peers)
+            good = True
+        except Stopped:
+            good = True
+            raise
         except torch.OutOfMemoryError:
             raise ConfigError(
                 f"DATA.BATCH_SIZE (--batch-size) is {cfg.DATA.BATCH_SIZE}: {device} is out of memory; use a smaller one "
@@ -41,6 +51,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             ) from None
         except OSError as error:
             raise OutputError(f"{error.filename or 'output'}: {error.strerror or error}; check the path and the disk") from None
+        except RuntimeError as error:
+            if cfg.DETERMINISTIC and "deterministic" in str(error):
+                raise ConfigError(f"DETERMINISTIC: {' '.join(str(error).split('. ')[0].split())}; switch it off") from None
+            peers.name_lost()  # a collective operation fails when another process is gone
+            raise
+        finally:
+            peers.close(good)
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,6 +90,7 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--output", metavar="DIR", help="where runs lie: <output>/<model name>/<tag>")
     parser.add_argument("--tag", help="name of the run")
     parser.add_argument("--eval", action="store_true", help="evaluate the weights of --resume and end")
+    parser.add_argument("--check", action="store_true", help="check config, data, disk and one step, estimate the time, and end")
     parser.add_argument("--throughput", action="store_true", help="time the model on synthetic images and end")
     parser.add_argument("--zip", action="store_true", help="not built yet: data in Swin's zip files")
     parser.add_argument("--cache-mode", choices=["no", "full", "part"], help="not built yet: belongs to --zip")
@@ -82,6 +100,8 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         parser.error("--zip, --cache-mode: zip files cannot be read yet; unpack them to train/<class>/* and val/<class>/*")
     if args.disable_amp and args.amp_opt_level in ("O1", "O2"):
         parser.error(f"--disable_amp contradicts --amp-opt-level {args.amp_opt_level}; give one of them")
+    if args.check and (args.eval or args.throughput):
+        parser.error(f"--check contradicts {'--eval' if args.eval else '--throughput'}, it checks a training run; give one of them")
     for flag, given in (("--eval", args.eval), ("--resume", args.resume), ("--pretrained", args.pretrained)):
         if args.throughput and given:
             parser.error(f"{flag} contradicts --throughput, which times the model alone; give one of them")
@@ -115,14 +135,22 @@ def report(error: UserError) -> NoReturn:
     here for that. An error that only another rank meets is said by that rank.
     """
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(3)
     line = f"error: {error}"
     print(line, file=sys.stderr, flush=True)
     if os.environ.get("TORCHELASTIC_ERROR_FILE"):  # the launcher shows this in its own closing report
         with open(os.environ["TORCHELASTIC_ERROR_FILE"], "w") as file:
             json.dump({"message": line, "timestamp": int(time.time())}, file)
-    os._exit(error.status)  # not sys.exit: other processes and workers need not be waited for
+    leave(error.status)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends at once: unlike after sys.exit, other processes and workers are not waited for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
@@ -130,5 +158,7 @@ if __name__ == "__main__":
         main()
     except UserError as error:
         report(error)
+    except Stopped as stopped:
+        leave(stopped.status)
     except KeyboardInterrupt:
         sys.exit(130)

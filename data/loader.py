@@ -1,29 +1,60 @@
 """Batches of a data set, loaded by worker processes."""
 
+import atexit
+import multiprocessing
 from typing import Any, Iterator
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.errors import UserError
+from utils.signals import ignore_stop_signals
 
+from .dataset import collate_items
 from .samplers import EvalSampler, TrainBatchSampler
 
 
+def _prepare_worker(_: int) -> None:
+    ignore_stop_signals()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Workers ignore SIGTERM, with which Python ends those that are left when a process ends by an exception."""
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
 class Loader:
-    """A DataLoader whose workers' errors stay one line long."""
+    """A DataLoader whose workers' errors stay one line long, and which notes the images that could not be read."""
 
     def __init__(self, dataset: Dataset, num_workers: int, pin_memory: bool, **batching: Any):
+        self.num_images = len(dataset)
+        self.failures: list[str] = []
         self.loader = DataLoader(
-            dataset, num_workers=num_workers, pin_memory=pin_memory, persistent_workers=num_workers > 0, **batching
+            dataset,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            collate_fn=collate_items,
+            worker_init_fn=_prepare_worker,
+            **batching,
         )
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            yield from self.loader
+            for batch, failures in self.loader:
+                self.failures += failures
+                if batch is not None:
+                    yield batch
         except UserError as error:
             # A worker's error arrives with its traceback as text; the last line is `module.Class: message`.
             *traceback, last = str(error).splitlines()
             raise type(error)(last.split(": ", 1)[1] if traceback else last) from None
+
+    def take_failures(self) -> list[str]:
+        """What could not be read since the last call."""
+        failures, self.failures = self.failures, []
+        return failures
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -50,6 +81,16 @@ class TrainLoader(Loader):
         """The epoch's batches from `first_batch` on."""
         self.sampler.set_position(epoch, first_batch)
         return iter(self)
+
+    def images_of(self, epoch: int, first_batch: int, num_batches: int) -> list[dict[str, Any]]:
+        """Which images the processes see in some micro-batches of an epoch, and with which seed of augmentation."""
+        source, sampler, order = self.loader.dataset.source, self.sampler, self.sampler.order(epoch)
+        return [
+            {"batch": batch, "rank": rank, "image": source.name(key.index), "seed": key.seed}
+            for batch in range(first_batch, first_batch + num_batches)
+            for rank in range(sampler.world_size)
+            for key in sampler.batch(order, epoch, batch, rank)
+        ]
 
 
 class EvalLoader(Loader):

@@ -42,15 +42,22 @@ class TrainBatchSampler(Sampler):
         self.epoch = epoch
         self.first_batch = first_batch
 
+    def order(self, epoch: int) -> list[int]:
+        """The permutation of all images that an epoch is."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+        return torch.randperm(self.num_images, generator=generator).tolist()
+
+    def batch(self, order: list[int], epoch: int, batch: int, rank: int) -> list[SeededIndex]:
+        """A process' images of a micro-batch."""
+        start = (batch * self.world_size + rank) * self.batch_size
+        return [
+            SeededIndex(index, derive_seed(self.seed, epoch, index)) for index in order[start : start + self.batch_size]
+        ]
+
     def __iter__(self) -> Iterator[list[SeededIndex]]:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        order = torch.randperm(self.num_images, generator=generator).tolist()
+        epoch, order = self.epoch, self.order(self.epoch)
         for batch in range(self.first_batch, self.num_batches):
-            start = (batch * self.world_size + self.rank) * self.batch_size
-            yield [
-                SeededIndex(index, derive_seed(self.seed, self.epoch, index))
-                for index in order[start : start + self.batch_size]
-            ]
+            yield self.batch(order, epoch, batch, self.rank)
 
     def __len__(self) -> int:
         """Micro-batches in a whole epoch."""

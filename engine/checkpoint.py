@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
@@ -15,10 +16,18 @@ from utils.errors import CheckpointError
 from utils.files import atomic_write
 from utils.rng import get_rng_state, set_rng_state
 
-LAST, BEST = "last.pth", "best.pth"
+LAST, PREVIOUS, BEST = "last.pth", "previous.pth", "best.pth"
 
 # Settings that timm (an argparse.Namespace) and Swin (a yacs CfgNode, read as a plain dictionary) save beside weights.
 FOREIGN_SETTINGS = [Namespace, (OrderedDict, "yacs.config.CfgNode")]
+
+
+def checkpoints_of(directory: Path) -> list[Path]:
+    """A run's checkpoints in the order in which it would go on from them: the newest first."""
+    first = [directory / LAST, directory / PREVIOUS]
+    others = [p for p in directory.glob("*.pth") if p.name == BEST or re.fullmatch(r"epoch_\d+\.pth", p.name)]
+    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path for path in (*first, *others) if path.exists()]
 
 
 class Checkpointer:
@@ -37,7 +46,7 @@ class Checkpointer:
         self.checkpointables = {key: item for key, item in checkpointables.items() if item is not None}
 
     def save(self, *names: str) -> None:
-        """Writes the present state to each of the files.
+        """Writes the present state to each of the files; what was in `last.pth` is then in `previous.pth`.
 
         Raises:
             OutputError: a file cannot be written; it is then as it was.
@@ -46,7 +55,7 @@ class Checkpointer:
         buffer = io.BytesIO()
         torch.save({**self.metadata, **state, "rng": get_rng_state()}, buffer)
         for name in names:
-            with atomic_write(self.directory / name) as file:
+            with atomic_write(self.directory / name, keep=self.directory / PREVIOUS if name == LAST else None) as file:
                 file.write(buffer.getbuffer())
 
     def restore(self, checkpoint: Mapping[str, Any], path: Path) -> None:

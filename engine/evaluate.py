@@ -1,31 +1,59 @@
 """Exact evaluation: every image once, whatever the number of processes and the batch size."""
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import nn
 
 from data.loader import EvalLoader
 from utils.device import to_device
+from utils.errors import DataError
+from utils.peers import Peers
 from utils.run_log import RunLog
 
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, task, loader: EvalLoader, precision, device: torch.device, log: RunLog, channels_last: bool = False
-) -> dict[str, Any]:
-    """The task's metrics of a model over all images of all processes' loaders.
+    model: nn.Module,
+    task,
+    loader: EvalLoader,
+    precision,
+    device: torch.device,
+    log: RunLog,
+    peers: Peers,
+    channels_last: bool = False,
+) -> Optional[dict[str, Any]]:
+    """The task's metrics of a model over all images of all processes' loaders; None if the run was asked to stop.
 
-    Processes meet only once, to add up their sums, so a process with fewer images, or none, holds nobody up.
+    Processes meet only at the end, to add up their sums, so a process with fewer images, or none, holds nobody up.
+    Images that could not be read (DATA.ON_ERROR skip) are in no sum; their number is `unreadable`.
+
+    Raises:
+        DataError: no image could be read.
     """
     was_training = model.training
     model.eval()
     metrics = task.metrics(device)
     for batch in log.progress(loader, len(loader), "evaluate"):
+        if peers.stop:
+            break
         with precision.autocast():
             task.evaluate_batch(model, to_device(batch, device, channels_last), metrics)
     model.train(was_training)
-    return metrics.compute()
+    failures = sum(peers.gather(loader.take_failures()), [])
+    if peers.agree([peers.stop], now=True)[0]:
+        return None
+    log.list_unreadable(failures)
+    if len(failures) == loader.num_images:
+        raise DataError(f"{failures[0]}; none of the {len(failures)} images could be read")
+    results = metrics.compute()
+    if failures:
+        results["unreadable"] = len(failures)
+        log.warning(
+            f"{len(failures)} of {loader.num_images} images could not be read: these metrics are of the other "
+            f"{loader.num_images - len(failures)}, not of the full set"
+        )
+    return results
 
 
 def summarize(results: dict[str, dict[str, Any]], metric: str) -> dict[str, Any]:

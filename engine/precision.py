@@ -43,6 +43,10 @@ class NativePrecision:
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer):
         return model, optimizer
 
+    def rehearsal(self) -> "NativePrecision":
+        """The same, with a state of its own."""
+        return NativePrecision(torch.device(self.device_type), self.dtype)
+
     def autocast(self) -> ContextManager:
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)
 
@@ -50,15 +54,21 @@ class NativePrecision:
         """Adds the loss' gradients; `last` says that the update's step follows."""
         self.scaler.scale(loss).backward()
 
-    def step(
+    def clip(
         self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], clip_grad: float
     ) -> torch.Tensor:
-        """Unscales the whole update's gradients, clips their norm (0: not), steps, and returns the norm before that."""
+        """Unscales the whole update's gradients and clips their norm (0: not); returns the norm before that."""
         self.scaler.unscale_(optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf)
+        return nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The update's optimizer step, after `clip`."""
         self.scaler.step(optimizer)
         self.scaler.update()
-        return grad_norm
+
+    def skip(self) -> None:
+        """Leaves the update out, after `clip`."""
+        self.scaler.update()
 
     def state_dict(self) -> dict:
         return self.scaler.state_dict()
@@ -96,6 +106,10 @@ class ApexPrecision:
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer):
         return self.amp.initialize(model, optimizer, opt_level=self.opt_level)
 
+    def rehearsal(self) -> NativePrecision:
+        """The nearest that needs no `prepare`, which apex allows once."""
+        return NativePrecision(torch.device("cuda"), torch.float16)
+
     def autocast(self) -> ContextManager:
         return contextlib.nullcontext()  # apex patches the model and torch itself
 
@@ -103,12 +117,16 @@ class ApexPrecision:
         with self.amp.scale_loss(loss, optimizer, delay_unscale=not last) as scaled:
             scaled.backward()
 
-    def step(
+    def clip(
         self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], clip_grad: float
     ) -> torch.Tensor:
-        grad_norm = nn.utils.clip_grad_norm_(self.amp.master_params(optimizer), clip_grad or math.inf)
+        return nn.utils.clip_grad_norm_(self.amp.master_params(optimizer), clip_grad or math.inf)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
         optimizer.step()
-        return grad_norm
+
+    def skip(self) -> None:
+        """apex has patched the optimizer's next step if it is to be left out; otherwise not stepping is enough."""
 
     def state_dict(self) -> dict:
         return self.amp.state_dict()

@@ -5,6 +5,7 @@ import math
 import operator
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Iterator, Optional
 
 import torch
@@ -14,34 +15,46 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.loader import EvalLoader, TrainLoader
 from utils.device import memory_mib, to_device
-from utils.distributed import broadcast_buffers, sum_over_ranks
-from utils.errors import NonFiniteError
+from utils.distributed import Launch, broadcast_buffers, sum_over_ranks
+from utils.errors import NonFiniteError, Stopped
+from utils.files import write_json
+from utils.peers import Peers
 from utils.rng import seed_all
 from utils.run_log import RunLog
 
-from .checkpoint import BEST, LAST, Checkpointer
+from .checkpoint import BEST, LAST, Checkpointer, checkpoints_of, read_checkpoint
 from .evaluate import describe, evaluate, summarize
+from .nonfinite import MAX_ROLLBACKS, FiniteGuard
 from .plan import BatchPlan
 
 
 @dataclass
 class Progress:
-    """Where a run stands: `epoch` and, within it, `step` (updates done), and the best metric so far."""
+    """Where a run stands: `epoch` and, within it, `step` (updates done; all of them: only the evaluation is left)."""
 
     epoch: int = 0
     step: int = 0
-    loss_sum: float = 0.0  # over this epoch's images so far, of all processes
+    updates: int = 0  # done since the run began; what its records are numbered by
+    loss_sum: float = 0.0  # over this epoch's logged images so far, of all processes
     images: int = 0  # how many those are
+    window_loss_sums: list[float] = field(default_factory=list)  # since the last log line, of each process
+    window_images: int = 0  # of all processes
+    left_out: list[int] = field(default_factory=lambda: [0, 0])  # updates that were not finite: in all, in a row
+    rolled_back: list[list[int]] = field(default_factory=list)  # [epoch, step] of updates to be left out
     best: dict[str, Any] = field(default_factory=dict)  # {metric: value, "weights": "raw" or "ema", "epoch": number}
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if min(state["epoch"], state["step"], state["images"]) < 0 or not math.isfinite(state["loss_sum"]):
+        """Raises KeyError, TypeError or ValueError for what is no place in a run."""
+        loaded = Progress(**{**state, "best": dict(state["best"])})
+        counts = (loaded.epoch, loaded.step, loaded.updates, loaded.images, loaded.window_images, *loaded.left_out)
+        sums = (loaded.loss_sum, *loaded.window_loss_sums)
+        places = [operator.index(number) for place in loaded.rolled_back for number in place]
+        if min(*map(operator.index, counts), 0, *places) < 0 or not all(map(math.isfinite, sums)) or len(loaded.left_out) != 2:
             raise ValueError("no such place in a run")
-        self.epoch, self.step, self.images = (operator.index(state[name]) for name in ("epoch", "step", "images"))
-        self.loss_sum, self.best = float(state["loss_sum"]), dict(state["best"])
+        self.__dict__.update(loaded.__dict__)
 
 
 @dataclass
@@ -62,7 +75,8 @@ class Trainer:
     checkpointer: Checkpointer
     log: RunLog
     device: torch.device
-    rank: int
+    peers: Peers
+    guard: FiniteGuard
     epochs: int
     seed: int
     clip_grad: float
@@ -70,17 +84,27 @@ class Trainer:
     print_freq: int
     save_freq: int
     save_every_steps: int
+    save_every_minutes: float
 
     def fit(self) -> None:
         """Trains from `progress` to the last epoch.
 
         Raises:
+            Stopped: on all processes, after a signal; the run is saved.
             NonFiniteError: a loss or gradient is infinite or not a number; the checkpoints are those of before.
             OutputError: a checkpoint cannot be written.
         """
+        self.saved_at = time.monotonic()
+        self.guard.start(self.progress.left_out)
+        if self.guard.policy == "rollback" and not self.progress.updates:
+            self.save(LAST)  # something to go back to
         while self.progress.epoch < self.epochs:
             started = time.perf_counter()
-            train_loss = self.train_epoch()
+            try:
+                train_loss = self.train_epoch()
+            except NonFinite as found:
+                self.roll_back(found)
+                continue
             results = self.evaluate()
             self.finish_epoch(train_loss, results, time.perf_counter() - started)
 
@@ -88,47 +112,68 @@ class Trainer:
 
     def train_epoch(self) -> float:
         """Trains from `progress.step` to the end of the epoch; returns the epoch's mean loss."""
-        epoch, first_step, steps = self.progress.epoch, self.progress.step, self.plan.updates_per_epoch
+        progress, steps = self.progress, self.plan.updates_per_epoch
+        epoch, first_step = progress.epoch, progress.step
         batches = self.train_loader.epoch(epoch, first_step * self.plan.accumulation_steps)
-        window = Window(self.device)
+        window = Window(self.device, progress, self.peers.launch)
         self.wrapped_model.train()
         for step in self.log.progress(range(first_step, steps), steps, f"epoch {epoch}", done=first_step):
             grad_norm = self.update(step, batches, window)
-            self.progress.step = step + 1
-            save = self.save_every_steps and (step + 1) % self.save_every_steps == 0 and step + 1 < steps
-            if (step + 1) % self.print_freq == 0 or step + 1 == steps or save:
+            progress.step = step + 1
+            progress.updates += 1
+            stop, due = self.peers.agree([self.peers.stop, self.save_is_due()])
+            if (step + 1) % self.print_freq == 0 or step + 1 == steps:
                 self.report(window, grad_norm)
-                window = Window(self.device)
-            if save:
+                window = Window(self.device, progress, self.peers.launch)
+            at_step = self.save_every_steps and (step + 1) % self.save_every_steps == 0
+            if stop or ((due or at_step) and step + 1 < steps):
+                self.note(window)
                 self.save(LAST)
-        return self.progress.loss_sum / self.progress.images
+            if stop:
+                self.end_stopped()
+        return progress.loss_sum / max(progress.images, 1)
+
+    def save_is_due(self) -> bool:
+        """Whether TRAIN.SAVE_EVERY_MINUTES have passed since the last save; rank 0's clock counts."""
+        due = self.save_every_minutes and time.monotonic() - self.saved_at >= 60 * self.save_every_minutes
+        return bool(due) and self.peers.launch.rank == 0
 
     def update(self, step: int, batches: Iterator, window: "Window") -> torch.Tensor:
         """One optimizer step over the update's micro-batches; returns the norm of its gradient."""
-        update = self.progress.epoch * self.plan.updates_per_epoch + step
+        epoch, rank = self.progress.epoch, self.peers.launch.rank
         num_batches = self.plan.batches_in_update(step)
-        self.lr_scheduler.step_update(update)
+        if [epoch, step] in self.progress.rolled_back:
+            for _ in range(num_batches):
+                next(batches)
+            return torch.full((), math.nan)
+        self.lr_scheduler.step_update(epoch * self.plan.updates_per_epoch + step)
+        self.guard.before_update()
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for i in range(num_batches):
             last = i == num_batches - 1
             waiting = time.perf_counter()
             batch = next(batches)
             window.wait += time.perf_counter() - waiting
-            if update == 0 and i == 0:
+            if self.progress.updates == 0 and i == 0:
                 self.log.picture("train_batch", self.task.preview(batch, self.train_loader.loader.dataset.classes))
             batch = to_device(batch, self.device, self.channels_last)
             # Mixup, dropout and drop path draw from here on: the same draws whatever ran before.
-            seed_all(self.seed, self.progress.epoch, step, i, self.rank)
+            seed_all(self.seed, epoch, step, i, rank)
             with self.synchronised(last):
                 with self.precision.autocast():
                     loss = self.task.loss(self.wrapped_model, batch)
                 self.precision.backward(loss / num_batches, self.optimizer, last)
-            window.add(loss, self.plan.batch_size)
-        grad_norm = self.precision.step(self.optimizer, self.model.parameters(), self.clip_grad)
-        if not self.precision.skips_overflows:
-            window.finite &= torch.isfinite(grad_norm)
+            loss_sum += loss.detach().double() * self.plan.batch_size
+        grad_norm = self.precision.clip(self.optimizer, self.model.parameters(), self.clip_grad)
+        if self.guard.accepts(step, loss_sum, grad_norm):
+            self.precision.step(self.optimizer)
+            window.add(loss_sum, num_batches * self.plan.batch_size * self.plan.world_size)
+            if self.model_ema:
+                self.model_ema.update(self.model, step=self.progress.updates + 1)
+        else:
+            self.precision.skip()
+            self.describe_update(step, "loss or gradient")
         self.optimizer.zero_grad()
-        if self.model_ema:
-            self.model_ema.update(self.model, step=update + 1)
         return grad_norm
 
     def synchronised(self, last: bool):
@@ -137,57 +182,141 @@ class Trainer:
         return contextlib.nullcontext() if last or not wrapped else self.wrapped_model.no_sync()
 
     def report(self, window: "Window", grad_norm: torch.Tensor) -> None:
-        """Logs what happened since the last report.
+        """Logs what happened since the last report, and counts it to the epoch.
 
         Raises:
-            NonFiniteError: on all processes, if the loss or a gradient of any is not finite.
+            NonFinite: on all processes, if the loss or a gradient of any is not finite.
         """
-        epoch, step = self.progress.epoch, self.progress.step
-        images = window.images * self.plan.world_size
+        self.require_finite_updates()
+        progress = self.progress
         loss_sum = sum_over_ranks(window.loss_sum).item()  # waits for the device
         seconds = time.perf_counter() - window.started
-        loss = loss_sum / images
-        self.require_finite(loss, f"update {step}: the loss")
-        if not window.finite.item():  # gradients are the same on all processes
-            self.require_finite(math.nan, f"update {step} or up to {self.print_freq} before it: the gradient")
-        self.progress.loss_sum += loss_sum
-        self.progress.images += images
-        update = epoch * self.plan.updates_per_epoch + step
+        progress.loss_sum += loss_sum
+        progress.images += window.images
+        progress.window_loss_sums, progress.window_images = [], 0
+        loss = loss_sum / window.images if window.images else math.nan
+        norm = grad_norm.item()
         lr = max(group["lr"] for group in self.optimizer.param_groups)
-        images_per_second = images / seconds
+        images_per_second = window.timed / seconds
         wait = window.wait / seconds
-        remaining = (self.epochs * self.plan.updates_per_epoch - update) * self.plan.total_batch_size / images_per_second
-        days, eta = int(remaining // 86400), time.strftime("%H:%M:%S", time.gmtime(remaining % 86400))
+        place = progress.epoch * self.plan.updates_per_epoch + progress.step
+        images_left = (self.epochs * self.plan.updates_per_epoch - place) * self.plan.total_batch_size
+        left_out = progress.left_out[0]
         self.log.info(
-            f"epoch {epoch} [{step}/{self.plan.updates_per_epoch}] loss {loss:.4f} lr {lr:.3e} "
-            f"grad_norm {grad_norm.item():.3f} {images_per_second:.1f} images/s wait {wait:.0%} "
-            f"mem {memory_mib(self.device):.0f} MiB eta {f'{days}d ' if days else ''}{eta}"
+            f"epoch {progress.epoch} [{progress.step}/{self.plan.updates_per_epoch}] loss {loss:.4f} lr {lr:.3e} "
+            f"grad_norm {norm:.3f} {images_per_second:.1f} images/s wait {wait:.0%} mem {memory_mib(self.device):.0f} MiB "
+            f"eta {duration(images_left / max(images_per_second, 1e-9))}" + (f" left out {left_out}" if left_out else "")
         )
-        values = {"loss": loss, "lr": lr, "grad_norm": grad_norm.item()}
+        values = {"loss": loss, "lr": lr, "grad_norm": norm, "left_out": left_out}
         speed = {"images_per_second": images_per_second, "data_wait": wait, "memory_mib": memory_mib(self.device)}
-        self.log.record("train", update, {"epoch": epoch, **values, **speed})
-        self.log.scalars(update, {f"train/{name}": value for name, value in {**values, **speed}.items()})
+        known = {name: value if math.isfinite(value) else None for name, value in {**values, **speed}.items()}
+        self.log.record("train", progress.updates, {"epoch": progress.epoch, **known})
+        self.log.scalars(progress.updates, {f"train/{name}": value for name, value in known.items() if value is not None})
+
+    def note(self, window: "Window") -> None:
+        """Puts the sums since the last report into `progress`, so that a save between two reports changes none of them.
+
+        Raises:
+            NonFinite: as `report`; there is nothing to save then.
+        """
+        self.require_finite_updates()
+        self.progress.window_loss_sums = self.peers.gather(window.loss_sum.item())
+        self.progress.window_images = window.images
+        self.list_unreadable()
+
+    # Faults
+
+    def require_finite_updates(self) -> None:
+        found = self.guard.check()
+        self.progress.left_out = self.guard.counts
+        if found:
+            step, what = found
+            file = self.describe_update(step, what)
+            error = NonFinite(
+                f"epoch {self.progress.epoch}, update {step + 1}: the {what} is not finite; checkpoints are kept as they "
+                f"were, the update's files are in {file}. Try a smaller TRAIN.BASE_LR, AMP.DTYPE bfloat16 or --disable_amp, "
+                "or TRAIN.NONFINITE skip"
+            )
+            error.place = [self.progress.epoch, step]
+            if self.guard.policy != "rollback":
+                raise NonFiniteError(str(error))
+            raise error
+
+    def describe_update(self, step: int, what: str) -> Path:
+        """Writes which images, with which augmentation, an update has: enough to repeat it from the checkpoint before."""
+        epoch = self.progress.epoch
+        path = self.log.directory / "nonfinite" / f"epoch_{epoch}_update_{step + 1}.json"
+        if self.log.enabled:
+            images = self.train_loader.images_of(
+                epoch, step * self.plan.accumulation_steps, self.plan.batches_in_update(step)
+            )
+            value = {"epoch": epoch, "update": step + 1, "not_finite": what, "seed": self.seed, "images": images}
+            write_json(path, value)
+            self.log.warning(f"epoch {epoch}, update {step + 1}: the {what} is not finite; its images are in {path}")
+        return path
+
+    def roll_back(self, found: "NonFinite") -> None:
+        """Goes back to the last checkpoint; the update that was found is left out when the run comes to it again.
+
+        Raises:
+            NonFiniteError: it has happened too often.
+        """
+        rolled_back = [*self.progress.rolled_back, found.place]
+        if len(rolled_back) > MAX_ROLLBACKS or found.place in self.progress.rolled_back:
+            raise NonFiniteError(f"{found}; the run has gone back {MAX_ROLLBACKS} times")
+        path = next(iter(checkpoints_of(self.checkpointer.directory)))
+        self.checkpointer.restore(read_checkpoint(path), path)
+        self.progress.rolled_back = rolled_back
+        self.optimizer.zero_grad()
+        self.guard.start(self.progress.left_out)
+        self.log.rewind(self.progress.updates, self.progress.epoch)
+        self.log.warning(
+            f"gone back to {path}: epoch {self.progress.epoch}, update {self.progress.step}; update {found.place[1] + 1} "
+            f"of epoch {found.place[0]} will be left out"
+        )
+
+    def end_stopped(self) -> None:
+        """Ends all processes together, once rank 0 has saved.
+
+        Raises:
+            Stopped: always.
+        """
+        self.peers.from_first(None)
+        progress = self.progress
+        self.log.warning(
+            f"stopped by {self.peers.stop.reason or 'a signal'}: saved at epoch {progress.epoch}, update {progress.step}; "
+            "the same command goes on from there"
+        )
+        self.log.close()
+        raise Stopped
+
+    def list_unreadable(self) -> None:
+        """Adds the training images that no process could read to the run's list (DATA.ON_ERROR skip)."""
+        failures = sum(self.peers.gather(self.train_loader.take_failures()), [])
+        self.log.list_unreadable(failures)
 
     # Between epochs
 
-    def require_finite(self, value: float, what: str) -> None:
-        if not math.isfinite(value):
-            raise NonFiniteError(
-                f"epoch {self.progress.epoch}, {what} is {value}; checkpoints are kept as they were. "
-                "Try a smaller TRAIN.BASE_LR, AMP.DTYPE bfloat16 or --disable_amp"
-            )
-
     def evaluate(self) -> dict[str, dict[str, Any]]:
-        """Metrics of the raw and, if there is one, the averaged model over the validation images."""
+        """Metrics of the raw and, if there is one, the averaged model over the validation images.
+
+        Raises:
+            Stopped: as `fit`.
+        """
         found = {"raw": self.model}
         if self.model_ema:
             found["ema"] = self.model_ema.module
         results = {}
         for name, model in found.items():
             broadcast_buffers(model)
-            results[name] = evaluate(
-                model, self.task, self.val_loader, self.precision, self.device, self.log, self.channels_last
+            metrics = evaluate(
+                model, self.task, self.val_loader, self.precision, self.device, self.log, self.peers, self.channels_last
             )
+            if metrics is None:
+                self.list_unreadable()
+                self.save(LAST)
+                self.end_stopped()
+            results[name] = metrics
         return results
 
     def finish_epoch(self, train_loss: float, results: dict[str, dict[str, Any]], seconds: float) -> None:
@@ -195,30 +324,39 @@ class Trainer:
 
         Raises:
             NonFiniteError: a validation loss is not finite, so the weights are not worth keeping.
+            Stopped: as `fit`.
         """
         progress, metric = self.progress, self.task.best_metric
         for name, metrics in results.items():
-            self.require_finite(metrics["loss"], f"validation: the loss of the {name} weights")
+            if not math.isfinite(metrics["loss"]):
+                raise NonFiniteError(
+                    f"epoch {progress.epoch}, validation: the loss of the {name} weights is {metrics['loss']}; checkpoints "
+                    "are kept as they were. Try a smaller TRAIN.BASE_LR, AMP.DTYPE bfloat16 or --disable_amp"
+                )
         summary = summarize(results, metric)
         improved = not progress.best or summary[metric] > progress.best[metric]
         if improved:
             progress.best = {metric: summary[metric], "weights": summary["weights"], "epoch": progress.epoch}
-        update = (progress.epoch + 1) * self.plan.updates_per_epoch
         self.log.info(
             f"epoch {progress.epoch} done in {seconds:.1f} s: train loss {train_loss:.4f}; {describe(results)}; "
             f"best {describe_best(progress.best)}"
         )
-        self.log.record("epoch", update, {"epoch": progress.epoch, "train_loss": train_loss, **results})
+        self.log.record("epoch", progress.updates, {"epoch": progress.epoch, "train_loss": train_loss, **results})
         self.log.scalars(
-            update, {f"val/{k}{'_ema' if n == 'ema' else ''}": v for n, r in results.items() for k, v in r.items()}
+            progress.updates,
+            {f"val/{k}{'_ema' if n == 'ema' else ''}": v for n, r in results.items() for k, v in r.items()},
         )
+        self.list_unreadable()
         progress.epoch, progress.step, progress.loss_sum, progress.images = progress.epoch + 1, 0, 0.0, 0
         names = [BEST] if improved else []
         if self.save_freq and progress.epoch % self.save_freq == 0:
             names.append(f"epoch_{progress.epoch}.pth")
         self.save(*names, LAST)
+        if progress.epoch < self.epochs and self.peers.agree([self.peers.stop], now=True)[0]:
+            self.end_stopped()
 
     def save(self, *names: str) -> None:
+        self.saved_at = time.monotonic()
         if self.log.enabled:
             self.log.flush()  # a resumed run repeats no update before this
             self.checkpointer.save(*names)
@@ -229,16 +367,34 @@ def describe_best(best: dict[str, Any]) -> str:
     return f"{values} ({best['weights']}, epoch {best['epoch']})" if best else "none yet"
 
 
+def duration(seconds: float) -> str:
+    days, rest = divmod(int(seconds), 86400)
+    return (f"{days}d " if days else "") + time.strftime("%H:%M:%S", time.gmtime(rest))
+
+
+class NonFinite(Exception):
+    """A loss or gradient that is not finite was found; `place` is the update's [epoch, step]."""
+
+
 class Window:
-    """Sums since the last report; the loss stays on the device until it is asked for."""
+    """Sums since the last log line; the loss stays on the device until it is asked for.
 
-    def __init__(self, device: torch.device):
+    It begins with what `progress` holds of a window that a save has cut in two. The sums of single processes are kept
+    apart, so that adding them up gives the bits of a run that was not interrupted.
+    """
+
+    def __init__(self, device: torch.device, progress: Progress, launch: Launch):
+        before = progress.window_loss_sums
+        if len(before) != launch.world_size:
+            before = [math.fsum(before)] + [0.0] * (launch.world_size - 1)
+        own = before[launch.rank]
+        self.loss_sum = torch.tensor(own, dtype=torch.float64, device=device)  # of this process
+        self.images = progress.window_images  # of all processes
         self.started = time.perf_counter()
+        self.timed = 0  # images since then
         self.wait = 0.0  # seconds spent waiting for data
-        self.images = 0  # of this process
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.finite = torch.ones((), dtype=torch.bool, device=device)  # all gradients so far
 
-    def add(self, loss: torch.Tensor, images: int) -> None:
-        self.loss_sum += loss.detach().double() * images
+    def add(self, loss_sum: torch.Tensor, images: int) -> None:
+        self.loss_sum += loss_sum
         self.images += images
+        self.timed += images

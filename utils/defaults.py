@@ -16,6 +16,8 @@ DEFAULTS.OUTPUT = "output"  # a run lies in OUTPUT/MODEL.NAME/TAG
 DEFAULTS.TAG = "default"
 DEFAULTS.SEED = 0
 DEFAULTS.DEVICE = "auto"  # auto, cuda, cpu
+DEFAULTS.DETERMINISTIC = False  # only algorithms that give the same bits in each run; slower on GPUs
+DEFAULTS.RANK_TIMEOUT = 60.0  # seconds without a sign of life from a process after which the run ends and names it
 DEFAULTS.SAVE_FREQ = 50  # keep a checkpoint of every n-th epoch, besides last and best; 0: none
 DEFAULTS.PRINT_FREQ = 10  # updates between two lines of the log
 
@@ -29,6 +31,9 @@ DEFAULTS.DATA.MEAN = [0.485, 0.456, 0.406]
 DEFAULTS.DATA.STD = [0.229, 0.224, 0.225]
 DEFAULTS.DATA.NUM_WORKERS = 8  # per process
 DEFAULTS.DATA.PIN_MEMORY = True  # has an effect with CUDA only
+DEFAULTS.DATA.ON_ERROR = "raise"  # an image that cannot be read: raise (ends the run), skip (left out, counted, listed)
+DEFAULTS.DATA.OUTSIDE_LINKS = False  # follow links that lead out of the train or val folder
+DEFAULTS.DATA.EXIF = True  # turn images upright as their EXIF orientation says
 DEFAULTS.DATA.SYNTHETIC_IMAGES = 1024  # images in each split of the synthetic set
 
 DEFAULTS.MODEL = Node()
@@ -67,6 +72,8 @@ DEFAULTS.TRAIN.COMPILE = False  # torch.compile
 DEFAULTS.TRAIN.CHANNELS_LAST = False
 DEFAULTS.TRAIN.AUTO_RESUME = True  # go on from the run's last.pth
 DEFAULTS.TRAIN.SAVE_EVERY_STEPS = 0  # updates between two saves of last.pth within an epoch; 0: after epochs only
+DEFAULTS.TRAIN.SAVE_EVERY_MINUTES = 30.0  # the same by the clock; 0: not
+DEFAULTS.TRAIN.NONFINITE = "raise"  # loss or gradient not finite: raise, skip (that update), rollback (to the last save, without it)
 DEFAULTS.TRAIN.LR_SCHEDULER = Node()
 DEFAULTS.TRAIN.LR_SCHEDULER.NAME = "cosine"  # cosine, linear, step
 DEFAULTS.TRAIN.LR_SCHEDULER.WARMUP_PREFIX = False  # False: the warmup hides the schedule's start, so the LR jumps after it
@@ -147,6 +154,7 @@ RULES = {
     "SEED": NOT_NEGATIVE,
     "TAG": Rule("a folder name", lambda value: value not in ("", ".", "..") and "/" not in value),
     "DEVICE": one_of("auto", "cuda", "cpu"),
+    "RANK_TIMEOUT": Rule("3 or greater", lambda value: value >= 3),
     "SAVE_FREQ": NOT_NEGATIVE,
     "PRINT_FREQ": POSITIVE,
     "DATA.BATCH_SIZE": POSITIVE,
@@ -155,6 +163,7 @@ RULES = {
     "DATA.MEAN": Rule("three numbers between 0 and 1", lambda v: len(v) == 3 and all(0 <= x <= 1 for x in v)),
     "DATA.STD": Rule("three numbers between 0.001 and 10", lambda v: len(v) == 3 and all(0.001 <= x <= 10 for x in v)),
     "DATA.NUM_WORKERS": NOT_NEGATIVE,
+    "DATA.ON_ERROR": one_of("raise", "skip"),
     "DATA.SYNTHETIC_IMAGES": POSITIVE,
     "MODEL.TYPE": one_of("fat", "timm"),
     "MODEL.NAME": Rule("a model's name", lambda value: value and not {".", ".."} & set(value.split("/")) and not value.startswith("/")),
@@ -181,6 +190,8 @@ RULES = {
     "TRAIN.ACCUMULATION_STEPS": POSITIVE,
     "TRAIN.TOTAL_BATCH_SIZE": NOT_NEGATIVE,
     "TRAIN.SAVE_EVERY_STEPS": NOT_NEGATIVE,
+    "TRAIN.SAVE_EVERY_MINUTES": NOT_NEGATIVE,
+    "TRAIN.NONFINITE": one_of("raise", "skip", "rollback"),
     "TRAIN.LR_SCHEDULER.NAME": one_of("cosine", "linear", "step"),
     "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": POSITIVE,
     "TRAIN.LR_SCHEDULER.DECAY_RATE": FRACTION,

@@ -1,5 +1,6 @@
 """The device of a process: which one it is, how batches get there, how much memory was used."""
 
+import os
 import resource
 from typing import Any, Mapping
 
@@ -25,6 +26,13 @@ def select_device(name: str, local_rank: int) -> torch.device:
             "start one process per GPU"
         )
     return torch.device("cuda", local_rank)
+
+
+def use_deterministic_algorithms() -> None:
+    """Makes torch use only algorithms that give the same bits in each run; one that has none raises a RuntimeError."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA is first used
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def to_device(batch: Any, device: torch.device, channels_last: bool) -> Any:

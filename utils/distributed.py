@@ -3,6 +3,7 @@
 import contextlib
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Iterator, Mapping, Optional
 
 import torch
@@ -10,6 +11,8 @@ import torch.distributed as dist
 from torch import nn
 
 from .errors import ConfigError
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # one process may write to a slow disk while the others wait; see utils/peers.py
 
 
 @dataclass(frozen=True)
@@ -68,20 +71,26 @@ def _srun_rendezvous(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def process_group(launch: Launch, device: torch.device) -> Iterator[None]:
-    """The default process group while the block runs: NCCL on CUDA, gloo on CPU; nothing for one process."""
+def process_group(launch: Launch, device: torch.device) -> Iterator[Optional[dist.Store]]:
+    """The default process group while the block runs: NCCL on CUDA, gloo on CPU; nothing for one process.
+
+    Yields the store through which the processes met, None for one process.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if launch.world_size == 1:
-        yield
+        yield None
         return
     if "RANK" not in os.environ:
         os.environ.update(_srun_rendezvous(os.environ))
     try:
+        store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.world_size))
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
+            store=dist.PrefixStore("process_group", store),
             rank=launch.rank,
             world_size=launch.world_size,
+            timeout=COLLECTIVE_TIMEOUT,
             device_id=device if device.type == "cuda" else None,
         )
     except (RuntimeError, ValueError) as error:
@@ -89,7 +98,7 @@ def process_group(launch: Launch, device: torch.device) -> Iterator[None]:
             f"MASTER_ADDR, MASTER_PORT: the processes do not find each other ({str(error).splitlines()[0]}); "
             "is the port free and the address this machine's?"
         ) from None
-    yield
+    yield store
     # Only after a good end: with an error on one rank, the others would wait here for it.
     dist.destroy_process_group()
 
@@ -100,6 +109,14 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.all_reduce(total)
     return total
+
+
+def min_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The element-wise minimum over all processes; `values` itself is left alone."""
+    smallest = values.clone()
+    if dist.is_initialized():
+        dist.all_reduce(smallest, dist.ReduceOp.MIN)
+    return smallest
 
 
 def broadcast_buffers(module: nn.Module) -> None:

@@ -31,9 +31,21 @@ class NonFiniteError(UserError):
 
 
 class OutputError(UserError):
-    """A file that cannot be written."""
+    """A file that cannot be written, or a folder that another run writes to."""
 
     status = 5
+
+
+class ProcessError(UserError):
+    """Another process of the run that is gone."""
+
+    status = 5
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; everything is saved. Not an error: the same command goes on."""
+
+    status = 128 + 15  # as a shell says of SIGTERM
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

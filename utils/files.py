@@ -4,14 +4,16 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator
+from typing import Any, BinaryIO, Iterator, Optional
 
 from .errors import OutputError
 
 
 @contextlib.contextmanager
-def atomic_write(path: os.PathLike) -> Iterator[BinaryIO]:
+def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None) -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path` for writing; at the end it is flushed to disk and takes `path`'s name.
+
+    What was there before then has the name `keep`, if one is given; one of the two is there at any moment.
 
     If anything fails, `path` is as it was and the temporary file is gone.
 
@@ -26,6 +28,8 @@ def atomic_write(path: os.PathLike) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if keep and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
         directory = os.open(path.parent, os.O_RDONLY)
         try:
@@ -33,9 +37,21 @@ def atomic_write(path: os.PathLike) -> Iterator[BinaryIO]:
         finally:
             os.close(directory)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); free space or change --output") from None
+        raise unwritable(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: os.PathLike, error: OSError) -> OutputError:
+    return OutputError(f"{path}: cannot be written ({error.strerror or error}); free space or change --output")
+
+
+def remove_unfinished(directory: Path) -> list[str]:
+    """Removes what killed processes left of `atomic_write` in a folder that nobody else writes to; returns the names."""
+    found = [path for path in directory.glob(".*.tmp") if path.stem.rsplit(".", 1)[-1].isdigit()]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return [path.name for path in found]
 
 
 def write_text(path: os.PathLike, text: str) -> None:

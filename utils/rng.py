@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from typing import Any
+from typing import Any, Iterable
 
 import numpy as np
 import torch
@@ -11,6 +11,14 @@ import torch
 def derive_seed(*parts: int) -> int:
     """A 32-bit seed from any integers; different parts give independent seeds."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
+
+
+def fingerprint(parts: Iterable[bytes]) -> str:
+    """A short hexadecimal hash of byte strings and their order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part + b"\n")
+    return digest.hexdigest()
 
 
 def seed_all(*parts: int) -> None:

@@ -1,7 +1,7 @@
 """Where labelled images come from: one file per format.
 
-A source has `classes` (names, in label order), `len()` and `load(index) -> (RGB image, label)`. A new format is a new
-file and a line in `SOURCES`.
+A source has `classes` (names, in label order), `len()`, `load(index) -> (RGB image, label)`, `name(index)` for messages,
+and a `fingerprint` that changes when its images or their order do. A new format is a new file and a line in `SOURCES`.
 """
 
 from utils.errors import ConfigError, did_you_mean
@@ -19,7 +19,9 @@ SOURCES = {
 }
 
 
-def open_source(dataset: str, split: str, data_path: str, num_classes: int, num_images: int):
+def open_source(
+    dataset: str, split: str, data_path: str, num_classes: int, num_images: int, exif: bool, outside_links: bool
+):
     """The images of one split.
 
     Args:
@@ -27,6 +29,7 @@ def open_source(dataset: str, split: str, data_path: str, num_classes: int, num_
         split: 'train' or 'val'.
         data_path: where the data set lies.
         num_classes, num_images: size of a synthetic set; a real one has its own.
+        exif, outside_links: see `FolderSource`.
 
     Raises:
         ConfigError: unknown `dataset`.
@@ -35,5 +38,11 @@ def open_source(dataset: str, split: str, data_path: str, num_classes: int, num_
     if dataset not in SOURCES:
         raise ConfigError(f"DATA.DATASET is {dataset!r}; {did_you_mean(dataset, SOURCES)}")
     return SOURCES[dataset].open(
-        dataset=dataset, split=split, data_path=data_path, num_classes=num_classes, num_images=num_images
+        dataset=dataset,
+        split=split,
+        data_path=data_path,
+        num_classes=num_classes,
+        num_images=num_images,
+        exif=exif,
+        outside_links=outside_links,
     )

@@ -25,6 +25,8 @@ class CIFARSource:
                 f"unpack {kind.filename} there and give that folder as --data-path"
             ) from None
         self.classes = self.images.classes
+        self.split = f"{dataset} {'train' if train else 'test'}"
+        self.fingerprint = self.split
 
     @classmethod
     def open(cls, dataset: str, split: str, data_path: str, **_) -> "CIFARSource":
@@ -32,6 +34,9 @@ class CIFARSource:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def name(self, index: int) -> str:
+        return f"{self.split} {index}"
 
     def load(self, index: int) -> tuple[Image.Image, int]:
         return self.images[index]

@@ -13,6 +13,7 @@ class SyntheticSource:
         self.num_images = num_images
         self.classes = [str(label) for label in range(num_classes)]
         self.split = split
+        self.fingerprint = f"synthetic {split}"
 
     @classmethod
     def open(cls, split: str, num_classes: int, num_images: int, **_) -> "SyntheticSource":
@@ -20,6 +21,9 @@ class SyntheticSource:
 
     def __len__(self) -> int:
         return self.num_images
+
+    def name(self, index: int) -> str:
+        return f"{self.fingerprint} {index}"
 
     def load(self, index: int) -> tuple[Image.Image, int]:
         rng = np.random.default_rng([index, self.split == "train"])

@@ -63,7 +63,7 @@ class Classification:
             remode=cfg.AUG.REMODE,
             recount=cfg.AUG.RECOUNT,
         )
-        return ImageDataset(self._source("train"), transform)
+        return ImageDataset(self._source("train"), transform, cfg.DATA.ON_ERROR)
 
     def val_dataset(self, classes: Optional[Sequence[str]] = None) -> ImageDataset:
         """The validation images; `classes` are those the model knows, in label order.
@@ -83,12 +83,18 @@ class Classification:
                 f"DATA.DATA_PATH: the validation classes are not the training classes (only in train: "
                 f"{', '.join(only_known) or 'none'}; only in val: {', '.join(only_val) or 'none'}); make them the same"
             )
-        return ImageDataset(source, transform)
+        return ImageDataset(source, transform, cfg.DATA.ON_ERROR)
 
     def _source(self, split: str):
         cfg = self.cfg
         source = open_source(
-            cfg.DATA.DATASET, split, cfg.DATA.DATA_PATH, cfg.MODEL.NUM_CLASSES, cfg.DATA.SYNTHETIC_IMAGES
+            cfg.DATA.DATASET,
+            split,
+            cfg.DATA.DATA_PATH,
+            num_classes=cfg.MODEL.NUM_CLASSES,
+            num_images=cfg.DATA.SYNTHETIC_IMAGES,
+            exif=cfg.DATA.EXIF,
+            outside_links=cfg.DATA.OUTSIDE_LINKS,
         )
         if cfg.MODEL.NUM_CLASSES not in (0, len(source.classes)):
             raise DataError(

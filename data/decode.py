@@ -1,0 +1,55 @@
+"""Image files to RGB, whatever their format and mode: nothing is guessed, and what cannot be read is an error."""
+
+import warnings
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")  # not EPS and the like, which run other programs
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million, Pillow's limit for its warning; above it a file is taken for a bomb
+
+
+def decode_image(file: BinaryIO, exif: bool = True) -> Image.Image:
+    """An image file's first frame as an RGB image.
+
+    - Transparent pixels (RGBA, grey with alpha, palettes or colours marked as transparent) are laid over white.
+    - 16-bit grey keeps its range: 0 .. 65535 becomes 0 .. 255.
+    - CMYK, YCbCr, palettes, grey and black-and-white are converted by Pillow; colour profiles are not applied.
+    - With `exif`, the image is turned as its EXIF orientation says.
+
+    Raises:
+        Exception: of Pillow's many kinds, if the file is damaged, no image, or of a mode without a known range.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(file, formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS}")
+    image.load()
+    if exif:
+        image = _upright(image)
+    if image.mode.startswith("I"):  # I;16, I;16B, and I, which Pillow makes of some 16-bit files
+        image = _sixteen_bits(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF data say nothing of the pixels
+        return image
+
+
+def _sixteen_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("32-bit pixels have no known range")
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))  # 257 = 65535 / 255, rounded

@@ -1,0 +1,204 @@
+"""A training run from its config: data, model, optimizer, schedule and state, each given the values that it uses."""
+
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from timm.utils import ModelEmaV3
+from yacs.config import CfgNode
+
+from data.loader import EvalLoader, TrainLoader
+from utils.config import to_dict
+from utils.errors import CheckpointError, ConfigError
+from utils.macs import Complexity, measure_complexity
+from utils.peers import Peers
+from utils.rng import seed_all
+from utils.run_log import RunLog
+
+from .checkpoint import Checkpointer, load_pretrained, read_checkpoint, weights_of
+from .model import prepare_model, wrap_model
+from .nonfinite import FiniteGuard
+from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
+from .plan import accumulation_for, plan_batches
+from .precision import create_precision
+from .resume import progress_of
+from .tasks import create_task
+from .trainer import Progress, Trainer
+
+
+def run_directory(cfg: CfgNode) -> Path:
+    """OUTPUT/MODEL.NAME/TAG, where everything of a run lies."""
+    return Path(cfg.OUTPUT) / cfg.MODEL.NAME / cfg.TAG
+
+
+def build_trainer(
+    cfg: CfgNode, device: torch.device, peers: Peers, log: RunLog, pretrained: str
+) -> tuple[Trainer, Complexity, str]:
+    """Everything that a training run consists of, at its beginning. Writes nothing.
+
+    Args:
+        pretrained: weights to start from, '' for none.
+
+    Returns:
+        The trainer, the model's size, and what to say of the weights it started from.
+
+    Raises:
+        UserError: settings, data or weights that cannot be used.
+    """
+    launch = peers.launch
+
+    # Data
+    if cfg.TRAIN.COMPILE and cfg.TRAIN.USE_CHECKPOINT:
+        raise ConfigError("TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkpoint); switch one of them off")
+    accumulation_for(  # refuses before the data set is read
+        cfg.TRAIN.TOTAL_BATCH_SIZE, cfg.TRAIN.ACCUMULATION_STEPS, cfg.DATA.BATCH_SIZE, launch.world_size
+    )
+    precision = build_precision(cfg, device)
+    if cfg.TRAIN.NONFINITE == "skip" and cfg.AMP.ENABLED and cfg.AMP.BACKEND == "apex":
+        raise ConfigError("TRAIN.NONFINITE skip does not work with AMP.BACKEND apex, which steps by itself; use raise")
+    task = create_task(cfg)
+    train_set = task.train_dataset()
+    classes = list(train_set.classes)
+    val_set = task.val_dataset(classes)
+    plan = plan_batches(
+        len(train_set),
+        cfg.DATA.BATCH_SIZE,
+        launch.world_size,
+        cfg.TRAIN.ACCUMULATION_STEPS,
+        cfg.TRAIN.TOTAL_BATCH_SIZE,
+    )
+    placing = dict(
+        batch_size=cfg.DATA.BATCH_SIZE,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        num_workers=cfg.DATA.NUM_WORKERS,
+        pin_memory=cfg.DATA.PIN_MEMORY and device.type == "cuda",
+    )
+    train_loader = TrainLoader(train_set, num_batches=plan.batches_per_epoch, seed=cfg.SEED, **placing)
+    val_loader = EvalLoader(val_set, **placing)
+    task.prepare_training(len(classes))
+
+    # Model
+    seed_all(cfg.SEED)
+    model = task.build_model(len(classes))
+    complexity = complexity_of(model, cfg)
+    pretrained_note = start_from(model, pretrained)
+    model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, cfg.TRAIN.USE_CHECKPOINT)
+
+    # Optimizer, schedule, average
+    optimizer = build_optimizer(cfg, model, plan.scale_lr(cfg.TRAIN.BASE_LR))
+    model_ema = ModelEmaV3(model, decay=cfg.EMA.DECAY, use_warmup=cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
+    model, optimizer = precision.prepare(model, optimizer)
+    lr_scheduler = create_lr_scheduler(
+        optimizer,
+        name=cfg.TRAIN.LR_SCHEDULER.NAME,
+        epochs=cfg.TRAIN.EPOCHS,
+        warmup_epochs=cfg.TRAIN.WARMUP_EPOCHS,
+        warmup_lr=plan.scale_lr(cfg.TRAIN.WARMUP_LR),
+        min_lr=plan.scale_lr(cfg.TRAIN.MIN_LR),
+        warmup_prefix=cfg.TRAIN.LR_SCHEDULER.WARMUP_PREFIX,
+        decay_epochs=cfg.TRAIN.LR_SCHEDULER.DECAY_EPOCHS,
+        decay_rate=cfg.TRAIN.LR_SCHEDULER.DECAY_RATE,
+        updates_per_epoch=plan.updates_per_epoch,
+    )
+
+    # State
+    progress = Progress()
+    checkpointer = Checkpointer(
+        run_directory(cfg),
+        metadata={
+            "config": to_dict(cfg),
+            "classes": classes,
+            "lr_scheduler": lr_scheduler.state_dict(),
+            "plan": {
+                "num_images": plan.num_images,
+                "images": train_set.source.fingerprint,
+                "seed": cfg.SEED,
+                "total_batch_size": plan.total_batch_size,
+                "updates_per_epoch": plan.updates_per_epoch,
+                "world_size": launch.world_size,
+            },
+        },
+        model=model,
+        ema=model_ema and model_ema.module,
+        optimizer=ResumableOptimizer(optimizer),
+        scaler=precision,
+        progress=progress,
+    )
+    trainer = Trainer(
+        model=model,
+        wrapped_model=wrap_model(model, device),
+        task=task,
+        optimizer=optimizer,
+        lr_scheduler=lr_scheduler,
+        precision=precision,
+        model_ema=model_ema,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        plan=plan,
+        progress=progress,
+        checkpointer=checkpointer,
+        log=log,
+        device=device,
+        peers=peers,
+        guard=FiniteGuard(cfg.TRAIN.NONFINITE, precision.skips_overflows, model, device),
+        epochs=cfg.TRAIN.EPOCHS,
+        seed=cfg.SEED,
+        clip_grad=cfg.TRAIN.CLIP_GRAD,
+        channels_last=cfg.TRAIN.CHANNELS_LAST,
+        print_freq=cfg.PRINT_FREQ,
+        save_freq=cfg.SAVE_FREQ,
+        save_every_steps=cfg.TRAIN.SAVE_EVERY_STEPS,
+        save_every_minutes=cfg.TRAIN.SAVE_EVERY_MINUTES,
+    )
+    return trainer, complexity, pretrained_note
+
+
+def build_optimizer(cfg: CfgNode, model: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
+    return create_optimizer(
+        model,
+        name=cfg.TRAIN.OPTIMIZER.NAME,
+        lr=lr,
+        weight_decay=cfg.TRAIN.WEIGHT_DECAY,
+        eps=cfg.TRAIN.OPTIMIZER.EPS,
+        betas=cfg.TRAIN.OPTIMIZER.BETAS,
+        momentum=cfg.TRAIN.OPTIMIZER.MOMENTUM,
+        layer_decay=cfg.TRAIN.LAYER_DECAY,
+    )
+
+
+def build_precision(cfg: CfgNode, device: torch.device):
+    return create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, cfg.AMP.BACKEND, cfg.AMP.OPT_LEVEL, device)
+
+
+def complexity_of(model: torch.nn.Module, cfg: CfgNode) -> Complexity:
+    try:
+        return measure_complexity(model, (3, cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise ConfigError(
+            f"DATA.IMG_SIZE: {cfg.MODEL.NAME} cannot take images of {cfg.DATA.IMG_SIZE} px ({reason}); use another size"
+        ) from None
+
+
+def start_from(model: torch.nn.Module, pretrained: str) -> str:
+    """Loads MODEL.PRETRAINED, a file, into the model; returns what to say of it."""
+    if not pretrained:
+        return ""
+    path = Path(pretrained)
+    checkpoint = read_checkpoint(path)
+    weights = weights_of(checkpoint, path)
+    name = better_weights(checkpoint, weights)
+    skipped = load_pretrained(model, weights[name], path)
+    note = f"started from {path} ({name} weights)"
+    return note + (f"; of another size and initialised anew: {', '.join(skipped)}" if skipped else "")
+
+
+def better_weights(checkpoint: dict[str, Any], weights: dict[str, Any]) -> str:
+    """'ema' if the checkpoint is its run's best one and its average was what was best, else 'raw'."""
+    try:
+        progress = progress_of(checkpoint, Path())
+    except CheckpointError:  # of another tool
+        return "raw"
+    is_best = progress.best.get("epoch") == progress.epoch - 1
+    return "ema" if is_best and progress.best.get("weights") == "ema" and "ema" in weights else "raw"

@@ -1,0 +1,137 @@
+"""Going on: which checkpoint a run goes on from, whether it fits, and what has changed since."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from utils.config import leaf_keys
+from utils.errors import CheckpointError, ConfigError
+
+from .checkpoint import checkpoints_of, read_checkpoint
+from .trainer import Progress
+
+
+@dataclass
+class Found:
+    """A checkpoint to go on from, if `path` is not None, and what was found to be damaged on the way to it."""
+
+    path: Optional[Path] = None
+    checkpoint: Optional[dict[str, Any]] = None
+    damaged: dict[Path, str] = field(default_factory=dict)
+    stamp: Any = None  # of the run's newest checkpoint when it was read
+
+    @property
+    def own(self) -> bool:
+        """Whether it is the run's own, not one that was named."""
+        return self.stamp is not None
+
+
+def stamp_of(directory: Path) -> Any:
+    """Changes whenever the run's newest checkpoint is replaced; None if it has none."""
+    for path in checkpoints_of(directory)[:1]:
+        stat = path.stat()
+        return path.name, stat.st_ino, stat.st_mtime_ns
+    return None
+
+
+def find_checkpoint(directory: Path, auto_resume: bool, resume: str) -> Found:
+    """The run's newest checkpoint that can be read, else the named one, else none.
+
+    Raises:
+        CheckpointError: the run has checkpoints and none can be read, or the named one cannot.
+    """
+    found = Found(stamp=stamp_of(directory) if auto_resume else None)
+    for path in checkpoints_of(directory) if auto_resume else []:
+        try:
+            found.checkpoint, found.path = read_checkpoint(path), path
+            return found
+        except CheckpointError as error:
+            found.damaged[path] = str(error)
+    if found.damaged:
+        raise CheckpointError(
+            f"{directory}: none of the run's checkpoints can be read ({', '.join(p.name for p in found.damaged)}); "
+            "restore one of them, or start another run with --tag"
+        )
+    if resume:
+        found.path = Path(resume)
+        found.checkpoint = read_checkpoint(found.path)
+    return found
+
+
+def progress_of(checkpoint: dict[str, Any], path: Path) -> Progress:
+    """Where the run stood.
+
+    Raises:
+        CheckpointError: the file holds weights only.
+    """
+    progress = Progress()
+    try:
+        progress.load_state_dict(checkpoint["progress"])
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"{path}: holds weights but no training state; use it with --pretrained instead"
+        ) from None
+    return progress
+
+
+def fit_progress(progress: Progress, old: dict[str, Any], new: dict[str, Any], path: Path) -> list[str]:
+    """Carries the place within an epoch over from a checkpoint to the run that goes on from it.
+
+    The order of an epoch's images depends on the data set and the seed only, and updates take them in turn. So another
+    number of processes or images per update goes on with the next image of the same order, if the images seen so far
+    are whole updates of the new size.
+
+    Args:
+        progress: the checkpoint's; its `step` is changed.
+        old, new: the `classes` and `plan` of the checkpoint and of the run.
+
+    Returns:
+        What has changed, a line each.
+
+    Raises:
+        ConfigError: the classes are other ones; or within an epoch the images already seen would not be known.
+    """
+    if old["classes"] != new["classes"]:
+        differ = [f"{a!r} is now {b!r}" for a, b in zip(old["classes"], new["classes"]) if a != b][:3]
+        raise ConfigError(
+            f"{path}: was trained on other classes ({', '.join(differ) or len(old['classes'])}, now {len(new['classes'])} "
+            "classes); start with another --tag"
+        )
+    before, after = old["plan"], new["plan"]
+    changes = [
+        f"{key.replace('_', ' ')} changed from {before.get(key)} to {after[key]}"
+        for key in ("num_images", "images", "total_batch_size", "seed")
+        if before.get(key) != after[key]
+    ]
+    if progress.step:
+        for key in ("num_images", "images", "seed"):
+            if before.get(key) != after[key]:
+                raise ConfigError(
+                    f"{path}: is from within epoch {progress.epoch}, with {key} {before.get(key)}; now it is {after[key]}. "
+                    "Finish the epoch with the old one, or start with another --tag"
+                )
+        if progress.step >= before["updates_per_epoch"]:
+            progress.step = after["updates_per_epoch"]  # only the evaluation is left
+        elif before["total_batch_size"] != after["total_batch_size"]:
+            seen = progress.step * before["total_batch_size"]
+            if seen % after["total_batch_size"]:
+                raise ConfigError(
+                    f"{path}: is from within epoch {progress.epoch}, after {seen} images in updates of total_batch_size "
+                    f"{before['total_batch_size']}; now it is {after['total_batch_size']}, of which {seen} is no multiple. "
+                    f"Finish the epoch with TRAIN.TOTAL_BATCH_SIZE {before['total_batch_size']}"
+                )
+            progress.step = min(seen // after["total_batch_size"], after["updates_per_epoch"])
+    return changes
+
+
+def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between a checkpoint's config and this one, a line per key."""
+    changes = []
+    for key in leaf_keys():
+        before, after = old, new
+        for name in key.split("."):
+            before = before.get(name) if isinstance(before, dict) else None
+            after = after[name]
+        if before != after:
+            changes.append(f"{key} changed from {before!r} to {after!r}")
+    return changes

@@ -1,0 +1,244 @@
+"""The processes of a run to one another: which of them are alive, and what they agree on between two steps."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Callable, Iterable, Optional, Sequence
+
+import torch
+import torch.distributed as dist
+
+from .distributed import Launch
+from .errors import ProcessError, Stopped
+from .signals import StopRequest
+
+INTERVAL = 1.0  # seconds between two signs of life
+GRACE = 5.0  # seconds without one after which a process counts as gone, once an exchange with it has failed
+FAREWELL = 10.0  # seconds that the others wait for the launcher after a process ended with an error
+
+
+class Peers:
+    """Signs of life of all processes, kept in the store through which they met, and small exchanges on the CPU.
+
+    A thread of each process writes a count every second. Rank 0 watches all, the others watch rank 0.
+    A process that is silent for `timeout` seconds (stopped, swapped out, its machine gone) ends the run on all others,
+    also where a collective operation waits for it; if it is on the same machine it is killed, so that the launcher
+    ends too.
+
+    Args:
+        launch: this process.
+        store: as `torch.distributed.rendezvous` gives it; None for one process.
+        timeout: seconds.
+        on_loss: called from the thread with the ProcessError; it does not return.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        store: Optional[dist.Store] = None,
+        timeout: float = 60.0,
+        on_loss: Callable[[ProcessError], None] = lambda error: None,
+    ):
+        self.launch = launch
+        self.timeout = timeout
+        self.on_loss = on_loss
+        self.stop = StopRequest()
+        self.parent = os.getppid()
+        self.launched = "TORCHELASTIC_RUN_ID" in os.environ  # its agent is the parent process
+        self.closing = threading.Event()
+        self.state = "running"
+        self.seen: dict[int, tuple[str, float]] = {}  # rank: its last beat and when it came
+        self.pending: Optional[tuple[Any, torch.Tensor]] = None
+        self.store = self.group = self.thread = None
+        if store is not None:
+            self.group = dist.new_group(backend="gloo")
+            self.store = dist.PrefixStore("peers", store.clone())  # of its own: calls on one store wait for one another
+            self.store.set_timeout(timedelta(seconds=timeout))
+            self.store.set(f"who{launch.rank}", json.dumps([socket.gethostname(), os.getpid(), _started(os.getpid())]))
+            self._beat(0)
+            dist.barrier(self.group)  # every process' entries are there
+            self.who = [json.loads(self.store.get(f"who{rank}")) for rank in range(launch.world_size)]
+            self.watched = range(1, launch.world_size) if launch.rank == 0 else range(1)
+        if store is not None or self.launched:
+            self.thread = threading.Thread(target=self._run, name="peers", daemon=True)
+            self.thread.start()
+
+    # Exchanges
+
+    def agree(self, flags: Sequence[bool], now: bool = False) -> list[bool]:
+        """For each flag, whether any process raised it. All processes call this equally often.
+
+        With several processes the answer is about the call before, so that no step waits for it; with `now` it is
+        about this one and the one before.
+        """
+        if self.group is None:
+            return [bool(flag) for flag in flags]
+        answer = [False] * len(flags)
+        if self.pending:
+            work, values = self.pending
+            work.wait()
+            answer = [bool(value) for value in values.tolist()]
+        values = torch.tensor([bool(flag) for flag in flags], dtype=torch.int32)
+        self.pending = (dist.all_reduce(values, dist.ReduceOp.MAX, self.group, async_op=True), values)
+        if now:
+            work, values = self.pending
+            work.wait()
+            self.pending = None
+            answer = [a or bool(value) for a, value in zip(answer, values.tolist())]
+        return answer
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process' small plain value, by rank."""
+        if self.group is None:
+            return [value]
+        values: list[Any] = [None] * self.launch.world_size
+        dist.all_gather_object(values, value, self.group)
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's small plain value."""
+        values = [value]
+        if self.group is not None:
+            dist.broadcast_object_list(values, src=0, group=self.group)
+        return values[0]
+
+    # Life and death
+
+    def name_lost(self) -> None:
+        """After a failed exchange: waits until it is clear which process is gone.
+
+        Raises:
+            ProcessError: one is.
+            Stopped: one ended with an error of its own, and the launcher now ends this one.
+
+        Returns if all live, so that the failure is another one.
+        """
+        deadline = time.monotonic() + FAREWELL + 2 * INTERVAL
+        while self.store is not None and time.monotonic() < deadline:
+            try:
+                lost = self._lost(GRACE, range(self.launch.world_size))
+                failed = any(self._read(rank)[1] == "failed" for rank in range(self.launch.world_size))
+            except (RuntimeError, OSError):
+                lost = self._error(0, "the store that it holds does not answer")
+            if lost:
+                raise lost
+            if failed and self.stop:
+                raise Stopped  # by the launcher, as another process failed and has said why
+            time.sleep(INTERVAL / 4)
+
+    def close(self, good: bool) -> None:
+        """Leaves. After a good end all wait here for one another; after an error the others are told."""
+        if self.store is not None and good:
+            if self.pending:
+                self.pending[0].wait()
+            dist.barrier(self.group)
+        self.closing.set()
+        if self.thread:
+            self.thread.join(2 * INTERVAL)
+        if self.store is None:
+            return
+        try:
+            self.state = "done" if good else "failed"
+            self._beat(-1)
+            if good and self.launch.rank == 0:  # which may hold the store: it leaves last
+                deadline = time.monotonic() + GRACE
+                while time.monotonic() < deadline and any(self._read(rank)[1] == "running" for rank in self.watched):
+                    time.sleep(INTERVAL / 100)
+        except (RuntimeError, OSError):
+            pass  # the others are gone already
+
+    def _run(self) -> None:
+        count = 0
+        while not self.closing.wait(INTERVAL):
+            if self.launched and os.getppid() != self.parent:
+                # The launcher was killed. Nobody would end these processes, and they hold the run's folder.
+                self.stop.make("the launcher's end")
+                if self.store is None:
+                    return
+            count += 1
+            lost = None
+            try:
+                if self.store is not None:
+                    self._beat(count)
+                    self._pass_on_stop()
+                    lost = self._lost(self.timeout, self.watched)
+            except (RuntimeError, OSError):
+                if self.launched and os.getppid() != self.parent:
+                    return  # the agent held the store
+                if self.closing.wait(INTERVAL):
+                    return
+                lost = self._error(0, "the store that it holds does not answer")
+            if lost and not self.closing.is_set():
+                self._kill(lost.rank)
+                self.on_loss(lost)
+                return
+
+    def _beat(self, count: int) -> None:
+        self.store.set(f"beat{self.launch.rank}", json.dumps([count, self.state, self.stop.reason]))
+
+    def _read(self, rank: int) -> list[Any]:
+        return json.loads(self.store.get(f"beat{rank}"))
+
+    def _pass_on_stop(self) -> None:
+        """Who is asked to stop tells rank 0, and rank 0 tells all, so that long evaluations end on all of them."""
+        for rank in self.watched:
+            reason = self._read(rank)[2]
+            if reason:
+                self.stop.make(reason)
+
+    def _lost(self, timeout: float, ranks: Iterable[int]) -> Optional[ProcessError]:
+        """The first of these processes that is gone."""
+        now = time.monotonic()
+        for rank in ranks:
+            if rank == self.launch.rank:
+                continue
+            beat = self._read(rank)
+            if beat[1] == "done":
+                continue
+            last, since = self.seen.get(rank, (None, 0.0))
+            if last != beat[:2]:
+                self.seen[rank] = (beat[:2], now)
+                continue
+            if beat[1] == "failed":
+                if now - since > FAREWELL:
+                    return self._error(rank, "it ended with an error of its own, see its line")
+            elif self._is_dead(rank):
+                return self._error(rank, "it was killed")
+            elif now - since > timeout:
+                return self._error(rank, f"no sign of life for {now - since:.0f} s, it is stopped or its machine is gone")
+        return None
+
+    def _is_dead(self, rank: int) -> bool:
+        host, pid, started = self.who[rank]
+        return host == socket.gethostname() and started != _started(pid)
+
+    def _error(self, rank: int, reason: str) -> ProcessError:
+        host, pid, _ = self.who[rank]
+        error = ProcessError(
+            f"rank {rank} (process {pid} on {host}): {reason}; start the same command again, it goes on from the last checkpoint"
+        )
+        error.rank = rank
+        return error
+
+    def _kill(self, rank: int) -> None:
+        """Ends a process of this machine that gives no sign of life: its launcher would wait for it."""
+        host, pid, started = self.who[rank]
+        if host == socket.gethostname() and started == _started(pid):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                pass
+
+
+def _started(pid: int) -> str:
+    """When a process of this machine began, as the kernel counts it; '' if there is none or it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
