@@ -153,12 +153,17 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-if __name__ == "__main__":
+def run_and_leave(argv: Optional[Sequence[str]] = None) -> None:
+    """`main`, with its errors as one line and an exit status."""
     try:
-        main()
+        main(argv)
     except UserError as error:
         report(error)
     except Stopped as stopped:
         leave(stopped.status)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    run_and_leave()

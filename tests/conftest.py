@@ -1,9 +1,16 @@
 """What several tests need: small configs, real digits as folders, runs in this process or in several."""
 
+import contextlib
+import json
 import os
+import signal
+import socket
 import sys
+import tempfile
+import time
 import traceback
 from pathlib import Path
+from typing import Optional
 
 import pytest
 import torch
@@ -81,6 +88,133 @@ def error_of(*argv) -> UserError:
     return caught.value
 
 
+class Job:
+    """main.py as a command, in processes forked from this one, which saves the seconds that its imports take.
+
+    Args:
+        argv: of main.py.
+        world_size: processes, with a launcher's environment.
+        environment: more of it.
+        prepare: called in each process first.
+    """
+
+    def __init__(self, *argv, world_size: int = 1, environment: Optional[dict] = None, prepare=lambda: None):
+        port, folder = free_port(), Path(tempfile.mkdtemp())
+        self.outputs = [folder / str(rank) for rank in range(world_size)]
+        self.pids = []
+        self.statuses: dict[int, int] = {}
+        for rank, output in enumerate(self.outputs):
+            pid = os.fork()
+            if not pid:
+                self._child([str(arg) for arg in argv], rank, world_size, port, output, environment or {}, prepare)
+            self.pids.append(pid)
+
+    @staticmethod
+    def _child(argv, rank, world_size, port, output, environment, prepare):
+        try:
+            os.setsid()
+            with open(output, "w") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            sys.stdout, sys.stderr = (os.fdopen(os.dup(fd), "w", buffering=1) for fd in (1, 2))
+            if world_size > 1:
+                os.environ.update(
+                    RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+                )
+            os.environ.update(environment)
+            prepare()
+            cli.run_and_leave(argv)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        os._exit(0)
+
+    def wait(self, timeout: float = 120) -> list[int]:
+        """The exit statuses by rank, as a shell has them; fails if one is not there in time."""
+        deadline = time.monotonic() + timeout
+        while len(self.statuses) < len(self.pids):
+            for rank, pid in enumerate(self.pids):
+                if rank not in self.statuses:
+                    done, status = os.waitpid(pid, os.WNOHANG)
+                    if done:
+                        code = os.waitstatus_to_exitcode(status)
+                        self.statuses[rank] = code if code >= 0 else 128 - code
+            if time.monotonic() > deadline:
+                self.kill()
+                pytest.fail(f"still running after {timeout} s: {self.text()}")
+            time.sleep(0.002)
+        return [self.statuses[rank] for rank in range(len(self.pids))]
+
+    def send(self, number: int, rank: Optional[int] = None) -> None:
+        """A signal to a rank, or to all of them with their workers, as a scheduler sends it."""
+        for pid in self.pids if rank is None else self.pids[rank : rank + 1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, number) if rank is None else os.kill(pid, number)
+
+    def kill(self) -> list[int]:
+        self.send(signal.SIGKILL)
+        return self.wait()
+
+    def until(self, condition, timeout: float = 60) -> None:
+        """Waits until condition() is true."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline:
+                self.kill()
+                pytest.fail(f"nothing after {timeout} s: {self.text()}")
+            time.sleep(0.001)
+
+    def text(self) -> str:
+        return "".join(output.read_text() for output in self.outputs if output.exists())
+
+    def said(self, text: str):
+        """A condition for `until`."""
+        return lambda: text in self.text()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(a, b, where=""):
+    """Equal to the last bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b)):
+            assert_same(x, y, f"{where}/{i}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def history(folder):
+    """metrics.jsonl without what depends on the clock and the machine."""
+    clock = {"images_per_second", "data_wait", "memory_mib"}
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in clock} for r in records if r["kind"] != "start"]
+
+
+def assert_same_run(folder_a, folder_b):
+    a, b = (load(folder / "last.pth") for folder in (folder_a, folder_b))
+    for checkpoint in (a, b):
+        del checkpoint["config"]["TAG"]
+    assert_same(a, b)
+    assert history(folder_a) == history(folder_b)
+
+
 def _process(rank: int, world_size: int, port: int, function, args) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
@@ -95,11 +229,7 @@ def _process(rank: int, world_size: int, port: int, function, args) -> None:
 
 def run_processes(world_size: int, function, *args) -> None:
     """function(*args) in `world_size` forked processes with a launcher's environment; all must end well."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     mp.start_processes(
         _process, (world_size, port, function, args), nprocs=world_size, join=True, start_method="fork"
     )

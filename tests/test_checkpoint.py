@@ -1,6 +1,5 @@
 """Checkpoints: whole or absent, harmless to read, of this model or refused; runs go on from them exactly."""
 
-import json
 import os
 import pickle
 import shutil
@@ -12,47 +11,12 @@ import time
 import pytest
 import timm
 import torch
-from conftest import ROOT, error_of, launch, run
+from conftest import ROOT, assert_same_run, error_of, history, launch, load, run
 
 from engine.checkpoint import load_pretrained, read_checkpoint, weights_of
+from engine.trainer import Progress
 from utils.errors import CheckpointError, OutputError
 from utils.files import atomic_write
-
-
-def load(path):
-    return torch.load(path, weights_only=True)
-
-
-def assert_same(a, b, where=""):
-    """Equal to the last bit."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b)):
-            assert_same(x, y, f"{where}/{i}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
-def history(folder):
-    """metrics.jsonl without what depends on the clock and the machine."""
-    clock = {"images_per_second", "data_wait", "memory_mib"}
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k not in clock} for r in records if r["kind"] != "start"]
-
-
-def assert_same_run(folder_a, folder_b):
-    a, b = (load(folder / "last.pth") for folder in (folder_a, folder_b))
-    for checkpoint in (a, b):
-        del checkpoint["config"]["TAG"]
-    assert_same(a, b)
-    assert history(folder_a) == history(folder_b)
 
 
 class Stop(Exception):
@@ -156,16 +120,19 @@ def test_changed_settings_take_effect_on_resume_and_are_said(write_config, tmp_p
 
 
 def test_another_batch_is_refused_within_an_epoch_and_taken_between_epochs(write_config, tmp_path, monkeypatch):
-    path = write_config(TRAIN={"SAVE_EVERY_STEPS": 2})
-    restore = stop_at_update(monkeypatch, 3)
+    path = write_config(TRAIN={"SAVE_EVERY_STEPS": 3})
+    restore = stop_at_update(monkeypatch, 4)
     with pytest.raises(Stop):
         run("--cfg", path)
     restore()
-    error = error_of("--cfg", path, "--batch-size", 4)
-    assert error.status == 2 and "total_batch_size 8; now it is 4" in str(error)
+    error = error_of("--cfg", path, "--batch-size", 10)
+    assert error.status == 2 and "total_batch_size 8; now it is 10, of which 24 is no multiple" in str(error)
+    error = error_of("--cfg", path, "--opts", "SEED", 1)
+    assert error.status == 2 and "seed 0; now it is 1" in str(error)
     run("--cfg", path, "--batch-size", 4, "--accumulation-steps", 2)  # the same images per update
     run("--cfg", path, "--batch-size", 4, "--opts", "TRAIN.EPOCHS", 3)
     assert load(tmp_path / "output/fat_tiny/default/last.pth")["progress"]["epoch"] == 3
+    assert [r["epoch"] for r in history(tmp_path / "output/fat_tiny/default") if r["kind"] == "epoch"] == [0, 1, 2]
 
 
 def test_other_classes_or_another_optimizer_are_refused(write_config, tmp_path, digits):
@@ -236,7 +203,7 @@ def test_content_and_files_of_a_run(write_config, tmp_path):
     path = write_config(SAVE_FREQ=1)
     run("--cfg", path)
     folder = tmp_path / "output/fat_tiny/default"
-    names = {"last.pth", "best.pth", "epoch_1.pth", "epoch_2.pth", "config.yaml", "log.txt", "metrics.jsonl", "tensorboard", "train_batch.png"}
+    names = {".lock", "last.pth", "previous.pth", "best.pth", "epoch_1.pth", "epoch_2.pth", "config.yaml", "log.txt", "metrics.jsonl", "tensorboard", "train_batch.png"}
     assert {file.name for file in folder.iterdir()} == names
     checkpoint = load(folder / "last.pth")
     assert set(checkpoint) == {"model", "ema", "optimizer", "lr_scheduler", "scaler", "rng", "progress", "config", "classes", "plan"}
@@ -397,11 +364,11 @@ def test_same_head_is_loaded_and_the_better_weights_of_a_checkpoint_are_taken(tm
     raw, ema, model = (timm.create_model("fat_tiny", num_classes=4) for _ in range(3))
     assert load_pretrained(model, raw.state_dict(), tmp_path) == []
     assert torch.equal(model.head.weight, raw.head.weight)
-    from engine.run import start_from
+    from engine.build import start_from
 
     best = {"acc1": 50.0, "weights": "ema", "epoch": 4}
     for epoch, expected in ((5, ema), (9, raw)):  # the best checkpoint, and a later one of the same run
-        progress = {"epoch": epoch, "step": 0, "loss_sum": 0.0, "images": 0, "best": best}
+        progress = Progress(epoch=epoch, best=best).state_dict()
         torch.save({"model": raw.state_dict(), "ema": ema.state_dict(), "progress": progress}, tmp_path / "x.pth")
         start_from(model, str(tmp_path / "x.pth"))
         assert torch.equal(model.head.weight, expected.head.weight)

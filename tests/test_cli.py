@@ -165,7 +165,7 @@ def test_logs(write_config, tmp_path, capsys):
 
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == {
-        "train/loss", "train/lr", "train/grad_norm", "train/images_per_second", "train/data_wait", "train/memory_mib",
+        "train/loss", "train/lr", "train/grad_norm", "train/images_per_second", "train/data_wait", "train/memory_mib", "train/left_out",
         "val/acc1", "val/acc5", "val/loss", "val/num_images", "val/acc1_ema", "val/acc5_ema", "val/loss_ema", "val/num_images_ema",
     }  # fmt: skip
     assert [e.value for e in events.Scalars("val/acc1")] == pytest.approx([r["raw"]["acc1"] for r in epochs])

@@ -57,11 +57,11 @@ def test_posterize_to_no_bits_is_black_and_to_some_is_pillow_s():
 
 def test_augmented_image_is_a_function_of_index_and_seed(digits):
     dataset = ImageDataset(open_source("folder", "train", str(digits), 0, 0), augmentation())
-    first, label = dataset[SeededIndex(7, 123)]
+    first, label = dataset[SeededIndex(7, 123)].sample
     dataset[SeededIndex(3, 5)], torch.rand(3), random.random()
-    again, _ = dataset[SeededIndex(7, 123)]
+    again, _ = dataset[SeededIndex(7, 123)].sample
     assert torch.equal(first, again) and label == dataset.source.labels[7]
-    assert not torch.equal(first, dataset[SeededIndex(7, 124)][0])
+    assert not torch.equal(first, dataset[SeededIndex(7, 124)].sample[0])
 
 
 def test_eval_transform_resizes_and_crops_the_centre():

@@ -1,5 +1,6 @@
 """The processes of a run to one another: which of them are alive, and what they agree on between two steps."""
 
+import contextlib
 import json
 import os
 import signal
@@ -52,7 +53,8 @@ class Peers:
         self.launched = "TORCHELASTIC_RUN_ID" in os.environ  # its agent is the parent process
         self.closing = threading.Event()
         self.state = "running"
-        self.seen: dict[int, tuple[str, float]] = {}  # rank: its last beat and when it came
+        self.silence: dict[int, list] = {}  # rank: its last beat, and for how many seconds of this thread it was the last
+        self.unanswered = 0.0  # seconds since the store last answered
         self.pending: Optional[tuple[Any, torch.Tensor]] = None
         self.store = self.group = self.thread = None
         if store is not None:
@@ -67,6 +69,8 @@ class Peers:
         if store is not None or self.launched:
             self.thread = threading.Thread(target=self._run, name="peers", daemon=True)
             self.thread.start()
+        if store is not None and launch.rank:
+            threading.Thread(target=self._watch_store, name="peers' store", daemon=True).start()
 
     # Exchanges
 
@@ -118,10 +122,11 @@ class Peers:
 
         Returns if all live, so that the failure is another one.
         """
+        silence: dict[int, list] = {}
         deadline = time.monotonic() + FAREWELL + 2 * INTERVAL
         while self.store is not None and time.monotonic() < deadline:
             try:
-                lost = self._lost(GRACE, range(self.launch.world_size))
+                lost = self._lost(silence, INTERVAL / 4, GRACE, range(self.launch.world_size))
                 failed = any(self._read(rank)[1] == "failed" for rank in range(self.launch.world_size))
             except (RuntimeError, OSError):
                 lost = self._error(0, "the store that it holds does not answer")
@@ -166,7 +171,8 @@ class Peers:
                 if self.store is not None:
                     self._beat(count)
                     self._pass_on_stop()
-                    lost = self._lost(self.timeout, self.watched)
+                    lost = self._lost(self.silence, INTERVAL, self.timeout, self.watched)
+                    self.unanswered = 0.0
             except (RuntimeError, OSError):
                 if self.launched and os.getppid() != self.parent:
                     return  # the agent held the store
@@ -174,9 +180,24 @@ class Peers:
                     return
                 lost = self._error(0, "the store that it holds does not answer")
             if lost and not self.closing.is_set():
-                self._kill(lost.rank)
-                self.on_loss(lost)
+                self._end(lost)
                 return
+
+    def _watch_store(self) -> None:
+        """A call on a store that a stopped process holds does not return; another thread has to see that."""
+        while not self.closing.wait(INTERVAL):
+            self.unanswered += INTERVAL
+            if self.unanswered > self.timeout + 2 * INTERVAL:
+                self._end(self._error(0, f"the store that it or its launcher holds has not answered for {self.timeout:.0f} s"))
+                return
+
+    def _end(self, lost: ProcessError) -> None:
+        """Ends this process, and the lost one if it is on this machine and only stopped: its launcher would wait for it."""
+        host, pid, started = self.who[lost.rank]
+        if host == socket.gethostname() and started == _started(pid):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        self.on_loss(lost)
 
     def _beat(self, count: int) -> None:
         self.store.set(f"beat{self.launch.rank}", json.dumps([count, self.state, self.stop.reason]))
@@ -191,26 +212,29 @@ class Peers:
             if reason:
                 self.stop.make(reason)
 
-    def _lost(self, timeout: float, ranks: Iterable[int]) -> Optional[ProcessError]:
-        """The first of these processes that is gone."""
-        now = time.monotonic()
+    def _lost(
+        self, silence: dict[int, list], passed: float, timeout: float, ranks: Iterable[int]
+    ) -> Optional[ProcessError]:
+        """The first of these processes that is gone.
+
+        Silence is counted in rounds of `passed` seconds, not by the clock: after a stop and a continuation of all
+        (Ctrl-Z and fg) nobody takes the others for dead.
+        """
         for rank in ranks:
             if rank == self.launch.rank:
                 continue
-            beat = self._read(rank)
+            *beat, _ = self._read(rank)
             if beat[1] == "done":
                 continue
-            last, since = self.seen.get(rank, (None, 0.0))
-            if last != beat[:2]:
-                self.seen[rank] = (beat[:2], now)
-                continue
+            last = silence.setdefault(rank, [beat, 0.0])
+            last[:] = [beat, last[1] + passed if last[0] == beat else 0.0]
             if beat[1] == "failed":
-                if now - since > FAREWELL:
+                if last[1] > FAREWELL:
                     return self._error(rank, "it ended with an error of its own, see its line")
             elif self._is_dead(rank):
                 return self._error(rank, "it was killed")
-            elif now - since > timeout:
-                return self._error(rank, f"no sign of life for {now - since:.0f} s, it is stopped or its machine is gone")
+            elif last[1] > timeout:
+                return self._error(rank, f"no sign of life for {last[1]:.0f} s, it is stopped or its machine is gone")
         return None
 
     def _is_dead(self, rank: int) -> bool:
@@ -224,15 +248,6 @@ class Peers:
         )
         error.rank = rank
         return error
-
-    def _kill(self, rank: int) -> None:
-        """Ends a process of this machine that gives no sign of life: its launcher would wait for it."""
-        host, pid, started = self.who[rank]
-        if host == socket.gethostname() and started == _started(pid):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except OSError:
-                pass
 
 
 def _started(pid: int) -> str:

@@ -20,7 +20,13 @@ SOURCES = {
 
 
 def open_source(
-    dataset: str, split: str, data_path: str, num_classes: int, num_images: int, exif: bool, outside_links: bool
+    dataset: str,
+    split: str,
+    data_path: str,
+    num_classes: int,
+    num_images: int,
+    exif: bool = True,
+    outside_links: bool = False,
 ):
     """The images of one split.
 

@@ -1,0 +1,606 @@
+"""Faults: kills, signals, damaged checkpoints, full disks, lost processes, numbers that are not finite."""
+
+import json
+import math
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from conftest import Job, assert_same, assert_same_run, error_of, history, load, run
+
+from engine.precision import NativePrecision
+from engine.tasks.classification import Classification
+from engine.trainer import Trainer
+from utils.errors import NonFiniteError
+from utils.files import remove_unfinished
+from utils.lock import RunLock
+
+RUNS = "output/fat_tiny"
+
+
+@pytest.fixture
+def whole(write_config, tmp_path):
+    """A config with three epochs of seven updates, saved after each, and the folder of its uninterrupted run."""
+    path = write_config(PRINT_FREQ=3, TRAIN={"EPOCHS": 3, "SAVE_EVERY_STEPS": 1})
+    run("--cfg", path, "--tag", "whole")
+    return path, tmp_path / RUNS / "whole"
+
+
+# Kills
+
+
+def test_killed_inside_a_save(write_config, tmp_path):
+    """20 kills at random moments after a save has begun: always resumed, the same end, nothing left over."""
+    path = write_config(PRINT_FREQ=3, TRAIN={"EPOCHS": 30, "SAVE_EVERY_STEPS": 1})
+    whole, killed = (tmp_path / RUNS / tag for tag in ("whole", "killed"))
+    run("--cfg", path, "--tag", "whole")
+    delays = random.Random(0)
+    for _ in range(20):
+        job = Job("--cfg", path, "--tag", "killed")
+        saves = delays.randrange(1, 3)  # before the one that is hit
+        start = position_of(killed)
+        job.until(lambda: position_of(killed) >= start + saves and any(killed.glob(".last.pth.*.tmp")))
+        time.sleep(delays.uniform(0, 0.015))
+        assert job.kill() == [137], "the run ended before it was killed often enough"
+        assert any((killed / name).exists() for name in ("last.pth", "previous.pth"))
+        for path_ in killed.glob("*.pth"):
+            load(path_)
+    Job("--cfg", path, "--tag", "killed").wait()
+    assert_same_run(whole, killed)
+    assert not list(killed.glob(".*.tmp"))
+
+
+def position_of(folder) -> int:
+    """Updates that the last checkpoint holds."""
+    try:
+        progress = torch.load(folder / "last.pth", weights_only=True)["progress"]
+        return progress["updates"]
+    except Exception:
+        return 0
+
+
+def test_unfinished_files_are_removed_and_others_are_not(tmp_path):
+    for name in (".last.pth.123.tmp", ".config.yaml.9.tmp", ".mine.tmp", "x.tmp", ".lock"):
+        (tmp_path / name).write_text("")
+    assert sorted(remove_unfinished(tmp_path)) == [".config.yaml.9.tmp", ".last.pth.123.tmp"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", ".mine.tmp", "x.tmp"]
+
+
+# Damaged checkpoints
+
+
+def cut(path, tag, update):
+    """A run that is cut off at an update, as by a kill."""
+    with pytest.MonkeyPatch.context() as patch:
+        original, count = Trainer.update, {"done": 0}
+
+        def limited(self, *args):
+            if count["done"] == update:
+                raise ZeroDivisionError
+            count["done"] += 1
+            return original(self, *args)
+
+        patch.setattr(Trainer, "update", limited)
+        with pytest.raises(ZeroDivisionError):
+            run("--cfg", path, "--tag", tag)
+
+
+def damage(path, how):
+    content = bytearray(path.read_bytes())
+    if how == "truncated":
+        content = content[: len(content) // 2]
+    elif how == "bit":
+        content[len(content) // 2] ^= 4
+    else:
+        content = b""
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["truncated", "bit", "empty"])
+def test_the_previous_checkpoint_takes_over_from_a_damaged_one(whole, capsys, how):
+    path, folder = whole
+    folder = folder.with_name("damaged")
+    cut(path, "damaged", 10)
+    assert [load(folder / name)["progress"]["updates"] for name in ("previous.pth", "last.pth")] == [9, 10]
+    damage(folder / "last.pth", how)
+    bad = (folder / "last.pth").read_bytes()
+    capsys.readouterr()
+    run("--cfg", path, "--tag", "damaged")
+    out = capsys.readouterr().out
+    assert f"warning: {folder / 'last.pth'}: is damaged" in out and f"Going on from {folder / 'previous.pth'}" in out
+    assert "is damaged" in (folder / "log.txt").read_text()
+    assert (folder / "last.pth.damaged").read_bytes() == bad  # kept, and out of the way of the good ones
+    assert_same_run(folder.with_name("whole"), folder)
+
+
+def test_a_missing_last_checkpoint_is_the_moment_between_two_renames(whole):
+    path, folder = whole
+    cut(path, "renamed", 10)
+    (folder.with_name("renamed") / "last.pth").unlink()
+    run("--cfg", path, "--tag", "renamed")
+    assert_same_run(folder, folder.with_name("renamed"))
+
+
+def test_older_checkpoints_are_used_when_both_newest_are_damaged(whole, capsys):
+    path, folder = whole
+    cut(path, "old", 10)
+    for name in ("last.pth", "previous.pth"):
+        damage(folder.with_name("old") / name, "truncated")
+    run("--cfg", path, "--tag", "old")
+    assert f"resumed from {folder.with_name('old') / 'best.pth'}: epoch 1, update 0" in capsys.readouterr().out
+    assert_same_run(folder, folder.with_name("old"))
+
+
+def test_only_damaged_checkpoints_are_never_a_silent_restart(whole, tmp_path):
+    path, folder = whole
+    for name in ("last.pth", "previous.pth", "best.pth"):
+        damage(folder / name, "bit")
+    before = {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in folder.rglob("*")}
+    for more in ([], ["--resume", tmp_path / "other.pth"]):
+        error = error_of("--cfg", path, "--tag", "whole", *more)
+        assert error.status == 3 and "none of the run's checkpoints can be read (last.pth, previous.pth, best.pth)" in str(error)
+    assert {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in folder.rglob("*")} == before
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number, world_size, workers", [
+    (signal.SIGTERM, 1, 2), (signal.SIGUSR1, 1, 0), (signal.SIGTERM, 2, 2), (signal.SIGUSR1, 2, 0),
+])  # fmt: skip
+def test_a_signal_in_training_saves_and_ends(write_config, tmp_path, number, world_size, workers):
+    """It goes to all processes, as a scheduler sends it, workers included; then again, while the first is obeyed."""
+    path = write_config(
+        PRINT_FREQ=4, TRAIN={"EPOCHS": 40, "WARMUP_EPOCHS": 0}, DATA={"BATCH_SIZE": 4, "NUM_WORKERS": workers}, AMP={"DTYPE": "bfloat16"}
+    )
+    job = Job("--cfg", path, "--tag", "stopped", world_size=world_size)
+    job.until(job.said("epoch 1 [4/"))
+    started = time.monotonic()
+    job.send(number)
+    job.send(number)
+    assert job.wait(20) == [143] * world_size and time.monotonic() - started < 20
+    text = job.text()
+    assert f"stopped by {number.name}: saved at epoch" in text and "error" not in text and "Traceback" not in text
+    last = tmp_path / RUNS / "stopped/last.pth"
+    stopped_at = load(last)["progress"]
+    assert stopped_at["updates"] >= 15 // world_size + 4
+    # To the end of the next epoch, against a run that nobody stopped.
+    epochs = ["--opts", "TRAIN.EPOCHS", 40]
+    ends = stopped_at["epoch"] + 2
+    for tag in ("stopped", "whole"):
+        job = Job("--cfg", path, "--tag", tag, *epochs, world_size=world_size)
+        job.until(job.said(f"epoch {ends - 1} done"))
+        job.kill()
+    folders = [tmp_path / RUNS / tag for tag in ("whole", "stopped")]
+    records = [[r for r in history(folder) if r["epoch"] < ends] for folder in folders]
+    assert records[0] == records[1] and records[0][-1]["kind"] == "epoch"
+
+
+def test_a_signal_to_one_process_stops_both_in_one_place(write_config, tmp_path):
+    path = write_config(PRINT_FREQ=4, TRAIN={"EPOCHS": 40, "WARMUP_EPOCHS": 0}, DATA={"BATCH_SIZE": 4})
+    job = Job("--cfg", path, world_size=2)
+    job.until(job.said("epoch 0 [4/"))
+    job.send(signal.SIGTERM, rank=1)
+    assert job.wait(20) == [143, 143]
+    progress = load(tmp_path / RUNS / "default/last.pth")["progress"]
+    assert len(progress["window_loss_sums"]) == (2 if progress["window_images"] else 0)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_signal_in_evaluation(write_config, tmp_path, monkeypatch, world_size):
+    """The epoch's training is kept; the evaluation is done again."""
+    path = write_config(DATA={"BATCH_SIZE": 4}, PRINT_FREQ=100)
+    Job("--cfg", path, "--tag", "whole", world_size=world_size).wait()
+    original = Classification.evaluate_batch
+    mark = tmp_path / "evaluating"
+
+    def slow(self, *args):
+        if os.environ.get("SLOW"):
+            mark.write_text("")
+            time.sleep(0.5)
+        return original(self, *args)
+
+    monkeypatch.setattr(Classification, "evaluate_batch", slow)
+    folder = tmp_path / RUNS / "stopped"
+    job = Job("--cfg", path, "--tag", "stopped", world_size=world_size, environment={"SLOW": "1"})
+    job.until(job.said("epoch 0 ["))
+    mark.unlink(missing_ok=True)  # the preflight's
+    job.until(mark.exists)
+    job.send(signal.SIGTERM, rank=0)
+    job.send(signal.SIGTERM, rank=0)
+    assert job.wait(20) == [143] * world_size
+    progress = load(folder / "last.pth")["progress"]
+    assert (progress["epoch"], progress["step"]) == (0, 60 // (4 * world_size)) and not (folder / "best.pth").exists()
+    Job("--cfg", path, "--tag", "stopped", world_size=world_size).wait()
+    assert_same_run(folder.with_name("whole"), folder)
+
+
+def test_saving_by_the_clock_changes_nothing(write_config, tmp_path):
+    path = write_config(PRINT_FREQ=3, TRAIN={"EPOCHS": 2})
+    run("--cfg", path, "--tag", "whole")
+    often = ["--opts", "TRAIN.SAVE_EVERY_MINUTES", 1e-6]
+    folder = tmp_path / RUNS / "clock"
+    job = Job("--cfg", path, "--tag", "clock", *often)
+    job.until(lambda: position_of(folder) >= 4)
+    job.kill()
+    run("--cfg", path, "--tag", "clock", *often)
+    checkpoints = [load(folder.with_name(tag) / "last.pth") for tag in ("whole", "clock")]
+    for checkpoint in checkpoints:
+        del checkpoint["config"]
+    assert_same(*checkpoints)
+    assert history(folder) == history(folder.with_name("whole"))
+
+
+# Another number of processes
+
+
+@pytest.mark.parametrize("first, then", [
+    ((2, 4, 1), (1, 8, 1)), ((1, 8, 1), (2, 4, 1)), ((2, 4, 1), (1, 4, 2)), ((2, 4, 1), (1, 4, 1)), ((1, 4, 2), (2, 4, 2)),
+])  # fmt: skip
+def test_another_number_of_processes_goes_on_with_the_next_image(write_config, tmp_path, monkeypatch, first, then):
+    """(processes, batch, accumulated): every image of the epoch once, before and after the change together."""
+    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 4}, PRINT_FREQ=1)
+    original = Trainer.update
+    seen = tmp_path / "seen"
+
+    def noted(self, step, batches, window):
+        if os.environ.get("CUT") == str(self.progress.updates):
+            os._exit(9)
+        count = self.plan.batches_in_update(step)
+        images = self.train_loader.images_of(self.progress.epoch, step * self.plan.accumulation_steps, count)
+        with open(seen, "a") as file:
+            file.writelines(f"{i['image']}\n" for i in images if i["rank"] == self.peers.launch.rank)
+        return original(self, step, batches, window)
+
+    monkeypatch.setattr(Trainer, "update", noted)
+    flags = lambda plan: ["--batch-size", plan[1], "--accumulation-steps", plan[2]]  # noqa: E731
+    Job("--cfg", path, *flags(first), world_size=first[0], environment={"CUT": "4"}).wait()
+    assert load(tmp_path / RUNS / "default/last.pth")["progress"]["step"] == 4
+    job = Job("--cfg", path, *flags(then), world_size=then[0])
+    assert job.wait() == [0] * then[0], job.text()
+    images = seen.read_text().split()
+    total = then[0] * then[1]
+    assert len(images) == len(set(images)) == 60 // total * total
+    if math.prod(first) != math.prod(then):
+        assert f"total batch size changed from {math.prod(first)} to {math.prod(then)}" in job.text()
+
+
+def test_other_images_are_refused_within_an_epoch_and_said_between_epochs(write_config, tmp_path, digits, capsys):
+    shutil.copytree(digits, tmp_path / "other")
+    victim = next((tmp_path / "other/train/0").iterdir())
+    victim.rename(victim.with_name("renamed.png"))  # as many, in another order
+    path = write_config(TRAIN={"SAVE_EVERY_STEPS": 2})
+    cut(path, "default", 3)
+    error = error_of("--cfg", path, "--data-path", tmp_path / "other")
+    assert error.status == 2 and "is from within epoch 0, with images" in str(error)
+    run("--cfg", path)
+    run("--cfg", path, "--data-path", tmp_path / "other", "--opts", "TRAIN.EPOCHS", 3)
+    assert "since that checkpoint images changed from" in capsys.readouterr().out
+
+
+# Best
+
+
+def test_the_best_checkpoint_has_the_metric_that_it_says(write_config, tmp_path):
+    run("--cfg", write_config(TRAIN={"EPOCHS": 4, "BASE_LR": 0.1}))
+    best = tmp_path / RUNS / "default/best.pth"
+    stored = load(best)["progress"]["best"]
+    run("--cfg", write_config(), "--eval", "--resume", best, "--tag", "eval")
+    measured = json.loads((tmp_path / RUNS / "eval/eval.json").read_text())
+    assert measured[stored["weights"]]["acc1"] == stored["acc1"] and load(best)["progress"]["epoch"] == stored["epoch"] + 1
+    epochs = [r for r in history(best.parent) if r["kind"] == "epoch"]
+    assert stored["acc1"] == max(r[w]["acc1"] for r in epochs for w in ("raw", "ema"))
+
+
+# Numbers that are not finite
+
+
+def poison(monkeypatch, places, what):
+    """Makes the loss, or the gradient alone, of these (epoch, step) not finite."""
+    place = {}
+    update, loss = Trainer.update, Classification.loss
+
+    def noted(self, step, *args):
+        place["now"] = (self.progress.epoch, step)
+        try:
+            return update(self, step, *args)
+        finally:
+            place["now"] = None
+
+    def poisoned(self, model, batch):
+        value = loss(self, model, batch)
+        if place.get("now") not in places:
+            return value
+        if what == "loss":  # through the whole model, BatchNorm's statistics included
+            return loss(self, model, [batch[0] * math.nan, batch[1]])
+        return value + (next(model.parameters()).sum() * 0).sqrt()  # adds 0, whose gradient is inf * 0
+
+    monkeypatch.setattr(Trainer, "update", noted)
+    monkeypatch.setattr(Classification, "loss", poisoned)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("print_freq", [1, 100])
+def test_not_finite_raise(write_config, tmp_path, monkeypatch, what, print_freq):
+    path = write_config(TRAIN={"EPOCHS": 2, "SAVE_EVERY_STEPS": 2}, PRINT_FREQ=print_freq)
+    poison(monkeypatch, {(1, 4)}, what)
+    error = error_of("--cfg", path)
+    assert error.status == 4 and f"epoch 1, update 5: the {what} is not finite" in str(error)
+    folder = tmp_path / RUNS / "default"
+    checkpoint = load(folder / "last.pth")
+    assert checkpoint["progress"]["step"] == 4 and all(v.isfinite().all() for v in checkpoint["model"].values())
+    event = json.loads((folder / "nonfinite/epoch_1_update_5.json").read_text())
+    assert str(folder / "nonfinite/epoch_1_update_5.json") in str(error)
+    assert len(event["images"]) == 8 and all(os.path.exists(image["image"]) for image in event["images"])
+    before = (folder / "last.pth").read_bytes()
+    assert error_of("--cfg", path).status == 4  # again from the checkpoint: the same update
+    assert (folder / "last.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_not_finite_skip(write_config, tmp_path, monkeypatch, what, world_size):
+    """The update leaves no trace: the same end as if its step had not been taken."""
+    path = write_config(TRAIN={"EPOCHS": 2, "NONFINITE": "skip"}, DATA={"BATCH_SIZE": 8 // world_size})
+    poison(monkeypatch, {(0, 2), (1, 4)}, what)
+    job = Job("--cfg", path, "--tag", "skipped", world_size=world_size)
+    assert job.wait() == [0] * world_size, job.text()
+    assert "left out 2" in job.text()
+    folder = tmp_path / RUNS / "skipped"
+    skipped = load(folder / "last.pth")
+    assert skipped["progress"]["left_out"] == [2, 0] and skipped["progress"]["updates"] == 14
+    assert all(v.isfinite().all() for key in ("model", "ema") for v in skipped[key].values())
+    assert [r["loss"] for r in history(folder) if r["kind"] == "train"].count(None) == 2
+    assert sorted(p.name for p in (folder / "nonfinite").iterdir()) == ["epoch_0_update_3.json", "epoch_1_update_5.json"]
+
+    monkeypatch.undo()
+    rejected = {(0, 2), (1, 4)}
+    update, step_ = Trainer.update, NativePrecision.step
+    place = {}
+
+    def noted(self, step, *args):
+        place["now"], place["buffers"] = (self.progress.epoch, step), [b.clone() for b in self.model.buffers()]
+        ema = self.model_ema
+        if place["now"] in rejected:
+            self.model_ema = None
+        result = update(self, step, *args)
+        if place["now"] in rejected:
+            self.model_ema = ema
+            for buffer, kept in zip(self.model.buffers(), place["buffers"]):
+                buffer.copy_(kept)
+        place["now"] = None
+        return result
+
+    monkeypatch.setattr(Trainer, "update", noted)
+    monkeypatch.setattr(NativePrecision, "step", lambda self, o: None if place.get("now") in rejected else step_(self, o))
+    assert Job("--cfg", path, "--tag", "expected", world_size=world_size).wait() == [0] * world_size
+    expected = load(folder.with_name("expected") / "last.pth")
+    for key in ("model", "ema", "optimizer"):
+        assert_same(skipped[key], expected[key])
+
+
+def test_not_finite_rollback(write_config, tmp_path, monkeypatch, capsys):
+    path = write_config(TRAIN={"EPOCHS": 2, "SAVE_EVERY_STEPS": 2, "NONFINITE": "rollback"}, PRINT_FREQ=3)
+    poison(monkeypatch, {(1, 4)}, "loss")
+    run("--cfg", path)
+    folder = tmp_path / RUNS / "default"
+    out = capsys.readouterr().out
+    assert f"gone back to {folder / 'last.pth'}: epoch 1, update 4; update 5 of epoch 1 will be left out" in out
+    checkpoint = load(folder / "last.pth")
+    assert checkpoint["progress"]["rolled_back"] == [[1, 4]] and checkpoint["progress"]["epoch"] == 2
+    assert all(v.isfinite().all() for v in checkpoint["model"].values())
+    updates = [r["update"] for r in history(folder) if r["kind"] == "train"]
+    assert updates == sorted(set(updates))
+
+
+def test_rollback_in_the_first_update_has_somewhere_to_go(write_config, tmp_path, monkeypatch):
+    poison(monkeypatch, {(0, 0)}, "loss")
+    run("--cfg", write_config(TRAIN={"NONFINITE": "rollback"}))
+    assert load(tmp_path / RUNS / "default/last.pth")["progress"]["rolled_back"] == [[0, 0]]
+
+
+def test_rollback_is_not_for_ever(write_config, monkeypatch):
+    poison(monkeypatch, {(epoch, step) for epoch in range(2) for step in range(7)}, "loss")
+    error = error_of("--cfg", write_config(TRAIN={"NONFINITE": "rollback"}))
+    assert error.status == 4 and "has gone back 10 times" in str(error)
+
+
+@pytest.mark.parametrize("options", [["TRAIN.NONFINITE", "skip"], ["AMP.DTYPE", "float16"]])
+def test_a_run_that_only_leaves_out_updates_ends(write_config, monkeypatch, options):
+    poison(monkeypatch, {(epoch, step) for epoch in range(20) for step in range(7)}, "gradient")
+    error = error_of("--cfg", write_config(TRAIN={"EPOCHS": 20}), "--opts", *options)
+    assert error.status == 4 and "updates in a row" in str(error)
+
+
+def test_float16_skips_are_counted_shown_and_resumed(write_config, tmp_path, monkeypatch, capsys):
+    path = write_config(AMP={"DTYPE": "float16"}, TRAIN={"EPOCHS": 2})
+    poison(monkeypatch, {(0, 3), (0, 4)}, "gradient")
+    run("--cfg", path)
+    run("--cfg", path, "--opts", "TRAIN.EPOCHS", 3)
+    out = capsys.readouterr().out
+    count = load(tmp_path / RUNS / "default/last.pth")["progress"]["left_out"][0]
+    assert count >= 2 and f"left out {count}" in out
+    left_out = [r["left_out"] for r in history(tmp_path / RUNS / "default") if r["kind"] == "train"]
+    assert left_out == sorted(left_out) and left_out[-1] == count
+
+
+def test_not_finite_weights_of_the_validation_are_not_saved(write_config, tmp_path, monkeypatch):
+    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
+    run("--cfg", path)
+    last = tmp_path / RUNS / "default/last.pth"
+    before = last.read_bytes()
+    monkeypatch.setattr("engine.trainer.evaluate", lambda *a, **k: {"acc1": 1.0, "loss": math.nan, "num_images": 29})
+    error = error_of("--cfg", path, "--opts", "TRAIN.EPOCHS", 2)
+    assert isinstance(error, NonFiniteError) and last.read_bytes() == before
+
+
+# Disk
+
+
+@pytest.mark.parametrize("limit", ["checkpoint", "log"])
+def test_a_full_disk(whole, tmp_path, monkeypatch, limit):
+    """No file may grow beyond a size, as with `ulimit -f`: exit 5, the checkpoints as they were, whole lines in the logs."""
+    path, folder = whole
+    run("--cfg", path, "--tag", "full", "--opts", "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0)
+    folder = folder.with_name("full")
+    before = {name: (folder / name).read_bytes() for name in ("last.pth", "previous.pth", "best.pth")}
+    if limit == "log":
+        with open(folder / "log.txt", "ab") as file:
+            file.write(b"x" * 10_000_000 + b"\n")
+    size = 10_000_100 if limit == "log" else len(before["last.pth"]) - 1000
+    job = Job(
+        "--cfg", path, "--tag", "full", "--opts", "TRAIN.EPOCHS", 3,
+        prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+    )  # fmt: skip
+    assert job.wait() == [5], job.text()
+    said = job.text()
+    assert said.splitlines()[-1].startswith(f"error: {folder}/{'log.txt' if limit == 'log' else 'last.pth'}: cannot be written (File too large)")
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert not list(folder.glob(".*.tmp")) and (folder / "log.txt").read_bytes().endswith(b"\n")
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)
+    run("--cfg", path, "--tag", "full", "--opts", "TRAIN.EPOCHS", 3)
+    assert load(folder / "last.pth")["progress"]["epoch"] == 3
+
+
+def test_no_room_for_the_checkpoints_is_found_before_the_first_step(write_config, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 70 * 2**20})
+    monkeypatch.setattr("engine.preflight.shutil.disk_usage", lambda path: usage)
+    error = error_of("--cfg", write_config(SAVE_FREQ=1, TRAIN={"EPOCHS": 20}))
+    assert error.status == 5 and "24 checkpoints of" in str(error) and "70 MiB are free" in str(error)
+    assert not (tmp_path / "output").exists()
+
+
+# Two runs, one folder
+
+
+def test_a_folder_in_use_is_refused_and_a_stale_lock_is_not(write_config, tmp_path):
+    path = write_config(TRAIN={"EPOCHS": 40, "WARMUP_EPOCHS": 0}, DATA={"NUM_WORKERS": 2})
+    first = Job("--cfg", path)
+    first.until(first.said("epoch 0 done"))
+    second = Job("--cfg", path)
+    assert second.wait() == [5]
+    said = second.text().splitlines()[-1]
+    holder = json.loads((tmp_path / RUNS / "default/.lock").read_text())
+    assert holder["pid"] == first.pids[0]
+    assert said.startswith(f"error: {tmp_path / RUNS / 'default'}: is in use by process {first.pids[0]} on {holder['host']} since {holder['since']}")
+    first.kill()
+    third = Job("--cfg", path)
+    third.until(third.said("resumed from"))
+    third.kill()
+
+
+def test_a_folder_that_another_run_wrote_to_meanwhile(write_config, tmp_path, monkeypatch):
+    path = write_config(TRAIN={"EPOCHS": 2})
+    run("--cfg", path)
+    last = tmp_path / RUNS / "default/last.pth"
+    original = RunLock.acquire
+    monkeypatch.setattr(RunLock, "acquire", lambda self: (original(self), os.utime(last))[0])
+    assert "another run has just written to it" in str(error_of("--cfg", path, "--opts", "TRAIN.EPOCHS", 3))
+
+
+# Lost processes
+
+
+def training_job(write_config, world_size=2, **settings):
+    path = write_config(TRAIN={"EPOCHS": 200, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 1}, DATA={"BATCH_SIZE": 4}, **settings)
+    job = Job("--cfg", path, world_size=world_size)
+    job.until(job.said("epoch 0 [4/"))
+    return job
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_killed_process_ends_the_others_and_is_named(write_config, lost):
+    job = training_job(write_config)
+    started = time.monotonic()
+    job.send(signal.SIGKILL, rank=lost)
+    statuses = job.wait(15)
+    assert time.monotonic() - started < 10 and statuses[1 - lost] == 5
+    assert f"error: rank {lost} (process {job.pids[lost]} on " in job.text() and "Traceback" not in job.text()
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_stopped_process_ends_the_others_after_the_timeout_and_is_named(write_config, lost):
+    job = training_job(write_config, RANK_TIMEOUT=4)
+    started = time.monotonic()
+    job.send(signal.SIGSTOP, rank=lost)
+    statuses = job.wait(30)
+    assert 3 < time.monotonic() - started < 14 and statuses[1 - lost] == 5
+    text = job.text()
+    assert f"error: rank {lost} (process {job.pids[lost]} on " in text and "Traceback" not in text
+
+
+def test_three_processes_one_lost(write_config):
+    job = training_job(write_config, world_size=3)
+    job.send(signal.SIGKILL, rank=2)
+    statuses = job.wait(15)
+    assert statuses[2] == 137 and statuses[0] == 5 and f"error: rank 2 (process {job.pids[2]} on " in job.text()
+
+
+def test_an_error_of_one_process_is_said_once(write_config, monkeypatch):
+    from utils.errors import DataError
+
+    original = Trainer.update
+
+    def failing(self, *args):
+        if self.peers.launch.rank == 1 and self.progress.updates == 3:
+            raise DataError("x.png: cannot be read; replace it")
+        return original(self, *args)
+
+    monkeypatch.setattr(Trainer, "update", failing)
+    job = Job("--cfg", write_config(DATA={"BATCH_SIZE": 4}), world_size=2)
+    job.until(job.said("error: x.png"))
+    time.sleep(1)
+    job.send(signal.SIGTERM, rank=0)  # as the launcher does then
+    statuses = job.wait(30)
+    assert statuses[1] == 2 and job.text().count("error: ") == 1 and "Traceback" not in job.text(), job.text()
+
+
+# Before the first step
+
+
+def test_check_says_what_a_run_needs_and_writes_nothing(write_config, tmp_path, capsys):
+    run("--cfg", write_config(), "--check")
+    out = capsys.readouterr().out
+    for part in ("60 training and 29 validation images, 3 classes", "one micro-batch:", "checkpoints:", "MiB free", "estimated time: ", "all checks passed"):
+        assert part in out
+    assert not (tmp_path / "output").exists()
+
+
+def test_check_of_a_run_under_way(write_config, tmp_path, capsys):
+    path = write_config()
+    run("--cfg", path)
+    folder = tmp_path / RUNS / "default"
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    run("--cfg", path, "--check", "--opts", "TRAIN.EPOCHS", 3)
+    assert "resumed from" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+
+
+def test_the_preflight_changes_no_bit(write_config, tmp_path, monkeypatch):
+    path = write_config(AMP={"DTYPE": "float16"})
+    run("--cfg", path, "--tag", "with")
+    known = type("Known", (), {"lines": lambda self, workers: []})()
+    monkeypatch.setattr("engine.run.preflight", lambda *args: known)
+    run("--cfg", path, "--tag", "without")
+    assert_same_run(tmp_path / RUNS / "with", tmp_path / RUNS / "without")
+
+
+def test_a_step_that_cannot_be_done_is_found_before_the_first(write_config, tmp_path, monkeypatch):
+    original = Classification.loss
+    monkeypatch.setattr(Classification, "loss", lambda self, model, batch: original(self, model, [batch[0], batch[1][:3]]))
+    error = error_of("--cfg", write_config())
+    assert error.status == 2 and "a training step fails" in str(error) and not (tmp_path / "output").exists()
+
+
+def test_deterministic_algorithms(write_config):
+    try:
+        run("--cfg", write_config(DETERMINISTIC=True, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}))
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
