@@ -54,6 +54,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         except RuntimeError as error:
             if cfg.DETERMINISTIC and "deterministic" in str(error):
                 raise ConfigError(f"DETERMINISTIC: {' '.join(str(error).split('. ')[0].split())}; switch it off") from None
+            if "DataLoader worker" in str(error):
+                raise ConfigError(
+                    f"DATA.NUM_WORKERS is {cfg.DATA.NUM_WORKERS}: a loading process was killed, perhaps as memory ran out "
+                    f"({' '.join(str(error).split())[:120]}); use fewer, and start the same command again"
+                ) from None
             peers.name_lost()  # a collective operation fails when another process is gone
             raise
         finally:

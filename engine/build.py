@@ -21,9 +21,10 @@ from .nonfinite import FiniteGuard
 from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
 from .plan import accumulation_for, plan_batches
 from .precision import create_precision
+from .progress import Progress
 from .resume import progress_of
 from .tasks import create_task
-from .trainer import Progress, Trainer
+from .trainer import Trainer
 
 
 def run_directory(cfg: CfgNode) -> Path:

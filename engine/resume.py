@@ -8,7 +8,7 @@ from utils.config import leaf_keys
 from utils.errors import CheckpointError, ConfigError
 
 from .checkpoint import checkpoints_of, read_checkpoint
-from .trainer import Progress
+from .progress import Progress
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """What `main.py` does: train, check, evaluate, measure throughput."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from utils.run_log import RunLog
 from utils.signals import stop_signals
 
 from .build import build_optimizer, build_precision, build_trainer, complexity_of, run_directory
-from .checkpoint import load_weights, read_checkpoint, weights_of
+from .checkpoint import checkpoints_of, load_weights, read_checkpoint, weights_of
 from .download import local_file
 from .evaluate import describe, evaluate, summarize
 from .model import prepare_model
@@ -51,7 +52,7 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> N
     try:
         if launch.rank == 0:
             lock.acquire()
-            claim(directory, found)
+            claim(directory, found, cfg.TRAIN.AUTO_RESUME)
             log.open()
             log.open_records(trainer.progress.updates if found.path else -1, trainer.progress.epoch)
             write_text(directory / "config.yaml", cfg.dump())
@@ -178,8 +179,9 @@ def restore(trainer: Trainer, found: Found) -> list[str]:
     return changes
 
 
-def claim(directory: Path, found: Found) -> None:
-    """Makes the run's folder ready: what a killed run left unfinished goes, damaged checkpoints make room.
+def claim(directory: Path, found: Found, auto_resume: bool) -> None:
+    """Makes the run's folder ready: what a killed run left unfinished goes, damaged checkpoints make room, and those of a
+    run that is not gone on with (TRAIN.AUTO_RESUME False) are put away.
 
     Raises:
         OutputError: another run has trained on since the checkpoint was read.
@@ -189,6 +191,12 @@ def claim(directory: Path, found: Found) -> None:
     remove_unfinished(directory)
     for path in found.damaged:  # or the next save would take it for the last good one, and keep it instead
         path.replace(path.with_name(path.name + ".damaged"))
+    replaced = [] if auto_resume else checkpoints_of(directory)
+    if replaced:
+        away = directory / time.strftime("replaced_%Y%m%d_%H%M%S")
+        away.mkdir(exist_ok=True)
+        for path in replaced:
+            path.replace(away / path.name)
 
 
 def introduce(

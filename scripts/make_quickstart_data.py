@@ -58,6 +58,8 @@ def emoji() -> Iterator[tuple[str, str, str, Image.Image]]:
         with tarfile.open(Path(folder) / packed.stdout.split()[-1]) as archive:
             entries = {e["image"]: e for e in json.load(archive.extractfile("package/emoji.json"))}
             for name in sorted(entries):
+                if name != Path(name).name:
+                    fail(f"{EMOJI_PACKAGE}: names a file outside of its folder, {name!r}; nothing was written for it")
                 entry = entries[name]
                 if entry["category"] not in EMOJI_GROUPS or not entry["has_img_google"]:
                     continue

@@ -80,6 +80,9 @@ def table_rows(run: Path, records: dict[str, list[dict[str, Any]]]) -> list[tupl
     for name in ("raw", "ema"):
         if name in result:
             rows.append((f"{name} acc1 / acc5", f"{result[name]['acc1']:.2f} % / {result[name]['acc5']:.2f} %"))
+    if result.get("unreadable") or result.get("raw", {}).get("unreadable"):
+        missing = result.get("unreadable") or result["raw"]["unreadable"]
+        rows.append(("NOT THE FULL SET", f"{missing} images could not be read and are in no metric"))
     speed = median(r["images_per_second"] for r in records["train"])
     return rows + [("training speed", f"{speed:.1f} images/s (median, {start['device']})"), ("run", str(run))]
 

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, assert_same_run, error_of, history, launch, load, run
 
 from engine.checkpoint import load_pretrained, read_checkpoint, weights_of
-from engine.trainer import Progress
+from engine.progress import Progress
 from utils.errors import CheckpointError, OutputError
 from utils.files import atomic_write
 

@@ -19,7 +19,8 @@ from engine.nonfinite import FiniteGuard
 from engine.optim import create_lr_scheduler, create_optimizer
 from engine.plan import BatchPlan
 from engine.precision import NativePrecision, create_precision, resolve_dtype
-from engine.trainer import Progress, Trainer, Window
+from engine.progress import Progress, Window
+from engine.trainer import Trainer
 from utils.distributed import Launch
 from utils.errors import ConfigError
 from utils.macs import measure_complexity

@@ -410,7 +410,9 @@ def test_rollback_is_not_for_ever(write_config, monkeypatch):
     assert error.status == 4 and "has gone back 10 times" in str(error)
 
 
-@pytest.mark.parametrize("options", [["TRAIN.NONFINITE", "skip"], ["AMP.DTYPE", "float16"]])
+@pytest.mark.parametrize("options", [
+    ["TRAIN.NONFINITE", "skip"], ["AMP.DTYPE", "float16"], ["TRAIN.NONFINITE", "skip", "AMP.DTYPE", "float16"],
+])  # fmt: skip
 def test_a_run_that_only_leaves_out_updates_ends(write_config, monkeypatch, options):
     poison(monkeypatch, {(epoch, step) for epoch in range(20) for step in range(7)}, "gradient")
     error = error_of("--cfg", write_config(TRAIN={"EPOCHS": 20}), "--opts", *options)
@@ -559,6 +561,27 @@ def test_an_error_of_one_process_is_said_once(write_config, monkeypatch):
     job.send(signal.SIGTERM, rank=0)  # as the launcher does then
     statuses = job.wait(30)
     assert statuses[1] == 2 and job.text().count("error: ") == 1 and "Traceback" not in job.text(), job.text()
+
+
+def test_a_killed_loading_process_is_one_line(write_config):
+    path = write_config(TRAIN={"EPOCHS": 200, "WARMUP_EPOCHS": 0}, DATA={"NUM_WORKERS": 2})
+    job = Job("--cfg", path)
+    job.until(job.said("epoch 0 [4/"))
+    with open(f"/proc/{job.pids[0]}/task/{job.pids[0]}/children") as children:
+        os.kill(int(children.read().split()[0]), signal.SIGKILL)
+    assert job.wait(60) == [2] and "error: DATA.NUM_WORKERS is 2: a loading process was killed" in job.text()
+    assert "Traceback" not in job.text()
+
+
+def test_starting_over_puts_the_old_checkpoints_away(write_config, tmp_path):
+    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
+    run("--cfg", path)
+    folder = tmp_path / RUNS / "default"
+    before = {file.name: file.read_bytes() for file in folder.glob("*.pth")}
+    run("--cfg", path, "--opts", "TRAIN.AUTO_RESUME", "False", "SEED", 5)
+    (away,) = folder.glob("replaced_*")
+    assert {file.name: file.read_bytes() for file in away.iterdir()} == before
+    assert load(folder / "last.pth")["progress"]["updates"] == 7
 
 
 # Before the first step

@@ -79,7 +79,7 @@ def test_skip_trains_without_them_and_lists_them(write_config, tmp_path, images,
     folder = sorted((images / "train/1").iterdir())
     bad = {str(corrupt(path, kind)) for path, kind in zip(folder, kinds)}
     path = write_config(
-        DATA={"DATA_PATH": str(images), "ON_ERROR": "skip", "NUM_WORKERS": workers, "BATCH_SIZE": 6 // world_size}, TRAIN={"EPOCHS": 2}
+        DATA={"DATA_PATH": str(images), "ON_ERROR": "skip", "NUM_WORKERS": workers, "BATCH_SIZE": 12 // world_size}, TRAIN={"EPOCHS": 2}
     )
     job = Job("--cfg", path, world_size=world_size)
     assert job.wait() == [0] * world_size, job.text()
@@ -384,3 +384,39 @@ def test_code_behind_a_url_is_refused_and_not_run(write_config, https, tmp_path,
     torch.save({"model": Malicious()}, folder / "evil.pth")
     error = error_of("--cfg", write_config(), "--pretrained", f"{address}/evil.pth#sha256={sha256(folder / 'evil.pth')}")
     assert error.status == 3 and "refused" in str(error) and not (tmp_path / "executed").exists()
+
+
+# Archives
+
+
+def test_names_that_lead_out_of_an_archive_write_nothing(write_config, tmp_path, monkeypatch):
+    """A checkpoint is a zip file, read in place; the quickstart's emoji come in a tar file, read in place too."""
+    import io
+    import subprocess
+    import tarfile
+    import zipfile
+
+    import make_quickstart_data
+
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "w.pth")
+    with zipfile.ZipFile(tmp_path / "w.pth", "a") as archive:
+        archive.writestr("../../escaped.txt", "x")
+    error_of("--cfg", write_config(), "--pretrained", tmp_path / "w.pth")
+
+    def pack(command, cwd, **_):
+        entry = {"image": "../../escaped.png", "category": "Flags", "has_img_google": True}
+        picture = io.BytesIO()
+        Image.new("RGBA", (64, 64)).save(picture, "PNG")
+        with tarfile.open(os.path.join(cwd, "x.tgz"), "w:gz") as archive:
+            for name, content in (("package/emoji.json", json.dumps([entry]).encode()), ("package/img/google/64/../../escaped.png", picture.getvalue())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        return subprocess.CompletedProcess(command, 0, "x.tgz\n", "")
+
+    monkeypatch.setattr(make_quickstart_data.shutil, "which", lambda name: name)
+    monkeypatch.setattr(make_quickstart_data.subprocess, "run", pack)
+    with pytest.raises(SystemExit):
+        list(make_quickstart_data.emoji())
+    assert not list(tmp_path.parent.rglob("escaped*"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data.samplers import EvalSampler, TrainBatchSampler
 from engine.plan import BatchPlan
 from engine.resume import fit_progress
-from engine.trainer import Progress
+from engine.progress import Progress
 from utils.errors import ConfigError
 
 sizes = st.integers(1, 300)

@@ -1,0 +1,64 @@
+"""Where a run stands: what goes into its checkpoints besides weights and optimizer, and the sums since the last log line."""
+
+import math
+import operator
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from utils.distributed import Launch
+
+
+@dataclass
+class Progress:
+    """Where a run stands: `epoch` and, within it, `step` (updates done; all of them: only the evaluation is left)."""
+
+    epoch: int = 0
+    step: int = 0
+    updates: int = 0  # done since the run began; what its records are numbered by
+    loss_sum: float = 0.0  # over this epoch's logged images so far, of all processes
+    images: int = 0  # how many those are
+    window_loss_sums: list[float] = field(default_factory=list)  # since the last log line, of each process
+    window_images: int = 0  # of all processes
+    left_out: list[int] = field(default_factory=lambda: [0, 0])  # updates that were not finite: in all, in a row
+    rolled_back: list[list[int]] = field(default_factory=list)  # [epoch, step] of updates to be left out
+    best: dict[str, Any] = field(default_factory=dict)  # {metric: value, "weights": "raw" or "ema", "epoch": number}
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises KeyError, TypeError or ValueError for what is no place in a run."""
+        loaded = Progress(**{**state, "best": dict(state["best"])})
+        counts = (loaded.epoch, loaded.step, loaded.updates, loaded.images, loaded.window_images, *loaded.left_out)
+        sums = (loaded.loss_sum, *loaded.window_loss_sums)
+        places = [operator.index(number) for place in loaded.rolled_back for number in place]
+        if min(*map(operator.index, counts), 0, *places) < 0 or not all(map(math.isfinite, sums)) or len(loaded.left_out) != 2:
+            raise ValueError("no such place in a run")
+        self.__dict__.update(loaded.__dict__)
+
+
+class Window:
+    """Sums since the last log line; the loss stays on the device until it is asked for.
+
+    It begins with what `progress` holds of a window that a save has cut in two. The sums of single processes are kept
+    apart, so that adding them up gives the bits of a run that was not interrupted.
+    """
+
+    def __init__(self, device: torch.device, progress: Progress, launch: Launch):
+        before = progress.window_loss_sums
+        if len(before) != launch.world_size:
+            before = [math.fsum(before)] + [0.0] * (launch.world_size - 1)
+        own = before[launch.rank]
+        self.loss_sum = torch.tensor(own, dtype=torch.float64, device=device)  # of this process
+        self.images = progress.window_images  # of all processes
+        self.started = time.perf_counter()
+        self.timed = 0  # images since then
+        self.wait = 0.0  # seconds spent waiting for data
+
+    def add(self, loss_sum: torch.Tensor, images: int) -> None:
+        self.loss_sum += loss_sum
+        self.images += images
+        self.timed += images
