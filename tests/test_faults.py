@@ -7,11 +7,13 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
-from conftest import Job, assert_same, assert_same_run, error_of, history, load, run
+from conftest import ROOT, Job, assert_same, assert_same_run, error_of, free_port, history, load, run
 
 from engine.precision import NativePrecision
 from engine.tasks.classification import Classification
@@ -32,6 +34,35 @@ def whole(write_config, tmp_path):
 
 
 # Kills
+
+
+@pytest.mark.parametrize("world_size, options", [
+    (1, ["DATA.NUM_WORKERS", 0]),
+    (1, ["DATA.NUM_WORKERS", 2, "AMP.DTYPE", "bfloat16", "TRAIN.ACCUMULATION_STEPS", 2]),
+    (2, ["DATA.NUM_WORKERS", 2, "TRAIN.ACCUMULATION_STEPS", 2]),
+    (2, ["DATA.NUM_WORKERS", 0, "AMP.DTYPE", "bfloat16"]),
+])  # fmt: skip
+def test_killed_at_any_moment(write_config, tmp_path, world_size, options):
+    """Four kills of the job or of one of its processes; weights, average, optimizer, random numbers, history: the same bits."""
+    path = write_config(PRINT_FREQ=3, TRAIN={"EPOCHS": 12, "SAVE_EVERY_STEPS": 2}, DATA={"BATCH_SIZE": 4}, MODEL={"DROP_RATE": 0.1})
+    command = ["--cfg", path, "--opts", *options, "--tag"]
+    whole, killed = (tmp_path / RUNS / tag for tag in ("whole", "killed"))
+    assert Job(*command, "whole", world_size=world_size).wait() == [0] * world_size
+    delays = random.Random(world_size)
+    for _ in range(4):
+        job = Job(*command, "killed", world_size=world_size)
+        start = position_of(killed)
+        if delays.random() < 0.8:
+            job.until(lambda: position_of(killed) > start)
+        time.sleep(delays.uniform(0, 0.4))
+        if world_size > 1 and delays.random() < 0.5:
+            job.send(signal.SIGKILL, rank=delays.randrange(2))
+            job.wait(15)  # the other one ends by itself
+        else:
+            job.kill()
+        assert load(killed / "last.pth")["progress"]["epoch"] < 12, "the run ended before it was killed often enough"
+    assert Job(*command, "killed", world_size=world_size).wait() == [0] * world_size
+    assert_same_run(whole, killed)
 
 
 def test_killed_inside_a_save(write_config, tmp_path):
@@ -561,6 +592,31 @@ def test_an_error_of_one_process_is_said_once(write_config, monkeypatch):
     job.send(signal.SIGTERM, rank=0)  # as the launcher does then
     statuses = job.wait(30)
     assert statuses[1] == 2 and job.text().count("error: ") == 1 and "Traceback" not in job.text(), job.text()
+
+
+def test_processes_whose_launcher_was_killed_save_and_end(write_config, tmp_path):
+    """The launcher's own processes: nobody else would end them, and they hold the run's folder."""
+    path = write_config(TRAIN={"EPOCHS": 400, "WARMUP_EPOCHS": 0}, DATA={"BATCH_SIZE": 4})
+    folder = tmp_path / RUNS / "default"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen(
+            [*launcher, "main.py", "--cfg", str(path)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=said, stderr=said
+        )
+    deadline = time.monotonic() + 120
+    while not (folder / "last.pth").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ranks = [int(pid) for pid in open(f"/proc/{process.pid}/task/{process.pid}/children").read().split()]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{pid}") for pid in ranks) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert ranks and not any(os.path.exists(f"/proc/{pid}") for pid in ranks)
+    assert "stopped by the launcher's end: saved at epoch" in (folder / "log.txt").read_text(), (tmp_path / "said").read_text()
+    last = (folder / "log.txt").read_text().splitlines()[-1]
+    progress = load(folder / "last.pth")["progress"]
+    assert f"epoch {progress['epoch']}, update {progress['step']}" in last
 
 
 def test_a_killed_loading_process_is_one_line(write_config):

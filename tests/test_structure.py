@@ -1,6 +1,7 @@
 """Design rules."""
 
 import ast
+import re
 import sys
 
 import pytest
@@ -60,3 +61,10 @@ def test_apex_is_optional():
         for path in files(part):
             top_level = [n for n in ast.parse(path.read_text()).body if isinstance(n, (ast.Import, ast.ImportFrom))]
             assert not any("apex" in ast.unparse(node) for node in top_level), path
+
+
+def test_the_readme_names_tests_that_exist():
+    text = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text()))
+    missing = {name for name in named if f"def {name}(" not in text}
+    assert len(named) > 50 and not missing
