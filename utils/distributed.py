@@ -12,6 +12,7 @@ from torch import nn
 
 from .errors import ConfigError
 
+MEETING_TIMEOUT = timedelta(minutes=10)  # all processes must have started by then
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # one process may write to a slow disk while the others wait; see utils/peers.py
 
 
@@ -84,7 +85,7 @@ def process_group(launch: Launch, device: torch.device) -> Iterator[Optional[dis
     if "RANK" not in os.environ:
         os.environ.update(_srun_rendezvous(os.environ))
     try:
-        store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.world_size))
+        store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.world_size, timeout=MEETING_TIMEOUT))
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=dist.PrefixStore("process_group", store),

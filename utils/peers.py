@@ -36,6 +36,9 @@ class Peers:
         store: as `torch.distributed.rendezvous` gives it; None for one process.
         timeout: seconds.
         on_loss: called from the thread with the ProcessError; it does not return.
+
+    Raises:
+        ProcessError: a process ended before all had met.
     """
 
     def __init__(
@@ -58,19 +61,27 @@ class Peers:
         self.pending: Optional[tuple[Any, torch.Tensor]] = None
         self.store = self.group = self.thread = None
         if store is not None:
-            self.group = dist.new_group(backend="gloo")
-            self.store = dist.PrefixStore("peers", store.clone())  # of its own: calls on one store wait for one another
-            self.store.set_timeout(timedelta(seconds=timeout))
-            self.store.set(f"who{launch.rank}", json.dumps([socket.gethostname(), os.getpid(), _started(os.getpid())]))
-            self._beat(0)
-            dist.barrier(self.group)  # every process' entries are there
-            self.who = [json.loads(self.store.get(f"who{rank}")) for rank in range(launch.world_size)]
+            try:
+                self._meet(store)
+            except RuntimeError as error:
+                raise ProcessError(
+                    f"the processes did not meet ({' '.join(str(error).split())[:200]}); one has ended, start all again"
+                ) from None
             self.watched = range(1, launch.world_size) if launch.rank == 0 else range(1)
         if store is not None or self.launched:
             self.thread = threading.Thread(target=self._run, name="peers", daemon=True)
             self.thread.start()
         if store is not None and launch.rank:
             threading.Thread(target=self._watch_store, name="peers' store", daemon=True).start()
+
+    def _meet(self, store: dist.Store) -> None:
+        self.group = dist.new_group(backend="gloo")
+        self.store = dist.PrefixStore("peers", store.clone())  # of its own: calls on one store wait for one another
+        self.store.set_timeout(timedelta(seconds=self.timeout))
+        self.store.set(f"who{self.launch.rank}", json.dumps([socket.gethostname(), os.getpid(), _started(os.getpid())]))
+        self._beat(0)
+        dist.barrier(self.group)  # every process' entries are there
+        self.who = [json.loads(self.store.get(f"who{rank}")) for rank in range(self.launch.world_size)]
 
     # Exchanges
 
