@@ -133,16 +133,21 @@ def config_flags(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
 
 
+_reporting = threading.Lock()
+
+
 def report(error: UserError) -> NoReturn:
     """Prints the error as the one last line and exits with its status.
 
     When every process meets the same error, rank 0 says it and its exit makes the launcher end the others, which wait
     here for that. An error that only another rank meets is said by that rank.
     """
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) not in ("0", str(error.speaker)):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(3)
+    if not _reporting.acquire(blocking=False):  # another thread of this process says it and exits
+        time.sleep(60)
     line = f"error: {error}"
     print(line, file=sys.stderr, flush=True)
     if os.environ.get("TORCHELASTIC_ERROR_FILE"):  # the launcher shows this in its own closing report

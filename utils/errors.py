@@ -8,6 +8,7 @@ class UserError(Exception):
     """An error with a message of one line, `<file, key or flag>: reason; what to do`."""
 
     status = 2
+    speaker = 0  # the rank that says at once an error that all meet; the others wait for that
 
 
 class ConfigError(UserError):
@@ -37,9 +38,14 @@ class OutputError(UserError):
 
 
 class ProcessError(UserError):
-    """Another process of the run that is gone."""
+    """Another process of the run, `rank`, that is gone."""
 
     status = 5
+
+    def __init__(self, message: str, rank: int = 0):
+        super().__init__(message)
+        self.rank = rank
+        self.speaker = 1 if rank == 0 else 0
 
 
 class Stopped(Exception):

@@ -254,11 +254,10 @@ class Peers:
 
     def _error(self, rank: int, reason: str) -> ProcessError:
         host, pid, _ = self.who[rank]
-        error = ProcessError(
-            f"rank {rank} (process {pid} on {host}): {reason}; start the same command again, it goes on from the last checkpoint"
+        return ProcessError(
+            f"rank {rank} (process {pid} on {host}): {reason}; start the same command again, it goes on from the last checkpoint",
+            rank,
         )
-        error.rank = rank
-        return error
 
 
 def _started(pid: int) -> str:
