@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -23,10 +24,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         raise ConfigError("--eval: there are no weights to evaluate; add --resume path/to/best.pth")
 
     # Imported after the checks that need no torch, as it takes seconds.
-    import torch
-
     from engine.run import check, evaluate_checkpoint, throughput, train
-    from utils.device import select_device, use_deterministic_algorithms
+    from utils.device import is_out_of_memory, select_device, use_deterministic_algorithms
     from utils.distributed import process_group, read_launch
     from utils.peers import Peers
 
@@ -40,18 +39,19 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         good = False
         try:
             run(cfg, launch, device, peers)
+            peers.meet()
             good = True
         except Stopped:
             good = True
             raise
-        except torch.OutOfMemoryError:
-            raise ConfigError(
-                f"DATA.BATCH_SIZE (--batch-size) is {cfg.DATA.BATCH_SIZE}: {device} is out of memory; use a smaller one "
-                "(with TRAIN.TOTAL_BATCH_SIZE the recipe stays the same) or --use-checkpoint"
-            ) from None
         except OSError as error:
             raise OutputError(f"{error.filename or 'output'}: {error.strerror or error}; check the path and the disk") from None
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise ConfigError(
+                    f"DATA.BATCH_SIZE (--batch-size) is {cfg.DATA.BATCH_SIZE}: {device} is out of memory; use a smaller one "
+                    "(with TRAIN.TOTAL_BATCH_SIZE the recipe stays the same) or --use-checkpoint"
+                ) from None
             if cfg.DETERMINISTIC and "deterministic" in str(error):
                 raise ConfigError(f"DETERMINISTIC: {' '.join(str(error).split('. ')[0].split())}; switch it off") from None
             if "DataLoader worker" in str(error):
@@ -149,17 +149,19 @@ def report(error: UserError) -> NoReturn:
     if not _reporting.acquire(blocking=False):  # another thread of this process says it and exits
         time.sleep(60)
     line = f"error: {error}"
-    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # nowhere left to say it: the status still does
+        print(line, file=sys.stderr, flush=True)
     if os.environ.get("TORCHELASTIC_ERROR_FILE"):  # the launcher shows this in its own closing report
-        with open(os.environ["TORCHELASTIC_ERROR_FILE"], "w") as file:
+        with contextlib.suppress(OSError), open(os.environ["TORCHELASTIC_ERROR_FILE"], "w") as file:
             json.dump({"message": line, "timestamp": int(time.time())}, file)
     leave(error.status)
 
 
 def leave(status: int) -> NoReturn:
     """Ends at once: unlike after sys.exit, other processes and workers are not waited for."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
     os._exit(status)
 
 

@@ -9,6 +9,7 @@ from yacs.config import CfgNode
 
 from data.loader import EvalLoader, TrainLoader
 from utils.config import to_dict
+from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError
 from utils.macs import Complexity, measure_complexity
 from utils.peers import Peers
@@ -176,6 +177,8 @@ def complexity_of(model: torch.nn.Module, cfg: CfgNode) -> Complexity:
     try:
         return measure_complexity(model, (3, cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE))
     except (RuntimeError, ValueError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split("\n")[0].split())
         raise ConfigError(
             f"DATA.IMG_SIZE: {cfg.MODEL.NAME} cannot take images of {cfg.DATA.IMG_SIZE} px ({reason}); use another size"

@@ -97,8 +97,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if zipfile.is_zipfile(path):  # torch.load does not compare the checksums that torch.save writes
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
+                odd = [e.filename for e in archive.infolist() if e.compress_type or e.is_dir() or e.external_attr & 0x10]
             if damaged:
                 raise CheckpointError(f"{path}: is damaged, the checksum of its {damaged} is wrong; use another one")
+            if odd:  # torch.save writes none, and torch.load would take a folder's bytes for zeros
+                raise CheckpointError(f"{path}: is damaged, its {odd[0]} is no plain entry; use another one")
         with torch.serialization.safe_globals(FOREIGN_SETTINGS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -110,7 +113,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 "nothing of it was run. Save its state_dict() alone and use that"
             ) from None
         raise CheckpointError(f"{path}: is damaged or no checkpoint; use another one") from None
-    except (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError, IndexError):
+    except CheckpointError:
+        raise
+    except Exception:  # zipfile, pickle and torch raise of many kinds at damaged files
         raise CheckpointError(f"{path}: is damaged or no checkpoint; use another one") from None
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, no state dict; use another file")

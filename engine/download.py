@@ -1,6 +1,7 @@
 """Weights named by a URL: by https only, and only with a checksum that the file must have."""
 
 import hashlib
+import http.client
 import re
 import ssl
 import tempfile
@@ -40,7 +41,11 @@ def local_file(source: str, launch: Launch, peers: Peers) -> str:
     """
     if "://" not in source:
         return source
-    parts = urlsplit(source)
+    try:
+        parts = urlsplit(source)
+        parts.port
+    except ValueError as error:
+        raise ConfigError(f"{source}: is no URL ({error}); correct it") from None
     name = Path(parts.path).name
     if parts.scheme != "https":
         raise ConfigError(f"{source}: is no https URL; only those are downloaded")
@@ -75,7 +80,7 @@ def _download(url: str, path: Path, checksum: str) -> None:
                         spool.write(chunk)
                         digest.update(chunk)
                         bar.update(len(chunk))
-        except (urllib.error.URLError, ssl.SSLError, TimeoutError, ConnectionError, ValueError) as error:
+        except (urllib.error.URLError, ssl.SSLError, TimeoutError, ConnectionError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise CheckpointError(f"{url}: cannot be downloaded ({reason}); check it, or download the file yourself") from None
         if not digest.hexdigest().startswith(checksum):

@@ -65,23 +65,25 @@ class FiniteGuard:
         self.first_bad = torch.minimum(self.first_bad, torch.where(bad, step, NEVER))
         return True
 
-    def check(self) -> Optional[tuple[int, str]]:
+    def check(self, in_a_row: int) -> Optional[tuple[int, str]]:
         """(step, 'loss' or 'gradient') of the first update that was not finite on any process, None if all were.
+
+        Args:
+            in_a_row: the second of `counts`.
 
         Raises:
             NonFiniteError: so many updates in a row were left out that the run no longer learns.
         """
-        if self.counts[1] >= MAX_IN_A_ROW:
+        if in_a_row >= MAX_IN_A_ROW:
             raise NonFiniteError(
-                f"TRAIN.NONFINITE: {self.counts[1]} updates in a row had a loss or gradient that is not finite and were "
-                "left out; checkpoints are kept as they were. Try a smaller TRAIN.BASE_LR or AMP.DTYPE bfloat16"
+                f"TRAIN.NONFINITE: {in_a_row} updates in a row had a loss or gradient that is not finite and were left "
+                "out; checkpoints are kept as they were. Try a smaller TRAIN.BASE_LR or AMP.DTYPE bfloat16"
             )
         steps = min_over_ranks(self.first_bad).tolist()
         if min(steps) == NEVER:
             return None
         return min(steps), "loss" if steps[0] <= steps[1] else "gradient"
 
-    @property
     def counts(self) -> list[int]:
         """Updates left out: in all, and in a row up to the last one. Waits for the device."""
         return self.left_out.tolist()

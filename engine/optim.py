@@ -103,8 +103,8 @@ def create_lr_scheduler(
 
 
 class ResumableOptimizer:
-    """An optimizer's state for checkpoints. Moments come back from the file, settings (weight decay, betas, ...) stay
-    the present config's, so that a changed one takes effect on resume.
+    """An optimizer's state for checkpoints. Moments and counters come back from the file, settings (weight decay, betas,
+    ...) stay the present config's, so that a changed one takes effect on resume.
 
     Raises:
         ValueError: at `load_state_dict`, if the state is of another kind of optimizer or of other parameter groups.
@@ -122,4 +122,9 @@ class ResumableOptimizer:
         groups = self.optimizer.state_dict()["param_groups"]
         if [len(g["params"]) for g in groups] != [len(g["params"]) for g in state["param_groups"]]:
             raise ValueError("its parameter groups are not this optimizer's")
+        settings = {*self.optimizer.defaults, "params", "weight_decay", "lr_scale", "initial_lr"} - {"lr"}
+        groups = [
+            {**saved, **{key: value for key, value in group.items() if key in settings}}
+            for saved, group in zip(state["param_groups"], groups)
+        ]
         self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})

@@ -1,15 +1,16 @@
 """What a long run needs, looked at before its first step: images that can be read, memory, disk space, time."""
 
 import copy
+import os
 import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Callable
 
 import torch
 
 from data.dataset import SeededIndex, collate_items
-from utils.device import memory_mib, to_device
+from utils.device import forget_memory, is_out_of_memory, memory_mib, to_device
 from utils.errors import ConfigError, OutputError
 from utils.rng import get_rng_state, seed_all, set_rng_state
 
@@ -21,41 +22,34 @@ SPARE = 64 * 2**20  # bytes beside the checkpoints: logs and curves
 
 
 @dataclass(frozen=True)
-class Preflight:
-    """What was found. Times are of this process on this machine at this moment."""
+class Findings:
+    """What one step showed. Times are of this process on this machine at this moment."""
 
     load_seconds: float  # per image and worker
     step_seconds: float  # forward, backward and optimizer step of one micro-batch
     forward_seconds: float  # of one evaluation batch
     memory_mib: float
     checkpoint_bytes: int
-    disk_needed: int
-    disk_free: int
-    run_seconds: float  # what is left of the run, at least
 
     def lines(self, workers: int) -> list[str]:
         rate = max(workers, 1) / max(self.load_seconds, 1e-9)
         return [
-            f"one micro-batch: {self.step_seconds:.3f} s, {self.memory_mib:.0f} MiB; reading images: {rate:.0f} images/s per process",
-            f"checkpoints: {self.checkpoint_bytes / 2**20:.1f} MiB each, {self.disk_needed / 2**20:.0f} MiB still to be written, "
-            f"{self.disk_free / 2**20:.0f} MiB free",
-            f"estimated time: {duration(self.run_seconds)} at least (from one step; the log's eta is better)",
+            f"one micro-batch: {self.step_seconds:.3f} s, {self.memory_mib:.0f} MiB; reading images: {rate:.0f} images/s per process"
         ]
 
 
-def preflight(trainer: Trainer, optimizer_of) -> Preflight:
-    """Reads a few images, does one step and one evaluation batch on copies, and counts the disk space.
+def rehearse(trainer: Trainer, optimizer_of: Callable[[torch.nn.Module], torch.optim.Optimizer]) -> Findings:
+    """Reads a few images and does one step and one evaluation batch on copies.
 
     Nothing of the run is changed: neither its weights nor its random numbers.
 
     Args:
-        trainer: a run that is about to start or to go on.
+        trainer: a run that has been built; a checkpoint is restored afterwards, as its optimizer state needs memory too.
         optimizer_of: model -> an optimizer as the run's.
 
     Raises:
         DataError: an image cannot be read.
         ConfigError: the model cannot do a step.
-        OutputError: the disk has no room for the checkpoints to come.
     """
     random_state = get_rng_state()
     try:
@@ -63,22 +57,29 @@ def preflight(trainer: Trainer, optimizer_of) -> Preflight:
         step_seconds, forward_seconds, state_bytes = _dry_step(trainer, optimizer_of, batch)
     finally:
         set_rng_state(random_state)
-    needed, free = _disk(trainer, state_bytes)
+    findings = Findings(load_seconds, step_seconds, forward_seconds, memory_mib(trainer.device), state_bytes)
+    forget_memory(trainer.device)
+    return findings
+
+
+def look_ahead(trainer: Trainer, findings: Findings) -> list[str]:
+    """What is left of a run in disk space and time, as lines for the log.
+
+    Raises:
+        OutputError: the disk has no room for the checkpoints to come, or the folder cannot be written to.
+    """
+    needed, free = _disk(trainer, findings.checkpoint_bytes)
     plan, progress = trainer.plan, trainer.progress
-    micro_batches = (trainer.epochs - progress.epoch) * plan.batches_per_epoch - progress.step * plan.accumulation_steps
-    evaluations = (trainer.epochs - progress.epoch) * len(trainer.val_loader) * (2 if trainer.model_ema else 1)
-    workers = max(trainer.train_loader.loader.num_workers, 1)
-    loading = load_seconds * plan.batch_size / workers
-    return Preflight(
-        load_seconds=load_seconds,
-        step_seconds=step_seconds,
-        forward_seconds=forward_seconds,
-        memory_mib=memory_mib(trainer.device),
-        checkpoint_bytes=state_bytes,
-        disk_needed=needed,
-        disk_free=free,
-        run_seconds=micro_batches * max(step_seconds, loading) + evaluations * max(forward_seconds, loading),
-    )
+    epochs = trainer.epochs - progress.epoch
+    micro_batches = epochs * plan.batches_per_epoch - progress.step * plan.accumulation_steps
+    evaluations = epochs * len(trainer.val_loader) * (2 if trainer.model_ema else 1)
+    loading = findings.load_seconds * plan.batch_size / max(trainer.train_loader.loader.num_workers, 1)
+    seconds = micro_batches * max(findings.step_seconds, loading) + evaluations * max(findings.forward_seconds, loading)
+    return [
+        f"checkpoints: {findings.checkpoint_bytes / 2**20:.1f} MiB each, {needed / 2**20:.0f} MiB still to be written, "
+        f"{free / 2**20:.0f} MiB free",
+        f"estimated time: {duration(seconds)} at least (from one step; the log's eta is better)",
+    ]
 
 
 def _read_images(trainer: Trainer):
@@ -117,10 +118,8 @@ def _dry_step(trainer: Trainer, optimizer_of, batch):
             with torch.inference_mode(), precision.autocast():
                 trainer.task.evaluate_batch(model, batch, metrics)
             forward_seconds = _now(trainer.device) - started
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        if "deterministic" in str(error):
+        if "deterministic" in str(error) or is_out_of_memory(error):
             raise
         raise ConfigError(f"MODEL.NAME: a training step fails ({' '.join(str(error).split())[:300]}); check MODEL and DATA") from None
     parts = [model.state_dict(), optimizer.state_dict()] + ([trainer.model_ema.module.state_dict()] if trainer.model_ema else [])
@@ -156,9 +155,11 @@ def _disk(trainer: Trainer, checkpoint_bytes: int) -> tuple[int, int]:
     missing = [name for name in files if not (directory / name).exists()]
     needed = len(missing) * checkpoint_bytes
     free = shutil.disk_usage(existing).free
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"{directory}: cannot be written to; change --output or its permissions")
     if needed + SPARE > free:
         raise OutputError(
-            f"{directory}: {len(missing)} checkpoints of {checkpoint_bytes / 2**20:.1f} MiB are to be written, "
-            f"{free / 2**20:.0f} MiB are free; free space, change --output, or keep fewer with SAVE_FREQ"
+            f"{directory}: {len(missing)} checkpoints of {checkpoint_bytes / 2**20:.1f} MiB, and {SPARE // 2**20} MiB of logs, "
+            f"are to be written, {free / 2**20:.0f} MiB are free; free space, change --output, or keep fewer with SAVE_FREQ"
         )
     return needed, free

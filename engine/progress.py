@@ -26,6 +26,10 @@ class Progress:
     rolled_back: list[list[int]] = field(default_factory=list)  # [epoch, step] of updates to be left out
     best: dict[str, Any] = field(default_factory=dict)  # {metric: value, "weights": "raw" or "ema", "epoch": number}
 
+    def start_epoch(self, epoch: int) -> None:
+        self.epoch, self.step, self.loss_sum, self.images = epoch, 0, 0.0, 0
+        self.window_loss_sums, self.window_images = [], 0
+
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 

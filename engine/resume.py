@@ -121,6 +121,10 @@ def fit_progress(progress: Progress, old: dict[str, Any], new: dict[str, Any], p
                     f"Finish the epoch with TRAIN.TOTAL_BATCH_SIZE {before['total_batch_size']}"
                 )
             progress.step = min(seen // after["total_batch_size"], after["updates_per_epoch"])
+            here = [place for place in progress.rolled_back if place[0] == progress.epoch]
+            if here:  # they are other images now
+                progress.rolled_back = [place for place in progress.rolled_back if place not in here]
+                changes.append(f"updates of epoch {progress.epoch} are others: those left out by a rollback are no more")
     return changes
 
 

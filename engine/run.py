@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from yacs.config import CfgNode
@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 from data.loader import EvalLoader
 from utils.config import to_dict
 from utils.distributed import Launch
-from utils.errors import ConfigError, OutputError
+from utils.errors import ConfigError, OutputError, Stopped
 from utils.files import remove_unfinished, write_json, write_text
 from utils.lock import RunLock
 from utils.macs import Complexity
@@ -23,11 +23,11 @@ from .checkpoint import checkpoints_of, load_weights, read_checkpoint, weights_o
 from .download import local_file
 from .evaluate import describe, evaluate, summarize
 from .model import prepare_model
-from .preflight import Preflight, preflight
+from .preflight import look_ahead, rehearse
 from .resume import Found, config_changes, find_checkpoint, fit_progress, progress_of, stamp_of
 from .tasks import create_task
 from .throughput import measure_throughput
-from .trainer import Trainer, describe_best
+from .trainer import Trainer, describe_best, require_same_place
 
 INPUT_KEYS = ("DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "TEST.CROP_PCT", "MODEL.FAT")  # shape what a model sees
 
@@ -43,11 +43,7 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> N
             log.info(f"{directory} is finished: {progress.epoch} epochs, best {describe_best(progress.best)}; nothing to do")
             return
 
-    pretrained = "" if found.path else local_file(cfg.MODEL.PRETRAINED, launch, peers)
-    trainer, complexity, note = build_trainer(cfg, device, peers, log, pretrained)
-    changes = restore(trainer, found) if found.path else []
-    findings = preflight(trainer, lambda model: build_optimizer(cfg, model, trainer.plan.scale_lr(cfg.TRAIN.BASE_LR)))
-
+    trainer, introduction = prepare(cfg, launch, device, peers, log, found)
     lock = RunLock(directory)
     try:
         if launch.rank == 0:
@@ -57,10 +53,7 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> N
             log.open_records(trainer.progress.updates if found.path else -1, trainer.progress.epoch)
             write_text(directory / "config.yaml", cfg.dump())
         peers.from_first(None)  # nobody goes on before the folder is rank 0's
-        introduce(log, cfg, launch, trainer, complexity, findings)
-        for line in [note, *describe_start(cfg, found, changes, trainer)]:
-            if line:
-                log.info(line)
+        introduction()
         if cfg.TRAIN.COMPILE:
             trainer.model.compile()
         with stop_signals(peers.stop):
@@ -72,18 +65,12 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> N
 
 
 def check(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> None:
-    """Does everything that precedes a run's first step, and writes nothing."""
+    """Does everything that precedes a run's first step, and writes nothing but weights that a URL names."""
     directory = run_directory(cfg)
     log = RunLog(directory, enabled=launch.rank == 0)
     found = find_for_all(cfg, directory, peers)
-    pretrained = "" if found.path else local_file(cfg.MODEL.PRETRAINED, launch, peers)
-    trainer, complexity, note = build_trainer(cfg, device, peers, log, pretrained)
-    changes = restore(trainer, found) if found.path else []
-    findings = preflight(trainer, lambda model: build_optimizer(cfg, model, trainer.plan.scale_lr(cfg.TRAIN.BASE_LR)))
-    introduce(log, cfg, launch, trainer, complexity, findings)
-    for line in [note, *describe_start(cfg, found, changes, trainer)]:
-        if line:
-            log.info(line)
+    _, introduction = prepare(cfg, launch, device, peers, log, found)
+    introduction()
     log.info("all checks passed; nothing was written")
 
 
@@ -122,7 +109,10 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
     results: dict[str, Any] = {}
     for name, state_dict in weights.items():
         load_weights(model, state_dict, path)
-        results[name] = evaluate(model, task, loader, precision, device, log, peers, cfg.TRAIN.CHANNELS_LAST)
+        metrics = evaluate(model, task, loader, precision, device, log, peers, cfg.TRAIN.CHANNELS_LAST)
+        if metrics is None:
+            raise Stopped
+        results[name] = metrics
     log.info(describe(results))
     if launch.rank == 0:
         summary = summarize(results, task.best_metric)
@@ -161,6 +151,25 @@ def find_for_all(cfg: CfgNode, directory: Path, peers: Peers) -> Found:
     return found
 
 
+def prepare(
+    cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers, log: RunLog, found: Found
+) -> tuple[Trainer, Callable[[], None]]:
+    """A run that is ready for its next step, and a function that says what runs where on what. Writes nothing."""
+    pretrained = "" if found.path else local_file(cfg.MODEL.PRETRAINED, launch, peers)
+    trainer, complexity, note = build_trainer(cfg, device, peers, log, pretrained)
+    findings = rehearse(trainer, lambda model: build_optimizer(cfg, model, trainer.plan.scale_lr(cfg.TRAIN.BASE_LR)))
+    changes = restore(trainer, found) if found.path else []
+    forecast = look_ahead(trainer, findings)
+
+    def introduction() -> None:
+        introduce(log, cfg, launch, trainer, complexity, [*findings.lines(cfg.DATA.NUM_WORKERS), *forecast])
+        for line in [note, *describe_start(cfg, found, changes, trainer)]:
+            if line:
+                log.info(line)
+
+    return trainer, introduction
+
+
 def restore(trainer: Trainer, found: Found) -> list[str]:
     """Gives the trainer the checkpoint's state; returns what has changed since.
 
@@ -170,6 +179,7 @@ def restore(trainer: Trainer, found: Found) -> list[str]:
     """
     progress, checkpointer = trainer.progress, trainer.checkpointer
     checkpointer.restore(found.checkpoint, found.path)
+    require_same_place(progress, trainer.peers, found.path)
     changes = fit_progress(progress, found.checkpoint, checkpointer.metadata, found.path)
     if progress.epoch >= trainer.epochs:
         raise ConfigError(
@@ -195,12 +205,13 @@ def claim(directory: Path, found: Found, auto_resume: bool) -> None:
     if replaced:
         away = directory / time.strftime("replaced_%Y%m%d_%H%M%S")
         away.mkdir(exist_ok=True)
-        for path in replaced:
+        others = (directory / name for name in ("metrics.jsonl", "config.yaml", "tensorboard"))
+        for path in [*replaced, *(path for path in others if path.exists())]:
             path.replace(away / path.name)
 
 
 def introduce(
-    log: RunLog, cfg: CfgNode, launch: Launch, trainer: Trainer, complexity: Complexity, findings: Preflight
+    log: RunLog, cfg: CfgNode, launch: Launch, trainer: Trainer, complexity: Complexity, findings: list[str]
 ) -> None:
     """Says what runs where on what."""
     plan, device = trainer.plan, trainer.device
@@ -217,7 +228,7 @@ def introduce(
         f"{cfg.DATA.DATA_PATH or cfg.DATA.DATASET}: {len(train_set)} training and {len(val_set)} validation images, "
         f"{len(train_set.classes)} classes; {plan.updates_per_epoch} updates per epoch; run in {log.directory}"
     )
-    for line in findings.lines(cfg.DATA.NUM_WORKERS):
+    for line in findings:
         log.info(line)
     log.record(
         "start",

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.loader import EvalLoader, TrainLoader
 from utils.device import memory_mib, to_device
 from utils.distributed import broadcast_buffers, sum_over_ranks
-from utils.errors import NonFiniteError, Stopped
+from utils.errors import CheckpointError, NonFiniteError, Stopped
 from utils.files import write_json
 from utils.peers import Peers
 from utils.rng import seed_all
@@ -65,10 +65,11 @@ class Trainer:
             NonFiniteError: a loss or gradient is infinite or not a number; the checkpoints are those of before.
             OutputError: a checkpoint cannot be written.
         """
-        self.saved_at = time.monotonic()
+        self.saved_at, self.save_asked = time.monotonic(), False
         self.guard.start(self.progress.left_out)
-        if self.guard.policy == "rollback" and not self.progress.updates:
+        if self.guard.policy == "rollback" and not checkpoints_of(self.checkpointer.directory):
             self.save(LAST)  # something to go back to
+            self.peers.from_first(None)
         while self.progress.epoch < self.epochs:
             started = time.perf_counter()
             try:
@@ -105,19 +106,21 @@ class Trainer:
         return progress.loss_sum / max(progress.images, 1)
 
     def save_is_due(self) -> bool:
-        """Whether TRAIN.SAVE_EVERY_MINUTES have passed since the last save; rank 0's clock counts."""
-        due = self.save_every_minutes and time.monotonic() - self.saved_at >= 60 * self.save_every_minutes
-        return bool(due) and self.peers.launch.rank == 0
+        """Once when TRAIN.SAVE_EVERY_MINUTES have passed since the last save; rank 0's clock counts."""
+        if self.peers.launch.rank or not self.save_every_minutes or self.save_asked:
+            return False
+        self.save_asked = time.monotonic() - self.saved_at >= 60 * self.save_every_minutes
+        return self.save_asked
 
     def update(self, step: int, batches: Iterator, window: "Window") -> torch.Tensor:
         """One optimizer step over the update's micro-batches; returns the norm of its gradient."""
         epoch, rank = self.progress.epoch, self.peers.launch.rank
         num_batches = self.plan.batches_in_update(step)
+        self.lr_scheduler.step_update(epoch * self.plan.updates_per_epoch + step)
         if [epoch, step] in self.progress.rolled_back:
             for _ in range(num_batches):
                 next(batches)
             return torch.full((), math.nan)
-        self.lr_scheduler.step_update(epoch * self.plan.updates_per_epoch + step)
         self.guard.before_update()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for i in range(num_batches):
@@ -198,20 +201,20 @@ class Trainer:
     # Faults
 
     def require_finite_updates(self) -> None:
-        found = self.guard.check()
-        self.progress.left_out = self.guard.counts
-        if found:
-            step, what = found
-            file = self.describe_update(step, what)
-            error = NonFinite(
-                f"epoch {self.progress.epoch}, update {step + 1}: the {what} is not finite; checkpoints are kept as they "
-                f"were, the update's files are in {file}. Try a smaller TRAIN.BASE_LR, AMP.DTYPE bfloat16 or --disable_amp, "
-                "or TRAIN.NONFINITE skip"
-            )
-            error.place = [self.progress.epoch, step]
-            if self.guard.policy != "rollback":
-                raise NonFiniteError(str(error))
-            raise error
+        """Raises NonFinite or NonFiniteError, by the policy, on all processes, if an update since the last look was not."""
+        self.progress.left_out = self.guard.counts()
+        found = self.guard.check(self.progress.left_out[1])
+        if not found:
+            return
+        step, what = found
+        message = (
+            f"epoch {self.progress.epoch}, update {step + 1}: the {what} is not finite; checkpoints are kept as they were, the "
+            f"update's files are in {self.describe_update(step, what)}. Try a smaller TRAIN.BASE_LR, AMP.DTYPE bfloat16 or "
+            "--disable_amp, or TRAIN.NONFINITE skip"
+        )
+        if self.guard.policy == "rollback":
+            raise NonFinite(message, [self.progress.epoch, step])
+        raise NonFiniteError(message)
 
     def describe_update(self, step: int, what: str) -> Path:
         """Writes which images, with which augmentation, an update has: enough to repeat it from the checkpoint before."""
@@ -233,10 +236,11 @@ class Trainer:
             NonFiniteError: it has happened too often.
         """
         rolled_back = [*self.progress.rolled_back, found.place]
-        if len(rolled_back) > MAX_ROLLBACKS or found.place in self.progress.rolled_back:
+        if len(rolled_back) > MAX_ROLLBACKS:
             raise NonFiniteError(f"{found}; the run has gone back {MAX_ROLLBACKS} times")
-        path = next(iter(checkpoints_of(self.checkpointer.directory)))
+        path = Path(self.peers.from_first(str(checkpoints_of(self.checkpointer.directory)[0])))
         self.checkpointer.restore(read_checkpoint(path), path)
+        require_same_place(self.progress, self.peers, path)
         self.progress.rolled_back = rolled_back
         self.optimizer.zero_grad()
         self.guard.start(self.progress.left_out)
@@ -318,7 +322,7 @@ class Trainer:
             {f"val/{k}{'_ema' if n == 'ema' else ''}": v for n, r in results.items() for k, v in r.items()},
         )
         self.list_unreadable()
-        progress.epoch, progress.step, progress.loss_sum, progress.images = progress.epoch + 1, 0, 0.0, 0
+        progress.start_epoch(progress.epoch + 1)
         names = [BEST] if improved else []
         if self.save_freq and progress.epoch % self.save_freq == 0:
             names.append(f"epoch_{progress.epoch}.pth")
@@ -327,7 +331,7 @@ class Trainer:
             self.end_stopped()
 
     def save(self, *names: str) -> None:
-        self.saved_at = time.monotonic()
+        self.saved_at, self.save_asked = time.monotonic(), False
         if self.log.enabled:
             self.log.flush()  # a resumed run repeats no update before this
             self.checkpointer.save(*names)
@@ -343,5 +347,16 @@ def duration(seconds: float) -> str:
     return (f"{days}d " if days else "") + time.strftime("%H:%M:%S", time.gmtime(rest))
 
 
+def require_same_place(progress: Progress, peers: Peers, path: Path) -> None:
+    """Raises CheckpointError if the processes read different checkpoints, as a file system's caches can make them."""
+    places = peers.gather([progress.epoch, progress.step, progress.updates])
+    if any(place != places[0] for place in places):
+        raise CheckpointError(f"{path}: is another one for some processes ({places}); start the same command again")
+
+
 class NonFinite(Exception):
     """A loss or gradient that is not finite was found; `place` is the update's [epoch, step]."""
+
+    def __init__(self, message: str, place: list[int]):
+        super().__init__(message)
+        self.place = place

@@ -288,6 +288,27 @@ def test_a_flipped_bit_is_found(write_config, tmp_path):
         assert error.status == 3 and "checksum" in str(error)
 
 
+def test_any_flipped_bit_is_found_or_harmless(tmp_path):
+    """Every bit of the zip file's directory, and some of the rest, and of the older format."""
+    torch.manual_seed(0)
+    state = {"a": torch.randn(3), "b": torch.arange(4)}
+    for name, options in (("zip.pth", {}), ("old.pth", {"_use_new_zipfile_serialization": False})):
+        torch.save(state, tmp_path / name, **options)
+        whole = (tmp_path / name).read_bytes()
+        for position in range(0, len(whole)) if len(whole) < 1500 else [*range(0, len(whole) - 700, 13), *range(len(whole) - 700, len(whole))]:
+            for bit in range(8):
+                content = bytearray(whole)
+                content[position] ^= 1 << bit
+                (tmp_path / "x.pth").write_bytes(content)
+                try:
+                    found = read_checkpoint(tmp_path / "x.pth")
+                except CheckpointError as error:
+                    assert "\n" not in str(error)
+                    continue
+                if name == "zip.pth":  # the older format has no checksums
+                    assert list(found) == list(state) and all(torch.equal(found[key], state[key]) for key in state), (position, bit)
+
+
 def test_settings_of_other_tools_in_a_checkpoint_are_read(tmp_path):
     """timm saves an argparse.Namespace beside the weights, Swin and the released code a yacs CfgNode."""
     from argparse import Namespace

@@ -1,5 +1,6 @@
 """The step: accumulation, precision, clipping, schedules, averages, and how processes share the work."""
 
+import copy
 import math
 import os
 import random
@@ -16,7 +17,7 @@ from torch import nn
 import models  # noqa: F401
 from engine.model import create_model, prepare_model
 from engine.nonfinite import FiniteGuard
-from engine.optim import create_lr_scheduler, create_optimizer
+from engine.optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
 from engine.plan import BatchPlan
 from engine.precision import NativePrecision, create_precision, resolve_dtype
 from engine.progress import Progress, Window
@@ -241,6 +242,32 @@ def test_refused_optimizers():
         optimizer_for("fusedadamw")
     with pytest.raises(ConfigError, match="WARMUP_EPOCHS is 5, TRAIN.EPOCHS 5"):
         learning_rates(epochs=5, warmup_epochs=5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "adafactor", "lion", "rmsprop", "adabelief", "nadamw"])
+def test_optimizers_resume_exactly(name):
+    """Three steps, a checkpoint, three more: as six in one go; counters in the groups (lamb) included."""
+
+    def steps(model, optimizer, first, last):
+        for step in range(first, last):
+            torch.manual_seed(step)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+
+    torch.manual_seed(0)
+    models = [nn.Linear(4, 4) for _ in range(3)]
+    for model in models[1:]:
+        model.load_state_dict(models[0].state_dict())
+    whole, before = (optimizer_for(name, model) for model in models[:2])
+    steps(models[0], whole, 0, 6)
+    steps(models[1], before, 0, 3)
+    models[2].load_state_dict(models[1].state_dict())
+    after = optimizer_for(name, models[2])
+    ResumableOptimizer(after).load_state_dict(copy.deepcopy(ResumableOptimizer(before).state_dict()))
+    steps(models[2], after, 3, 6)
+    for a, b in zip(models[0].parameters(), models[2].parameters()):
+        assert torch.equal(a, b)
 
 
 # Models

@@ -16,9 +16,11 @@ import torch
 from conftest import ROOT, Job, assert_same, assert_same_run, error_of, free_port, history, load, run
 
 from engine.precision import NativePrecision
+from engine.progress import Progress, Window
 from engine.tasks.classification import Classification
 from engine.trainer import Trainer
-from utils.errors import NonFiniteError
+from utils.distributed import Launch
+from utils.errors import NonFiniteError, Stopped
 from utils.files import remove_unfinished
 from utils.lock import RunLock
 
@@ -222,33 +224,53 @@ def test_a_signal_to_one_process_stops_both_in_one_place(write_config, tmp_path)
     assert len(progress["window_loss_sums"]) == (2 if progress["window_images"] else 0)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_a_signal_in_evaluation(write_config, tmp_path, monkeypatch, world_size):
-    """The epoch's training is kept; the evaluation is done again."""
-    path = write_config(DATA={"BATCH_SIZE": 4}, PRINT_FREQ=100)
+@pytest.mark.parametrize("world_size, epoch", [(1, 0), (1, 1), (2, 0), (2, 1)])
+def test_a_signal_in_evaluation(write_config, tmp_path, monkeypatch, world_size, epoch):
+    """The epoch's training is kept; the evaluation is done again. One process gets the signal, both stop soon."""
+    path = write_config(DATA={"BATCH_SIZE": 2}, PRINT_FREQ=100)
     Job("--cfg", path, "--tag", "whole", world_size=world_size).wait()
     original = Classification.evaluate_batch
     mark = tmp_path / "evaluating"
 
     def slow(self, *args):
-        if os.environ.get("SLOW"):
+        if os.environ.get("SLOW") == str(place.get("epoch")):
             mark.write_text("")
-            time.sleep(0.5)
+            time.sleep(1)
         return original(self, *args)
 
+    place = {}
+    update = Trainer.update
+    monkeypatch.setattr(Trainer, "update", lambda self, *args: (place.update(epoch=self.progress.epoch), update(self, *args))[1])
     monkeypatch.setattr(Classification, "evaluate_batch", slow)
     folder = tmp_path / RUNS / "stopped"
-    job = Job("--cfg", path, "--tag", "stopped", world_size=world_size, environment={"SLOW": "1"})
-    job.until(job.said("epoch 0 ["))
-    mark.unlink(missing_ok=True)  # the preflight's
+    job = Job("--cfg", path, "--tag", "stopped", world_size=world_size, environment={"SLOW": str(epoch)})
     job.until(mark.exists)
+    started = time.monotonic()
     job.send(signal.SIGTERM, rank=0)
     job.send(signal.SIGTERM, rank=0)
-    assert job.wait(20) == [143] * world_size
+    assert job.wait(20) == [143] * world_size and time.monotonic() - started < 6
     progress = load(folder / "last.pth")["progress"]
-    assert (progress["epoch"], progress["step"]) == (0, 60 // (4 * world_size)) and not (folder / "best.pth").exists()
+    assert (progress["epoch"], progress["step"]) == (epoch, 60 // (2 * world_size))
     Job("--cfg", path, "--tag", "stopped", world_size=world_size).wait()
     assert_same_run(folder.with_name("whole"), folder)
+
+
+def test_a_signal_in_the_last_update_of_the_run(write_config, tmp_path, monkeypatch):
+    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
+    run("--cfg", path, "--tag", "whole")
+    original = Trainer.update
+
+    def stopping(self, step, *args):
+        if step == 6:
+            self.peers.stop.make("a test")
+        return original(self, step, *args)
+
+    monkeypatch.setattr(Trainer, "update", stopping)
+    with pytest.raises(Stopped):
+        run("--cfg", path, "--tag", "stopped")
+    monkeypatch.undo()
+    run("--cfg", path, "--tag", "stopped")
+    assert_same_run(tmp_path / RUNS / "whole", tmp_path / RUNS / "stopped")
 
 
 def test_saving_by_the_clock_changes_nothing(write_config, tmp_path):
@@ -260,11 +282,41 @@ def test_saving_by_the_clock_changes_nothing(write_config, tmp_path):
     job.until(lambda: position_of(folder) >= 4)
     job.kill()
     run("--cfg", path, "--tag", "clock", *often)
+    saved = sum(1 for line in (folder / "log.txt").read_text().splitlines() if "resumed" in line)
+    assert saved == 1
     checkpoints = [load(folder.with_name(tag) / "last.pth") for tag in ("whole", "clock")]
     for checkpoint in checkpoints:
         del checkpoint["config"]
     assert_same(*checkpoints)
     assert history(folder) == history(folder.with_name("whole"))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_clock_asks_for_a_save_once(write_config, tmp_path, monkeypatch, world_size):
+    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "SAVE_EVERY_MINUTES": 0.5 / 60}, DATA={"BATCH_SIZE": 4})
+    original, save = Trainer.update, Trainer.save
+
+    def slow(self, *args):
+        time.sleep(0.2)
+        return original(self, *args)
+
+    def noted(self, *names):
+        with open(tmp_path / "saves", "a") as file:
+            file.write(f"{self.progress.step}\n" if self.log.enabled else "")
+        save(self, *names)
+
+    monkeypatch.setattr(Trainer, "update", slow)
+    monkeypatch.setattr(Trainer, "save", noted)
+    Job("--cfg", path, world_size=world_size).wait()
+    steps = [int(step) for step in (tmp_path / "saves").read_text().split()]
+    assert len(steps) > 2 and all(b - a > 1 for a, b in zip(steps, steps[1:-1]))
+
+
+def test_window_sums_go_to_other_processes():
+    cut = Progress(window_loss_sums=[1.0, 2.0], window_images=24)
+    for launch, own in ((Launch(0, 2), 1.0), (Launch(1, 2), 2.0), (Launch(0, 1), 3.0), (Launch(0, 3), 3.0), (Launch(2, 3), 0.0)):
+        window = Window(torch.device("cpu"), cut, launch)
+        assert (window.loss_sum.item(), window.images) == (own, 24)
 
 
 # Another number of processes
@@ -331,8 +383,8 @@ def test_the_best_checkpoint_has_the_metric_that_it_says(write_config, tmp_path)
 # Numbers that are not finite
 
 
-def poison(monkeypatch, places, what):
-    """Makes the loss, or the gradient alone, of these (epoch, step) not finite."""
+def poison(monkeypatch, places, what, rank=0):
+    """Makes the loss, the gradient alone, or the loss alone ('value') of these (epoch, step) not finite on one process."""
     place = {}
     update, loss = Trainer.update, Classification.loss
 
@@ -345,8 +397,10 @@ def poison(monkeypatch, places, what):
 
     def poisoned(self, model, batch):
         value = loss(self, model, batch)
-        if place.get("now") not in places:
+        if place.get("now") not in places or os.environ.get("RANK", "0") != str(rank):
             return value
+        if what == "value":
+            return value + math.nan
         if what == "loss":  # through the whole model, BatchNorm's statistics included
             return loss(self, model, [batch[0] * math.nan, batch[1]])
         return value + (next(model.parameters()).sum() * 0).sqrt()  # adds 0, whose gradient is inf * 0
@@ -373,12 +427,24 @@ def test_not_finite_raise(write_config, tmp_path, monkeypatch, what, print_freq)
     assert (folder / "last.pth").read_bytes() == before
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("policy", ["raise", "rollback"])
+@pytest.mark.parametrize("what", ["value", "gradient"])
+def test_not_finite_on_one_process_ends_or_rolls_back_both(write_config, tmp_path, monkeypatch, policy, what):
+    path = write_config(TRAIN={"EPOCHS": 2, "SAVE_EVERY_STEPS": 2, "NONFINITE": policy}, DATA={"BATCH_SIZE": 4}, PRINT_FREQ=3)
+    poison(monkeypatch, {(1, 4)}, what, rank=1)
+    job = Job("--cfg", path, world_size=2)
+    assert job.wait() == ([4, 4] if policy == "raise" else [0, 0]), job.text()
+    assert "epoch 1, update 5: the" in job.text()
+    progress = load(tmp_path / RUNS / "default/last.pth")["progress"]
+    assert (progress["epoch"], progress["rolled_back"]) == ((1, []) if policy == "raise" else (2, [[1, 4]]))
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient", "value"])
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_not_finite_skip(write_config, tmp_path, monkeypatch, what, world_size):
     """The update leaves no trace: the same end as if its step had not been taken."""
     path = write_config(TRAIN={"EPOCHS": 2, "NONFINITE": "skip"}, DATA={"BATCH_SIZE": 8 // world_size})
-    poison(monkeypatch, {(0, 2), (1, 4)}, what)
+    poison(monkeypatch, {(0, 2), (1, 4)}, what, rank=world_size - 1)
     job = Job("--cfg", path, "--tag", "skipped", world_size=world_size)
     assert job.wait() == [0] * world_size, job.text()
     assert "left out 2" in job.text()
@@ -427,6 +493,18 @@ def test_not_finite_rollback(write_config, tmp_path, monkeypatch, capsys):
     assert all(v.isfinite().all() for v in checkpoint["model"].values())
     updates = [r["update"] for r in history(folder) if r["kind"] == "train"]
     assert updates == sorted(set(updates))
+    run("--cfg", path, "--tag", "skipped", "--opts", "TRAIN.NONFINITE", "skip")  # the same update left out, the same end
+    skipped = load(folder.with_name("skipped") / "last.pth")
+    for key in ("model", "ema", "optimizer"):
+        assert_same(checkpoint[key], skipped[key])
+
+
+def test_rollback_of_a_run_that_began_elsewhere(write_config, tmp_path, monkeypatch):
+    run("--cfg", write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}))
+    poison(monkeypatch, {(1, 0)}, "loss")
+    path = write_config(TRAIN={"EPOCHS": 2, "NONFINITE": "rollback"})
+    run("--cfg", path, "--tag", "new", "--resume", tmp_path / RUNS / "default/last.pth")
+    assert load(tmp_path / RUNS / "new/last.pth")["progress"]["rolled_back"] == [[1, 0]]
 
 
 def test_rollback_in_the_first_update_has_somewhere_to_go(write_config, tmp_path, monkeypatch):
@@ -568,6 +646,64 @@ def test_a_stopped_process_ends_the_others_after_the_timeout_and_is_named(write_
     assert f"error: rank {lost} (process {job.pids[lost]} on " in text and "Traceback" not in text
 
 
+def test_a_killed_process_is_found_by_others_that_hang(write_config, monkeypatch):
+    """As in a collective operation of NCCL, which does not fail; the default timeout is 60 s. All name the same one."""
+    original = Trainer.update
+
+    def hanging(self, *args):
+        if self.progress.updates == 2:
+            print("hangs", flush=True)
+            time.sleep(120)
+        return original(self, *args)
+
+    monkeypatch.setattr(Trainer, "update", hanging)
+    job = Job("--cfg", write_config(DATA={"BATCH_SIZE": 4}), world_size=3)
+    job.until(lambda: job.text().count("hangs") == 3)
+    started = time.monotonic()
+    job.send(signal.SIGKILL, rank=2)
+    assert job.wait(15) == [5, 5, 137] and time.monotonic() - started < 10
+    assert f"error: rank 2 (process {job.pids[2]} on " in job.text() and "error: rank 0" not in job.text()
+
+
+def test_an_evaluation_whose_launcher_was_killed(write_config, tmp_path, monkeypatch):
+    """The parent process is the launcher: here one that ends at once."""
+    run("--cfg", write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}))
+    original = Classification.evaluate_batch
+    monkeypatch.setattr(Classification, "evaluate_batch", lambda self, *args: (time.sleep(1), original(self, *args)))
+    status = tmp_path / "status"
+
+    monkeypatch.setattr("main.leave", lambda code: (status.write_text(str(code)), os._exit(code)))
+    Job(
+        "--eval", "--resume", tmp_path / RUNS / "default/last.pth", "--cfg", write_config(DATA={"BATCH_SIZE": 2}),
+        environment={"TORCHELASTIC_RUN_ID": "x"}, prepare=lambda: (os.fork() and time.sleep(4) is None and os._exit(0)),
+    ).wait()  # fmt: skip
+    deadline = time.monotonic() + 20
+    while not status.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert status.read_text() == "143"
+
+
+def test_a_failure_at_the_very_end_is_said_once(write_config, monkeypatch):
+    from utils.errors import OutputError
+    from utils.run_log import RunLog
+
+    def failing(self):
+        if self.enabled:
+            raise OutputError("log.txt: cannot be written; free space")
+
+    monkeypatch.setattr(RunLog, "close", failing)
+    job = Job("--cfg", write_config(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}), world_size=2)
+    assert job.wait(30) == [5, 5] and "Traceback" not in job.text()
+
+
+def test_the_status_is_right_where_nothing_can_be_said(write_config):
+    def mute():
+        for number in (1, 2):
+            os.dup2(os.open("/dev/full", os.O_WRONLY), number)
+
+    assert Job("--cfg", write_config(), "--data-path", "nowhere", prepare=mute).wait() == [2]
+
+
 def test_three_processes_one_lost(write_config):
     job = training_job(write_config, world_size=3)
     job.send(signal.SIGKILL, rank=2)
@@ -662,10 +798,20 @@ def test_check_of_a_run_under_way(write_config, tmp_path, capsys):
 
 
 def test_the_preflight_changes_no_bit(write_config, tmp_path, monkeypatch):
+    import engine.run
+
     path = write_config(AMP={"DTYPE": "float16"})
+    original, found = engine.run.rehearse, {}
+
+    def watched(trainer, optimizer_of):
+        before = torch.get_rng_state(), random.getstate()
+        found["findings"] = original(trainer, optimizer_of)
+        assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
+        return found["findings"]
+
+    monkeypatch.setattr(engine.run, "rehearse", watched)
     run("--cfg", path, "--tag", "with")
-    known = type("Known", (), {"lines": lambda self, workers: []})()
-    monkeypatch.setattr("engine.run.preflight", lambda *args: known)
+    monkeypatch.setattr(engine.run, "rehearse", lambda *args: found["findings"])
     run("--cfg", path, "--tag", "without")
     assert_same_run(tmp_path / RUNS / "with", tmp_path / RUNS / "without")
 

@@ -351,6 +351,9 @@ def test_weights_by_url(write_config, https, tmp_path, capsys):
 @pytest.mark.parametrize("url, error, part", [
     ("http://localhost/w.pth#sha256=" + "0" * 64, ConfigError, "is no https URL"),
     ("file:///etc/passwd", ConfigError, "is no https URL"),
+    ("https://localhost:port/w.pth#sha256=" + "0" * 64, ConfigError, "is no URL"),
+    ("https://[::1/w.pth#sha256=" + "0" * 64, ConfigError, "is no URL"),
+    ("{}/a b.pth#sha256=" + "0" * 64, CheckpointError, "cannot be downloaded"),
     ("{}/w.pth", ConfigError, "has no checksum"),
     ("{}/w.pth#sha256=12", ConfigError, "has no checksum"),
     ("{}/other.pth#sha256=" + "0" * 64, CheckpointError, "cannot be downloaded"),

@@ -154,7 +154,7 @@ RULES = {
     "SEED": NOT_NEGATIVE,
     "TAG": Rule("a folder name", lambda value: value not in ("", ".", "..") and "/" not in value),
     "DEVICE": one_of("auto", "cuda", "cpu"),
-    "RANK_TIMEOUT": Rule("3 or greater", lambda value: value >= 3),
+    "RANK_TIMEOUT": Rule("between 3 and 86400 seconds", lambda value: 3 <= value <= 86400),
     "SAVE_FREQ": NOT_NEGATIVE,
     "PRINT_FREQ": POSITIVE,
     "DATA.BATCH_SIZE": POSITIVE,

@@ -35,6 +35,11 @@ def use_deterministic_algorithms() -> None:
     torch.backends.cudnn.benchmark = False
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU's or this machine's memory is used up."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
 def to_device(batch: Any, device: torch.device, channels_last: bool) -> Any:
     """A batch of tensors, in tuples, lists and dictionaries, on the device; images (4-D) in the asked memory format."""
     if isinstance(batch, Mapping):
@@ -52,3 +57,10 @@ def memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def forget_memory(device: torch.device) -> None:
+    """Gives unused memory back and lets `memory_mib` count anew, on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)

@@ -32,7 +32,7 @@ class NonFiniteError(UserError):
 
 
 class OutputError(UserError):
-    """A file that cannot be written, or a folder that another run writes to."""
+    """A file that cannot be written, or not be read just now, or a folder that another run writes to."""
 
     status = 5
 

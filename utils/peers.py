@@ -58,6 +58,8 @@ class Peers:
         self.state = "running"
         self.silence: dict[int, list] = {}  # rank: its last beat, and for how many seconds of this thread it was the last
         self.unanswered = 0.0  # seconds since the store last answered
+        self.orphaned = False  # the launcher is gone, and the store with it
+        self.verdict: Optional[list] = None  # [rank, what to say] of a process that this one found gone
         self.pending: Optional[tuple[Any, torch.Tensor]] = None
         self.store = self.group = self.thread = None
         if store is not None:
@@ -78,7 +80,8 @@ class Peers:
         self.group = dist.new_group(backend="gloo")
         self.store = dist.PrefixStore("peers", store.clone())  # of its own: calls on one store wait for one another
         self.store.set_timeout(timedelta(seconds=self.timeout))
-        self.store.set(f"who{self.launch.rank}", json.dumps([socket.gethostname(), os.getpid(), _started(os.getpid())]))
+        me = [socket.gethostname(), os.getpid(), _started(os.getpid()), _machine()]
+        self.store.set(f"who{self.launch.rank}", json.dumps(me))
         self._beat(0)
         dist.barrier(self.group)  # every process' entries are there
         self.who = [json.loads(self.store.get(f"who{rank}")) for rank in range(self.launch.world_size)]
@@ -147,12 +150,16 @@ class Peers:
                 raise Stopped  # by the launcher, as another process failed and has said why
             time.sleep(INTERVAL / 4)
 
-    def close(self, good: bool) -> None:
-        """Leaves. After a good end all wait here for one another; after an error the others are told."""
-        if self.store is not None and good:
+    def meet(self) -> None:
+        """Waits for all processes."""
+        if self.group is not None:
             if self.pending:
                 self.pending[0].wait()
+                self.pending = None
             dist.barrier(self.group)
+
+    def close(self, good: bool) -> None:
+        """Leaves, and tells the others whether after a good end."""
         self.closing.set()
         if self.thread:
             self.thread.join(2 * INTERVAL)
@@ -174,8 +181,8 @@ class Peers:
             if self.launched and os.getppid() != self.parent:
                 # The launcher was killed. Nobody would end these processes, and they hold the run's folder.
                 self.stop.make("the launcher's end")
-                if self.store is None:
-                    return
+                self.orphaned = True
+                return
             count += 1
             lost = None
             try:
@@ -185,10 +192,10 @@ class Peers:
                     lost = self._lost(self.silence, INTERVAL, self.timeout, self.watched)
                     self.unanswered = 0.0
             except (RuntimeError, OSError):
-                if self.launched and os.getppid() != self.parent:
-                    return  # the agent held the store
                 if self.closing.wait(INTERVAL):
                     return
+                if self.launched and os.getppid() != self.parent:
+                    continue
                 lost = self._error(0, "the store that it holds does not answer")
             if lost and not self.closing.is_set():
                 self._end(lost)
@@ -198,20 +205,28 @@ class Peers:
         """A call on a store that a stopped process holds does not return; another thread has to see that."""
         while not self.closing.wait(INTERVAL):
             self.unanswered += INTERVAL
+            if self.orphaned:
+                return
             if self.unanswered > self.timeout + 2 * INTERVAL:
                 self._end(self._error(0, f"the store that it or its launcher holds has not answered for {self.timeout:.0f} s"))
                 return
 
     def _end(self, lost: ProcessError) -> None:
         """Ends this process, and the lost one if it is on this machine and only stopped: its launcher would wait for it."""
-        host, pid, started = self.who[lost.rank]
-        if host == socket.gethostname() and started == _started(pid):
+        self.verdict = [lost.rank, str(lost)]
+        with contextlib.suppress(RuntimeError, OSError):
+            if lost.rank:  # else the store may not answer
+                self._beat(-1)
+        _, pid, started, machine = self.who[lost.rank]
+        if machine == _machine() and started == _started(pid):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+        if self.launch.rank == 0 and self.launch.world_size > 2:
+            time.sleep(2 * INTERVAL)  # the others read the verdict, before the store may end with this process
         self.on_loss(lost)
 
     def _beat(self, count: int) -> None:
-        self.store.set(f"beat{self.launch.rank}", json.dumps([count, self.state, self.stop.reason]))
+        self.store.set(f"beat{self.launch.rank}", json.dumps([count, self.state, self.stop.reason, self.verdict]))
 
     def _read(self, rank: int) -> list[Any]:
         return json.loads(self.store.get(f"beat{rank}"))
@@ -234,7 +249,9 @@ class Peers:
         for rank in ranks:
             if rank == self.launch.rank:
                 continue
-            *beat, _ = self._read(rank)
+            *beat, _, verdict = self._read(rank)
+            if verdict:
+                return ProcessError(verdict[1], verdict[0])
             if beat[1] == "done":
                 continue
             last = silence.setdefault(rank, [beat, 0.0])
@@ -249,11 +266,11 @@ class Peers:
         return None
 
     def _is_dead(self, rank: int) -> bool:
-        host, pid, started = self.who[rank]
-        return host == socket.gethostname() and started != _started(pid)
+        _, pid, started, machine = self.who[rank]
+        return machine == _machine() and started != _started(pid)
 
     def _error(self, rank: int, reason: str) -> ProcessError:
-        host, pid, _ = self.who[rank]
+        host, pid, *_ = self.who[rank]
         return ProcessError(
             f"rank {rank} (process {pid} on {host}): {reason}; start the same command again, it goes on from the last checkpoint",
             rank,
@@ -267,3 +284,11 @@ def _started(pid: int) -> str:
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]
+
+
+def _machine() -> str:
+    """The same for processes that see one another by their numbers: one boot of a machine, one container."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return f"{socket.gethostname()} {os.getpid()}"  # nobody else's

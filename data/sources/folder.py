@@ -1,5 +1,6 @@
 """Images in folders: DATA_PATH/train/<class>/*, DATA_PATH/val/<class>/*."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -8,10 +9,12 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from utils.errors import DataError
+from utils.errors import DataError, OutputError
 from utils.rng import fingerprint
 
 from ..decode import decode_image
+
+OF_THE_MACHINE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)  # not of the image
 
 
 class FolderSource:
@@ -71,7 +74,11 @@ class FolderSource:
                 raise OSError("no regular file")
             with open(path, "rb") as file:
                 return decode_image(file, self.exif), int(self.labels[index])
+        except MemoryError:
+            raise
         except Exception as error:  # Pillow's readers raise of many kinds at damaged files
+            if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+                raise OutputError(f"{self.name(index)}: cannot be read just now ({error.strerror}); start the same command again") from None
             kind = type(error).__name__
             reason = f"{kind}: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
             if os.path.basename(path).startswith("._"):
