@@ -772,7 +772,8 @@ def test_starting_over_puts_the_old_checkpoints_away(write_config, tmp_path):
     before = {file.name: file.read_bytes() for file in folder.glob("*.pth")}
     run("--cfg", path, "--opts", "TRAIN.AUTO_RESUME", "False", "SEED", 5)
     (away,) = folder.glob("replaced_*")
-    assert {file.name: file.read_bytes() for file in away.iterdir()} == before
+    assert {file.name: file.read_bytes() for file in away.glob("*.pth")} == before
+    assert len((away / "metrics.jsonl").read_text().splitlines()) == 9 and (away / "config.yaml").exists()
     assert load(folder / "last.pth")["progress"]["updates"] == 7
 
 
