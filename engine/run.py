@@ -54,6 +54,7 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> N
             write_text(directory / "config.yaml", cfg.dump())
         peers.from_first(None)  # nobody goes on before the folder is rank 0's
         introduction()
+        found.checkpoint = None  # its memory is free for the training
         if cfg.TRAIN.COMPILE:
             trainer.model.compile()
         with stop_signals(peers.stop):
@@ -196,7 +197,7 @@ def claim(directory: Path, found: Found, auto_resume: bool) -> None:
     Raises:
         OutputError: another run has trained on since the checkpoint was read.
     """
-    if found.own and stamp_of(directory) != found.stamp:
+    if auto_resume and stamp_of(directory) != found.stamp:
         raise OutputError(f"{directory}: another run has just written to it; start the same command again")
     remove_unfinished(directory)
     for path in found.damaged:  # or the next save would take it for the last good one, and keep it instead

@@ -613,6 +613,10 @@ def test_a_folder_that_another_run_wrote_to_meanwhile(write_config, tmp_path, mo
     original = RunLock.acquire
     monkeypatch.setattr(RunLock, "acquire", lambda self: (original(self), os.utime(last))[0])
     assert "another run has just written to it" in str(error_of("--cfg", path, "--opts", "TRAIN.EPOCHS", 3))
+    new = tmp_path / RUNS / "new"
+    monkeypatch.setattr(RunLock, "acquire", lambda self: (original(self), shutil.copy(last, new))[0])
+    assert "another run has just written to it" in str(error_of("--cfg", path, "--tag", "new"))
+    assert (new / "last.pth").read_bytes() == last.read_bytes()
 
 
 # Lost processes
