@@ -148,7 +148,7 @@ def report(error: UserError) -> NoReturn:
         time.sleep(3)
     if not _reporting.acquire(blocking=False):  # another thread of this process says it and exits
         time.sleep(60)
-    line = f"error: {error}"
+    line = "error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
     with contextlib.suppress(OSError, ValueError):  # nowhere left to say it: the status still does
         print(line, file=sys.stderr, flush=True)
     if os.environ.get("TORCHELASTIC_ERROR_FILE"):  # the launcher shows this in its own closing report

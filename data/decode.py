@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")  # not EPS and the like, which run other programs
+MAX_RATIO = 100  # of the sides; the short side becomes the model's, and the long one with it
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million, Pillow's limit for its warning; above it a file is taken for a bomb
 
 
@@ -26,6 +27,8 @@ def decode_image(file: BinaryIO, exif: bool = True) -> Image.Image:
         image = Image.open(file, formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS}")
+    if max(image.size) > MAX_RATIO * min(image.size):
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, the sides' limit is {MAX_RATIO} to 1")
     image.load()
     if exif:
         image = _upright(image)

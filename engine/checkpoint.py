@@ -12,8 +12,8 @@ from typing import Any, Callable, Mapping, Optional
 import torch
 from torch import nn
 
-from utils.errors import CheckpointError
-from utils.files import atomic_write
+from utils.errors import CheckpointError, OutputError
+from utils.files import atomic_write, is_of_the_machine
 from utils.rng import get_rng_state, set_rng_state
 
 LAST, PREVIOUS, BEST = "last.pth", "previous.pth", "best.pth"
@@ -26,8 +26,9 @@ def checkpoints_of(directory: Path) -> list[Path]:
     """A run's checkpoints in the order in which it would go on from them: the newest first."""
     first = [directory / LAST, directory / PREVIOUS]
     others = [p for p in directory.glob("*.pth") if p.name == BEST or re.fullmatch(r"epoch_\d+\.pth", p.name)]
+    others = [path for path in others if path.is_file()]
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    return [path for path in (*first, *others) if path.exists()]
+    return [path for path in first if path.exists()] + others
 
 
 class Checkpointer:
@@ -104,10 +105,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 raise CheckpointError(f"{path}: is damaged, its {odd[0]} is no plain entry; use another one")
         with torch.serialization.safe_globals(FOREIGN_SETTINGS):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except OSError as error:
+        if is_of_the_machine(error):
+            raise OutputError(f"{path}: cannot be read just now ({error.strerror}); start the same command again") from None
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if "GLOBAL" in str(error) or "class" in str(error):
             raise CheckpointError(
                 f"{path}: refused, it holds Python objects other than plain tensors and types, which could run code; "
                 "nothing of it was run. Save its state_dict() alone and use that"
@@ -153,6 +158,10 @@ def first_difference(model: nn.Module, weights: Mapping[str, torch.Tensor], igno
     for key, value in own.items():
         if key not in weights:
             return f"the model's {key} {tuple(value.shape)} is missing"
+        other = weights[key]
+        plain = other.layout is torch.strided and not other.is_meta and not other.is_quantized
+        if not plain or other.is_floating_point() != value.is_floating_point():
+            return f"{key} is {other.dtype} ({other.layout}), the model's {value.dtype}"
         if value.shape != weights[key].shape and not (ignore and key.startswith(ignore)):
             return f"{key} is {tuple(weights[key].shape)}, the model's {tuple(value.shape)}"
     unknown = next((key for key in weights if key not in own), None)

@@ -122,6 +122,19 @@ class ResumableOptimizer:
         groups = self.optimizer.state_dict()["param_groups"]
         if [len(g["params"]) for g in groups] != [len(g["params"]) for g in state["param_groups"]]:
             raise ValueError("its parameter groups are not this optimizer's")
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        if numbers != list(range(len(parameters))) or (state["state"] and sorted(state["state"]) != numbers):
+            raise ValueError("its state is not of this optimizer's parameters")
+        kinds = {tuple(entry) for entry in state["state"].values()}
+        shapes = [
+            value.shape in ((), (1,), parameters[number].shape) or "exp_avg" not in key
+            for number, entry in state["state"].items()
+            for key, value in entry.items()
+            if isinstance(value, torch.Tensor)
+        ]
+        if len(kinds) > 1 or not all(shapes):
+            raise ValueError("its moments are not of this optimizer's parameters")
         settings = {*self.optimizer.defaults, "params", "weight_decay", "lr_scale", "initial_lr"} - {"lr"}
         groups = [
             {**saved, **{key: value for key, value in group.items() if key in settings}}

@@ -148,18 +148,16 @@ def _disk(trainer: Trainer, checkpoint_bytes: int) -> tuple[int, int]:
     """
     directory = trainer.checkpointer.directory
     existing = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
-    files = {LAST, PREVIOUS, BEST, "a temporary file"}
+    missing = sum(not (directory / name).exists() for name in (LAST, PREVIOUS, BEST)) + 1  # and a temporary file
     if trainer.save_freq:
-        later = range(trainer.progress.epoch + 1, trainer.epochs + 1)
-        files |= {f"epoch_{epoch}.pth" for epoch in later if epoch % trainer.save_freq == 0}
-    missing = [name for name in files if not (directory / name).exists()]
-    needed = len(missing) * checkpoint_bytes
+        missing += trainer.epochs // trainer.save_freq - trainer.progress.epoch // trainer.save_freq
+    needed = missing * checkpoint_bytes
     free = shutil.disk_usage(existing).free
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"{directory}: cannot be written to; change --output or its permissions")
     if needed + SPARE > free:
         raise OutputError(
-            f"{directory}: {len(missing)} checkpoints of {checkpoint_bytes / 2**20:.1f} MiB, and {SPARE // 2**20} MiB of logs, "
+            f"{directory}: {missing} checkpoints of {checkpoint_bytes / 2**20:.1f} MiB, and {SPARE // 2**20} MiB of logs, "
             f"are to be written, {free / 2**20:.0f} MiB are free; free space, change --output, or keep fewer with SAVE_FREQ"
         )
     return needed, free

@@ -39,6 +39,13 @@ class Progress:
         counts = (loaded.epoch, loaded.step, loaded.updates, loaded.images, loaded.window_images, *loaded.left_out)
         sums = (loaded.loss_sum, *loaded.window_loss_sums)
         places = [operator.index(number) for place in loaded.rolled_back for number in place]
+        if not all(len(place) == 2 for place in loaded.rolled_back) or max(counts) > 2**53:
+            raise ValueError("no such place in a run")
+        if loaded.best:
+            metrics = [value for key, value in loaded.best.items() if key not in ("weights", "epoch")]
+            if loaded.best["weights"] not in ("raw", "ema") or not metrics or not all(map(math.isfinite, metrics)):
+                raise ValueError("no such best metric")
+            operator.index(loaded.best["epoch"])
         if min(*map(operator.index, counts), 0, *places) < 0 or not all(map(math.isfinite, sums)) or len(loaded.left_out) != 2:
             raise ValueError("no such place in a run")
         self.__dict__.update(loaded.__dict__)

@@ -89,8 +89,12 @@ def fit_progress(progress: Progress, old: dict[str, Any], new: dict[str, Any], p
         What has changed, a line each.
 
     Raises:
+        CheckpointError: the checkpoint's `classes` or `plan` are none.
         ConfigError: the classes are other ones; or within an epoch the images already seen would not be known.
     """
+    _require_plan(old, path)
+    if progress.step > old["plan"]["updates_per_epoch"]:
+        raise CheckpointError(f"{path}: is of update {progress.step} of {old['plan']['updates_per_epoch']}; use another one")
     if old["classes"] != new["classes"]:
         differ = [f"{a!r} is now {b!r}" for a, b in zip(old["classes"], new["classes"]) if a != b][:3]
         raise ConfigError(
@@ -126,6 +130,14 @@ def fit_progress(progress: Progress, old: dict[str, Any], new: dict[str, Any], p
                 progress.rolled_back = [place for place in progress.rolled_back if place not in here]
                 changes.append(f"updates of epoch {progress.epoch} are others: those left out by a rollback are no more")
     return changes
+
+
+def _require_plan(checkpoint: dict[str, Any], path: Path) -> None:
+    classes, plan = checkpoint["classes"], checkpoint["plan"]
+    counts = ("num_images", "total_batch_size", "updates_per_epoch", "world_size")
+    good = isinstance(classes, list) and all(isinstance(name, str) for name in classes) and isinstance(plan, dict)
+    if not good or not all(type(plan.get(key)) is int and plan[key] > 0 for key in counts):
+        raise CheckpointError(f"{path}: its 'classes' or 'plan' is no run's; use another one")
 
 
 def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

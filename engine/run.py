@@ -1,5 +1,6 @@
 """What `main.py` does: train, check, evaluate, measure throughput."""
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any, Callable
@@ -37,12 +38,8 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> N
     directory = run_directory(cfg)
     log = RunLog(directory, enabled=launch.rank == 0)
     found = find_for_all(cfg, directory, peers)
-    if found.own:
-        progress = progress_of(found.checkpoint, found.path)
-        if progress.epoch >= cfg.TRAIN.EPOCHS:
-            log.info(f"{directory} is finished: {progress.epoch} epochs, best {describe_best(progress.best)}; nothing to do")
-            return
-
+    if is_finished(cfg, found, log):
+        return
     trainer, introduction = prepare(cfg, launch, device, peers, log, found)
     lock = RunLock(directory)
     try:
@@ -70,6 +67,8 @@ def check(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> N
     directory = run_directory(cfg)
     log = RunLog(directory, enabled=launch.rank == 0)
     found = find_for_all(cfg, directory, peers)
+    if is_finished(cfg, found, log):
+        return
     _, introduction = prepare(cfg, launch, device, peers, log, found)
     introduction()
     log.info("all checks passed; nothing was written")
@@ -152,6 +151,15 @@ def find_for_all(cfg: CfgNode, directory: Path, peers: Peers) -> Found:
     return found
 
 
+def is_finished(cfg: CfgNode, found: Found, log: RunLog) -> bool:
+    """Whether the run's own checkpoint is that of its end; says so."""
+    progress = progress_of(found.checkpoint, found.path) if found.own else None
+    if not progress or progress.epoch < cfg.TRAIN.EPOCHS:
+        return False
+    log.info(f"{log.directory} is finished: {progress.epoch} epochs, best {describe_best(progress.best)}; nothing to do")
+    return True
+
+
 def prepare(
     cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers, log: RunLog, found: Found
 ) -> tuple[Trainer, Callable[[], None]]:
@@ -201,7 +209,8 @@ def claim(directory: Path, found: Found, auto_resume: bool) -> None:
         raise OutputError(f"{directory}: another run has just written to it; start the same command again")
     remove_unfinished(directory)
     for path in found.damaged:  # or the next save would take it for the last good one, and keep it instead
-        path.replace(path.with_name(path.name + ".damaged"))
+        names = (f"{path.name}.damaged{number or ''}" for number in itertools.count())
+        path.replace(next(away for away in map(path.with_name, names) if not away.exists()))
     replaced = [] if auto_resume else checkpoints_of(directory)
     if replaced:
         away = directory / time.strftime("replaced_%Y%m%d_%H%M%S")

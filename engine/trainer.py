@@ -256,10 +256,10 @@ class Trainer:
         Raises:
             Stopped: always.
         """
-        self.peers.from_first(None)
+        reasons = [reason for reason in self.peers.gather(self.peers.stop.reason) if reason]  # all wait for rank 0's save
         progress = self.progress
         self.log.warning(
-            f"stopped by {self.peers.stop.reason or 'a signal'}: saved at epoch {progress.epoch}, update {progress.step}; "
+            f"stopped by {reasons[0] if reasons else 'a signal'}: saved at epoch {progress.epoch}, update {progress.step}; "
             "the same command goes on from there"
         )
         self.log.close()
@@ -310,7 +310,7 @@ class Trainer:
                     "are kept as they were. Try a smaller TRAIN.BASE_LR, AMP.DTYPE bfloat16 or --disable_amp"
                 )
         summary = summarize(results, metric)
-        improved = not progress.best or summary[metric] > progress.best[metric]
+        improved = metric not in progress.best or summary[metric] > progress.best[metric]
         if improved:
             progress.best = {metric: summary[metric], "weights": summary["weights"], "epoch": progress.epoch}
         self.log.info(

@@ -45,21 +45,22 @@ def main() -> None:
         sys.exit(f"error: --kills {args.kills}: must be 2 or more")
     shutil.rmtree(args.output, ignore_errors=True)
     draw = random.Random(args.seed)
-    differences = 0
+    done = differences = 0
     for processes, kills in ((1, args.kills // 2), (2, args.kills - args.kills // 2)):
-        differences += not survives(args, processes, kills, draw)
-    print(f"{args.kills} kills over 1 and 2 processes, {differences} differences")
+        made, same = survives(args, processes, kills, draw)
+        done, differences = done + made, differences + (not same)
+    print(f"{done} kills over 1 and 2 processes, {differences} differences")
     sys.exit(differences > 0)
 
 
-def survives(args, processes: int, kills: int, draw: random.Random) -> bool:
-    """Whether a run that is killed so often ends as one that is not."""
+def survives(args, processes: int, kills: int, draw: random.Random) -> tuple[int, bool]:
+    """How often a run was killed, and whether it ended as one that was not."""
     folder = args.output / "fat_tiny"
     port = 20000 + os.getpid() % 20000
 
     def command(tag: str) -> list[str]:
         launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
-        epochs = 2 + kills  # of some four seconds: the run must still be under way at its last kill
+        epochs = 3 + kills // 2  # of some four seconds: the run must still be under way at its last kill
         return [
             sys.executable, *(launcher if processes > 1 else []), "main.py", "--cfg", "configs/fat_quickstart.yaml",
             "--data-path", str(args.data_path), "--output", str(args.output), "--tag", tag, "--batch-size", "64",
@@ -82,14 +83,15 @@ def survives(args, processes: int, kills: int, draw: random.Random) -> bool:
             time.sleep(draw.uniform(0, 3))
         if process.poll() is not None:
             print(f"the run of {processes} processes ended before kill {kill + 1}", flush=True)
-            return False
+            kills = kill
+            break
         hit(process, draw.choice(["all", "all", "rank", "launcher"] if processes > 1 else ["all"]), processes)
         progress = torch.load(newest(killed), weights_only=True)["progress"] if newest(killed) else {"epoch": 0, "step": 0}
         print(f"{processes} processes, kill {kill + 1}: epoch {progress['epoch']}, update {progress['step']}", flush=True)
     end(start(command(killed.name)))
     hashes = [digest(folder) for folder in (whole, killed)]
     print(f"{processes} processes: {kills} kills, hashes {hashes[0]} (uninterrupted, {seconds:.0f} s) and {hashes[1]}", flush=True)
-    return hashes[0] == hashes[1]
+    return kills, hashes[0] == hashes[1]
 
 
 def start(command: list[str]) -> subprocess.Popen:

@@ -180,11 +180,63 @@ def test_only_damaged_checkpoints_are_never_a_silent_restart(whole, tmp_path):
     assert {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in folder.rglob("*")} == before
 
 
+TAMPERED = {
+    "plan is a list": lambda c: c.update(plan=[]),
+    "plan lacks counts": lambda c: c.update(plan={"num_images": 60}),
+    "plan has a zero": lambda c: c["plan"].update(total_batch_size=0),
+    "plan has a text": lambda c: c["plan"].update(updates_per_epoch="3"),
+    "classes are a number": lambda c: c.update(classes=5),
+    "classes are numbers": lambda c: c.update(classes=[1, 2, 3]),
+    "step beyond the epoch": lambda c: c["progress"].update(step=10**6),
+    "updates beyond counting": lambda c: c["progress"].update(updates=2**70),
+    "rolled back to nowhere": lambda c: c["progress"].update(rolled_back=[[1]]),
+    "one count of left-out updates": lambda c: c["progress"].update(left_out=[1]),
+    "best is of nothing": lambda c: c["progress"].update(best={"foo": 1}),
+    "best is NaN": lambda c: c["progress"].update(best={"acc1": math.nan, "weights": "raw", "epoch": 0}),
+    "best has no weights": lambda c: c["progress"].update(best={"acc1": 3.0}),
+    "moments of one parameter": lambda c: c["optimizer"].update(state={5: c["optimizer"]["state"][5]}),
+    "moments of another shape": lambda c: c["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)),
+    "a moment is missing": lambda c: c["optimizer"]["state"][0].pop("exp_avg"),
+    "complex weights": lambda c: c["model"].update({"head.weight": c["model"]["head.weight"].to(torch.complex64)}),
+    "sparse weights": lambda c: c["model"].update({"head.weight": c["model"]["head.weight"].to_sparse()}),
+}
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_tampered_checkpoints_are_one_line_before_anything_is_written(write_config, tmp_path, what):
+    """Whole files with right checksums and odd content."""
+    path = write_config(TRAIN={"EPOCHS": 3})
+    cut(path, "default", 8)
+    folder = tmp_path / RUNS / "default"
+    content = load(folder / "last.pth")
+    TAMPERED[what](content)
+    torch.save(content, folder / "last.pth")
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    error = error_of("--cfg", path)
+    assert error.status == 3, error
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+
+
+def test_odd_things_in_the_folder_stop_nothing(write_config, tmp_path):
+    path = write_config(TRAIN={"EPOCHS": 3})
+    cut(path, "default", 8)
+    folder = tmp_path / RUNS / "default"
+    (folder / "epoch_1.pth").symlink_to("/nonexistent")
+    (folder / ".last.pth.12.tmp").mkdir()
+    (folder / "last.pth.damaged").mkdir()
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write("[" * 200_000 + "\n")
+    damage(folder / "last.pth", "bit")
+    shutil.copy(folder / "best.pth", folder / "previous.pth")
+    run("--cfg", path)
+    assert load(folder / "last.pth")["progress"]["epoch"] == 3 and (folder / "last.pth.damaged1").is_file()
+
+
 # Signals
 
 
 @pytest.mark.parametrize("number, world_size, workers", [
-    (signal.SIGTERM, 1, 2), (signal.SIGUSR1, 1, 0), (signal.SIGTERM, 2, 2), (signal.SIGUSR1, 2, 0),
+    (signal.SIGTERM, 1, 2), (signal.SIGUSR1, 1, 0), (signal.SIGTERM, 2, 2), (signal.SIGUSR1, 2, 0), (signal.SIGINT, 1, 2),
 ])  # fmt: skip
 def test_a_signal_in_training_saves_and_ends(write_config, tmp_path, number, world_size, workers):
     """It goes to all processes, as a scheduler sends it, workers included; then again, while the first is obeyed."""
@@ -195,7 +247,7 @@ def test_a_signal_in_training_saves_and_ends(write_config, tmp_path, number, wor
     job.until(job.said("epoch 1 [4/"))
     started = time.monotonic()
     job.send(number)
-    job.send(number)
+    job.send(number if number != signal.SIGINT else signal.SIGTERM)  # a second Ctrl-C means at once
     assert job.wait(20) == [143] * world_size and time.monotonic() - started < 20
     text = job.text()
     assert f"stopped by {number.name}: saved at epoch" in text and "error" not in text and "Traceback" not in text

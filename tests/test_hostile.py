@@ -253,6 +253,12 @@ def test_the_limit_is_pillow_s_warning(tmp_path):
         decoded(tmp_path, Image.new("1", (10_000, 9_000)))
 
 
+def test_thin_images_would_grow_when_resized(tmp_path):
+    with pytest.raises(Image.DecompressionBombError, match="1 x 20000 pixels"):
+        decoded(tmp_path, Image.new("RGB", (1, 20_000)))
+    assert decoded(tmp_path, Image.new("RGB", (1, 100))).shape == (100, 1, 3)
+
+
 # Links
 
 

@@ -1,12 +1,15 @@
 """Files that are either wholly there or not at all."""
 
 import contextlib
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator, Optional
 
 from .errors import OutputError
+
+OF_THE_MACHINE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)
 
 
 @contextlib.contextmanager
@@ -37,9 +40,14 @@ def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None) -> Itera
         finally:
             os.close(directory)
     except OSError as error:
-        raise unwritable(path, error) from None
+        raise unwritable(error.filename2 or path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether a file could not be read for reasons that are not the file's: another attempt may succeed."""
+    return isinstance(error, OSError) and error.errno in OF_THE_MACHINE
 
 
 def unwritable(path: os.PathLike, error: OSError) -> OutputError:
@@ -48,7 +56,7 @@ def unwritable(path: os.PathLike, error: OSError) -> OutputError:
 
 def remove_unfinished(directory: Path) -> list[str]:
     """Removes what killed processes left of `atomic_write` in a folder that nobody else writes to; returns the names."""
-    found = [path for path in directory.glob(".*.tmp") if path.stem.rsplit(".", 1)[-1].isdigit()]
+    found = [p for p in directory.glob(".*.tmp") if p.stem.rsplit(".", 1)[-1].isdigit() and not p.is_dir()]
     for path in found:
         path.unlink(missing_ok=True)
     return [path.name for path in found]

@@ -132,7 +132,7 @@ class RunLog:
         if not (self.enabled and failures and self.file):
             return
         path = self.directory / "unreadable.txt"
-        listed = set(path.read_text().splitlines()) if path.exists() else set()
+        listed = set(path.read_text(errors="replace").splitlines()) if path.exists() else set()
         new = set(failures) - listed
         if new:
             write_text(path, "".join(line + "\n" for line in sorted(listed | new)))
@@ -187,5 +187,5 @@ def _is_before(line: str, last_update: int, epochs: int) -> bool:
     try:
         record = json.loads(line)
         return record["update"] <= last_update and not (record["kind"] == "epoch" and record["epoch"] >= epochs)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False  # a line cut short by a crash

@@ -4,7 +4,8 @@ import contextlib
 import signal
 from typing import Iterator
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # Slurm, Kubernetes and launchers send these before they kill
+# Slurm, Kubernetes and launchers send these before they kill; SIGINT is Ctrl-C.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
@@ -23,10 +24,16 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_signals(request: StopRequest) -> Iterator[None]:
-    """While the block runs, SIGTERM and SIGUSR1 only make the request."""
+    """While the block runs, the signals only make the request; a second Ctrl-C ends the process at once."""
+
+    def handle(number, frame):
+        if number == signal.SIGINT and request.reason == "SIGINT":
+            raise KeyboardInterrupt
+        request.make(signal.Signals(number).name)
+
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number in STOP_SIGNALS:
-        signal.signal(number, lambda number, frame: request.make(signal.Signals(number).name))
+        signal.signal(number, handle)
     try:
         yield
     finally:

@@ -1,6 +1,5 @@
 """Images in folders: DATA_PATH/train/<class>/*, DATA_PATH/val/<class>/*."""
 
-import errno
 import os
 import stat
 from pathlib import Path
@@ -10,11 +9,10 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from utils.errors import DataError, OutputError
+from utils.files import is_of_the_machine
 from utils.rng import fingerprint
 
 from ..decode import decode_image
-
-OF_THE_MACHINE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)  # not of the image
 
 
 class FolderSource:
@@ -77,7 +75,7 @@ class FolderSource:
         except MemoryError:
             raise
         except Exception as error:  # Pillow's readers raise of many kinds at damaged files
-            if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            if is_of_the_machine(error):
                 raise OutputError(f"{self.name(index)}: cannot be read just now ({error.strerror}); start the same command again") from None
             kind = type(error).__name__
             reason = f"{kind}: {error.strerror if isinstance(error, OSError) and error.strerror else error}"

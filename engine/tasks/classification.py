@@ -81,7 +81,7 @@ class Classification:
             only_val = sorted(set(source.classes) - set(classes))[:5]
             raise DataError(
                 f"DATA.DATA_PATH: the validation classes are not the training classes (only in train: "
-                f"{', '.join(only_known) or 'none'}; only in val: {', '.join(only_val) or 'none'}); make them the same"
+                f"{', '.join(map(_shown, only_known)) or 'none'}; only in val: {', '.join(map(_shown, only_val)) or 'none'}); make them the same"
             )
         return ImageDataset(source, transform, cfg.DATA.ON_ERROR)
 
@@ -162,3 +162,7 @@ class Classification:
         """A picture of a batch's first images as the model gets them, before mixup, with their classes."""
         images, targets = (tensor[:32] for tensor in batch)
         return montage(images, [classes[target] for target in targets.tolist()], self.cfg.DATA.MEAN, self.cfg.DATA.STD)
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() else repr(name)
