@@ -17,6 +17,9 @@ from utils.config import load_config
 from utils.errors import ConfigError, OutputError, Stopped, UserError, did_you_mean
 
 
+PARENT = os.getppid()  # the launcher, if there is one; taken early, before it can be gone
+
+
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args.cfg, args.opts, config_flags(args))
@@ -34,8 +37,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if cfg.DETERMINISTIC:
         use_deterministic_algorithms()
     run = check if args.check else throughput if args.throughput else evaluate_checkpoint if args.eval else train
-    with process_group(launch, device) as store:
-        peers = Peers(launch, store, cfg.RANK_TIMEOUT, on_loss=report)
+    with process_group(launch, device, PARENT) as store:
+        peers = Peers(launch, PARENT, store, cfg.RANK_TIMEOUT, on_loss=report)
         good = False
         try:
             run(cfg, launch, device, peers)

@@ -13,6 +13,7 @@ import time
 
 import pytest
 import torch
+import main as cli
 from conftest import ROOT, Job, assert_same, assert_same_run, error_of, free_port, history, load, run
 
 from engine.precision import NativePrecision
@@ -721,6 +722,29 @@ def test_a_killed_process_is_found_by_others_that_hang(write_config, monkeypatch
     assert f"error: rank 2 (process {job.pids[2]} on " in job.text() and "error: rank 0" not in job.text()
 
 
+def with_a_launcher_that_ends(seconds=4):
+    """Goes on in a child process, whose parent is taken for the launcher and soon ends."""
+    if os.fork():
+        time.sleep(seconds)
+        os._exit(0)
+    cli.PARENT = os.getppid()
+
+
+def test_processes_end_that_wait_for_a_launcher_which_was_killed(write_config, tmp_path, monkeypatch):
+    """Killed before all have met: rank 1 of two, alone, would wait for minutes."""
+    ended = tmp_path / "ended"
+    monkeypatch.setattr("utils.distributed.os._exit", lambda status, leave=os._exit: (ended.write_text(str(status)), leave(status)))
+    environment = {
+        "TORCHELASTIC_RUN_ID": "x", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+    Job("--cfg", write_config(), environment=environment, prepare=lambda: with_a_launcher_that_ends(1)).wait()
+    deadline = time.monotonic() + 20
+    while not (ended.exists() and ended.read_text() == "143") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert ended.read_text() == "143"
+
+
 def test_an_evaluation_whose_launcher_was_killed(write_config, tmp_path, monkeypatch):
     """The parent process is the launcher: here one that ends at once."""
     run("--cfg", write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}))
@@ -731,7 +755,7 @@ def test_an_evaluation_whose_launcher_was_killed(write_config, tmp_path, monkeyp
     monkeypatch.setattr("main.leave", lambda code: (status.write_text(str(code)), os._exit(code)))
     Job(
         "--eval", "--resume", tmp_path / RUNS / "default/last.pth", "--cfg", write_config(DATA={"BATCH_SIZE": 2}),
-        environment={"TORCHELASTIC_RUN_ID": "x"}, prepare=lambda: (os.fork() and time.sleep(4) is None and os._exit(0)),
+        environment={"TORCHELASTIC_RUN_ID": "x"}, prepare=with_a_launcher_that_ends,
     ).wait()  # fmt: skip
     deadline = time.monotonic() + 20
     while not status.exists() and time.monotonic() < deadline:

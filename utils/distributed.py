@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Iterator, Mapping, Optional
@@ -72,10 +73,10 @@ def _srun_rendezvous(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def process_group(launch: Launch, device: torch.device) -> Iterator[Optional[dist.Store]]:
+def process_group(launch: Launch, device: torch.device, parent: int) -> Iterator[Optional[dist.Store]]:
     """The default process group while the block runs: NCCL on CUDA, gloo on CPU; nothing for one process.
 
-    Yields the store through which the processes met, None for one process.
+    `parent` is the process that started this one. Yields the store through which the processes met, None for one process.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -84,6 +85,9 @@ def process_group(launch: Launch, device: torch.device) -> Iterator[Optional[dis
         return
     if "RANK" not in os.environ:
         os.environ.update(_srun_rendezvous(os.environ))
+    met = threading.Event()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_with_launcher, args=(parent, met), daemon=True).start()
     try:
         store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.world_size, timeout=MEETING_TIMEOUT))
         dist.init_process_group(
@@ -99,9 +103,17 @@ def process_group(launch: Launch, device: torch.device) -> Iterator[Optional[dis
             f"MASTER_ADDR, MASTER_PORT: the processes do not find each other ({str(error).splitlines()[0]}); "
             "is the port free and the address this machine's?"
         ) from None
+    met.set()
     yield store
     # Only after a good end: with an error on one rank, the others would wait here for it.
     dist.destroy_process_group()
+
+
+def _end_with_launcher(parent: int, met: threading.Event) -> None:
+    """Ends this process if its launcher does before all have met: its store would not answer, and nothing is lost yet."""
+    while not met.wait(1.0):
+        if os.getppid() != parent:
+            os._exit(143)
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -33,6 +33,7 @@ class Peers:
 
     Args:
         launch: this process.
+        parent: the process that started it.
         store: as `torch.distributed.rendezvous` gives it; None for one process.
         timeout: seconds.
         on_loss: called from the thread with the ProcessError; it does not return.
@@ -44,6 +45,7 @@ class Peers:
     def __init__(
         self,
         launch: Launch,
+        parent: int = 0,
         store: Optional[dist.Store] = None,
         timeout: float = 60.0,
         on_loss: Callable[[ProcessError], None] = lambda error: None,
@@ -52,7 +54,7 @@ class Peers:
         self.timeout = timeout
         self.on_loss = on_loss
         self.stop = StopRequest()
-        self.parent = os.getppid()
+        self.parent = parent
         self.launched = "TORCHELASTIC_RUN_ID" in os.environ  # its agent is the parent process
         self.closing = threading.Event()
         self.state = "running"
