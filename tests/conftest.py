@@ -215,6 +215,27 @@ def assert_same_run(folder_a, folder_b):
     assert history(folder_a) == history(folder_b)
 
 
+class Stop(Exception):
+    pass
+
+
+def stop_at_update(monkeypatch, update):
+    """Makes the run in this process (and in processes forked from it) end at this update as if it were cut off."""
+    from engine.trainer import Trainer
+
+    original = Trainer.update
+    count = {"done": 0}
+
+    def limited(self, *args):
+        if count["done"] == update:
+            raise Stop
+        count["done"] += 1
+        return original(self, *args)
+
+    monkeypatch.setattr(Trainer, "update", limited)
+    return lambda: monkeypatch.setattr(Trainer, "update", original)
+
+
 def _process(rank: int, world_size: int, port: int, function, args) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)

@@ -11,33 +11,12 @@ import time
 import pytest
 import timm
 import torch
-from conftest import ROOT, assert_same_run, error_of, history, launch, load, run
+from conftest import ROOT, Stop, assert_same_run, error_of, history, launch, load, run, stop_at_update
 
 from engine.checkpoint import load_pretrained, read_checkpoint, weights_of
 from engine.progress import Progress
 from utils.errors import CheckpointError, OutputError
 from utils.files import atomic_write
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_at_update(monkeypatch, update):
-    """Makes the run in this process (and in processes forked from it) end at this update as if it were cut off."""
-    from engine.trainer import Trainer
-
-    original = Trainer.update
-    count = {"done": 0}
-
-    def limited(self, *args):
-        if count["done"] == update:
-            raise Stop
-        count["done"] += 1
-        return original(self, *args)
-
-    monkeypatch.setattr(Trainer, "update", limited)
-    return lambda: monkeypatch.setattr(Trainer, "update", original)
 
 
 @pytest.mark.parametrize("options", [

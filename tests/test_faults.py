@@ -14,7 +14,7 @@ import time
 import pytest
 import torch
 import main as cli
-from conftest import ROOT, Job, assert_same, assert_same_run, error_of, free_port, history, load, run
+from conftest import ROOT, Job, Stop, assert_same, assert_same_run, error_of, free_port, history, load, run, stop_at_update
 
 from engine.precision import NativePrecision
 from engine.progress import Progress, Window
@@ -111,16 +111,8 @@ def test_unfinished_files_are_removed_and_others_are_not(tmp_path):
 def cut(path, tag, update):
     """A run that is cut off at an update, as by a kill."""
     with pytest.MonkeyPatch.context() as patch:
-        original, count = Trainer.update, {"done": 0}
-
-        def limited(self, *args):
-            if count["done"] == update:
-                raise ZeroDivisionError
-            count["done"] += 1
-            return original(self, *args)
-
-        patch.setattr(Trainer, "update", limited)
-        with pytest.raises(ZeroDivisionError):
+        stop_at_update(patch, update)
+        with pytest.raises(Stop):
             run("--cfg", path, "--tag", tag)
 
 

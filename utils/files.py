@@ -18,7 +18,7 @@ def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None) -> Itera
 
     What was there before then has the name `keep`, if one is given; one of the two is there at any moment.
 
-    If anything fails, `path` is as it was and the temporary file is gone.
+    If anything fails, what `path` was is still there (as `keep`, if only the last renaming fails), the temporary file not.
 
     Raises:
         OutputError: the file cannot be written.
