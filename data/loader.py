@@ -7,7 +7,7 @@ from typing import Any, Iterator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.errors import UserError
-from utils.signals import ignore_stop_signals
+from utils.signals import end_with_parent, ignore_stop_signals
 
 from .dataset import collate_items
 from .samplers import EvalSampler, TrainBatchSampler
@@ -15,6 +15,7 @@ from .samplers import EvalSampler, TrainBatchSampler
 
 def _prepare_worker(_: int) -> None:
     ignore_stop_signals()
+    end_with_parent()
 
 
 @atexit.register

@@ -1,5 +1,7 @@
 """Faults: kills, signals, damaged checkpoints, full disks, lost processes, numbers that are not finite."""
 
+import functools
+import itertools
 import json
 import math
 import os
@@ -10,12 +12,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import main as cli
 from conftest import ROOT, Job, Stop, assert_same, assert_same_run, error_of, free_port, history, load, run, stop_at_update
 
+from data import loader
+from engine.checkpoint import Checkpointer
 from engine.precision import NativePrecision
 from engine.progress import Progress, Window
 from engine.tasks.classification import Classification
@@ -24,6 +29,7 @@ from utils.distributed import Launch
 from utils.errors import NonFiniteError, Stopped
 from utils.files import remove_unfinished
 from utils.lock import RunLock
+from utils.peers import _started
 
 RUNS = "output/fat_tiny"
 
@@ -70,23 +76,31 @@ def test_killed_at_any_moment(write_config, tmp_path, world_size, options):
 
 def test_killed_inside_a_save(write_config, tmp_path):
     """20 kills at random moments after a save has begun: always resumed, the same end, nothing left over."""
-    path = write_config(PRINT_FREQ=3, TRAIN={"EPOCHS": 30, "SAVE_EVERY_STEPS": 1})
+    path = write_config(PRINT_FREQ=3, TRAIN={"EPOCHS": 9, "SAVE_EVERY_STEPS": 1})
     whole, killed = (tmp_path / RUNS / tag for tag in ("whole", "killed"))
     run("--cfg", path, "--tag", "whole")
     delays = random.Random(0)
     for _ in range(20):
-        job = Job("--cfg", path, "--tag", "killed")
-        saves = delays.randrange(1, 3)  # before the one that is hit
-        start = position_of(killed)
-        job.until(lambda: position_of(killed) >= start + saves and any(killed.glob(".last.pth.*.tmp")))
-        time.sleep(delays.uniform(0, 0.015))
-        assert job.kill() == [137], "the run ended before it was killed often enough"
+        hit = functools.partial(kill_in_save, delays.randrange(2, 4), delays.uniform(1e-4, 0.02))
+        assert Job("--cfg", path, "--tag", "killed", prepare=hit).wait() == [128 + signal.SIGALRM]
         assert any((killed / name).exists() for name in ("last.pth", "previous.pth"))
         for path_ in killed.glob("*.pth"):
             load(path_)
     Job("--cfg", path, "--tag", "killed").wait()
     assert_same_run(whole, killed)
     assert not list(killed.glob(".*.tmp"))
+
+
+def kill_in_save(number, delay):
+    """The kernel ends this process `delay` seconds after its save of this number has begun: SIGALRM, which nothing handles."""
+    saves, save = itertools.count(1), Checkpointer.save
+
+    def timed(self, *names):
+        if next(saves) == number:
+            signal.setitimer(signal.ITIMER_REAL, delay)
+        save(self, *names)
+
+    Checkpointer.save = timed
 
 
 def position_of(folder) -> int:
@@ -712,6 +726,26 @@ def test_a_killed_process_is_found_by_others_that_hang(write_config, monkeypatch
     job.send(signal.SIGKILL, rank=2)
     assert job.wait(15) == [5, 5, 137] and time.monotonic() - started < 10
     assert f"error: rank 2 (process {job.pids[2]} on " in job.text() and "error: rank 0" not in job.text()
+
+
+@pytest.mark.parametrize("moment", ["as they start", "as they wait"])
+def test_loading_processes_end_with_theirs(write_config, monkeypatch, moment):
+    """They hold its connections: the other processes would take a killed one for a silent one."""
+    prepare_worker = loader._prepare_worker
+
+    def slowly(worker):
+        time.sleep(1 if moment == "as they start" else 0)
+        prepare_worker(worker)
+        print("ready", flush=True)
+
+    monkeypatch.setattr(loader, "_prepare_worker", slowly)
+    job = Job("--cfg", write_config(DATA={"NUM_WORKERS": 2}, TRAIN={"EPOCHS": 200, "WARMUP_EPOCHS": 0}))
+    children = Path(f"/proc/{job.pids[0]}/task/{job.pids[0]}/children")
+    job.until(lambda: len(children.read_text().split()) >= 2 and (moment == "as they start" or job.text().count("ready") >= 2))
+    workers = children.read_text().split()
+    job.send(signal.SIGKILL, rank=0)
+    assert job.wait() == [137]
+    job.until(lambda: not any(_started(int(worker)) for worker in workers), timeout=3)
 
 
 def with_a_launcher_that_ends(seconds=4):
