@@ -2,7 +2,8 @@
 
 from . import fat  # noqa: F401  (registers the models)
 from .fat import FAT
+from .fuse import FusedFAT, fuse
 from .layers import FASA
 from .released import load_released_state_dict
 
-__all__ = ["FAT", "FASA", "load_released_state_dict"]
+__all__ = ["FAT", "FASA", "FusedFAT", "fuse", "load_released_state_dict"]

@@ -9,7 +9,7 @@ from timm.models._features import feature_take_indices
 from torch import nn
 
 from .checkpointing import checkpointed
-from .layers import ConvStem, FATBlock
+from .layers import ConvStem, FATBlock, LayerNorm
 
 __all__ = ["FAT", "FATStage"]
 
@@ -130,7 +130,7 @@ class FAT(nn.Module):
             )
             for i in range(num_stages)
         )
-        self.norm = nn.GroupNorm(1, self.num_features)
+        self.norm = LayerNorm(self.num_features)
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
         self.set_grad_checkpointing(use_checkpoint)

@@ -2,8 +2,13 @@
 
 from .block import FATBlock
 from .conv_ffn import ConvFFN
+from .depthwise import DepthwiseConv2d
 from .downsample import FineGrainedDownsample, StridedShortcut
 from .fasa import FASA, INTERACTIONS
+from .norm import LayerNorm
 from .stem import ConvStem
 
-__all__ = ["FATBlock", "ConvFFN", "FineGrainedDownsample", "StridedShortcut", "FASA", "INTERACTIONS", "ConvStem"]
+__all__ = [
+    "FATBlock", "ConvFFN", "FineGrainedDownsample", "StridedShortcut", "FASA", "INTERACTIONS", "ConvStem",
+    "DepthwiseConv2d", "LayerNorm",
+]  # fmt: skip

@@ -5,8 +5,10 @@ from timm.layers import DropPath
 from torch import nn
 
 from .conv_ffn import ConvFFN
+from .depthwise import DepthwiseConv2d
 from .downsample import StridedShortcut
 from .fasa import FASA
+from .norm import LayerNorm
 
 
 class FATBlock(nn.Module):
@@ -43,10 +45,10 @@ class FATBlock(nn.Module):
         interaction: str = "released",
     ):
         super().__init__()
-        self.cpe = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
-        self.norm1 = nn.GroupNorm(1, dim)
+        self.cpe = DepthwiseConv2d(dim, kernel_size)
+        self.norm1 = LayerNorm(dim)
         self.attn = FASA(dim, num_heads, kernel_size, window_size, interaction)
-        self.norm2 = nn.GroupNorm(1, dim)
+        self.norm2 = LayerNorm(dim)
         self.downsample = StridedShortcut(dim, out_dim) if stride == 2 else nn.Identity()
         self.ffn = ConvFFN(dim, int(mlp_ratio * dim), out_dim, mlp_kernel_size, stride)
         self.drop_path = DropPath(drop_path_rate)
@@ -56,7 +58,7 @@ class FATBlock(nn.Module):
 
     def mix(self, x: torch.Tensor) -> torch.Tensor:
         """X_in -> Y: position encoding and attention, at the block's own resolution."""
-        x = self.cpe(x) + x  # (B, dim, H, W)
+        x = self.cpe.plus_identity(x)  # CPE(X) + X: (B, dim, H, W)
         return self.drop_path(self.attn(self.norm1(x))) + x
 
     def feed_forward(self, y: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .depthwise import DepthwiseConv2d
+
 
 class ConvFFN(nn.Module):
     """1x1 convolution, GELU, depthwise convolution, BatchNorm, 1x1 convolution.
@@ -23,13 +25,11 @@ class ConvFFN(nn.Module):
         super().__init__()
         self.stride = stride
         self.fc1 = nn.Conv2d(in_channels, hidden_channels, 1)
-        self.dwconv = nn.Conv2d(
-            hidden_channels, hidden_channels, kernel_size, stride, kernel_size // 2, groups=hidden_channels
-        )
+        self.dwconv = DepthwiseConv2d(hidden_channels, kernel_size, stride)
         self.bn = nn.BatchNorm2d(hidden_channels)
         self.fc2 = nn.Conv2d(hidden_channels, out_channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.gelu(self.fc1(x))  # (B, hidden, H, W)
-        x = x + self.dwconv(x) if self.stride == 1 else self.dwconv(x)  # (B, hidden, H/stride, W/stride)
+        x = self.dwconv.plus_identity(x) if self.stride == 1 else self.dwconv(x)  # (B, hidden, H/stride, W/stride)
         return self.fc2(self.bn(x))  # (B, out, H/stride, W/stride)

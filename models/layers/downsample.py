@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from .depthwise import DepthwiseConv2d
+
 
 class FineGrainedDownsample(nn.Module):
     """Fine-grained downsampling of the tokens that become keys and values (paper, Section 3.2).
@@ -26,7 +28,7 @@ class FineGrainedDownsample(nn.Module):
             raise ValueError(f"window_size is {window_size}; fine-grained downsampling needs a power of two")
         self.num_steps = window_size.bit_length() - 1
         for step in range(self.num_steps):
-            self.add_module(f"conv{step}", nn.Conv2d(dim, dim, 5, 2, 2, groups=dim))
+            self.add_module(f"conv{step}", DepthwiseConv2d(dim, 5, stride=2))
             self.add_module(f"bn{step}", nn.BatchNorm2d(dim))
             if step < self.num_steps - 1:
                 self.add_module(f"linear{step}", nn.Conv2d(dim, dim, 1))
@@ -45,7 +47,7 @@ class StridedShortcut(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(
-            nn.Conv2d(in_channels, in_channels, 5, 2, 2, groups=in_channels),
+            DepthwiseConv2d(in_channels, 5, stride=2),
             nn.BatchNorm2d(in_channels),
             nn.Conv2d(in_channels, out_channels, 1),
         )

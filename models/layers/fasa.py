@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .depthwise import DepthwiseConv2d
 from .downsample import FineGrainedDownsample
 
 INTERACTIONS = ("released", "bidirectional", "add", "concat", "local", "global")
@@ -58,7 +59,7 @@ class FASA(nn.Module):
         if interaction != "local":
             self.kv = nn.Conv2d(dim, 2 * dim, 1)
         if interaction != "global":
-            self.local_mixer = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+            self.local_mixer = DepthwiseConv2d(dim, kernel_size)
         self.mixer = nn.Conv2d(2 * dim if interaction == "concat" else dim, dim, 1)
         if interaction != "local":
             self.pool = FineGrainedDownsample(dim, window_size)

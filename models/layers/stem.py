@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from .norm import LayerNorm
+
 
 class ConvBNReLU(nn.Module):
     """3x3 convolution, BatchNorm, ReLU: (B, in, H, W) -> (B, out, ceil(H/stride), ceil(W/stride))."""
@@ -36,7 +38,7 @@ class ConvStem(nn.Module):
         self.conv3 = ConvBNReLU(embed_dim, embed_dim, stride=1)
         self.conv4 = ConvBNReLU(embed_dim, embed_dim, stride=1)
         self.conv5 = nn.Conv2d(embed_dim, embed_dim, 1)
-        self.layernorm = nn.GroupNorm(1, embed_dim)
+        self.layernorm = LayerNorm(embed_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv2(self.conv1(x))  # (B, C, H/4, W/4)

@@ -1,0 +1,263 @@
+"""The deployed form of a FAT: the same function with fewer operators, for inference only."""
+
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from .fat import FAT, FATStage
+from .layers import FASA, FATBlock, FineGrainedDownsample
+from .layers.depthwise import HALF, identity_kernel
+
+ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+ONEDNN = {"none": ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none"), "silu": ("swish", "")}  # names, algorithms
+
+
+def fuse(model: FAT, dtype: torch.dtype = torch.float32) -> "FusedFAT":
+    """An inference model with the values of `model`, which is left as it is.
+
+    - BatchNorm is folded into the convolution before it, also behind `x + DWConv(x)`.
+    - `x + DWConv(x)` becomes one convolution (in 16 bits a sum in the convolution's pass: see `DepthwiseConv2d`).
+    - The weight and bias of a norm are folded into the 1x1 convolution or the head behind it. FASA's norm keeps its own
+      where the downsampled tokens' first convolution pads with zeros, as its bias would not reach the border.
+    - Activations and the sums of residual branches are computed in the convolution's pass on CPUs (oneDNN), and left to
+      the compiler on GPUs.
+
+    All of it is exact: in float32 only rounding differs, in bfloat16 and float16 so do the rounded weights.
+
+    Args:
+        model: in evaluation mode, of this package.
+        dtype: float32, bfloat16 or float16 of weights and maps; images and logits stay float32.
+
+    Raises:
+        ValueError: another model or mode, or a dtype that this machine's CPU only emulates.
+    """
+    if not isinstance(model, FAT):
+        raise ValueError(f"fuse takes models of models.fat, not {type(model).__name__}")
+    if model.training:
+        raise ValueError("fuse takes a model in evaluation mode; call model.eval() first, training needs the unfused one")
+    if dtype not in (torch.float32, *HALF):
+        raise ValueError(f"fuse knows float32, bfloat16 and float16, not {dtype}")
+    device = next(model.parameters()).device
+    if device.type == "cpu" and not is_native_on_cpu(dtype):
+        raise ValueError(f"{str(dtype).removeprefix('torch.')} is emulated on this CPU and slower than float32; use float32")
+    with torch.no_grad():
+        return FusedFAT(model, dtype).eval()
+
+
+def is_native_on_cpu(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes convolutions in this dtype on this CPU without emulating it."""
+    if dtype is torch.float32:
+        return True
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return (torch.ops.mkldnn._is_mkldnn_bf16_supported if dtype is torch.bfloat16 else torch.ops.mkldnn._is_mkldnn_fp16_supported)()
+
+
+class FusedConv2d(nn.Module):
+    """A convolution, an activation, and the sum with another map, in one pass where oneDNN has it.
+
+    Shapes: (B, in, H, W) -> (B, out, ceil(H/stride), ceil(W/stride)).
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, stride: int = 1, activation: str = "none"):
+        super().__init__()
+        self.register_buffer("weight", weight.detach().to(dtype, memory_format=torch.channels_last, copy=True))
+        self.register_buffer("bias", bias.detach().to(dtype, copy=True))
+        self.stride = [stride, stride]
+        self.padding = [weight.shape[-1] // 2] * 2
+        self.groups = 1 if weight.shape[1] > 1 or weight.shape[-1] == 1 else weight.shape[0]
+        self.activation = activation
+        self.packed: Optional[torch.Tensor] = None  # the weight in oneDNN's own order
+
+    def forward(self, x: torch.Tensor, residual: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """The activation of the convolution, or without one its sum with `residual`, which has the result's shape."""
+        if self.packed is None and not self._pack(x):
+            y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
+            return ACTIVATIONS[self.activation](y) if residual is None else y + residual
+        where = (self.packed, self.bias, self.padding, self.stride, [1, 1], self.groups)
+        if residual is None:
+            name, algorithm = ONEDNN[self.activation]
+            return torch.ops.mkldnn._convolution_pointwise(x, *where, name, [], algorithm)
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, residual, *where, "add", 1.0, None, [], None)
+
+    def _pack(self, x: torch.Tensor) -> bool:
+        """Whether `x` is for oneDNN; the first time it puts the weight into its order."""
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.backends.mkldnn.is_available():
+            return False
+        self.packed = torch.ops.mkldnn._reorder_convolution_weight(
+            self.weight, self.padding, self.stride, [1, 1], self.groups, list(x.shape)
+        )
+        return True
+
+    def _apply(self, *args, **kwargs):
+        self.packed = None  # .to(...) changes the weight
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self.packed = None
+        return super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self):
+        return {**self.__dict__, "packed": None}  # oneDNN's tensors can be neither copied nor saved
+
+
+class FusedDownsample(nn.Sequential):
+    """FASA's fine-grained downsampling or a stage's shortcut: depthwise and 1x1 convolutions in turn."""
+
+
+class FusedAttention(nn.Module):
+    """FASA; `norm` is the GroupNorm before it, whose weight and bias go into Q and, where there is no border, K and V."""
+
+    def __init__(self, fasa: FASA, norm: nn.GroupNorm, dtype: torch.dtype):
+        super().__init__()
+        self.num_heads, self.interaction = fasa.num_heads, fasa.interaction
+        pooled = self.interaction != "local" and fasa.pool.num_steps > 0
+        self.norm = nn.GroupNorm(1, norm.num_channels, norm.eps, affine=pooled)
+        if pooled:
+            self.norm.load_state_dict(norm.state_dict())
+        before = nn.Identity() if pooled else norm
+        self.q = FusedConv2d(*after_norm(before, fasa.q.weight, fasa.q.bias), dtype)
+        if self.interaction != "local":
+            self.pool = fused_downsample(fasa.pool, dtype)
+            self.kv = FusedConv2d(*after_norm(before, fasa.kv.weight, fasa.kv.bias), dtype)
+        if self.interaction != "global":
+            self.local_mixer = FusedConv2d(fasa.local_mixer.weight, fasa.local_mixer.bias, dtype, activation="silu")
+        self.mixer = FusedConv2d(fasa.mixer.weight, fasa.mixer.bias, dtype)
+        self.interact = fasa.interact
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normed = self.norm(x)
+        q = self.q(normed)
+        if self.interaction == "local":
+            mixed = self.local_mixer(q)
+        elif self.interaction == "global":
+            mixed = self.attend(q, self.kv(self.pool(normed)))
+        else:
+            mixed = self.interact(self.local_mixer(q), self.attend(q, self.kv(self.pool(normed))))
+        return self.mixer(mixed, x)
+
+    def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        """softmax(Q K^T / sqrt d) V: (B, C, H, W), (B, 2C, h, w) -> (B, C, H, W); channels_last maps are not copied."""
+        batch, channels, height, width = q.shape
+        q = q.permute(0, 2, 3, 1).reshape(batch, -1, self.num_heads, channels // self.num_heads)  # (B, N, heads, d)
+        k, v = kv.permute(0, 2, 3, 1).reshape(batch, -1, 2, *q.shape[2:]).unbind(2)  # (B, n, heads, d)
+        if q.device.type == "cpu":  # attention of 16-bit numbers is slower there
+            q, k, v = q.float(), k.float(), v.float()
+        g = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # (B, heads, N, d)
+        return g.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2).to(kv.dtype)
+
+
+class FusedBlock(nn.Module):
+    """One FAT block: CPE, FASA, ConvFFN."""
+
+    def __init__(self, block: FATBlock, dtype: torch.dtype):
+        super().__init__()
+        self.sums = dtype in HALF  # x + DWConv(x) as a sum
+        ffn = block.ffn
+        self.has_residual = ffn.stride == 1
+        self.cpe = FusedConv2d(self._with_identity(block.cpe.weight), block.cpe.bias, dtype)
+        self.attn = FusedAttention(block.attn, block.norm1, dtype)
+        self.norm2 = nn.GroupNorm(1, block.norm2.num_channels, block.norm2.eps, affine=False)
+        self.fc1 = FusedConv2d(*after_norm(block.norm2, ffn.fc1.weight, ffn.fc1.bias), dtype, activation="gelu")
+        if self.sums and self.has_residual:  # the BatchNorm is behind the sum, and goes into the 1x1 convolution
+            self.dwconv = FusedConv2d(ffn.dwconv.weight, ffn.dwconv.bias, dtype)
+            self.fc2 = FusedConv2d(*after_norm(ffn.bn, ffn.fc2.weight, ffn.fc2.bias), dtype)
+        else:
+            weight = self._with_identity(ffn.dwconv.weight) if self.has_residual else ffn.dwconv.weight
+            self.dwconv = FusedConv2d(*before_norm(weight, ffn.dwconv.bias, ffn.bn), dtype, ffn.stride)
+            self.fc2 = FusedConv2d(ffn.fc2.weight, ffn.fc2.bias, dtype)
+        self.shortcut = nn.Identity() if self.has_residual else fused_downsample(block.downsample, dtype)
+
+    def _with_identity(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight if self.sums else weight + identity_kernel(weight.shape[-1]).to(weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.cpe(x, x if self.sums else None)
+        y = self.attn(x)
+        hidden = self.fc1(self.norm2(y))
+        hidden = self.dwconv(hidden, hidden if self.sums and self.has_residual else None)
+        return self.fc2(hidden, self.shortcut(y))
+
+
+class FusedFAT(nn.Module):
+    """See `fuse`.
+
+    Shapes: (B, in_chans, H, W) -> (B, num_classes), or the pooled features or the map, as the model it comes from.
+    """
+
+    def __init__(self, model: FAT, dtype: torch.dtype):
+        super().__init__()
+        self.dtype, self.num_classes, self.global_pool = dtype, model.num_classes, model.global_pool
+        stem = model.patch_embed
+        self.stem = nn.Sequential(
+            *(
+                FusedConv2d(*before_norm(conv.weight, conv.bias, norm), dtype, conv.stride[0], activation="relu")
+                for conv, norm, _ in (layer.conv for layer in (stem.conv1, stem.conv2, stem.conv3, stem.conv4))
+            ),
+            FusedConv2d(stem.conv5.weight, stem.conv5.bias, dtype),
+        )
+        self.stem_norm = nn.GroupNorm(1, stem.layernorm.num_channels, stem.layernorm.eps)
+        self.stem_norm.load_state_dict(stem.layernorm.state_dict())
+        stages: list[FATStage] = list(model.layers)
+        self.blocks = nn.Sequential(*(FusedBlock(block, dtype) for stage in stages for block in stage.blocks))
+        folded = bool(model.num_classes)
+        self.norm = nn.GroupNorm(1, model.num_features, model.norm.eps, affine=not folded)
+        self.head = nn.Identity()
+        if folded:
+            weight, bias = after_norm(model.norm, model.head.weight[..., None, None], model.head.bias)
+            self.head = nn.Linear(*model.head.weight.shape[::-1])
+            self.head.load_state_dict({"weight": weight[..., 0, 0], "bias": bias})
+        else:
+            self.norm.load_state_dict(model.norm.state_dict())
+        self.to(next(model.parameters()).device).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "FusedFAT":
+        if mode:
+            raise ValueError("a fused model cannot be trained; train the model that it was made of")
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            x = self.stem(images.to(self.dtype, memory_format=torch.channels_last))
+            x = self.blocks(self.stem_norm(x))
+            x = self.norm(x).float()
+            if self.global_pool == "avg":
+                x = x.mean((2, 3))
+            return self.head(x)
+
+
+def fused_downsample(layers: nn.Module, dtype: torch.dtype) -> FusedDownsample:
+    """Depthwise convolution, BatchNorm and 1x1 convolution in turn, without the norms."""
+    fused = FusedDownsample()
+    layers = list(layers.children())
+    for layer, following in zip(layers, [*layers[1:], None]):
+        if isinstance(following, nn.BatchNorm2d):
+            fused.append(FusedConv2d(*before_norm(layer.weight, layer.bias, following), dtype, layer.stride[0]))
+        elif isinstance(layer, nn.Conv2d):
+            fused.append(FusedConv2d(layer.weight, layer.bias, dtype))
+    return fused
+
+
+def before_norm(weight: torch.Tensor, bias: torch.Tensor, norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a convolution with the BatchNorm behind it."""
+    values = (value.double() for value in (weight, bias, norm.running_mean, norm.running_var))
+    return fuse_conv_bn_weights(*values, norm.eps, norm.weight.double(), norm.bias.double())
+
+
+def after_norm(norm: nn.Module, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a 1x1 convolution with the scale and shift of the norm before it: W (s x + t) + b.
+
+    A GroupNorm's division by its standard deviation is no part of that; a BatchNorm's is.
+    """
+    weight, bias = weight.double(), bias.double()
+    if isinstance(norm, nn.Identity):
+        return weight, bias
+    scale, shift = norm.weight.double(), norm.bias.double()
+    if isinstance(norm, nn.BatchNorm2d):
+        scale = scale * (norm.running_var.double() + norm.eps).rsqrt()
+        shift = shift - norm.running_mean.double() * scale
+    return weight * scale[:, None, None], bias + (weight[..., 0, 0] @ shift)
