@@ -85,6 +85,9 @@ def prepare_model(
 def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:
     """The model as training calls it: with gradients averaged over all processes.
 
+    DDP's `static_graph` stays off: no parameter is ever unused here, so it would save nothing, and with no_sync (gradient
+    accumulation) it crashes the process in torch 2.15.
+
     Buffers are not broadcast in every step: BatchNorm's batch statistics do not need them, and
     `utils.distributed.broadcast_buffers` brings them together where they are used, before evaluation and saving.
     """

@@ -38,6 +38,8 @@ def create_optimizer(
         options["eps"] = eps
     if info.has_betas:
         options["betas"] = tuple(betas)
+    if info.opt_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
+        options["fused"] = True  # one pass over all parameters, on GPUs and CPUs
     try:
         return create_optimizer_v2(
             model,

@@ -69,7 +69,8 @@ DEFAULTS.TRAIN.ACCUMULATION_STEPS = 1
 DEFAULTS.TRAIN.TOTAL_BATCH_SIZE = 0  # images per update over all processes; derives the accumulation; 0: not used
 DEFAULTS.TRAIN.USE_CHECKPOINT = False  # activation checkpointing
 DEFAULTS.TRAIN.COMPILE = False  # torch.compile
-DEFAULTS.TRAIN.CHANNELS_LAST = False
+DEFAULTS.TRAIN.COMPILE_MODE = "default"  # torch.compile's mode
+DEFAULTS.TRAIN.CHANNELS_LAST = True  # maps lie in memory position by position (NHWC), which convolutions are faster with
 DEFAULTS.TRAIN.AUTO_RESUME = True  # go on from the run's last.pth
 DEFAULTS.TRAIN.SAVE_EVERY_STEPS = 0  # updates between two saves of last.pth within an epoch; 0: after epochs only
 DEFAULTS.TRAIN.SAVE_EVERY_MINUTES = 30.0  # the same by the clock; 0: not
@@ -189,6 +190,7 @@ RULES = {
     "TRAIN.LAYER_DECAY": FRACTION,
     "TRAIN.ACCUMULATION_STEPS": POSITIVE,
     "TRAIN.TOTAL_BATCH_SIZE": NOT_NEGATIVE,
+    "TRAIN.COMPILE_MODE": one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "TRAIN.SAVE_EVERY_STEPS": NOT_NEGATIVE,
     "TRAIN.SAVE_EVERY_MINUTES": NOT_NEGATIVE,
     "TRAIN.NONFINITE": one_of("raise", "skip", "rollback"),
