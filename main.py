@@ -30,8 +30,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     from engine.run import check, evaluate_checkpoint, throughput, train
     from utils.device import is_out_of_memory, select_device, use_deterministic_algorithms
     from utils.distributed import process_group, read_launch
+    from utils.malloc import keep_freed_memory
     from utils.peers import Peers
 
+    keep_freed_memory()
     launch = read_launch(os.environ, args.local_rank)
     device = select_device(cfg.DEVICE, launch.local_rank)
     if cfg.DETERMINISTIC:
@@ -100,6 +102,7 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--eval", action="store_true", help="evaluate the weights of --resume and end")
     parser.add_argument("--check", action="store_true", help="check config, data, disk and one step, estimate the time, and end")
     parser.add_argument("--throughput", action="store_true", help="time the model on synthetic images and end")
+    parser.add_argument("--fused", action="store_true", help="with --eval or --throughput: the deployed form of the model")
     parser.add_argument("--zip", action="store_true", help="not built yet: data in Swin's zip files")
     parser.add_argument("--cache-mode", choices=["no", "full", "part"], help="not built yet: belongs to --zip")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by torch.distributed.launch")
@@ -113,6 +116,8 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     for flag, given in (("--eval", args.eval), ("--resume", args.resume), ("--pretrained", args.pretrained)):
         if args.throughput and given:
             parser.error(f"{flag} contradicts --throughput, which times the model alone; give one of them")
+    if args.fused and not (args.eval or args.throughput):
+        parser.error("--fused: the deployed form cannot be trained; add --eval or --throughput")
     if args.eval and args.resume and args.pretrained:
         parser.error("--eval: --resume contradicts --pretrained, either could be meant; give one of them")
     return args
@@ -128,6 +133,7 @@ def config_flags(args: argparse.Namespace) -> dict[str, Any]:
         "TRAIN.USE_CHECKPOINT": True if args.use_checkpoint else None,
         "MODEL.PRETRAINED": args.pretrained,
         "MODEL.RESUME": args.resume,
+        "TEST.FUSED": True if args.fused else None,
         "OUTPUT": args.output,
         "TAG": args.tag,
         "AMP.ENABLED": False if args.disable_amp or level == "O0" else True if level else None,

@@ -148,6 +148,7 @@ def build_trainer(
         seed=cfg.SEED,
         clip_grad=cfg.TRAIN.CLIP_GRAD,
         channels_last=cfg.TRAIN.CHANNELS_LAST,
+        compile_mode=cfg.TRAIN.COMPILE_MODE if cfg.TRAIN.COMPILE else "",
         print_freq=cfg.PRINT_FREQ,
         save_freq=cfg.SAVE_FREQ,
         save_every_steps=cfg.TRAIN.SAVE_EVERY_STEPS,

@@ -1,8 +1,9 @@
 """Exact evaluation: every image once, whatever the number of processes and the batch size."""
 
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from data.loader import EvalLoader
@@ -22,23 +23,27 @@ def evaluate(
     log: RunLog,
     peers: Peers,
     channels_last: bool = False,
+    whole_batches: int = 0,
 ) -> Optional[dict[str, Any]]:
     """The task's metrics of a model over all images of all processes' loaders; None if the run was asked to stop.
 
     Processes meet only at the end, to add up their sums, so a process with fewer images, or none, holds nobody up.
-    Images that could not be read (DATA.ON_ERROR skip) are in no sum; their number is `unreadable`.
+    Images that could not be read (DATA.ON_ERROR skip) are in no sum; their number is `unreadable`. A compiled model is
+    called with `whole_batches` images at a time, the last ones with zeros in their place, so that it is not compiled
+    again for another number; 0: with as many as there are.
 
     Raises:
         DataError: no image could be read.
     """
     was_training = model.training
     model.eval()
+    forward = fill_up(model, whole_batches)
     metrics = task.metrics(device)
     for batch in log.progress(loader, len(loader), "evaluate"):
         if peers.stop:
             break
         with precision.autocast():
-            task.evaluate_batch(model, to_device(batch, device, channels_last), metrics)
+            task.evaluate_batch(forward, to_device(batch, device, channels_last), metrics)
     model.train(was_training)
     failures = sum(peers.gather(loader.take_failures()), [])
     if peers.agree([peers.stop], now=True)[0]:
@@ -54,6 +59,16 @@ def evaluate(
             f"{loader.num_images - len(failures)}, not of the full set"
         )
     return results
+
+
+def fill_up(model: Callable, batch_size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The model, called with `batch_size` images (or more) and asked for the logits of those it was given."""
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        missing = max(batch_size - len(images), 0)
+        return model(F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)))[: len(images)] if missing else model(images)
+
+    return forward
 
 
 def summarize(results: dict[str, dict[str, Any]], metric: str) -> dict[str, Any]:

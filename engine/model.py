@@ -1,7 +1,7 @@
 """The model of a run: created by name, moved, and wrapped for its devices."""
 
 import inspect
-from typing import Any
+from typing import Any, Optional
 
 import timm
 import torch
@@ -11,7 +11,7 @@ from timm.models import is_model, list_models
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import models  # noqa: F401  (registers FAT with timm)
+import models
 from utils.errors import ConfigError, did_you_mean
 
 ARCHITECTURE = ("embed_dims", "depths", "num_heads")  # what a FAT that is not registered must say of itself
@@ -80,6 +80,18 @@ def prepare_model(
     if device.type == "cuda" and dist.is_initialized():
         model = convert_sync_batchnorm(model)  # timm's: torch's own would lose the activations of BatchNormAct2d
     return model.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+
+
+def deploy_model(model: nn.Module, dtype: Optional[torch.dtype]) -> nn.Module:
+    """The model's deployed form (`models.fuse`) in a run's number format, None for float32.
+
+    Raises:
+        ConfigError: there is none for this model, or not in this format on this machine.
+    """
+    try:
+        return models.fuse(model.eval(), dtype or torch.float32)
+    except ValueError as error:
+        raise ConfigError(f"TEST.FUSED (--fused): {error}") from None
 
 
 def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:

@@ -86,6 +86,7 @@ class ApexPrecision:
     """
 
     skips_overflows = True
+    dtype = torch.float16
 
     def __init__(self, device: torch.device, opt_level: str):
         try:

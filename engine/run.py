@@ -23,7 +23,7 @@ from .build import build_optimizer, build_precision, build_trainer, complexity_o
 from .checkpoint import checkpoints_of, load_weights, read_checkpoint, weights_of
 from .download import local_file
 from .evaluate import describe, evaluate, summarize
-from .model import prepare_model
+from .model import deploy_model, prepare_model
 from .preflight import look_ahead, rehearse
 from .resume import Found, config_changes, find_checkpoint, fit_progress, progress_of, stamp_of
 from .tasks import create_task
@@ -52,8 +52,6 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> N
         peers.from_first(None)  # nobody goes on before the folder is rank 0's
         introduction()
         found.checkpoint = None  # its memory is free for the training
-        if cfg.TRAIN.COMPILE:
-            trainer.model.compile()
         with stop_signals(peers.stop):
             trainer.fit()
         log.info(f"finished: best {describe_best(trainer.progress.best)}; everything is in {directory}")
@@ -101,7 +99,7 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
         load_weights(model, state_dict, path)
 
     log.open()
-    log.info(f"evaluating {path} on {len(val_set)} images | {placement(launch, device)} | {precision}")
+    log.info(f"evaluating {path} on {len(val_set)} images | {placement(launch, device)} | {precision}{' | fused' * cfg.TEST.FUSED}")
     if isinstance(checkpoint.get("config"), dict):
         for change in config_changes(checkpoint["config"], to_dict(cfg)):
             if change.startswith(INPUT_KEYS):
@@ -109,7 +107,8 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
     results: dict[str, Any] = {}
     for name, state_dict in weights.items():
         load_weights(model, state_dict, path)
-        metrics = evaluate(model, task, loader, precision, device, log, peers, cfg.TRAIN.CHANNELS_LAST)
+        evaluated = deploy_model(model, precision.dtype) if cfg.TEST.FUSED else model
+        metrics = evaluate(evaluated, task, loader, precision, device, log, peers, cfg.TRAIN.CHANNELS_LAST)
         if metrics is None:
             raise Stopped
         results[name] = metrics
@@ -117,7 +116,7 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
     if launch.rank == 0:
         summary = summarize(results, task.best_metric)
         where = {"checkpoint": str(path), "dataset": cfg.DATA.DATASET, "data_path": cfg.DATA.DATA_PATH}
-        whole = {"complete": summary["num_images"] == len(val_set), "precision": str(precision)}
+        whole = {"complete": summary["num_images"] == len(val_set), "precision": str(precision), "fused": cfg.TEST.FUSED}
         write_json(directory / "eval.json", {**summary, **where, **whole})
         log.info(f"wrote {directory / 'eval.json'}")
     log.close()
@@ -130,9 +129,11 @@ def throughput(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers)
     model = create_task(cfg).build_model(cfg.MODEL.NUM_CLASSES or 1000)
     log.info(f"{cfg.MODEL.NAME} at {cfg.DATA.IMG_SIZE} px: {complexity_of(model, cfg)}")
     model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
+    if cfg.TEST.FUSED:
+        model = deploy_model(model, precision.dtype)
     if cfg.TRAIN.COMPILE:
-        model.compile()
-    log.info(f"{device} | {precision} | batch {cfg.DATA.BATCH_SIZE}")
+        model.compile(mode=cfg.TRAIN.COMPILE_MODE)
+    log.info(f"{device} | {precision}{' | fused' * cfg.TEST.FUSED} | batch {cfg.DATA.BATCH_SIZE}")
     speed = measure_throughput(
         model, precision, device, cfg.DATA.BATCH_SIZE, cfg.DATA.IMG_SIZE, cfg.TRAIN.CHANNELS_LAST
     )

@@ -52,6 +52,7 @@ class Trainer:
     seed: int
     clip_grad: float
     channels_last: bool
+    compile_mode: str  # of torch.compile; empty: not compiled
     print_freq: int
     save_freq: int
     save_every_steps: int
@@ -66,6 +67,10 @@ class Trainer:
             OutputError: a checkpoint cannot be written.
         """
         self.saved_at, self.save_asked = time.monotonic(), False
+        self.compiling = bool(self.compile_mode)
+        if self.compiling:
+            for model in filter(None, [self.model, self.model_ema and self.model_ema.module]):
+                model.compile(mode=self.compile_mode)  # both share one graph, and training has another
         self.guard.start(self.progress.left_out)
         if self.guard.policy == "rollback" and not checkpoints_of(self.checkpointer.directory):
             self.save(LAST)  # something to go back to
@@ -90,7 +95,11 @@ class Trainer:
         window = Window(self.device, progress, self.peers.launch)
         self.wrapped_model.train()
         for step in self.log.progress(range(first_step, steps), steps, f"epoch {epoch}", done=first_step):
+            started = time.perf_counter()
             grad_norm = self.update(step, batches, window)
+            if self.compiling:
+                self.log.info(f"torch.compile: the first update took {time.perf_counter() - started:.1f} s")
+                self.compiling = False
             progress.step = step + 1
             progress.updates += 1
             stop, due = self.peers.agree([self.peers.stop, self.save_is_due()])
@@ -286,7 +295,8 @@ class Trainer:
         for name, model in found.items():
             broadcast_buffers(model)
             metrics = evaluate(
-                model, self.task, self.val_loader, self.precision, self.device, self.log, self.peers, self.channels_last
+                model, self.task, self.val_loader, self.precision, self.device, self.log, self.peers, self.channels_last,
+                self.plan.batch_size if self.compile_mode else 0,
             )
             if metrics is None:
                 self.list_unreadable()

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .fat import FAT, FATStage
-from .layers import FASA, FATBlock, FineGrainedDownsample
+from .layers import FASA, FATBlock
 from .layers.depthwise import HALF, identity_kernel
 
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
@@ -62,13 +62,21 @@ class FusedConv2d(nn.Module):
     Shapes: (B, in, H, W) -> (B, out, ceil(H/stride), ceil(W/stride)).
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, stride: int = 1, activation: str = "none"):
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        dtype: torch.dtype,
+        stride: int = 1,
+        groups: int = 1,
+        activation: str = "none",
+    ):
         super().__init__()
         self.register_buffer("weight", weight.detach().to(dtype, memory_format=torch.channels_last, copy=True))
         self.register_buffer("bias", bias.detach().to(dtype, copy=True))
         self.stride = [stride, stride]
         self.padding = [weight.shape[-1] // 2] * 2
-        self.groups = 1 if weight.shape[1] > 1 or weight.shape[-1] == 1 else weight.shape[0]
+        self.groups = groups
         self.activation = activation
         self.packed: Optional[torch.Tensor] = None  # the weight in oneDNN's own order
 
@@ -124,7 +132,7 @@ class FusedAttention(nn.Module):
             self.pool = fused_downsample(fasa.pool, dtype)
             self.kv = FusedConv2d(*after_norm(before, fasa.kv.weight, fasa.kv.bias), dtype)
         if self.interaction != "global":
-            self.local_mixer = FusedConv2d(fasa.local_mixer.weight, fasa.local_mixer.bias, dtype, activation="silu")
+            self.local_mixer = FusedConv2d(fasa.local_mixer.weight, fasa.local_mixer.bias, dtype, groups=fasa.q.out_channels, activation="silu")
         self.mixer = FusedConv2d(fasa.mixer.weight, fasa.mixer.bias, dtype)
         self.interact = fasa.interact
 
@@ -158,16 +166,16 @@ class FusedBlock(nn.Module):
         self.sums = dtype in HALF  # x + DWConv(x) as a sum
         ffn = block.ffn
         self.has_residual = ffn.stride == 1
-        self.cpe = FusedConv2d(self._with_identity(block.cpe.weight), block.cpe.bias, dtype)
+        self.cpe = FusedConv2d(self._with_identity(block.cpe.weight), block.cpe.bias, dtype, groups=block.cpe.groups)
         self.attn = FusedAttention(block.attn, block.norm1, dtype)
         self.norm2 = nn.GroupNorm(1, block.norm2.num_channels, block.norm2.eps, affine=False)
         self.fc1 = FusedConv2d(*after_norm(block.norm2, ffn.fc1.weight, ffn.fc1.bias), dtype, activation="gelu")
         if self.sums and self.has_residual:  # the BatchNorm is behind the sum, and goes into the 1x1 convolution
-            self.dwconv = FusedConv2d(ffn.dwconv.weight, ffn.dwconv.bias, dtype)
+            self.dwconv = FusedConv2d(ffn.dwconv.weight, ffn.dwconv.bias, dtype, groups=ffn.dwconv.groups)
             self.fc2 = FusedConv2d(*after_norm(ffn.bn, ffn.fc2.weight, ffn.fc2.bias), dtype)
         else:
             weight = self._with_identity(ffn.dwconv.weight) if self.has_residual else ffn.dwconv.weight
-            self.dwconv = FusedConv2d(*before_norm(weight, ffn.dwconv.bias, ffn.bn), dtype, ffn.stride)
+            self.dwconv = FusedConv2d(*before_norm(weight, ffn.dwconv.bias, ffn.bn), dtype, ffn.stride, ffn.dwconv.groups)
             self.fc2 = FusedConv2d(ffn.fc2.weight, ffn.fc2.bias, dtype)
         self.shortcut = nn.Identity() if self.has_residual else fused_downsample(block.downsample, dtype)
 
@@ -236,7 +244,7 @@ def fused_downsample(layers: nn.Module, dtype: torch.dtype) -> FusedDownsample:
     layers = list(layers.children())
     for layer, following in zip(layers, [*layers[1:], None]):
         if isinstance(following, nn.BatchNorm2d):
-            fused.append(FusedConv2d(*before_norm(layer.weight, layer.bias, following), dtype, layer.stride[0]))
+            fused.append(FusedConv2d(*before_norm(layer.weight, layer.bias, following), dtype, layer.stride[0], layer.groups))
         elif isinstance(layer, nn.Conv2d):
             fused.append(FusedConv2d(layer.weight, layer.bias, dtype))
     return fused

@@ -114,6 +114,7 @@ DEFAULTS.AUG.MIXUP_SWITCH_PROB = 0.5
 DEFAULTS.AUG.MIXUP_MODE = "batch"  # batch, pair, elem
 
 DEFAULTS.TEST = Node()
+DEFAULTS.TEST.FUSED = False  # --eval, --throughput: the deployed form, models.fuse(model), instead of the trained one
 DEFAULTS.TEST.CROP_PCT = 0.875  # evaluation resizes to IMG_SIZE / CROP_PCT and crops the centre
 
 

@@ -1,0 +1,156 @@
+"""The deployed form: the same logits as the model it is made of."""
+
+import copy
+import io
+import json
+
+import models
+import pytest
+import timm
+import torch
+from conftest import error_of, run
+from torch import nn
+
+from models.fuse import FusedConv2d, is_native_on_cpu
+from models.layers import INTERACTIONS
+
+
+def realistic(name="fat_tiny", **settings):
+    """A model in evaluation mode whose norms have statistics, scales and shifts that change something."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, **settings).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.3, 2)
+        if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.3)
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.bias, 0, 0.1)
+    return model
+
+
+def difference(a, b):
+    """The largest one, in units of the second's spread."""
+    return ((a.float() - b).abs().max() / b.std()).item()
+
+
+@pytest.mark.parametrize("name", ["fat_tiny", "fat_small", "fat_b0", "fat_b1", "fat_b2", "fat_b3"])
+def test_every_size_has_the_same_logits(name):
+    model = realistic(name)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert difference(models.fuse(model)(images), model(images)) < 2e-5
+        if is_native_on_cpu(torch.bfloat16):
+            assert 1e-5 < difference(models.fuse(model, torch.bfloat16)(images), model(images)) < 0.1
+
+
+@pytest.mark.parametrize("interaction", INTERACTIONS)
+def test_every_interaction(interaction):
+    model = realistic(interaction=interaction)
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        assert difference(models.fuse(model)(images), model(images)) < 1e-5
+
+
+@pytest.mark.parametrize("settings", [{"num_classes": 0}, {"num_classes": 0, "global_pool": ""}, {"window_sizes": (1, 1, 1, 1)}, {"kernel_sizes": (1, 3, 1, 3)}])
+def test_other_settings(settings):
+    model = realistic(**settings)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert difference(models.fuse(model)(images), model(images)) < 1e-5
+
+
+def test_other_sizes_and_batches_after_the_first():
+    """The weights are put into oneDNN's order for the first images; others must not depend on that."""
+    model = realistic()
+    fused = models.fuse(model)
+    with torch.no_grad():
+        for shape in [(4, 3, 64, 64), (1, 3, 64, 64), (3, 3, 75, 50), (16, 3, 32, 32)]:
+            images = torch.randn(shape)
+            assert difference(fused(images), model(images)) < 1e-5, shape
+            assert difference(fused(images.to(memory_format=torch.channels_last)), model(images)) < 1e-5, shape
+
+
+def test_without_onednn(monkeypatch):
+    """As on a GPU or under a compiler: torch's own convolutions."""
+    model, images = realistic(), torch.randn(2, 3, 64, 64)
+    monkeypatch.setattr(FusedConv2d, "_pack", lambda self, x: False)
+    with torch.no_grad():
+        assert difference(models.fuse(model)(images), model(images)) < 1e-5
+
+
+def test_it_is_smaller_and_leaves_the_model_alone():
+    model = realistic()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fused = models.fuse(model)
+    fused(torch.randn(1, 3, 64, 64))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
+    kept = {buffer.data_ptr() for buffer in fused.buffers()} & {parameter.data_ptr() for parameter in model.parameters()}
+    assert not kept
+
+
+def test_copies_and_files_and_new_weights():
+    fused, images = models.fuse(realistic()), torch.randn(2, 3, 64, 64)
+    logits = fused(images)
+    assert torch.equal(copy.deepcopy(fused)(images), logits)
+    buffer = io.BytesIO()
+    torch.save(fused.state_dict(), buffer)
+    other = models.fuse(timm.create_model("fat_tiny").eval())
+    assert not torch.allclose(other(images), logits)
+    assert all(module.packed is None for module in other.to("cpu").modules() if isinstance(module, FusedConv2d))
+    other(images)
+    other.load_state_dict(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
+    assert torch.equal(other(images), logits)
+
+
+def test_autocast_changes_nothing():
+    fused, images = models.fuse(realistic()), torch.randn(2, 3, 64, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(fused(images), fused(images)) and fused(images).dtype is torch.float32
+
+
+def test_what_cannot_be_fused_is_said(monkeypatch):
+    model = realistic()
+    for make, message in [
+        (lambda: models.fuse(model.train()), "evaluation mode"),
+        (lambda: models.fuse(timm.create_model("resnet10t").eval()), "not ResNet"),
+        (lambda: models.fuse(model.eval(), torch.float64), "not torch.float64"),
+        (lambda: models.fuse(model.eval()).train(), "cannot be trained"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="bfloat16 is emulated on this CPU"):
+        models.fuse(model.eval(), torch.bfloat16)
+
+
+# In the command line
+
+
+def test_evaluation_of_the_deployed_form(write_config, tmp_path, capsys):
+    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
+    run("--cfg", path)
+    folder = tmp_path / "output/fat_tiny/default"
+    results = []
+    for more in ([], ["--fused"]):
+        run("--cfg", path, "--eval", "--resume", folder / "best.pth", *more)
+        results.append((folder / "eval.json").read_text())
+    assert "| fused" in capsys.readouterr().out
+    plain, fused = map(json.loads, results)
+    assert (plain.pop("fused"), fused.pop("fused")) == (False, True)
+    assert plain["acc1"] == fused["acc1"] and abs(plain["loss"] - fused["loss"]) < 2e-5
+    run("--cfg", path, "--throughput", "--fused")
+    assert "| fused | batch 8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--fused"], "--fused: the deployed form cannot be trained"),
+    (["--fused", "--throughput", "--opts", "MODEL.TYPE", "timm", "MODEL.NAME", "resnet10t"], "TEST.FUSED (--fused): fuse takes"),
+    (["--opts", "TRAIN.COMPILE_MODE", "fast"], "TRAIN.COMPILE_MODE"),
+])  # fmt: skip
+def test_refused(write_config, argv, message):
+    assert message in str(error_of("--cfg", write_config(), *argv))
