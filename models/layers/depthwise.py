@@ -63,6 +63,12 @@ def identity_kernel(kernel_size: int) -> torch.Tensor:
     return kernel
 
 
+def as_kernel(image: torch.Tensor) -> torch.Tensor:
+    """(C, H, W) -> (C, 1, H, W), contiguous; torch is fast at turning round matrices, but not maps."""
+    matrix = image.permute(1, 2, 0).flatten(0, 1)  # (HW, C)
+    return matrix.t().contiguous().view(len(image), 1, *image.shape[1:])
+
+
 class DepthwiseConvolution(torch.autograd.Function):
     """F.conv2d of a depthwise kernel, with another way to the weight's gradient:
 
@@ -91,8 +97,8 @@ class DepthwiseConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             height, width = weight.shape[2:]
             grad_weight = sum(
-                F.conv2d(image, kernel[:, None], None, 1, ctx.padding, ctx.stride, ctx.groups)[..., :height, :width]
-                for image, kernel in zip(x.split(1), grad)  # (1, C, H, W), (C, H/s, W/s) -> (1, C, k, k)
+                F.conv2d(image, as_kernel(grad_y), None, 1, ctx.padding, ctx.stride, ctx.groups)[..., :height, :width]
+                for image, grad_y in zip(x.split(1), grad)  # (1, C, H, W), (C, H/s, W/s) -> (1, C, k, k)
             ).transpose(0, 1)  # (C, 1, k, k)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3))

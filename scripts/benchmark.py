@@ -1,0 +1,395 @@
+"""Times FAT's forms against a plain implementation and against timm's models of the same size.
+
+    python scripts/benchmark.py                                  # everything that this machine can do
+    python scripts/benchmark.py --models fat_b0 --peers --tasks inference --batch-sizes 1 16 --rounds 5
+
+All candidates of a task and batch size take turns, A B A B ..., in one process; a figure is the median over the rounds, its
+spread the quartiles. On a CPU with one thread the time is the process', so images/s are per core; on a GPU it is that of
+CUDA events. Synthetic images, no data loading. Writes OUTPUT.csv, OUTPUT.md and OUTPUT.png.
+"""
+
+import argparse
+import csv
+import datetime
+import functools
+import gc
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Callable, Iterator, Optional, Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+# Else the many models' convolutions push one another out of oneDNN's cache, and each call compiles its kernel again.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "100000")
+
+import timm  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from plain_fat import PlainFAT  # noqa: E402
+from timm.utils import reparameterize_model  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.distributed._tools.mem_tracker import MemTracker  # noqa: E402
+
+import models  # noqa: E402
+from models.fuse import is_native_on_cpu  # noqa: E402
+from utils.malloc import keep_freed_memory  # noqa: E402
+
+FATS = ["fat_b0", "fat_b1", "fat_b2", "fat_b3"]
+PEERS = [
+    "repvit_m0_9", "repvit_m1", "fastvit_t8", "edgenext_small", "efficientformerv2_s1", "mobilenetv4_conv_medium", "pvt_v2_b0",
+    "pvt_v2_b1", "pvt_v2_b2", "convnext_atto", "convnext_pico", "convnext_tiny", "swin_tiny_patch4_window7_224",
+]  # fmt: skip
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PLAIN = "plain"
+
+
+@dataclass
+class Candidate:
+    """Something to be timed: `run()` handles a batch once."""
+
+    model: str
+    form: str
+    precision: str
+    run: Callable[[], object]
+    first_seconds: float = 0.0  # of the first call, with what is compiled in it
+    memory_mib: float = float("nan")  # not measured
+    seconds: list[float] = field(default_factory=list)  # per batch
+
+
+# What is timed
+
+
+def inference_candidates(
+    names: Sequence[str], images: torch.Tensor, precisions: Sequence[str], mode: str, openvino: bool = False
+) -> Iterator[Candidate]:
+    """Every form of every model in evaluation mode; FAT's plain form first."""
+    for name in names:
+        model = timm.create_model(name).eval().to(images.device)
+        fat = isinstance(model, models.FAT)
+        if not fat:
+            model = reparameterize_model(model)
+        for precision in precisions:
+            dtype = DTYPES[precision]
+            if fat:
+                yield Candidate(name, PLAIN, precision, call(PlainFAT(model).eval().to(images.device), images, dtype))
+            for layout in ("NCHW", "NHWC"):
+                yield Candidate(name, f"eager {layout}", precision, call(in_layout(model, layout), images, dtype, layout))
+            if fat:
+                fused = models.fuse(model, dtype)
+                yield Candidate(name, "fused", precision, call(fused, images, torch.float32, "NHWC"))
+                if openvino:
+                    yield Candidate(name, "fused, OpenVINO", precision, in_openvino(models.fuse(model), images, precision))
+                if mode:
+                    yield Candidate(name, "compiled", precision, call(compiled(in_layout(model, "NHWC"), mode), images, dtype, "NHWC"))
+                    yield Candidate(name, "fused, compiled", precision, call(compiled(models.fuse(model, dtype), mode), images, torch.float32, "NHWC"))
+
+
+def train_candidates(names: Sequence[str], images: torch.Tensor, precisions: Sequence[str], mode: str) -> Iterator[Candidate]:
+    """A training step (forward, backward, AdamW) of every form of every FAT model, and of the peers as they are."""
+    for name in names:
+        for precision in precisions:
+            dtype = DTYPES[precision]
+            model = timm.create_model(name).to(images.device)
+            if isinstance(model, models.FAT):
+                yield Candidate(name, PLAIN, precision, step(PlainFAT(model).to(images.device), images, dtype, fused=False))
+            for layout in ("NCHW", "NHWC"):
+                yield Candidate(name, f"eager {layout}", precision, step(in_layout(model, layout), images, dtype, layout))
+            if isinstance(model, models.FAT):
+                frugal = in_layout(model, "NHWC")
+                frugal.set_grad_checkpointing(True)
+                yield Candidate(name, "activation checkpointing", precision, step(frugal, images, dtype, "NHWC"))
+                if mode:
+                    yield Candidate(name, "compiled", precision, step(compiled(in_layout(model, "NHWC"), mode), images, dtype, "NHWC"))
+
+
+def in_openvino(model: nn.Module, images: torch.Tensor, precision: str) -> Callable[[], object]:
+    """A forward pass by another engine, which shows what this CPU can do."""
+    import openvino
+
+    with torch.no_grad():
+        converted = openvino.convert_model(torch.export.export(model, (images,)))
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision]}
+    request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+    array = images.numpy()
+    return lambda: request.infer({0: array})
+
+
+def in_layout(model: nn.Module, layout: str) -> nn.Module:
+    """A copy of the model in that memory layout."""
+    copied = timm.create_model(model.default_cfg["architecture"])
+    if not model.training:
+        copied = reparameterize_model(copied.eval())
+    copied.load_state_dict(model.state_dict())
+    copied.train(model.training).to(next(model.parameters()).device)
+    return copied.to(memory_format=torch.channels_last if layout == "NHWC" else torch.contiguous_format)
+
+
+def compiled(model: nn.Module, mode: str) -> nn.Module:
+    model.compile(mode=mode)
+    return model
+
+
+def laid_out(images: torch.Tensor, layout: str) -> torch.Tensor:
+    return images.to(memory_format=torch.channels_last) if layout == "NHWC" else images
+
+
+def call(model: nn.Module, images: torch.Tensor, dtype: torch.dtype, layout: str = "NCHW") -> Callable[[], torch.Tensor]:
+    """A forward pass; in 16 bits under autocast, as a model is used that was not made for them."""
+    images = laid_out(images, layout)
+
+    def run() -> torch.Tensor:
+        with torch.inference_mode(), torch.autocast(images.device.type, dtype, enabled=dtype is not torch.float32):
+            return model(images)
+
+    run.parts = (model,)
+    return run
+
+
+def step(model: nn.Module, images: torch.Tensor, dtype: torch.dtype, layout: str = "NCHW", fused: bool = True) -> Callable[[], None]:
+    """A training step on one batch; the plain form steps with AdamW as PyTorch sets it up by default."""
+    images = laid_out(images, layout)
+    targets = torch.arange(len(images), device=images.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=fused or None)
+    scaler = torch.amp.GradScaler(images.device.type, enabled=dtype is torch.float16)
+
+    def run() -> None:
+        with torch.autocast(images.device.type, dtype, enabled=dtype is not torch.float32):
+            loss = F.cross_entropy(model(images), targets)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    run.parts = (model, optimizer)
+    return run
+
+
+# How it is timed
+
+
+def time_in_turns(candidates: Sequence[Candidate], rounds: int, device: torch.device, seconds: float) -> None:
+    """Warms all up, then times each once per round, for about `seconds` each."""
+    repeats = []
+    for candidate in candidates:
+        started = time.perf_counter()
+        candidate.run()
+        elapsed(candidate.run, 1, device)
+        candidate.first_seconds = time.perf_counter() - started
+        repeats.append(max(1, round(seconds / elapsed(candidate.run, 1, device))))
+    for _ in range(rounds):
+        for candidate, number in zip(candidates, repeats):
+            candidate.seconds.append(elapsed(candidate.run, number, device))
+
+
+def elapsed(run: Callable, number: int, device: torch.device) -> float:
+    """Seconds of one call, over `number` calls."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(number):
+            run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000 / number
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    started = clock()
+    for _ in range(number):
+        run()
+    return (clock() - started) / number
+
+
+def peak_memory(run: Callable, device: torch.device) -> float:
+    """MiB of tensors at the fullest moment of a call, parameters, gradients and optimizer state among them."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if getattr(run.parts[0], "_compiled_call_impl", None):
+        return float("nan")  # the tracker sees eager operators only
+    tracker = MemTracker()
+    tracker.track_external(*run.parts)
+    with tracker:
+        run()
+    return sum(part["Total"] for part in tracker.get_tracker_snapshot("peak").values()) / 2**20
+
+
+# What comes of it
+
+
+def rows_of(task: str, batch_size: int, candidates: Sequence[Candidate]) -> list[dict]:
+    base = {c.model: median(c.seconds) for c in candidates if c.form == PLAIN and c.precision == "float32"}
+    same = {(c.model, c.precision): median(c.seconds) for c in candidates if c.form == PLAIN}
+    rows = []
+    for c in candidates:
+        middle = median(c.seconds)
+        low, _, high = quantiles(c.seconds, n=4) if len(c.seconds) > 1 else (middle,) * 3
+        rows.append({
+            "task": task, "batch_size": batch_size, "model": c.model, "form": c.form, "precision": c.precision,
+            "images_per_second": round(batch_size / middle, 2),
+            "lower_quartile": round(batch_size / high, 2), "upper_quartile": round(batch_size / low, 2),
+            "ratio_to_plain_float32": round(base[c.model] / middle, 2) if c.model in base else "",
+            "ratio_to_plain": round(same[c.model, c.precision] / middle, 2) if (c.model, c.precision) in same else "",
+            "memory_mib": round(c.memory_mib, 1) if c.memory_mib == c.memory_mib else "", "first_seconds": round(c.first_seconds, 2),
+        })  # fmt: skip
+    return rows
+
+
+def environment(device: torch.device, kept: bool) -> list[str]:
+    """What the figures depend on, a line each."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    if device.type == "cuda":
+        machine = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    else:
+        cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+        machine = f"{cpu}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s)"
+    return [
+        f"{datetime.date.today()}, commit {commit or 'unknown'}",
+        machine,
+        f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}",
+        "freed memory is kept (mallopt), for all candidates" if kept else "the C library's memory settings are the environment's",
+    ]
+
+
+def write_results(output: Path, rows: list[dict], facts: list[str], img_size: int) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with open(output.with_suffix(".csv"), "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    text = ["# Benchmark", "", f"`python scripts/benchmark.py`, {img_size} px, synthetic images. " + "; ".join(facts) + ".", ""]
+    text += [
+        "Ratios are to the plain form (`scripts/plain_fat.py`: NCHW, one operator after the other) of the same model in float32,",
+        "and of the same precision. 16 bits: autocast for the plain and eager forms, rounded weights for the fused one. Memory: tensors",
+        "at the fullest moment. First call: with compilation.",
+    ]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        for batch_size in dict.fromkeys(row["batch_size"] for row in rows if row["task"] == task):
+            text += ["", f"## {task}, batch {batch_size}", ""]
+            text += ["| model | form | precision | images/s | quartiles | ratio to plain float32 | same precision | memory, MiB | first call, s |"]
+            text += ["| --- " * 9 + "|"]
+            text += [
+                f"| {r['model']} | {r['form']} | {r['precision']} | {r['images_per_second']:.1f} | "
+                f"{r['lower_quartile']:.1f} to {r['upper_quartile']:.1f} | {r['ratio_to_plain_float32']} | {r['ratio_to_plain']} | "
+                f"{r['memory_mib']} | {r['first_seconds']} |"
+                for r in rows
+                if (r["task"], r["batch_size"]) == (task, batch_size)
+            ]
+    output.with_suffix(".md").write_text("\n".join(text) + "\n")
+    draw(output.with_suffix(".png"), rows, facts)
+
+
+def draw(path: Path, rows: list[dict], facts: list[str]) -> None:
+    """Published accuracy over measured inference speed, each model in its fastest form of each precision."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with open(Path(__file__).with_name("published.csv")) as file:
+        top1 = {row["model"]: (float(row["top1"]), row["img_size"]) for row in csv.DictReader(file)}
+    timed = [r for r in rows if r["task"] == "inference" and r["model"] in top1]
+    if not timed:
+        return
+    batch_size = max(r["batch_size"] for r in timed)
+    figure, axes = plt.subplots(figsize=(9, 6))
+    for precision, marker in zip(dict.fromkeys(r["precision"] for r in timed), "os^"):
+        for fat, color in ((True, "tab:red"), (False, "tab:gray")):
+            best: dict[str, float] = {}
+            for r in timed:
+                if (r["batch_size"], r["precision"], r["model"] in FATS) == (batch_size, precision, fat):
+                    best[r["model"]] = max(best.get(r["model"], 0), r["images_per_second"])
+            axes.scatter(best.values(), [top1[m][0] for m in best], c=color, marker=marker, label=f"{'FAT (paper)' if fat else 'peers (timm)'}, {precision}")
+            if precision == timed[0]["precision"]:
+                for m, speed in best.items():
+                    size = f" ({top1[m][1]} px)" if top1[m][1] != "224" else ""
+                    axes.annotate(m.replace("_patch4_window7_224", "") + size, (speed, top1[m][0]), fontsize=8, xytext=(4, 4), textcoords="offset points")
+    axes.set(xscale="log", xlabel=f"images/s, inference, batch {batch_size}, 224 px, measured, fastest form", ylabel="ImageNet top-1, %, published")
+    axes.set_title("; ".join(facts[:2]), fontsize=8)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    args = parse_args(argv)
+    device = torch.device(args.device)
+    if device.type == "cpu":
+        torch.set_num_threads(args.threads)
+    kept = keep_freed_memory()
+    facts, rows = environment(device, kept), []
+    for task in args.tasks:
+        for batch_size in args.batch_sizes if task == "inference" else args.train_batch_sizes:
+            images = torch.randn(batch_size, 3, args.img_size, args.img_size, device=device)
+            make = functools.partial(inference_candidates, openvino=args.openvino) if task == "inference" else train_candidates
+            # A model's forms are compared with one another; the best ones of all models meet again in the peers' round.
+            groups = [[name] for name in args.models] + ([args.models[:1] + args.peers] if args.peers else [])
+            for number, names in enumerate(groups):
+                torch.manual_seed(0)
+                torch._dynamo.reset()
+                candidates = list(make(names, images, args.precisions, "" if number == len(args.models) else args.compile_mode))
+                for candidate in candidates if task == "train" or device.type == "cuda" else ():
+                    candidate.memory_mib = peak_memory(candidate.run, device)
+                time_in_turns(candidates, args.rounds, device, args.seconds)
+                found = rows_of(task, batch_size, candidates)
+                if number == len(args.models):
+                    task_rows = [{**row, "task": f"{task} beside peers"} for row in found]
+                else:
+                    task_rows = found
+                rows += task_rows
+                for row in task_rows:
+                    print(" ".join(f"{key}={value}" for key, value in row.items() if value != ""), flush=True)
+                del candidates
+                gc.collect()
+                write_results(Path(args.output), rows, facts, args.img_size)  # what there is, should it be cut off
+    print(f"wrote {args.output}.csv, .md and .png")
+
+
+def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=FATS, choices=timm.list_models(module="fat"), metavar="MODEL")
+    parser.add_argument("--peers", nargs="*", default=PEERS, metavar="MODEL", help="timm's models; none: without them")
+    parser.add_argument("--tasks", nargs="+", default=["inference", "train"], choices=["inference", "train"])
+    parser.add_argument("--precisions", nargs="+", default=None, choices=list(DTYPES))
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=None, help="of inference")
+    parser.add_argument("--train-batch-sizes", nargs="+", type=int, default=None)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each candidate in each round, about")
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU")
+    parser.add_argument("--img-size", type=int, default=224)
+    parser.add_argument("--compile-mode", default="default", help="of torch.compile; empty: nothing is compiled")
+    parser.add_argument("--openvino", action="store_true", help="on a CPU: FAT in OpenVINO, too (pip install openvino)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
+    parser.add_argument("--output", default="", help="path without a suffix; results/benchmark_<device>")
+    args = parser.parse_args(argv)
+    cuda = args.device == "cuda"
+    if cuda and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU; use cpu")
+    if args.openvino and (cuda or not importlib.util.find_spec("openvino") or "float16" in (args.precisions or [])):
+        parser.error("--openvino: needs a CPU, float32 or bfloat16, and the package; pip install openvino, or leave it out")
+    for name in args.peers:
+        if not timm.is_model(name):
+            parser.error(f"--peers: {name} is unknown to timm {timm.__version__}")
+    for precision in args.precisions or []:
+        if not cuda and not is_native_on_cpu(DTYPES[precision]):
+            parser.error(f"--precisions: {precision} is emulated on this CPU; leave it out")
+    if min([args.rounds, args.threads, *(args.batch_sizes or []), *(args.train_batch_sizes or [])]) < 1 or args.img_size < 32:
+        parser.error("--rounds, --threads and batch sizes must be 1 or greater, --img-size 32 or greater")
+    if args.precisions is None:
+        args.precisions = ["float32", "bfloat16"] if cuda or is_native_on_cpu(torch.bfloat16) else ["float32"]
+    args.batch_sizes = args.batch_sizes or ([1, 16, 256] if cuda else [1, 16])
+    args.train_batch_sizes = args.train_batch_sizes or ([128] if cuda else [16])
+    args.output = args.output or f"results/benchmark_{args.device}"
+    return args
+
+
+if __name__ == "__main__":
+    main()
