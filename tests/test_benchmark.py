@@ -1,0 +1,62 @@
+"""scripts/benchmark.py: every candidate is timed, and the results say so."""
+
+import csv
+import math
+
+import benchmark
+import pytest
+import timm
+import torch
+
+
+def test_every_form_has_a_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: False)
+    benchmark.main(
+        ["--models", "fat_tiny", "--peers", "test_vit", "--rounds", "2", "--seconds", "0.01", "--img-size", "160", "--threads", "1",
+         "--batch-sizes", "1", "2", "--train-batch-sizes", "4", "--precisions", "float32", "--compile-mode", "", "--device", "cpu",
+         "--output", str(tmp_path / "new" / "figures")]
+    )  # fmt: skip
+    with open(tmp_path / "new" / "figures.csv") as file:
+        rows = list(csv.DictReader(file))
+    forms = ["plain", "eager NCHW", "eager NHWC", "fused"]
+    for batch_size in "12":
+        own = [row for row in rows if (row["task"], row["batch_size"]) == ("inference", batch_size)]
+        assert [row["form"] for row in own] == forms and own[0]["ratio_to_plain_float32"] == "1.0"
+    train = {row["form"]: row for row in rows if row["task"] == "train"}
+    assert list(train) == ["plain", "eager NCHW", "eager NHWC", "activation checkpointing"]
+    memory = {form: float(row["memory_mib"]) for form, row in train.items()}
+    assert memory["activation checkpointing"] < 0.65 * memory["plain"] and memory["eager NHWC"] <= memory["plain"]
+    assert {row["model"] for row in rows if "peers" in row["task"]} == {"fat_tiny", "test_vit"}
+    for row in rows:
+        low, middle, high = (float(row[key]) for key in ("lower_quartile", "images_per_second", "upper_quartile"))
+        assert 0 < low <= middle <= high < math.inf
+    text = (tmp_path / "new" / "figures.md").read_text()
+    assert torch.__version__ in text and text.count("| fat_tiny | fused |") == 4
+
+
+def test_the_picture_has_the_published_models(tmp_path):
+    rows = [
+        {"task": "inference", "batch_size": 16, "model": name, "form": "eager NHWC", "precision": "float32", "images_per_second": speed}
+        for speed, name in enumerate(["fat_b0", "pvt_v2_b0", "swin_tiny_patch4_window7_224"], start=10)
+    ]
+    benchmark.draw(tmp_path / "picture.png", rows, ["today", "here"])
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    with open(benchmark.Path(benchmark.__file__).with_name("published.csv")) as file:
+        published = list(csv.DictReader(file))
+    assert all(timm.is_model(row["model"]) and row["source"] and 60 < float(row["top1"]) < 90 for row in published)
+    assert {*benchmark.FATS, *benchmark.PEERS} - {row["model"] for row in published} == {"repvit_m1"}  # has no published row
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--peers", "no_such_model"], "--peers: no_such_model is unknown to timm"),
+    (["--models", "resnet50"], "invalid choice: 'resnet50'"),
+    (["--rounds", "0"], "must be 1 or greater"),
+    (["--device", "cuda"], "torch sees no GPU"),
+    (["--device", "cpu", "--precisions", "float16", "--openvino"], "--openvino: needs"),
+])  # fmt: skip
+def test_refused(argv, message, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(benchmark, "is_native_on_cpu", lambda dtype: True)
+    with pytest.raises(SystemExit) as exit_:
+        benchmark.main(argv)
+    assert exit_.value.code == 2 and message in capsys.readouterr().err
