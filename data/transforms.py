@@ -1,13 +1,17 @@
-"""Images to tensors: the augmentation of training and the deterministic transform of evaluation, by timm."""
+"""Images to pictures: the augmentation of training and the deterministic transform of evaluation, by timm."""
 
 import re
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 
+import numpy as np
+import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
+from timm.data.random_erasing import RandomErasing
 
 from utils.errors import ConfigError
 
+from .batches import Erasure, Picture
 
 # timm ignores what it does not understand in a policy; a typo must not train with another augmentation.
 POLICY = re.compile(
@@ -28,23 +32,66 @@ def _posterize(image: Image.Image, bits_to_keep: int, **_) -> Image.Image:
 auto_augment.NAME_TO_OP.update(dict.fromkeys(["Posterize", "PosterizeIncreasing", "PosterizeOriginal"], _posterize))
 
 
+class Transform:
+    """Image -> `Picture`, in named steps, of which each takes what the one before gives."""
+
+    def __init__(self, steps: dict[str, Callable[[Any], Any]]):
+        self.steps = steps
+
+    def __call__(self, image: Any) -> Picture:
+        for step in self.steps.values():
+            image = step(image)
+        return image
+
+
+class Erase:
+    """Array (H, W, 3) -> `Picture`, with timm's random erasing drawn but not yet done: it is for normalised images.
+
+    timm's class is given something that takes down what it would do to an image.
+    """
+
+    def __init__(self, probability: float, mode: str, count: int):
+        self.erasing = RandomErasing(probability, mode=mode, max_count=count, device="cpu")
+
+    def __call__(self, pixels: np.ndarray) -> Picture:
+        record = _Record(*pixels.shape[:2])
+        if self.erasing.probability > 0:
+            self.erasing(record)
+        return Picture(pixels, tuple(record.erasures))
+
+
+class _Record:
+    dtype = torch.float32
+
+    def __init__(self, height: int, width: int):
+        self.shape = (3, height, width)
+        self.erasures: list[Erasure] = []
+
+    def size(self) -> tuple[int, int, int]:
+        return self.shape
+
+    def __setitem__(self, where: tuple[slice, slice, slice], fill: torch.Tensor) -> None:
+        _, rows, columns = where
+        self.erasures.append(Erasure(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start, fill))
+
+
 def train_transform(
     img_size: int,
     interpolation: str,
-    mean: Sequence[float],
-    std: Sequence[float],
     scale: Sequence[float],
     ratio: Sequence[float],
     hflip: float,
     color_jitter: float,
     auto_augment_policy: str,
+    mean: Sequence[float],
     reprob: float,
     remode: str,
     recount: int,
-) -> Callable[[Image.Image], "torch.Tensor"]:  # noqa: F821
-    """RGB image -> augmented tensor (3, img_size, img_size).
+) -> Transform:
+    """RGB image -> augmented `Picture` of img_size x img_size.
 
-    Random resized crop, horizontal flip, an AutoAugment policy or colour jitter, normalisation, random erasing.
+    Random resized crop, horizontal flip, an AutoAugment policy or colour jitter, random erasing. `mean` is the colour of
+    what a policy moves into the image.
 
     Raises:
         ConfigError: a policy string that timm does not know.
@@ -53,7 +100,7 @@ def train_transform(
         raise ConfigError(f"AUG.AUTO_AUGMENT is {auto_augment_policy!r}; {POLICY_HELP}")
     policy = None if auto_augment_policy.lower() in ("", "none", "null") else auto_augment_policy
     try:
-        return create_transform(
+        place, colour, _ = create_transform(
             img_size,
             is_training=True,
             scale=tuple(scale),
@@ -63,19 +110,17 @@ def train_transform(
             auto_augment=policy,
             interpolation=interpolation,
             mean=tuple(mean),
-            std=tuple(std),
-            re_prob=reprob,
-            re_mode=remode,
-            re_count=recount,
+            separate=True,
         )
     except (AssertionError, ValueError, KeyError, IndexError):
         raise ConfigError(f"AUG.AUTO_AUGMENT is {policy!r}; {POLICY_HELP}") from None
+    crop, *flip = place.transforms
+    steps = {"crop and resize": crop, "flip": flip[0] if flip else None, "augment": colour if colour.transforms else None}
+    steps.update({"to array": np.array, "erase": Erase(reprob, remode, recount)})
+    return Transform({name: step for name, step in steps.items() if step})
 
 
-def eval_transform(
-    img_size: int, interpolation: str, mean: Sequence[float], std: Sequence[float], crop_pct: float
-) -> Callable[[Image.Image], "torch.Tensor"]:  # noqa: F821
-    """RGB image -> tensor (3, img_size, img_size): resize to img_size / crop_pct, centre crop, normalisation."""
-    return create_transform(
-        img_size, is_training=False, interpolation=interpolation, mean=tuple(mean), std=tuple(std), crop_pct=crop_pct
-    )
+def eval_transform(img_size: int, interpolation: str, crop_pct: float) -> Transform:
+    """RGB image -> `Picture` of img_size x img_size: resize to img_size / crop_pct, centre crop."""
+    resize, crop, *_ = create_transform(img_size, is_training=False, interpolation=interpolation, crop_pct=crop_pct).transforms
+    return Transform({"resize": resize, "crop": crop, "to array": np.array, "picture": Picture})

@@ -7,6 +7,7 @@ import torch
 from timm.utils import ModelEmaV3
 from yacs.config import CfgNode
 
+from data.batches import Finish
 from data.loader import EvalLoader, TrainLoader
 from utils.config import to_dict
 from utils.device import is_out_of_memory
@@ -73,8 +74,7 @@ def build_trainer(
         batch_size=cfg.DATA.BATCH_SIZE,
         rank=launch.rank,
         world_size=launch.world_size,
-        num_workers=cfg.DATA.NUM_WORKERS,
-        pin_memory=cfg.DATA.PIN_MEMORY and device.type == "cuda",
+        **loading(cfg, device),
     )
     train_loader = TrainLoader(train_set, num_batches=plan.batches_per_epoch, seed=cfg.SEED, **placing)
     val_loader = EvalLoader(val_set, **placing)
@@ -147,13 +147,22 @@ def build_trainer(
         epochs=cfg.TRAIN.EPOCHS,
         seed=cfg.SEED,
         clip_grad=cfg.TRAIN.CLIP_GRAD,
-        channels_last=cfg.TRAIN.CHANNELS_LAST,
         print_freq=cfg.PRINT_FREQ,
         save_freq=cfg.SAVE_FREQ,
         save_every_steps=cfg.TRAIN.SAVE_EVERY_STEPS,
         save_every_minutes=cfg.TRAIN.SAVE_EVERY_MINUTES,
     )
     return trainer, complexity, pretrained_note
+
+
+def loading(cfg: CfgNode, device: torch.device) -> dict[str, Any]:
+    """How a loader's batches are loaded and come to the device."""
+    return dict(
+        finish=Finish(cfg.DATA.MEAN, cfg.DATA.STD, device, cfg.TRAIN.CHANNELS_LAST),
+        num_workers=cfg.DATA.NUM_WORKERS,
+        prefetch=cfg.DATA.PREFETCH,
+        pin_memory=cfg.DATA.PIN_MEMORY and device.type == "cuda",
+    )
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module, lr: float) -> torch.optim.Optimizer:

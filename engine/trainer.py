@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.loader import EvalLoader, TrainLoader
-from utils.device import memory_mib, to_device
+from utils.device import memory_mib
 from utils.distributed import broadcast_buffers, sum_over_ranks
 from utils.errors import CheckpointError, NonFiniteError, Stopped
 from utils.files import write_json
@@ -51,7 +51,6 @@ class Trainer:
     epochs: int
     seed: int
     clip_grad: float
-    channels_last: bool
     print_freq: int
     save_freq: int
     save_every_steps: int
@@ -130,7 +129,6 @@ class Trainer:
             window.wait += time.perf_counter() - waiting
             if self.progress.updates == 0 and i == 0:
                 self.log.picture("train_batch", self.task.preview(batch, self.train_loader.loader.dataset.classes))
-            batch = to_device(batch, self.device, self.channels_last)
             # Mixup, dropout and drop path draw from here on: the same draws whatever ran before.
             seed_all(self.seed, epoch, step, i, rank)
             with self.synchronised(last):
@@ -285,9 +283,7 @@ class Trainer:
         seed_all(self.seed, self.progress.epoch, self.plan.updates_per_epoch)  # a DataLoader draws when it starts
         for name, model in found.items():
             broadcast_buffers(model)
-            metrics = evaluate(
-                model, self.task, self.val_loader, self.precision, self.device, self.log, self.peers, self.channels_last
-            )
+            metrics = evaluate(model, self.task, self.val_loader, self.precision, self.device, self.log, self.peers)
             if metrics is None:
                 self.list_unreadable()
                 self.save(LAST)
