@@ -1,7 +1,8 @@
 """Images to pictures: the augmentation of training and the deterministic transform of evaluation, by timm."""
 
 import re
-from typing import Any, Callable, Sequence
+from functools import partial
+from typing import Any, BinaryIO, Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from timm.data.random_erasing import RandomErasing
 from utils.errors import ConfigError
 
 from .batches import Erasure, Picture
+from .decode import decode_image
 
 # timm ignores what it does not understand in a policy; a typo must not train with another augmentation.
 POLICY = re.compile(
@@ -33,9 +35,15 @@ auto_augment.NAME_TO_OP.update(dict.fromkeys(["Posterize", "PosterizeIncreasing"
 
 
 class Transform:
-    """Image -> `Picture`, in named steps, of which each takes what the one before gives."""
+    """Image -> `Picture`, in named steps, of which each takes what the one before gives.
 
-    def __init__(self, steps: dict[str, Callable[[Any], Any]]):
+    Args:
+        decode: open file -> image, for sources of files.
+        steps: the first one takes such an image, or an RGB image of Pillow's.
+    """
+
+    def __init__(self, decode: Callable[[BinaryIO], Any], steps: dict[str, Callable[[Any], Any]]):
+        self.decode = decode
         self.steps = steps
 
     def __call__(self, image: Any) -> Picture:
@@ -87,14 +95,20 @@ def train_transform(
     reprob: float,
     remode: str,
     recount: int,
+    exif: bool = True,
+    backend: str = "pil",
 ) -> Transform:
-    """RGB image -> augmented `Picture` of img_size x img_size.
+    """Image -> augmented `Picture` of img_size x img_size.
 
     Random resized crop, horizontal flip, an AutoAugment policy or colour jitter, random erasing. `mean` is the colour of
-    what a policy moves into the image.
+    what a policy moves into the image. All backends make the same draws.
+
+    Args:
+        exif: see `decode_image`.
+        backend: 'pil': Pillow, the pixels of timm's pipeline. 'cv2': see `data.backend_cv2` and `data.augment_cv2`.
 
     Raises:
-        ConfigError: a policy string that timm does not know.
+        ConfigError: a policy string that timm does not know, or that the backend does not have.
     """
     if not POLICY.fullmatch(auto_augment_policy):
         raise ConfigError(f"AUG.AUTO_AUGMENT is {auto_augment_policy!r}; {POLICY_HELP}")
@@ -114,13 +128,22 @@ def train_transform(
         )
     except (AssertionError, ValueError, KeyError, IndexError):
         raise ConfigError(f"AUG.AUTO_AUGMENT is {policy!r}; {POLICY_HELP}") from None
-    crop, *flip = place.transforms
-    steps = {"crop and resize": crop, "flip": flip[0] if flip else None, "augment": colour if colour.transforms else None}
-    steps.update({"to array": np.array, "erase": Erase(reprob, remode, recount)})
-    return Transform({name: step for name, step in steps.items() if step})
+    crop, *flips = place.transforms
+    erase = {"erase": Erase(reprob, remode, recount)}
+    if backend == "pil":
+        steps = {"crop and resize": crop, **{"flip": flip for flip in flips}, **{"augment": step for step in colour.transforms}}
+        return Transform(partial(decode_image, exif=exif), {**steps, "to array": np.array, **erase})
+
+    from .backend_cv2 import array_steps
+    from .crops import CropReader, decode_cv2
+
+    reader = CropReader(scale, ratio, exif, decode_cv2)
+    return Transform(reader, {**array_steps(reader.crop, crop, flips, colour.transforms, auto_augment_policy), **erase})
 
 
-def eval_transform(img_size: int, interpolation: str, crop_pct: float) -> Transform:
-    """RGB image -> `Picture` of img_size x img_size: resize to img_size / crop_pct, centre crop."""
+def eval_transform(img_size: int, interpolation: str, crop_pct: float, exif: bool = True) -> Transform:
+    """RGB image -> `Picture` of img_size x img_size: resize to img_size / crop_pct, centre crop. Always by Pillow, so
+    that accuracies do not depend on how a model was trained.
+    """
     resize, crop, *_ = create_transform(img_size, is_training=False, interpolation=interpolation, crop_pct=crop_pct).transforms
-    return Transform({"resize": resize, "crop": crop, "to array": np.array, "picture": Picture})
+    return Transform(partial(decode_image, exif=exif), {"resize": resize, "crop": crop, "to array": np.array, "picture": Picture})

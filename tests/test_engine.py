@@ -483,7 +483,7 @@ def test_every_setting_reaches_its_place(write_config, monkeypatch):
     assert trainer.model.layers[0].blocks[0].attn.interaction == "add"
 
     steps = trainer.train_loader.loader.dataset.transform.steps
-    crop, flip, (policy,), erasing = steps["crop and resize"], steps["flip"], steps["augment"].transforms, steps["erase"].erasing
+    crop, flip, policy, erasing = steps["crop and resize"], steps["flip"], steps["augment"], steps["erase"].erasing
     assert (crop.scale, crop.ratio, flip.p) == ((0.4, 0.9), (0.8, 1.2), 0.15)
     assert policy.num_layers == 3 and {op.magnitude for op in policy.ops} == {7}
     assert (erasing.probability, erasing.max_count) == (0.35, 2)

@@ -1,6 +1,5 @@
 """Image classification."""
 
-from functools import partial
 from typing import Any, BinaryIO, Callable, Optional, Sequence
 
 import numpy as np
@@ -11,7 +10,6 @@ from torch import nn
 from yacs.config import CfgNode
 
 from data.dataset import ImageDataset
-from data.decode import decode_image
 from data.sources import open_source
 from data.transforms import eval_transform, train_transform
 from utils.config import to_dict
@@ -63,8 +61,10 @@ class Classification:
             reprob=cfg.AUG.REPROB,
             remode=cfg.AUG.REMODE,
             recount=cfg.AUG.RECOUNT,
+            exif=cfg.DATA.EXIF,
+            backend=cfg.DATA.BACKEND,
         )
-        return ImageDataset(self._source("train", self._decode), transform, cfg.DATA.ON_ERROR)
+        return ImageDataset(self._source("train", transform.decode), transform, cfg.DATA.ON_ERROR)
 
     def val_dataset(self, classes: Optional[Sequence[str]] = None) -> ImageDataset:
         """The validation images; `classes` are those the model knows, in label order.
@@ -73,8 +73,8 @@ class Classification:
             DataError: as `train_dataset`, or the classes are other ones.
         """
         cfg = self.cfg
-        transform = eval_transform(cfg.DATA.IMG_SIZE, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT)
-        source = self._source("val", self._decode)
+        transform = eval_transform(cfg.DATA.IMG_SIZE, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT, cfg.DATA.EXIF)
+        source = self._source("val", transform.decode)
         if classes is not None and list(classes) != list(source.classes):
             only_known = sorted(set(classes) - set(source.classes))[:5]
             only_val = sorted(set(source.classes) - set(classes))[:5]
@@ -83,10 +83,6 @@ class Classification:
                 f"{', '.join(map(_shown, only_known)) or 'none'}; only in val: {', '.join(map(_shown, only_val)) or 'none'}); make them the same"
             )
         return ImageDataset(source, transform, cfg.DATA.ON_ERROR)
-
-    @property
-    def _decode(self) -> Callable[[BinaryIO], Any]:
-        return partial(decode_image, exif=self.cfg.DATA.EXIF)
 
     def _source(self, split: str, decode: Callable[[BinaryIO], Any]):
         cfg = self.cfg
