@@ -59,8 +59,7 @@ class ArrayColorJitter:
 
 
 def auto_contrast(image: np.ndarray, **_) -> np.ndarray:
-    low = cv2.reduce(image, 0, cv2.REDUCE_MIN).min(axis=(0, 1)).astype(float)
-    high = cv2.reduce(image, 0, cv2.REDUCE_MAX).max(axis=(0, 1)).astype(float)
+    low, high = np.array([cv2.minMaxLoc(channel)[:2] for channel in cv2.split(image)]).T
     scale = 255 / np.maximum(high - low, 1)
     stretched = (LEVELS[:, None] * scale - low * scale).astype(int)
     return _replace(image, np.where(high > low, stretched, LEVELS[:, None]))
@@ -195,9 +194,8 @@ def _shift(pixels: float, side: int, resample: int) -> tuple[np.ndarray, int, in
 
 
 def _filled(image: np.ndarray, fill: Sequence[int]) -> np.ndarray:
-    result = np.empty_like(image)
-    result[:] = fill
-    return result
+    height, width = image.shape[:2]
+    return cv2.rectangle(np.empty_like(image), (0, 0), (width, height), tuple(fill), cv2.FILLED)
 
 
 OPS = {

@@ -29,7 +29,7 @@ class Resize:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         if image.shape[:2] == (self.size, self.size):
             return image
-        planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]  # a view: still channels last
+        planes = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)  # a view: channels last, as resized
         resized = F.interpolate(planes, (self.size, self.size), mode=self.interpolation, antialias=True)
         return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
