@@ -36,12 +36,14 @@ class CropReader:
         self.scale, self.ratio = tuple(scale), tuple(ratio)
         self.exif = exif
         self.decode = decode
+        self.by_pillow = 0  # files that were not plain JPEGs, in this process
 
     def __call__(self, file: BinaryIO) -> np.ndarray:
         """Raises what `decode_image` raises."""
         data = file.read()
         image = open_image(io.BytesIO(data))
         if not self.is_plain(image, data):
+            self.by_pillow += 1
             return self.crop(decode_image(io.BytesIO(data), self.exif))
         box = self.draw(*image.size)
         pixels = self.decode(data, box)

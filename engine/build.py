@@ -27,6 +27,7 @@ from .progress import Progress
 from .resume import progress_of
 from .tasks import create_task
 from .trainer import Trainer
+from .waits import Waits, available_cores, local_processes
 
 
 def run_directory(cfg: CfgNode) -> Path:
@@ -144,6 +145,7 @@ def build_trainer(
         device=device,
         peers=peers,
         guard=FiniteGuard(cfg.TRAIN.NONFINITE, precision.skips_overflows, model, device),
+        waits=Waits(cfg.DATA.NUM_WORKERS, cfg.DATA.BACKEND, available_cores(local_processes(launch.world_size))),
         epochs=cfg.TRAIN.EPOCHS,
         seed=cfg.SEED,
         clip_grad=cfg.TRAIN.CLIP_GRAD,

@@ -26,6 +26,7 @@ from .evaluate import describe, evaluate, summarize
 from .nonfinite import MAX_ROLLBACKS, FiniteGuard
 from .plan import BatchPlan
 from .progress import Progress, Window
+from .waits import Waits
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Trainer:
     device: torch.device
     peers: Peers
     guard: FiniteGuard
+    waits: Waits
     epochs: int
     seed: int
     clip_grad: float
@@ -87,6 +89,7 @@ class Trainer:
         epoch, first_step = progress.epoch, progress.step
         batches = self.train_loader.epoch(epoch, first_step * self.plan.accumulation_steps)
         window = Window(self.device, progress, self.peers.launch)
+        self.waits.start_epoch()
         self.wrapped_model.train()
         for step in self.log.progress(range(first_step, steps), steps, f"epoch {epoch}", done=first_step):
             grad_norm = self.update(step, batches, window)
@@ -179,6 +182,9 @@ class Trainer:
             f"grad_norm {norm:.3f} {images_per_second:.1f} images/s wait {wait:.0%} mem {memory_mib(self.device):.0f} MiB "
             f"eta {duration(images_left / max(images_per_second, 1e-9))}" + (f" left out {left_out}" if left_out else "")
         )
+        warning = self.waits.add(window.wait, seconds)
+        if warning:
+            self.log.warning(warning)
         values = {"loss": loss, "lr": lr, "grad_norm": norm, "left_out": left_out}
         speed = {"images_per_second": images_per_second, "data_wait": wait, "memory_mib": memory_mib(self.device)}
         known = {name: value if math.isfinite(value) else None for name, value in {**values, **speed}.items()}

@@ -22,6 +22,7 @@ from engine.plan import BatchPlan
 from engine.precision import NativePrecision, create_precision, resolve_dtype
 from engine.progress import Progress, Window
 from engine.trainer import Trainer
+from engine.waits import Waits
 from utils.distributed import Launch
 from utils.errors import ConfigError
 from utils.macs import measure_complexity
@@ -47,7 +48,7 @@ def make_trainer(model, batch_size, accumulation_steps, num_images, precision=No
         model=model, wrapped_model=model, task=Regression(), optimizer=optimizer, lr_scheduler=scheduler,
         precision=precision or NativePrecision(CPU, None), model_ema=None, train_loader=None, val_loader=None, plan=plan,
         progress=Progress(), checkpointer=None, log=log or RunLog(None, enabled=False), device=CPU, peers=Peers(Launch()),
-        epochs=10, seed=0, clip_grad=clip_grad, print_freq=1, save_freq=0, save_every_steps=0,
+        waits=Waits(0, "pil", 1), epochs=10, seed=0, clip_grad=clip_grad, print_freq=1, save_freq=0, save_every_steps=0,
         save_every_minutes=0.0,
     )  # fmt: skip
     settings["guard"] = FiniteGuard("raise", settings["precision"].skips_overflows, model, CPU)

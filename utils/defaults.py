@@ -9,6 +9,8 @@ from typing import Any, Callable
 
 from yacs.config import CfgNode as Node
 
+BACKENDS = ("pil", "cv2")
+
 DEFAULTS = Node()
 DEFAULTS.BASE = []  # configs to start from, paths relative to this file
 DEFAULTS.TASK = "classification"
@@ -165,7 +167,7 @@ RULES = {
     "DATA.MEAN": Rule("three numbers between 0 and 1", lambda v: len(v) == 3 and all(0 <= x <= 1 for x in v)),
     "DATA.STD": Rule("three numbers between 0.001 and 10", lambda v: len(v) == 3 and all(0.001 <= x <= 10 for x in v)),
     "DATA.NUM_WORKERS": NOT_NEGATIVE,
-    "DATA.BACKEND": one_of("pil", "cv2"),
+    "DATA.BACKEND": one_of(*BACKENDS),
     "DATA.PREFETCH": POSITIVE,
     "DATA.ON_ERROR": one_of("raise", "skip"),
     "DATA.SYNTHETIC_IMAGES": POSITIVE,
