@@ -27,9 +27,10 @@ class Resize:
         self.interpolation = interpolation
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
+        image = np.ascontiguousarray(image)
         if image.shape[:2] == (self.size, self.size):
             return image
-        planes = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)  # a view: channels last, as resized
+        planes = torch.from_numpy(image)[None].permute(0, 3, 1, 2)  # a view: channels last, as resized
         resized = F.interpolate(planes, (self.size, self.size), mode=self.interpolation, antialias=True)
         return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
