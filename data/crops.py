@@ -72,9 +72,15 @@ class CropReader:
 
 
 def decode_cv2(data: bytes, box: Box) -> Optional[np.ndarray]:
-    """A box of a JPEG file, by decoding all of it with OpenCV."""
+    """A box of a JPEG file, by decoding all of it with OpenCV; None also if it may be damaged.
+
+    libjpeg fills up what is missing with grey, to the last pixel. Pillow knows which of such files it must refuse, OpenCV
+    does not.
+    """
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return None if pixels is None else cv2.cvtColor(_cut(pixels, box), cv2.COLOR_BGR2RGB)
+    if pixels is None or (pixels[-1, -1] == 128).all():
+        return None
+    return cv2.cvtColor(_cut(pixels, box), cv2.COLOR_BGR2RGB)
 
 
 def _cut(pixels: np.ndarray, box: Box) -> np.ndarray:

@@ -271,6 +271,29 @@ def test_damaged_files_have_pillow_s_errors(photos, cut):
     assert messages[0].startswith(f"{path}: cannot be read") and re.sub("0x[0-9a-f]+", "", messages[0]) == re.sub("0x[0-9a-f]+", "", messages[1])
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_files_damaged_anywhere_are_refused_or_read_as_by_pillow(progressive):
+    """But for one in a hundred, which OpenCV reads to its end and Pillow refuses for what comes after the pixels."""
+    file = as_file(Image.fromarray(PICTURES["noise"]).resize((200, 160)), quality=95, progressive=progressive)
+    refused = lenient = 0
+    for seed in range(300):
+        rng = random.Random(seed)
+        damaged = bytearray(file)
+        for _ in range(rng.choice([1, 3, 20])):
+            damaged[rng.randrange(2, len(file) - 2)] = rng.randrange(256)
+        try:
+            expected = expected_crop(bytes(damaged))
+        except Exception as error:
+            refused += 1
+            try:
+                lenient += bool((read(bytes(damaged))[0] != 128).any())
+            except type(error):
+                continue
+        else:
+            assert np.array_equal(read(bytes(damaged))[0], expected), seed
+    assert 10 < refused < 290 and lenient <= 3
+
+
 def test_what_opencv_cannot_decode_is_pillow_s_to_refuse_or_read():
     file = as_file(Image.fromarray(waves()))
     reader = CropReader((0.08, 1.0), (0.75, 4 / 3), True, lambda data, box: None)
