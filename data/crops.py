@@ -72,15 +72,18 @@ class CropReader:
 
 
 def decode_cv2(data: bytes, box: Box) -> Optional[np.ndarray]:
-    """A box of a JPEG file, by decoding all of it with OpenCV; None also if it may be damaged.
-
-    libjpeg fills up what is missing with grey, to the last pixel. Pillow knows which of such files it must refuse, OpenCV
-    does not.
-    """
+    """A box of a JPEG file, by decoding all of it with OpenCV; None if it cannot be decoded or may be damaged."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if pixels is None or (pixels[-1, -1] == 128).all():
+    if pixels is None or is_filled_up(pixels):
         return None
     return cv2.cvtColor(_cut(pixels, box), cv2.COLOR_BGR2RGB)
+
+
+def is_filled_up(pixels: np.ndarray) -> bool:
+    """Whether pixels may be missing: libjpeg fills up with grey, to the last one. Pillow knows which of such files it must
+    refuse, others do not.
+    """
+    return bool((pixels[-1, -1] == 128).all())
 
 
 def _cut(pixels: np.ndarray, box: Box) -> np.ndarray:

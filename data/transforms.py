@@ -106,6 +106,7 @@ def train_transform(
     Args:
         exif: see `decode_image`.
         backend: 'pil': Pillow, the pixels of timm's pipeline. 'cv2': see `data.backend_cv2` and `data.augment_cv2`.
+            'nvimgcodec': the same pixels as 'cv2', see `data.crops_nvimgcodec`.
 
     Raises:
         ConfigError: a policy string that timm does not know, or that the backend does not have.
@@ -137,7 +138,10 @@ def train_transform(
     from .backend_cv2 import array_steps
     from .crops import CropReader, decode_cv2
 
-    reader = CropReader(scale, ratio, exif, decode_cv2)
+    if backend == "nvimgcodec":
+        from .crops_nvimgcodec import RegionDecoder
+
+    reader = CropReader(scale, ratio, exif, RegionDecoder() if backend == "nvimgcodec" else decode_cv2)
     return Transform(reader, {**array_steps(reader.crop, crop, flips, colour.transforms, auto_augment_policy), **erase})
 
 

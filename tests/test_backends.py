@@ -1,8 +1,10 @@
-"""The cv2 backend does what the pil backend does: the same draws, the same files read, pixels within stated bounds."""
+"""The cv2 and nvimgcodec backends do what the pil backend does: the same draws, the same files read, pixels within stated bounds."""
 
 import io
+import importlib.util
 import random
 import re
+import sys
 import time
 
 import numpy as np
@@ -131,6 +133,18 @@ def test_another_process_gets_the_same(photos):
         assert torch.equal(images, images_2) and torch.equal(targets, targets_2)
 
 
+def test_nvimgcodec_gives_cv2_s_pictures_in_workers_too(photos):
+    """Also where this process has decoded before its workers are forked."""
+    region_decoder()
+    sets = [dataset(photos, backend) for backend in ("cv2", "nvimgcodec")]
+    finish = Finish((0.5,) * 3, (0.25,) * 3, torch.device("cpu"))
+    assert np.array_equal(*(found[SeededIndex(0, 0)].sample[0].pixels for found in sets))
+    loaders = [TrainLoader(found, 3, 4, rank=0, world_size=1, seed=1, finish=finish, **{**LOADING, "num_workers": 2}) for found in sets]
+    for (images, _), (images_2, _) in zip(*(loader.epoch(0, 0) for loader in loaders), strict=True):
+        assert torch.equal(images, images_2)
+    assert sets[1].transform.decode.by_pillow == 0
+
+
 # Pixels
 
 EXACT = {"AutoContrast", "Equalize", "Invert", "Posterize", "PosterizeIncreasing", "PosterizeOriginal", "Solarize",
@@ -195,8 +209,22 @@ def test_colour_jitter(factors):
 # Files
 
 
-def read(file: bytes, seed: int = 0, exif: bool = True) -> tuple[np.ndarray, CropReader]:
-    reader = CropReader((0.08, 1.0), (0.75, 4 / 3), exif, decode_cv2)
+@pytest.fixture(params=["cv2", "nvimgcodec"])
+def decode(request):
+    """(whole file, box) -> the box's pixels."""
+    return decode_cv2 if request.param == "cv2" else region_decoder()
+
+
+def region_decoder():
+    if not importlib.util.find_spec("nvidia") or not importlib.util.find_spec("nvidia.nvimgcodec"):
+        pytest.skip("nvImageCodec is not installed")
+    from data.crops_nvimgcodec import RegionDecoder
+
+    return RegionDecoder()
+
+
+def read(file: bytes, seed: int = 0, exif: bool = True, decode=decode_cv2) -> tuple[np.ndarray, CropReader]:
+    reader = CropReader((0.08, 1.0), (0.75, 4 / 3), exif, decode)
     seed_cpu(seed)
     return reader(io.BytesIO(file)), reader
 
@@ -214,12 +242,12 @@ def expected_crop(file: bytes, seed: int = 0, exif: bool = True) -> np.ndarray:
     [{"subsampling": s} for s in (0, 1, 2)] + [{"progressive": True}, {"quality": 30}, {"restart_marker_blocks": 2}, {"mode": "L"}],
     ids=str,
 )
-def test_plain_jpegs_have_pillow_s_bits(size, options):
+def test_plain_jpegs_have_pillow_s_bits(size, options, decode):
     options = {"quality": 92, **options}
     image = Image.fromarray(waves()).resize(size).convert(options.pop("mode", "RGB"))
     file = as_file(image, **options)
     for seed in range(5):
-        found, reader = read(file, seed)
+        found, reader = read(file, seed, decode=decode)
         assert np.array_equal(found, expected_crop(file, seed)) and reader.by_pillow == 0
 
 
@@ -272,8 +300,8 @@ def test_damaged_files_have_pillow_s_errors(photos, cut):
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_files_damaged_anywhere_are_refused_or_read_as_by_pillow(progressive):
-    """But for two in a hundred, which OpenCV reads to its end and Pillow refuses for what comes after the pixels."""
+def test_files_damaged_anywhere_are_refused_or_read_as_by_pillow(progressive, decode):
+    """But for few, whose crop can be decoded and which Pillow refuses for what comes after it."""
     file = as_file(Image.fromarray(PICTURES["noise"]).resize((200, 160)), quality=95, progressive=progressive)
     refused = lenient = 0
     for seed in range(300):
@@ -286,11 +314,11 @@ def test_files_damaged_anywhere_are_refused_or_read_as_by_pillow(progressive):
         except Exception as error:
             refused += 1
             try:
-                lenient += bool((read(bytes(damaged))[0] != 128).any())
+                lenient += bool((read(bytes(damaged), decode=decode)[0] != 128).any())
             except type(error):
                 continue
         else:
-            assert np.array_equal(read(bytes(damaged))[0], expected), seed
+            assert np.array_equal(read(bytes(damaged), decode=decode)[0], expected), seed
     assert 10 < refused < 290 and lenient <= 6
 
 
@@ -333,10 +361,17 @@ def test_policies_that_are(photos, policy):
     assert all(found[SeededIndex(i % 12, i)].sample[0].pixels.shape == (64, 64, 3) for i in range(30))
 
 
+def test_a_missing_package_is_one_line(write_config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia", None)
+    monkeypatch.setattr("data.crops_nvimgcodec._decoders", {})
+    message = str(error_of("--cfg", write_config(), "--opts", "DATA.BACKEND", "nvimgcodec"))
+    assert message.startswith("DATA.BACKEND is 'nvimgcodec'") and "pip install nvidia-nvimgcodec-cu13" in message
+
+
 def test_refused_by_the_command(write_config):
     assert "DATA.INTERPOLATION is 'lanczos'" in str(error_of("--cfg", write_config(), "--opts", "DATA.BACKEND", "cv2", "DATA.INTERPOLATION", "lanczos"))
     message = str(error_of("--cfg", write_config(), "--opts", "DATA.BACKEND", "cv"))
-    assert "DATA.BACKEND" in message and "one of pil, cv2" in message
+    assert "DATA.BACKEND" in message and "one of pil, cv2, nvimgcodec" in message
 
 
 # Runs
@@ -367,6 +402,7 @@ def test_benchmark(write_config, tmp_path, capsys, monkeypatch, workers):
     for step in ("read", "decode", "crop and resize", "resize", "flip", "augment", "erase", "collate"):
         assert re.search(rf"[ :]{step} \d+\.\d\d", said), step
     assert "cv2: 120 of 120 were decoded by Pillow" in said  # the digits are PNGs
+    assert "nvimgcodec: 120 of 120" in said or "nvimgcodec: left out" in said
     assert ("DATA.NUM_WORKERS is 0" if not workers else "loader: ") in said
     assert not (tmp_path / "output").exists()
 

@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 from yacs.config import CfgNode as Node
 
-BACKENDS = ("pil", "cv2")
+BACKENDS = ("pil", "cv2", "nvimgcodec")
 
 DEFAULTS = Node()
 DEFAULTS.BASE = []  # configs to start from, paths relative to this file
@@ -31,7 +31,7 @@ DEFAULTS.DATA.IMG_SIZE = 224
 DEFAULTS.DATA.INTERPOLATION = "bicubic"
 DEFAULTS.DATA.MEAN = [0.485, 0.456, 0.406]
 DEFAULTS.DATA.STD = [0.229, 0.224, 0.225]
-DEFAULTS.DATA.BACKEND = "pil"  # what augments training images: pil (timm's pixels), cv2 (faster, the same draws)
+DEFAULTS.DATA.BACKEND = "pil"  # what augments training images: pil (timm's pixels), cv2 (faster, the same draws), nvimgcodec (cv2, decodes only crops)
 DEFAULTS.DATA.NUM_WORKERS = 8  # per process
 DEFAULTS.DATA.PREFETCH = 2  # batches that each of them loads ahead
 DEFAULTS.DATA.PIN_MEMORY = True  # has an effect with CUDA only
