@@ -7,12 +7,14 @@ import os
 import time
 from collections import defaultdict
 from statistics import median
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import torch
+from torch.utils.data import default_collate
+from torchvision import transforms
 from yacs.config import CfgNode
 
-from data.batches import Item, collate_items
+from data.batches import Finish, Item, collate_items
 from data.dataset import ImageDataset, SeededIndex
 from data.loader import Loader
 from utils.defaults import BACKENDS
@@ -27,6 +29,16 @@ from .tasks import create_task
 IMAGES = 64  # timed in each round, spread over the data set
 ROUNDS = 5
 LOADER_SECONDS = 5.0
+RELEASED = "timm"
+
+
+class Way(NamedTuple):
+    """A way to load batches."""
+
+    dataset: ImageDataset
+    steps: dict[str, Callable[[Any], Any]]  # image -> sample
+    collate: Callable[[Sequence[Item]], tuple[Any, list[str]]]
+    finish: Callable[[Any], Any]  # what the training process does with a batch
 
 
 def benchmark_data(cfg: CfgNode, launch: Launch, device: torch.device, images_per_second: float) -> None:
@@ -43,60 +55,77 @@ def benchmark_data(cfg: CfgNode, launch: Launch, device: torch.device, images_pe
         raise ConfigError(f"--benchmark-data: times one process, but {launch.world_size} were started; start main.py without a launcher")
     log = RunLog(run_directory(cfg), enabled=True)
     torch.set_num_threads(1)  # as in a worker
-    datasets = open_datasets(cfg, log)
-    chosen = datasets[cfg.DATA.BACKEND]
+    finish = loading(cfg, device)["finish"]
+    ways = open_ways(cfg, finish, log)
+    chosen = ways[cfg.DATA.BACKEND].dataset
     cores = len(os.sched_getaffinity(0))
     log.info(
         f"{cfg.DATA.DATA_PATH or cfg.DATA.DATASET}: {len(chosen)} training images, {cfg.DATA.IMG_SIZE} px; "
         f"{cores} cores; one process, medians of {ROUNDS} rounds of {min(IMAGES, len(chosen))} images, in turns"
     )
-    finish = loading(cfg, device)["finish"]
-    profiles = profile_in_turns(datasets, cfg.SEED, lambda batch: synchronised(finish, batch, device))
     seconds = {}
-    for name, profile in profiles.items():
+    for name, profile in profile_in_turns(ways, cfg.SEED).items():
         in_training = profile.pop("finish")
         seconds[name] = sum(profile.values())
-        faster = f", {seconds['pil'] / seconds[name]:.2f} times pil's speed" if name != "pil" and "pil" in seconds else ""
+        faster = f", {seconds[RELEASED] / seconds[name]:.2f} times {RELEASED}'s speed" if name != RELEASED else ""
         log.info(f"{name}: {1 / seconds[name]:.0f} images/s/core{faster}; {describe(profile)}")
-        log.info(f"{name}: beside that {1000 * in_training:.2f} ms in the training process, normalise and erase on {device}")
-        by_pillow = getattr(datasets[name].transform.decode, "by_pillow", 0)
+        if name == cfg.DATA.BACKEND:
+            log.info(f"{name}: beside that, the training process needs {1000 * in_training:.2f} ms per image to normalise and erase on {device}")
+        by_pillow = getattr(ways[name].dataset.transform.decode, "by_pillow", 0)
         if by_pillow:
             log.info(f"{name}: {by_pillow} of {(ROUNDS + 1) * min(IMAGES, len(chosen))} were decoded by Pillow, as they are no plain JPEGs")
     measure_loader(cfg, device, chosen, log)
     say_workers(seconds, images_per_second, cores, log)
 
 
-def open_datasets(cfg: CfgNode, log: RunLog) -> dict[str, ImageDataset]:
-    """The training set with each backend that can be had here; says why another cannot.
+def open_ways(cfg: CfgNode, finish: Finish, log: RunLog) -> dict[str, Way]:
+    """The training set as timm loads it, and with each backend that can be had here; says why another cannot.
 
     Raises:
         ConfigError: the config's own backend cannot be had.
     """
-    datasets = {}
+    ways = {}
     for name in BACKENDS:
         changed = cfg.clone()
         changed.defrost()
         changed.DATA.BACKEND = name
         try:
-            datasets[name] = create_task(changed).train_dataset()
+            dataset = create_task(changed).train_dataset()
         except ConfigError as error:
             if name == cfg.DATA.BACKEND:
                 raise
             log.warning(f"{name}: left out ({error})")
-    return datasets
+            continue
+        if name == "pil":
+            ways[RELEASED] = as_released(dataset, cfg.DATA.MEAN, cfg.DATA.STD)
+        ways[name] = Way(dataset, dataset.transform.steps, collate_items, finish)
+    return ways
 
 
-def profile_in_turns(datasets: dict[str, ImageDataset], seed: int, finish: Callable[[Any], Any]) -> dict[str, dict[str, float]]:
-    """Seconds of this process' CPU time per image by step, the median over rounds in which each backend has its turn."""
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in datasets}
+def as_released(dataset: ImageDataset, mean: Sequence[float], std: Sequence[float]) -> Way:
+    """timm's whole transform in the worker, and batches of float32, as in the released code."""
+    steps = {name: step for name, step in dataset.transform.steps.items() if name not in ("to array", "erase")}
+    steps.update({"to tensor": transforms.ToTensor(), "normalise": transforms.Normalize(mean, std)})
+    steps["erase"] = dataset.transform.steps["erase"].erasing
+
+    def collate(items: Sequence[Item]) -> tuple[Any, list[str]]:
+        samples = [item.sample for item in items if item.sample]
+        return default_collate(samples) if samples else None, [text for item in items for text in item.failures]
+
+    return Way(dataset, steps, collate, lambda batch: batch)
+
+
+def profile_in_turns(ways: dict[str, Way], seed: int) -> dict[str, dict[str, float]]:
+    """Seconds of this process' CPU time per image by step, the median over rounds in which each way has its turn."""
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for number in range(ROUNDS + 1):
-        for name, dataset in datasets.items():
-            rounds[name].append(profile(dataset, seed, number, finish))
+        for name, way in ways.items():
+            rounds[name].append(profile(way, seed, number))
     return {name: {step: median(r[step] for r in found[1:]) for step in found[1]} for name, found in rounds.items()}  # the first warms up
 
 
-def profile(dataset: ImageDataset, seed: int, number: int, finish: Callable[[Any], Any]) -> dict[str, float]:
-    """Seconds per image of each step of loading a batch, and of its `finish`.
+def profile(way: Way, seed: int, number: int) -> dict[str, float]:
+    """Seconds of CPU time per image of each step of loading a batch, and of its `finish`, for whose GPU nobody waits.
 
     Raises:
         DataError: an image cannot be read and the set's `on_error` is 'raise'; or none can be read.
@@ -117,8 +146,8 @@ def profile(dataset: ImageDataset, seed: int, number: int, finish: Callable[[Any
         lap("decode")
         return image
 
-    source, transform = dataset.source, dataset.transform
-    decode = transform.decode
+    dataset = way.dataset
+    source, decode = dataset.source, dataset.transform.decode
     if hasattr(source, "decode"):
         source.decode = read_then_decode
     items = []
@@ -135,26 +164,20 @@ def profile(dataset: ImageDataset, seed: int, number: int, finish: Callable[[Any
                 items.append(Item(None, (str(error),)))
                 continue
             lap("read")
-            for name, step in transform.steps.items():
+            for name, step in way.steps.items():
                 image = step(image)
                 lap(name)
             items.append(Item((image, label)))
     finally:
         if hasattr(source, "decode"):
             source.decode = decode
-    batch, failures = collate_items(items)
+    batch, failures = way.collate(items)
     if batch is None:
         raise DataError(f"{failures[0]}; none of {len(failures)} images could be read")
     lap("collate")
-    finish(batch)
+    way.finish(batch)
     lap("finish")
-    return {step: value / len(batch.images) for step, value in seconds.items()}
-
-
-def synchronised(finish: Callable[[Any], Any], batch: Any, device: torch.device) -> None:
-    finish(batch)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return {step: value / len(batch[1]) for step, value in seconds.items()}
 
 
 def describe(profile: dict[str, float]) -> str:

@@ -299,6 +299,16 @@ def test_damaged_files_have_pillow_s_errors(photos, cut):
     assert messages[0].startswith(f"{path}: cannot be read") and re.sub("0x[0-9a-f]+", "", messages[0]) == re.sub("0x[0-9a-f]+", "", messages[1])
 
 
+def test_what_cannot_be_read_is_left_out(photos, decode):
+    path = sorted((photos / "train/a").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:-500])
+    found = dataset(photos, "cv2")
+    found.on_error, found.transform.decode.decode = "skip", decode
+    (picture, _), failures = found[SeededIndex(0, 7)]
+    other = next(i for i in range(12) if np.array_equal(found[SeededIndex(i, 7)].sample[0].pixels, picture.pixels) and i)
+    assert other and len(failures) == 1 and failures[0].startswith(f"{path}: cannot be read")
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 def test_files_damaged_anywhere_are_refused_or_read_as_by_pillow(progressive, decode):
     """But for few, whose crop can be decoded and which Pillow refuses for what comes after it."""
@@ -394,12 +404,12 @@ def test_benchmark(write_config, tmp_path, capsys, monkeypatch, workers):
     monkeypatch.setattr("engine.benchmark_data.LOADER_SECONDS", 0.1)
     run("--cfg", write_config(DATA={"NUM_WORKERS": workers}, AUG={"HFLIP": 0.5}), "--benchmark-data", "100000")
     said = capsys.readouterr().out
-    for backend in ("pil", "cv2"):
+    for backend in ("timm", "pil", "cv2"):
         speed, each = re.search(rf" {backend}: (\d+) images/s/core.*?; (\d+\.\d\d) ms per image", said).groups()
         assert int(speed) == pytest.approx(1000 / float(each), rel=0.1)
         needed = int(re.search(rf"workers for 100000 images/s.* (\d+) with {backend}", said)[1])
         assert needed == pytest.approx(100 * float(each), rel=0.1)
-    for step in ("read", "decode", "crop and resize", "resize", "flip", "augment", "erase", "collate"):
+    for step in ("read", "decode", "crop and resize", "resize", "flip", "augment", "to tensor", "normalise", "erase", "collate"):
         assert re.search(rf"[ :]{step} \d+\.\d\d", said), step
     assert "cv2: 120 of 120 were decoded by Pillow" in said  # the digits are PNGs
     assert "nvimgcodec: 120 of 120" in said or "nvimgcodec: left out" in said
