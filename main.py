@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -27,11 +28,15 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         raise ConfigError("--eval: there are no weights to evaluate; add --resume path/to/best.pth")
 
     # Imported after the checks that need no torch, as it takes seconds.
-    from engine.run import check, evaluate_checkpoint, throughput, train
-    from utils.device import is_out_of_memory, select_device, use_deterministic_algorithms
-    from utils.distributed import process_group, read_launch
-    from utils.malloc import keep_freed_memory
-    from utils.peers import Peers
+    try:
+        from engine.benchmark_data import benchmark_data
+        from engine.run import check, evaluate_checkpoint, throughput, train
+        from utils.device import is_out_of_memory, select_device, use_deterministic_algorithms
+        from utils.distributed import process_group, read_launch
+        from utils.malloc import keep_freed_memory
+        from utils.peers import Peers
+    except ImportError as error:
+        raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt") from None
 
     keep_freed_memory()
     launch = read_launch(os.environ, args.local_rank)
@@ -43,7 +48,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         peers = Peers(launch, PARENT, store, cfg.RANK_TIMEOUT, on_loss=report)
         good = False
         try:
-            run(cfg, launch, device, peers)
+            if args.benchmark_data is not None:
+                benchmark_data(cfg, launch, device, args.benchmark_data)
+            else:
+                run(cfg, launch, device, peers)
             peers.meet()
             good = True
         except Stopped:
@@ -103,6 +111,10 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="check config, data, disk and one step, estimate the time, and end")
     parser.add_argument("--throughput", action="store_true", help="time the model on synthetic images and end")
     parser.add_argument("--fused", action="store_true", help="with --eval or --throughput: the deployed form of the model")
+    parser.add_argument(
+        "--benchmark-data", nargs="?", type=float, const=0.0, metavar="IMAGES_PER_SECOND",
+        help="time the loading of training images, say how many workers that many images/s of all GPUs take, and end",
+    )  # fmt: skip
     parser.add_argument("--zip", action="store_true", help="not built yet: data in Swin's zip files")
     parser.add_argument("--cache-mode", choices=["no", "full", "part"], help="not built yet: belongs to --zip")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by torch.distributed.launch")
@@ -118,6 +130,12 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
             parser.error(f"{flag} contradicts --throughput, which times the model alone; give one of them")
     if args.fused and not (args.eval or args.throughput):
         parser.error("--fused: the deployed form cannot be trained; add --eval or --throughput")
+    for flag, given in (("--eval", args.eval), ("--check", args.check), ("--throughput", args.throughput),
+                        ("--resume", args.resume), ("--pretrained", args.pretrained)):  # fmt: skip
+        if args.benchmark_data is not None and given:
+            parser.error(f"{flag} contradicts --benchmark-data, which times the loading of images alone; give one of them")
+    if args.benchmark_data and not (0 < args.benchmark_data < math.inf):
+        parser.error(f"--benchmark-data: {args.benchmark_data} is no speed; give the images/s that all GPUs together take, or nothing")
     if args.eval and args.resume and args.pretrained:
         parser.error("--eval: --resume contradicts --pretrained, either could be meant; give one of them")
     return args

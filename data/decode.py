@@ -4,7 +4,7 @@ import warnings
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")  # not EPS and the like, which run other programs
 MAX_RATIO = 100  # of the sides; the short side becomes the model's, and the long one with it
@@ -22,13 +22,7 @@ def decode_image(file: BinaryIO, exif: bool = True) -> Image.Image:
     Raises:
         Exception: of Pillow's many kinds, if the file is damaged, no image, or of a mode without a known range.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(file, formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS}")
-    if max(image.size) > MAX_RATIO * min(image.size):
-        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, the sides' limit is {MAX_RATIO} to 1")
+    image = open_image(file)
     image.load()
     if exif:
         image = _upright(image)
@@ -42,6 +36,30 @@ def decode_image(file: BinaryIO, exif: bool = True) -> Image.Image:
         white.paste(image, mask=image.getchannel("A"))
         return white
     return image.convert("RGB")
+
+
+def open_image(file: BinaryIO) -> Image.Image:
+    """An image file of which only the header is read.
+
+    Raises:
+        Exception: of Pillow's many kinds, if the file is no image, or a decompression bomb.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(file, formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS}")
+    if max(image.size) > MAX_RATIO * min(image.size):
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, the sides' limit is {MAX_RATIO} to 1")
+    return image
+
+
+def orientation_of(image: Image.Image) -> int:
+    """What the EXIF data say, 1 (upright) .. 8; 0 if they are damaged, as then nobody knows."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 0
 
 
 def _upright(image: Image.Image) -> Image.Image:

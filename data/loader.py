@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from utils.errors import UserError
 from utils.signals import end_with_parent, ignore_stop_signals
 
-from .dataset import collate_items
+from .batches import Batch, Finish, collate_items
+from .prefetch import Prefetcher
 from .samplers import EvalSampler, TrainBatchSampler
 
 
@@ -26,22 +27,38 @@ def _end_workers() -> None:
 
 
 class Loader:
-    """A DataLoader whose workers' errors stay one line long, and which notes the images that could not be read."""
+    """A DataLoader whose workers' errors stay one line long, and which notes the images that could not be read.
 
-    def __init__(self, dataset: Dataset, num_workers: int, pin_memory: bool, **batching: Any):
+    Args:
+        dataset: see `ImageDataset`.
+        finish: what makes the workers' batches the model's, on its device.
+        num_workers: loading processes; 0: this one loads.
+        prefetch: batches that each of them loads ahead.
+        pin_memory: whether batches lie in memory that a GPU can copy from while it computes.
+        batching: more for the DataLoader: what makes a batch.
+    """
+
+    def __init__(self, dataset: Dataset, finish: Finish, num_workers: int, prefetch: int, pin_memory: bool, **batching: Any):
         self.num_images = len(dataset)
+        self.finish = finish
         self.failures: list[str] = []
         self.loader = DataLoader(
             dataset,
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            prefetch_factor=prefetch if num_workers else None,
             collate_fn=collate_items,
             worker_init_fn=_prepare_worker,
             **batching,
         )
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Prefetcher:
+        """Finished batches, see `Finish`."""
+        return Prefetcher(self.batches(), self.finish, self.finish.device)
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches as the workers send them."""
         try:
             for batch, failures in self.loader:
                 self.failures += failures
@@ -72,14 +89,16 @@ class TrainLoader(Loader):
         rank: int,
         world_size: int,
         seed: int,
+        finish: Finish,
         num_workers: int,
+        prefetch: int,
         pin_memory: bool,
     ):
         self.sampler = TrainBatchSampler(len(dataset), num_batches, batch_size, rank, world_size, seed)
-        super().__init__(dataset, num_workers, pin_memory, batch_sampler=self.sampler)
+        super().__init__(dataset, finish, num_workers, prefetch, pin_memory, batch_sampler=self.sampler)
 
-    def epoch(self, epoch: int, first_batch: int) -> Iterator[Any]:
-        """The epoch's batches from `first_batch` on."""
+    def epoch(self, epoch: int, first_batch: int) -> Prefetcher:
+        """The epoch's finished batches from `first_batch` on."""
         self.sampler.set_position(epoch, first_batch)
         return iter(self)
 
@@ -98,7 +117,15 @@ class EvalLoader(Loader):
     """Every image once over all processes, in order."""
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, rank: int, world_size: int, num_workers: int, pin_memory: bool
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        finish: Finish,
+        num_workers: int,
+        prefetch: int,
+        pin_memory: bool,
     ):
         sampler: Sampler = EvalSampler(len(dataset), rank, world_size)
-        super().__init__(dataset, num_workers, pin_memory, batch_size=batch_size, sampler=sampler)
+        super().__init__(dataset, finish, num_workers, prefetch, pin_memory, batch_size=batch_size, sampler=sampler)

@@ -1,13 +1,19 @@
-"""Images to tensors: the augmentation of training and the deterministic transform of evaluation, by timm."""
+"""Images to pictures: the augmentation of training and the deterministic transform of evaluation, by timm."""
 
 import re
-from typing import Callable, Sequence
+from functools import partial
+from typing import Any, BinaryIO, Callable, Sequence
 
+import numpy as np
+import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
+from timm.data.random_erasing import RandomErasing
 
 from utils.errors import ConfigError
 
+from .batches import Erasure, Picture
+from .decode import decode_image
 
 # timm ignores what it does not understand in a policy; a typo must not train with another augmentation.
 POLICY = re.compile(
@@ -28,32 +34,88 @@ def _posterize(image: Image.Image, bits_to_keep: int, **_) -> Image.Image:
 auto_augment.NAME_TO_OP.update(dict.fromkeys(["Posterize", "PosterizeIncreasing", "PosterizeOriginal"], _posterize))
 
 
+class Transform:
+    """Image -> `Picture`, in named steps, of which each takes what the one before gives.
+
+    Args:
+        decode: open file -> image, for sources of files.
+        steps: the first one takes such an image, or an RGB image of Pillow's.
+    """
+
+    def __init__(self, decode: Callable[[BinaryIO], Any], steps: dict[str, Callable[[Any], Any]]):
+        self.decode = decode
+        self.steps = steps
+
+    def __call__(self, image: Any) -> Picture:
+        for step in self.steps.values():
+            image = step(image)
+        return image
+
+
+class Erase:
+    """Array (H, W, 3) -> `Picture`, with timm's random erasing drawn but not yet done: it is for normalised images.
+
+    timm's class is given something that takes down what it would do to an image.
+    """
+
+    def __init__(self, probability: float, mode: str, count: int):
+        self.erasing = RandomErasing(probability, mode=mode, max_count=count, device="cpu")
+
+    def __call__(self, pixels: np.ndarray) -> Picture:
+        record = _Record(*pixels.shape[:2])
+        if self.erasing.probability > 0:
+            self.erasing(record)
+        return Picture(pixels, tuple(record.erasures))
+
+
+class _Record:
+    dtype = torch.float32
+
+    def __init__(self, height: int, width: int):
+        self.shape = (3, height, width)
+        self.erasures: list[Erasure] = []
+
+    def size(self) -> tuple[int, int, int]:
+        return self.shape
+
+    def __setitem__(self, where: tuple[slice, slice, slice], fill: torch.Tensor) -> None:
+        _, rows, columns = where
+        self.erasures.append(Erasure(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start, fill))
+
+
 def train_transform(
     img_size: int,
     interpolation: str,
-    mean: Sequence[float],
-    std: Sequence[float],
     scale: Sequence[float],
     ratio: Sequence[float],
     hflip: float,
     color_jitter: float,
     auto_augment_policy: str,
+    mean: Sequence[float],
     reprob: float,
     remode: str,
     recount: int,
-) -> Callable[[Image.Image], "torch.Tensor"]:  # noqa: F821
-    """RGB image -> augmented tensor (3, img_size, img_size).
+    exif: bool = True,
+    backend: str = "pil",
+) -> Transform:
+    """Image -> augmented `Picture` of img_size x img_size.
 
-    Random resized crop, horizontal flip, an AutoAugment policy or colour jitter, normalisation, random erasing.
+    Random resized crop, horizontal flip, an AutoAugment policy or colour jitter, random erasing. `mean` is the colour of
+    what a policy moves into the image. All backends make the same draws.
+
+    Args:
+        exif: see `decode_image`.
+        backend: 'pil': Pillow, the pixels of timm's pipeline. 'cv2': see `data.backend_cv2` and `data.augment_cv2`.
+            'nvimgcodec': the same pixels as 'cv2', see `data.crops_nvimgcodec`.
 
     Raises:
-        ConfigError: a policy string that timm does not know.
+        ConfigError: a policy string that timm does not know, or that the backend does not have.
     """
     if not POLICY.fullmatch(auto_augment_policy):
         raise ConfigError(f"AUG.AUTO_AUGMENT is {auto_augment_policy!r}; {POLICY_HELP}")
     policy = None if auto_augment_policy.lower() in ("", "none", "null") else auto_augment_policy
     try:
-        return create_transform(
+        place, colour, _ = create_transform(
             img_size,
             is_training=True,
             scale=tuple(scale),
@@ -63,19 +125,29 @@ def train_transform(
             auto_augment=policy,
             interpolation=interpolation,
             mean=tuple(mean),
-            std=tuple(std),
-            re_prob=reprob,
-            re_mode=remode,
-            re_count=recount,
+            separate=True,
         )
     except (AssertionError, ValueError, KeyError, IndexError):
         raise ConfigError(f"AUG.AUTO_AUGMENT is {policy!r}; {POLICY_HELP}") from None
+    crop, *flips = place.transforms
+    erase = {"erase": Erase(reprob, remode, recount)}
+    if backend == "pil":
+        steps = {"crop and resize": crop, **{"flip": flip for flip in flips}, **{"augment": step for step in colour.transforms}}
+        return Transform(partial(decode_image, exif=exif), {**steps, "to array": np.array, **erase})
+
+    from .backend_cv2 import array_steps
+    from .crops import CropReader, decode_cv2
+
+    if backend == "nvimgcodec":
+        from .crops_nvimgcodec import RegionDecoder
+
+    reader = CropReader(scale, ratio, exif, RegionDecoder() if backend == "nvimgcodec" else decode_cv2)
+    return Transform(reader, {**array_steps(reader.crop, crop, flips, colour.transforms, auto_augment_policy), **erase})
 
 
-def eval_transform(
-    img_size: int, interpolation: str, mean: Sequence[float], std: Sequence[float], crop_pct: float
-) -> Callable[[Image.Image], "torch.Tensor"]:  # noqa: F821
-    """RGB image -> tensor (3, img_size, img_size): resize to img_size / crop_pct, centre crop, normalisation."""
-    return create_transform(
-        img_size, is_training=False, interpolation=interpolation, mean=tuple(mean), std=tuple(std), crop_pct=crop_pct
-    )
+def eval_transform(img_size: int, interpolation: str, crop_pct: float, exif: bool = True) -> Transform:
+    """RGB image -> `Picture` of img_size x img_size: resize to img_size / crop_pct, centre crop. Always by Pillow, so
+    that accuracies do not depend on how a model was trained.
+    """
+    resize, crop, *_ = create_transform(img_size, is_training=False, interpolation=interpolation, crop_pct=crop_pct).transforms
+    return Transform(partial(decode_image, exif=exif), {"resize": resize, "crop": crop, "to array": np.array, "picture": Picture})

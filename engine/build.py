@@ -7,6 +7,7 @@ import torch
 from timm.utils import ModelEmaV3
 from yacs.config import CfgNode
 
+from data.batches import Finish
 from data.loader import EvalLoader, TrainLoader
 from utils.config import to_dict
 from utils.device import is_out_of_memory
@@ -26,6 +27,7 @@ from .progress import Progress
 from .resume import progress_of
 from .tasks import create_task
 from .trainer import Trainer
+from .waits import Waits, available_cores, local_processes
 
 
 def run_directory(cfg: CfgNode) -> Path:
@@ -73,8 +75,7 @@ def build_trainer(
         batch_size=cfg.DATA.BATCH_SIZE,
         rank=launch.rank,
         world_size=launch.world_size,
-        num_workers=cfg.DATA.NUM_WORKERS,
-        pin_memory=cfg.DATA.PIN_MEMORY and device.type == "cuda",
+        **loading(cfg, device),
     )
     train_loader = TrainLoader(train_set, num_batches=plan.batches_per_epoch, seed=cfg.SEED, **placing)
     val_loader = EvalLoader(val_set, **placing)
@@ -144,10 +145,10 @@ def build_trainer(
         device=device,
         peers=peers,
         guard=FiniteGuard(cfg.TRAIN.NONFINITE, precision.skips_overflows, model, device),
+        waits=Waits(cfg.DATA.NUM_WORKERS, cfg.DATA.BACKEND, available_cores(local_processes(launch.world_size))),
         epochs=cfg.TRAIN.EPOCHS,
         seed=cfg.SEED,
         clip_grad=cfg.TRAIN.CLIP_GRAD,
-        channels_last=cfg.TRAIN.CHANNELS_LAST,
         compile_mode=cfg.TRAIN.COMPILE_MODE if cfg.TRAIN.COMPILE else "",
         print_freq=cfg.PRINT_FREQ,
         save_freq=cfg.SAVE_FREQ,
@@ -155,6 +156,16 @@ def build_trainer(
         save_every_minutes=cfg.TRAIN.SAVE_EVERY_MINUTES,
     )
     return trainer, complexity, pretrained_note
+
+
+def loading(cfg: CfgNode, device: torch.device) -> dict[str, Any]:
+    """How a loader's batches are loaded and come to the device."""
+    return dict(
+        finish=Finish(cfg.DATA.MEAN, cfg.DATA.STD, device, cfg.TRAIN.CHANNELS_LAST),
+        num_workers=cfg.DATA.NUM_WORKERS,
+        prefetch=cfg.DATA.PREFETCH,
+        pin_memory=cfg.DATA.PIN_MEMORY and device.type == "cuda",
+    )
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module, lr: float) -> torch.optim.Optimizer:

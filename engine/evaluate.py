@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from data.loader import EvalLoader
-from utils.device import to_device
 from utils.errors import DataError
 from utils.peers import Peers
 from utils.run_log import RunLog
@@ -22,7 +21,6 @@ def evaluate(
     device: torch.device,
     log: RunLog,
     peers: Peers,
-    channels_last: bool = False,
     whole_batches: int = 0,
 ) -> Optional[dict[str, Any]]:
     """The task's metrics of a model over all images of all processes' loaders; None if the run was asked to stop.
@@ -43,7 +41,7 @@ def evaluate(
         if peers.stop:
             break
         with precision.autocast():
-            task.evaluate_batch(forward, to_device(batch, device, channels_last), metrics)
+            task.evaluate_batch(forward, batch, metrics)
     model.train(was_training)
     failures = sum(peers.gather(loader.take_failures()), [])
     if peers.agree([peers.stop], now=True)[0]:

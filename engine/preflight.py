@@ -9,8 +9,9 @@ from typing import Callable
 
 import torch
 
-from data.dataset import SeededIndex, collate_items
-from utils.device import forget_memory, is_out_of_memory, memory_mib, to_device
+from data.batches import collate_items
+from data.dataset import SeededIndex
+from utils.device import forget_memory, is_out_of_memory, memory_mib
 from utils.errors import ConfigError, OutputError
 from utils.rng import get_rng_state, seed_all, set_rng_state
 
@@ -99,7 +100,7 @@ def _dry_step(trainer: Trainer, optimizer_of, batch):
     optimizer = optimizer_of(model)
     precision = trainer.precision.rehearsal()
     metrics = trainer.task.metrics(trainer.device)
-    batch = to_device(batch, trainer.device, trainer.channels_last)
+    batch = trainer.train_loader.finish(batch)
     try:
         for _ in range(2):
             started = _now(trainer.device)

@@ -19,7 +19,7 @@ from utils.peers import Peers
 from utils.run_log import RunLog
 from utils.signals import stop_signals
 
-from .build import build_optimizer, build_precision, build_trainer, complexity_of, run_directory
+from .build import build_optimizer, build_precision, build_trainer, complexity_of, loading, run_directory
 from .checkpoint import checkpoints_of, load_weights, read_checkpoint, weights_of
 from .download import local_file
 from .evaluate import describe, evaluate, summarize
@@ -89,8 +89,7 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
         batch_size=cfg.DATA.BATCH_SIZE,
         rank=launch.rank,
         world_size=launch.world_size,
-        num_workers=cfg.DATA.NUM_WORKERS,
-        pin_memory=cfg.DATA.PIN_MEMORY and device.type == "cuda",
+        **loading(cfg, device),
     )
     model = prepare_model(
         task.build_model(len(val_set.classes)), device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False
@@ -108,7 +107,7 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
     for name, state_dict in weights.items():
         load_weights(model, state_dict, path)
         evaluated = deploy_model(model, precision.dtype) if cfg.TEST.FUSED else model
-        metrics = evaluate(evaluated, task, loader, precision, device, log, peers, cfg.TRAIN.CHANNELS_LAST)
+        metrics = evaluate(evaluated, task, loader, precision, device, log, peers)
         if metrics is None:
             raise Stopped
         results[name] = metrics

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.loader import EvalLoader, TrainLoader
-from utils.device import memory_mib, to_device
+from utils.device import memory_mib
 from utils.distributed import broadcast_buffers, sum_over_ranks
 from utils.errors import CheckpointError, NonFiniteError, Stopped
 from utils.files import write_json
@@ -26,6 +26,7 @@ from .evaluate import describe, evaluate, summarize
 from .nonfinite import MAX_ROLLBACKS, FiniteGuard
 from .plan import BatchPlan
 from .progress import Progress, Window
+from .waits import Waits
 
 
 @dataclass
@@ -48,10 +49,10 @@ class Trainer:
     device: torch.device
     peers: Peers
     guard: FiniteGuard
+    waits: Waits
     epochs: int
     seed: int
     clip_grad: float
-    channels_last: bool
     compile_mode: str  # of torch.compile; empty: not compiled
     print_freq: int
     save_freq: int
@@ -93,6 +94,7 @@ class Trainer:
         epoch, first_step = progress.epoch, progress.step
         batches = self.train_loader.epoch(epoch, first_step * self.plan.accumulation_steps)
         window = Window(self.device, progress, self.peers.launch)
+        self.waits.start_epoch()
         self.wrapped_model.train()
         for step in self.log.progress(range(first_step, steps), steps, f"epoch {epoch}", done=first_step):
             started = time.perf_counter()
@@ -139,7 +141,6 @@ class Trainer:
             window.wait += time.perf_counter() - waiting
             if self.progress.updates == 0 and i == 0:
                 self.log.picture("train_batch", self.task.preview(batch, self.train_loader.loader.dataset.classes))
-            batch = to_device(batch, self.device, self.channels_last)
             # Mixup, dropout and drop path draw from here on: the same draws whatever ran before.
             seed_all(self.seed, epoch, step, i, rank)
             with self.synchronised(last):
@@ -190,6 +191,9 @@ class Trainer:
             f"grad_norm {norm:.3f} {images_per_second:.1f} images/s wait {wait:.0%} mem {memory_mib(self.device):.0f} MiB "
             f"eta {duration(images_left / max(images_per_second, 1e-9))}" + (f" left out {left_out}" if left_out else "")
         )
+        warning = self.waits.add(window.wait, seconds)
+        if warning:
+            self.log.warning(warning)
         values = {"loss": loss, "lr": lr, "grad_norm": norm, "left_out": left_out}
         speed = {"images_per_second": images_per_second, "data_wait": wait, "memory_mib": memory_mib(self.device)}
         known = {name: value if math.isfinite(value) else None for name, value in {**values, **speed}.items()}
@@ -295,9 +299,9 @@ class Trainer:
         for name, model in found.items():
             broadcast_buffers(model)
             metrics = evaluate(
-                model, self.task, self.val_loader, self.precision, self.device, self.log, self.peers, self.channels_last,
-                self.plan.batch_size if self.compile_mode else 0,
-            )
+                model, self.task, self.val_loader, self.precision, self.device, self.log, self.peers,
+                whole_batches=self.plan.batch_size if self.compile_mode else 0,
+            )  # fmt: skip
             if metrics is None:
                 self.list_unreadable()
                 self.save(LAST)

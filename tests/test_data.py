@@ -10,8 +10,10 @@ import pytest
 import torch
 from conftest import error_of
 from PIL import Image
-from timm.data import auto_augment
+from timm.data import auto_augment, create_transform
+from torchvision import transforms
 
+from data.batches import Finish, collate_items
 from data.dataset import ImageDataset, SeededIndex
 from data.loader import EvalLoader, TrainLoader
 from data.samplers import EvalSampler, TrainBatchSampler
@@ -19,14 +21,17 @@ from data.sources import open_source
 from data.sources.cifar import CIFAR
 from data.transforms import eval_transform, train_transform
 from utils.errors import ConfigError, DataError
+from utils.rng import seed_all
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+FINISH = Finish(MEAN, STD, torch.device("cpu"))
+LOADING = dict(num_workers=0, prefetch=2, pin_memory=False)
 
 
 def augmentation(**changes):
     settings = dict(
-        img_size=32, interpolation="bicubic", mean=MEAN, std=STD, scale=(0.08, 1.0), ratio=(0.75, 1.33), hflip=0.5,
-        color_jitter=0.4, auto_augment_policy="rand-m9-mstd0.5-inc1", reprob=0.5, remode="pixel", recount=1,
+        img_size=32, interpolation="bicubic", scale=(0.08, 1.0), ratio=(0.75, 1.33), hflip=0.5, color_jitter=0.4,
+        auto_augment_policy="rand-m9-mstd0.5-inc1", mean=MEAN, reprob=0.5, remode="pixel", recount=1,
     )  # fmt: skip
     return train_transform(**{**settings, **changes})
 
@@ -57,18 +62,64 @@ def test_posterize_to_no_bits_is_black_and_to_some_is_pillow_s():
 
 def test_augmented_image_is_a_function_of_index_and_seed(digits):
     dataset = ImageDataset(open_source("folder", "train", str(digits), 0, 0), augmentation())
-    first, label = dataset[SeededIndex(7, 123)].sample
+
+
+    def images(seed):
+        batch, _ = collate_items([dataset[SeededIndex(7, seed)]])
+        assert batch.targets.tolist() == [dataset.source.labels[7]]
+        return FINISH(batch)[0]
+
+    first = images(123)
     dataset[SeededIndex(3, 5)], torch.rand(3), random.random()
-    again, _ = dataset[SeededIndex(7, 123)].sample
-    assert torch.equal(first, again) and label == dataset.source.labels[7]
-    assert not torch.equal(first, dataset[SeededIndex(7, 124)].sample[0])
+    assert torch.equal(first, images(123)) and not torch.equal(first, images(124))
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "augmix-m3", "original-mstd0.5", "none"])
+@pytest.mark.parametrize("remode, recount, channels_last", [("pixel", 1, False), ("rand", 3, True), ("const", 1, True)])
+def test_batches_have_the_bits_of_timm_s_pipeline(digits, policy, remode, recount, channels_last):
+    """uint8 in the worker and float32 on the device give what timm's whole transform gives, image by image."""
+    dataset = ImageDataset(
+        open_source("folder", "train", str(digits), 0, 0), augmentation(auto_augment_policy=policy, remode=remode, recount=recount)
+    )
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    timm_s = create_transform(
+        32, is_training=True, scale=(0.08, 1.0), ratio=(0.75, 1.33), hflip=0.5, color_jitter=0.4, interpolation="bicubic",
+        auto_augment=None if policy == "none" else policy, mean=MEAN, std=STD, re_prob=0.5, re_mode=remode, re_count=recount,
+    )  # fmt: skip
+    timm_s.transforms[-2] = transforms.Normalize(torch.tensor(mean), torch.tensor(std))  # its colour of fill is MEAN's
+    keys = [SeededIndex(index, 1000 + index) for index in range(24)]
+    batch, _ = collate_items([dataset[key] for key in keys])
+    assert batch.images.dtype == torch.uint8 and batch.images.is_contiguous(memory_format=torch.channels_last)
+    images, targets = Finish(mean, std, torch.device("cpu"), channels_last)(batch)
+    assert images.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    erased = {box[0] for box in batch.boxes}
+    assert 0 < len(erased) < 24
+    for key, image, target in zip(keys, images, targets):
+        pixels, label = dataset.source.load(key.index)
+        seed_all(key.seed)
+        assert torch.equal(image, timm_s(pixels)) and target == label
+
+
+def test_evaluation_batches_have_the_bits_of_timm_s_pipeline(digits):
+    dataset = ImageDataset(open_source("folder", "val", str(digits), 0, 0), eval_transform(32, "bicubic", 0.875))
+    timm_s = create_transform(32, is_training=False, interpolation="bicubic", mean=MEAN, std=STD, crop_pct=0.875)
+    loader = EvalLoader(dataset, 8, rank=0, world_size=1, finish=FINISH, **LOADING)
+    images = torch.cat([images for images, _ in loader])
+    assert torch.equal(images, torch.stack([timm_s(dataset.source.load(i)[0]) for i in range(29)]))
+
+
+def test_a_batch_without_erasures(digits):
+    dataset = ImageDataset(open_source("folder", "train", str(digits), 0, 0), augmentation(reprob=0.0))
+    batch, _ = collate_items([dataset[SeededIndex(0, 0)], dataset[SeededIndex(1, 1)]])
+    images, _ = FINISH(batch)
+    assert not batch.boxes and torch.equal(images, (batch.images / 255 - 0.5) / 0.25)
 
 
 def test_eval_transform_resizes_and_crops_the_centre():
     image = Image.new("RGB", (64, 64), (0, 0, 0))
     image.paste((255, 255, 255), (16, 16, 48, 48))
-    tensor = eval_transform(32, "bilinear", MEAN, STD, crop_pct=0.5)(image)
-    assert tensor.shape == (3, 32, 32) and torch.equal(tensor, torch.full((3, 32, 32), 2.0))
+    pixels = eval_transform(32, "bilinear", crop_pct=0.5)(image).pixels
+    assert np.array_equal(pixels, np.full((32, 32, 3), 255))
 
 
 def test_unknown_policy():
@@ -222,7 +273,7 @@ def test_batches_do_not_depend_on_workers(digits):
     dataset = ImageDataset(open_source("folder", "train", str(digits), 0, 0), augmentation())
     epochs = []
     for num_workers in (0, 2):
-        loader = TrainLoader(dataset, 7, 8, rank=0, world_size=1, seed=1, num_workers=num_workers, pin_memory=False)
+        loader = TrainLoader(dataset, 7, 8, rank=0, world_size=1, seed=1, finish=FINISH, **{**LOADING, "num_workers": num_workers})
         epochs.append([*loader.epoch(0, 0), *loader.epoch(1, 3)])
     assert len(epochs[0]) == len(epochs[1]) == 7 + 4
     for (images, targets), (images_2, targets_2) in zip(*epochs):
@@ -230,5 +281,5 @@ def test_batches_do_not_depend_on_workers(digits):
 
 
 def test_a_process_may_have_no_image(digits):
-    dataset = ImageDataset(open_source("folder", "val", str(digits), 0, 0), eval_transform(32, "bicubic", MEAN, STD, 1.0))
-    assert list(EvalLoader(dataset, 8, rank=30, world_size=31, num_workers=0, pin_memory=False)) == []
+    dataset = ImageDataset(open_source("folder", "val", str(digits), 0, 0), eval_transform(32, "bicubic", 1.0))
+    assert list(EvalLoader(dataset, 8, rank=30, world_size=31, finish=FINISH, **LOADING)) == []

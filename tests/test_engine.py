@@ -22,6 +22,7 @@ from engine.plan import BatchPlan
 from engine.precision import NativePrecision, create_precision, resolve_dtype
 from engine.progress import Progress, Window
 from engine.trainer import Trainer
+from engine.waits import Waits
 from utils.distributed import Launch
 from utils.errors import ConfigError
 from utils.macs import measure_complexity
@@ -47,7 +48,7 @@ def make_trainer(model, batch_size, accumulation_steps, num_images, precision=No
         model=model, wrapped_model=model, task=Regression(), optimizer=optimizer, lr_scheduler=scheduler,
         precision=precision or NativePrecision(CPU, None), model_ema=None, train_loader=None, val_loader=None, plan=plan,
         progress=Progress(), checkpointer=None, log=log or RunLog(None, enabled=False), device=CPU, peers=Peers(Launch()),
-        epochs=10, seed=0, clip_grad=clip_grad, channels_last=False, print_freq=1, save_freq=0, save_every_steps=0,
+        waits=Waits(0, "pil", 1), epochs=10, seed=0, clip_grad=clip_grad, print_freq=1, save_freq=0, save_every_steps=0,
         save_every_minutes=0.0,
     )  # fmt: skip
     settings["guard"] = FiniteGuard("raise", settings["precision"].skips_overflows, model, CPU)
@@ -460,8 +461,9 @@ def test_every_setting_reaches_its_place(write_config, monkeypatch):
     assert (trainer.save_every_minutes, trainer.guard.policy) == (7.5, "skip")
     for loader in (trainer.train_loader, trainer.val_loader):
         dataset = loader.loader.dataset
-        assert (dataset.on_error, dataset.source.exif, dataset.source.inside) == ("skip", False, "")
-    assert (trainer.epochs, trainer.clip_grad, trainer.channels_last) == (10, 1.5, True)
+        assert (dataset.on_error, dataset.source.decode.keywords, dataset.source.inside) == ("skip", {"exif": False}, "")
+        assert loader.finish.memory_format is torch.channels_last
+    assert (trainer.epochs, trainer.clip_grad) == (10, 1.5)
     assert (trainer.plan.total_batch_size, trainer.plan.updates_per_epoch) == (8, 8)
     assert trainer.train_loader.sampler.seed == 7
 
@@ -481,11 +483,12 @@ def test_every_setting_reaches_its_place(write_config, monkeypatch):
     assert trainer.model.head_drop.p == 0.25 and trainer.model.layers[3].blocks[0].drop_path.drop_prob == pytest.approx(0.3)
     assert trainer.model.layers[0].blocks[0].attn.interaction == "add"
 
-    crop, flip, policy, *_, erasing = trainer.train_loader.loader.dataset.transform.transforms
+    steps = trainer.train_loader.loader.dataset.transform.steps
+    crop, flip, policy, erasing = steps["crop and resize"], steps["flip"], steps["augment"], steps["erase"].erasing
     assert (crop.scale, crop.ratio, flip.p) == ((0.4, 0.9), (0.8, 1.2), 0.15)
     assert policy.num_layers == 3 and {op.magnitude for op in policy.ops} == {7}
     assert (erasing.probability, erasing.max_count) == (0.35, 2)
-    assert trainer.val_loader.loader.dataset.transform.transforms[0].size in (64, (64, 64))
+    assert trainer.val_loader.loader.dataset.transform.steps["resize"].size in (64, (64, 64))
 
 
 def test_label_smoothing_without_mixup(write_config, monkeypatch):

@@ -55,10 +55,10 @@ def test_fewer_images_than_processes(write_config, tmp_path, digits, checkpoint)
 
 def test_numbers_are_right(write_config, tmp_path, digits, checkpoint):
     """Against a loop of one image at a time over the files."""
-    from data.transforms import eval_transform
     from PIL import Image
+    from timm.data import create_transform
 
-    transform = eval_transform(32, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875)
+    transform = create_transform(32, interpolation="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_pct=0.875)
     expected = {}
     for name, key in (("raw", "model"), ("ema", "ema")):
         model = timm.create_model("fat_tiny", num_classes=3).eval()

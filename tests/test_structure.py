@@ -50,7 +50,7 @@ def test_every_requirement_is_imported():
     listed = {line.split("#")[0].split(">")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()}
     listed = {names.get(package, package) for package in listed if package}
     used = set().union(*(imports(path) for part in LAYERS for path in files(part)))
-    optional = {"apex", "sklearn"}  # NVIDIA apex; the quickstart's own requirement
+    optional = {"apex", "nvidia", "sklearn"}  # NVIDIA apex and nvImageCodec; the quickstart's own requirement
     assert used - set(sys.stdlib_module_names) - PARTS - optional == listed - {"tensorboard"}
     assert "torch.utils.tensorboard" in (ROOT / "utils/run_log.py").read_text()
 

@@ -9,6 +9,8 @@ from typing import Any, Callable
 
 from yacs.config import CfgNode as Node
 
+BACKENDS = ("pil", "cv2", "nvimgcodec")
+
 DEFAULTS = Node()
 DEFAULTS.BASE = []  # configs to start from, paths relative to this file
 DEFAULTS.TASK = "classification"
@@ -29,7 +31,9 @@ DEFAULTS.DATA.IMG_SIZE = 224
 DEFAULTS.DATA.INTERPOLATION = "bicubic"
 DEFAULTS.DATA.MEAN = [0.485, 0.456, 0.406]
 DEFAULTS.DATA.STD = [0.229, 0.224, 0.225]
+DEFAULTS.DATA.BACKEND = "pil"  # what augments training images: pil (timm's pixels), cv2 (faster, the same draws), nvimgcodec (cv2, decodes only crops)
 DEFAULTS.DATA.NUM_WORKERS = 8  # per process
+DEFAULTS.DATA.PREFETCH = 2  # batches that each of them loads ahead
 DEFAULTS.DATA.PIN_MEMORY = True  # has an effect with CUDA only
 DEFAULTS.DATA.ON_ERROR = "raise"  # an image that cannot be read: raise (ends the run), skip (left out, counted, listed)
 DEFAULTS.DATA.OUTSIDE_LINKS = False  # follow links that lead out of the train or val folder
@@ -165,6 +169,8 @@ RULES = {
     "DATA.MEAN": Rule("three numbers between 0 and 1", lambda v: len(v) == 3 and all(0 <= x <= 1 for x in v)),
     "DATA.STD": Rule("three numbers between 0.001 and 10", lambda v: len(v) == 3 and all(0.001 <= x <= 10 for x in v)),
     "DATA.NUM_WORKERS": NOT_NEGATIVE,
+    "DATA.BACKEND": one_of(*BACKENDS),
+    "DATA.PREFETCH": POSITIVE,
     "DATA.ON_ERROR": one_of("raise", "skip"),
     "DATA.SYNTHETIC_IMAGES": POSITIVE,
     "MODEL.TYPE": one_of("fat", "timm"),

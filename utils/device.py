@@ -40,7 +40,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
-def to_device(batch: Any, device: torch.device, channels_last: bool) -> Any:
+def to_device(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
     """A batch of tensors, in tuples, lists and dictionaries, on the device; images (4-D) in the asked memory format."""
     if isinstance(batch, Mapping):
         return {key: to_device(value, device, channels_last) for key, value in batch.items()}

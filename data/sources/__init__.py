@@ -1,11 +1,14 @@
 """Where labelled images come from: one file per format.
 
-A source has `classes` (names, in label order), `len()`, `load(index) -> (RGB image, label)`, `name(index)` for messages,
+A source has `classes` (names, in label order), `len()`, `load(index) -> (image, label)`, `name(index)` for messages,
 and a `fingerprint` that changes when its images or their order do. A new format is a new file and a line in `SOURCES`.
 """
 
+from typing import Any, BinaryIO, Callable
+
 from utils.errors import ConfigError, did_you_mean
 
+from ..decode import decode_image
 from .cifar import CIFARSource
 from .folder import FolderSource
 from .synthetic import SyntheticSource
@@ -25,7 +28,7 @@ def open_source(
     data_path: str,
     num_classes: int,
     num_images: int,
-    exif: bool = True,
+    decode: Callable[[BinaryIO], Any] = decode_image,
     outside_links: bool = False,
 ):
     """The images of one split.
@@ -35,7 +38,7 @@ def open_source(
         split: 'train' or 'val'.
         data_path: where the data set lies.
         num_classes, num_images: size of a synthetic set; a real one has its own.
-        exif, outside_links: see `FolderSource`.
+        decode, outside_links: see `FolderSource`.
 
     Raises:
         ConfigError: unknown `dataset`.
@@ -49,6 +52,6 @@ def open_source(
         data_path=data_path,
         num_classes=num_classes,
         num_images=num_images,
-        exif=exif,
+        decode=decode,
         outside_links=outside_links,
     )

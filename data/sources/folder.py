@@ -3,9 +3,9 @@
 import os
 import stat
 from pathlib import Path
+from typing import Any, BinaryIO, Callable
 
 import numpy as np
-from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from utils.errors import DataError, OutputError
@@ -20,7 +20,7 @@ class FolderSource:
 
     Args:
         root: the folder.
-        exif: see `decode_image`.
+        decode: open file -> image; whatever it raises makes the file one that cannot be read.
         outside_links: whether links may lead out of the folder.
 
     Raises:
@@ -28,12 +28,12 @@ class FolderSource:
             circle; at `load`, a file is no image or such a link.
     """
 
-    def __init__(self, root: Path, exif: bool = True, outside_links: bool = False):
+    def __init__(self, root: Path, decode: Callable[[BinaryIO], Any] = decode_image, outside_links: bool = False):
         if not root.is_dir():
             raise DataError(
                 f"{root}: no such folder; DATA.DATA_PATH (--data-path) must hold train/<class>/* and val/<class>/*"
             )
-        self.exif = exif
+        self.decode = decode
         self.inside = "" if outside_links else os.path.realpath(root) + os.sep
         try:
             for entry in os.scandir(root):
@@ -52,10 +52,10 @@ class FolderSource:
         self.fingerprint = fingerprint(os.fsencode(os.path.relpath(path, root)) for path, _ in folder.samples)
 
     @classmethod
-    def open(cls, split: str, data_path: str, exif: bool, outside_links: bool, **_) -> "FolderSource":
+    def open(cls, split: str, data_path: str, decode: Callable, outside_links: bool, **_) -> "FolderSource":
         if not data_path:
             raise DataError("DATA.DATA_PATH: is not set; give --data-path, the folder that holds train/ and val/")
-        return cls(Path(data_path) / split, exif, outside_links)
+        return cls(Path(data_path) / split, decode, outside_links)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,14 +64,14 @@ class FolderSource:
         path = os.fsdecode(self.paths[index])
         return path if path.isprintable() else repr(path)
 
-    def load(self, index: int) -> tuple[Image.Image, int]:
+    def load(self, index: int) -> tuple[Any, int]:
         path = os.fsdecode(self.paths[index])
         self._require_inside(path)
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
                 raise OSError("no regular file")
             with open(path, "rb") as file:
-                return decode_image(file, self.exif), int(self.labels[index])
+                return self.decode(file), int(self.labels[index])
         except MemoryError:
             raise
         except Exception as error:  # Pillow's readers raise of many kinds at damaged files

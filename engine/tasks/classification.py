@@ -1,6 +1,6 @@
 """Image classification."""
 
-from typing import Optional, Sequence
+from typing import Any, BinaryIO, Callable, Optional, Sequence
 
 import numpy as np
 import torch
@@ -52,18 +52,19 @@ class Classification:
         transform = train_transform(
             img_size=cfg.DATA.IMG_SIZE,
             interpolation=cfg.DATA.INTERPOLATION,
-            mean=cfg.DATA.MEAN,
-            std=cfg.DATA.STD,
             scale=cfg.AUG.SCALE,
             ratio=cfg.AUG.RATIO,
             hflip=cfg.AUG.HFLIP,
             color_jitter=cfg.AUG.COLOR_JITTER,
             auto_augment_policy=cfg.AUG.AUTO_AUGMENT,
+            mean=cfg.DATA.MEAN,
             reprob=cfg.AUG.REPROB,
             remode=cfg.AUG.REMODE,
             recount=cfg.AUG.RECOUNT,
+            exif=cfg.DATA.EXIF,
+            backend=cfg.DATA.BACKEND,
         )
-        return ImageDataset(self._source("train"), transform, cfg.DATA.ON_ERROR)
+        return ImageDataset(self._source("train", transform.decode), transform, cfg.DATA.ON_ERROR)
 
     def val_dataset(self, classes: Optional[Sequence[str]] = None) -> ImageDataset:
         """The validation images; `classes` are those the model knows, in label order.
@@ -72,10 +73,8 @@ class Classification:
             DataError: as `train_dataset`, or the classes are other ones.
         """
         cfg = self.cfg
-        transform = eval_transform(
-            cfg.DATA.IMG_SIZE, cfg.DATA.INTERPOLATION, cfg.DATA.MEAN, cfg.DATA.STD, cfg.TEST.CROP_PCT
-        )
-        source = self._source("val")
+        transform = eval_transform(cfg.DATA.IMG_SIZE, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT, cfg.DATA.EXIF)
+        source = self._source("val", transform.decode)
         if classes is not None and list(classes) != list(source.classes):
             only_known = sorted(set(classes) - set(source.classes))[:5]
             only_val = sorted(set(source.classes) - set(classes))[:5]
@@ -85,7 +84,7 @@ class Classification:
             )
         return ImageDataset(source, transform, cfg.DATA.ON_ERROR)
 
-    def _source(self, split: str):
+    def _source(self, split: str, decode: Callable[[BinaryIO], Any]):
         cfg = self.cfg
         source = open_source(
             cfg.DATA.DATASET,
@@ -93,7 +92,7 @@ class Classification:
             cfg.DATA.DATA_PATH,
             num_classes=cfg.MODEL.NUM_CLASSES,
             num_images=cfg.DATA.SYNTHETIC_IMAGES,
-            exif=cfg.DATA.EXIF,
+            decode=decode,
             outside_links=cfg.DATA.OUTSIDE_LINKS,
         )
         if cfg.MODEL.NUM_CLASSES not in (0, len(source.classes)):

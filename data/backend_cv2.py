@@ -1,0 +1,78 @@
+"""The steps of the training transform on arrays: OpenCV, and torch's resizing of uint8 images.
+
+torch resizes as Pillow does, with the same antialiased filters; cv2.resize would leave out the smoothing.
+"""
+
+from typing import Any, Callable
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision.transforms import ColorJitter, RandomHorizontalFlip
+
+from utils.errors import ConfigError
+
+from .augment_cv2 import ArrayColorJitter, on_arrays
+
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+class Resize:
+    """uint8 (h, w, 3) -> uint8 (size, size, 3)."""
+
+    def __init__(self, size: int, interpolation: str):
+        self.size = size
+        self.interpolation = interpolation
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        image = np.ascontiguousarray(image)
+        if image.shape[:2] == (self.size, self.size):
+            return image
+        planes = torch.from_numpy(image)[None].permute(0, 3, 1, 2)  # a view: channels last, as resized
+        resized = F.interpolate(planes, (self.size, self.size), mode=self.interpolation, antialias=True)
+        return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+
+
+class Flip:
+    """torchvision's RandomHorizontalFlip for arrays."""
+
+    def __init__(self, probability: float):
+        self.probability = probability
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return cv2.flip(image, 1) if torch.rand(1) < self.probability else image
+
+
+def array_steps(
+    crop: Callable[[Any], np.ndarray],
+    resized_crop: RandomResizedCropAndInterpolation,
+    flips: list[RandomHorizontalFlip],
+    colours: list[Any],
+    policy: str,
+) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """timm's steps, as others that do the same to arrays.
+
+    Args:
+        crop: what comes from a source -> its random crop.
+        resized_crop, flips, colours: timm's steps.
+        policy: the config's name of the augmentation, for messages.
+
+    Raises:
+        ConfigError: a step that this backend does not have.
+    """
+    interpolation = resized_crop.interpolation.value
+    if interpolation not in INTERPOLATIONS:
+        raise ConfigError(f"DATA.INTERPOLATION is {interpolation!r}, but DATA.BACKEND cv2 has {' and '.join(INTERPOLATIONS)} only; use one, or pil")
+    steps = {"crop": crop, "resize": Resize(resized_crop.size[0], interpolation)}
+    steps.update({"flip": Flip(flip.p) for flip in flips})
+    for colour in colours:
+        try:
+            steps["augment"] = ArrayColorJitter(colour) if isinstance(colour, ColorJitter) else on_arrays(colour)
+        except KeyError:
+            raise ConfigError(
+                f"AUG.AUTO_AUGMENT is {policy!r}, which DATA.BACKEND cv2 does not have; use a 'rand' policy or one of v0, v0r, "
+                "original, originalr, or DATA.BACKEND pil"
+            ) from None
+    return steps

@@ -1,0 +1,93 @@
+"""Batches: uint8 from the workers, float32 and normalised on the device.
+
+A worker sends a quarter of the bytes that it would send as float32, and the device does the arithmetic. What random
+erasing fills its boxes with is drawn in the worker, image by image, so that it stays a function of the image's seed;
+it is laid over the normalised batch. On the CPU the result has the bits of torchvision's `ToTensor` and `Normalize` and
+timm's `RandomErasing`, one image at a time.
+"""
+
+from typing import Any, NamedTuple, Optional, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+from utils.device import to_device
+
+
+class Erasure(NamedTuple):
+    """A box of a normalised image and its new content."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    fill: torch.Tensor  # float32 (3, height, width), or (3, 1, 1) for a single colour
+
+
+class Picture(NamedTuple):
+    """An image as a worker leaves it."""
+
+    pixels: np.ndarray  # uint8 (H, W, 3)
+    erasures: tuple[Erasure, ...] = ()
+
+
+class Item(NamedTuple):
+    """A sample, (`Picture`, label), and what could not be read on the way to it."""
+
+    sample: Optional[tuple[Any, int]]
+    failures: tuple[str, ...] = ()
+
+
+class Batch(NamedTuple):
+    """What workers send. The erasures of all images lie in two parts, so that two tensors go to the device, not dozens."""
+
+    images: torch.Tensor  # uint8 (B, 3, H, W), channels last in memory
+    targets: torch.Tensor  # int64 (B,)
+    boxes: list[tuple[int, ...]]  # per erasure: image in the batch, top, left, height, width, height and width of its fill
+    fills: torch.Tensor  # float32 (n,), the erasures' fills one after the other
+
+
+def collate_items(items: Sequence[Item]) -> tuple[Optional[Batch], list[str]]:
+    """The batch of the items' samples, None if there are none, and all failures."""
+    failures = [text for item in items for text in item.failures]
+    samples = [item.sample for item in items if item.sample is not None]
+    if not samples:
+        return None, failures
+    pictures, labels = zip(*samples)
+    erasures = [(i, *erasure) for i, picture in enumerate(pictures) for erasure in picture.erasures]
+    batch = Batch(
+        images=default_collate([torch.from_numpy(picture.pixels) for picture in pictures]).permute(0, 3, 1, 2),
+        targets=default_collate(labels),
+        boxes=[(*box, *fill.shape[1:]) for *box, fill in erasures],
+        fills=torch.cat([fill.flatten() for *_, fill in erasures]) if erasures else torch.empty(0),
+    )
+    return batch, failures
+
+
+class Finish:
+    """Makes a `Batch` what a model takes: [images float32 (B, 3, H, W), targets], on the device.
+
+    Args:
+        mean, std: of the normalisation, for pixels between 0 and 1.
+        device: where the batch goes.
+        channels_last: the images' memory format there.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device, channels_last: bool = False):
+        self.device = device
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        # A tensor, as CUDA would multiply by the reciprocal of a plain number, which rounds differently.
+        self.levels = torch.tensor(255.0, device=device)
+        self.mean, self.std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+
+    def __call__(self, batch: Batch) -> list[torch.Tensor]:
+        images, fills, targets = to_device([batch.images, batch.fills, batch.targets], self.device)
+        images = images.to(torch.float32, memory_format=self.memory_format)
+        images.div_(self.levels).sub_(self.mean).div_(self.std)
+        start = 0
+        for i, top, left, height, width, *shape in batch.boxes:
+            fill = fills[start : start + 3 * shape[0] * shape[1]].view(3, *shape)
+            images[i, :, top : top + height, left : left + width] = fill
+            start += fill.numel()
+        return [images, targets]

@@ -1,0 +1,217 @@
+"""`--benchmark-data`: how fast training images are loaded, where the time goes, and how many workers a speed takes."""
+
+import io
+import itertools
+import math
+import os
+import time
+from collections import defaultdict
+from statistics import median
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
+
+import torch
+from torch.utils.data import default_collate
+from torchvision import transforms
+from yacs.config import CfgNode
+
+from data.batches import Finish, Item, collate_items
+from data.dataset import ImageDataset, SeededIndex
+from data.loader import Loader
+from utils.defaults import BACKENDS
+from utils.distributed import Launch
+from utils.errors import ConfigError, DataError
+from utils.rng import derive_seed, seed_cpu
+from utils.run_log import RunLog
+
+from .build import loading, run_directory
+from .tasks import create_task
+
+IMAGES = 64  # timed in each round, spread over the data set
+ROUNDS = 5
+LOADER_SECONDS = 5.0
+RELEASED = "timm"
+
+
+class Way(NamedTuple):
+    """A way to load batches."""
+
+    dataset: ImageDataset
+    steps: dict[str, Callable[[Any], Any]]  # image -> sample
+    collate: Callable[[Sequence[Item]], tuple[Any, list[str]]]
+    finish: Callable[[Any], Any]  # what the training process does with a batch
+
+
+def benchmark_data(cfg: CfgNode, launch: Launch, device: torch.device, images_per_second: float) -> None:
+    """Times the loading of training images by each backend, in turns, and by the config's workers; writes nothing.
+
+    Args:
+        images_per_second: what all GPUs together take; 0: not known.
+
+    Raises:
+        ConfigError: several processes.
+        DataError: the data set cannot be used.
+    """
+    if launch.world_size > 1:
+        raise ConfigError(f"--benchmark-data: times one process, but {launch.world_size} were started; start main.py without a launcher")
+    log = RunLog(run_directory(cfg), enabled=True)
+    torch.set_num_threads(1)  # as in a worker
+    finish = loading(cfg, device)["finish"]
+    ways = open_ways(cfg, finish, log)
+    chosen = ways[cfg.DATA.BACKEND].dataset
+    cores = len(os.sched_getaffinity(0))
+    log.info(
+        f"{cfg.DATA.DATA_PATH or cfg.DATA.DATASET}: {len(chosen)} training images, {cfg.DATA.IMG_SIZE} px; "
+        f"{cores} cores; one process, medians of {ROUNDS} rounds of {min(IMAGES, len(chosen))} images, in turns"
+    )
+    seconds = {}
+    for name, profile in profile_in_turns(ways, cfg.SEED).items():
+        in_training = profile.pop("finish")
+        seconds[name] = sum(profile.values())
+        faster = f", {seconds[RELEASED] / seconds[name]:.2f} times {RELEASED}'s speed" if name != RELEASED else ""
+        log.info(f"{name}: {1 / seconds[name]:.0f} images/s/core{faster}; {describe(profile)}")
+        if name == cfg.DATA.BACKEND:
+            log.info(f"{name}: beside that, the training process needs {1000 * in_training:.2f} ms per image to normalise and erase on {device}")
+        by_pillow = getattr(ways[name].dataset.transform.decode, "by_pillow", 0)
+        if by_pillow:
+            log.info(f"{name}: {by_pillow} of {(ROUNDS + 1) * min(IMAGES, len(chosen))} were decoded by Pillow, as they are no plain JPEGs")
+    measure_loader(cfg, device, chosen, log)
+    say_workers(seconds, images_per_second, cores, log)
+
+
+def open_ways(cfg: CfgNode, finish: Finish, log: RunLog) -> dict[str, Way]:
+    """The training set as timm loads it, and with each backend that can be had here; says why another cannot.
+
+    Raises:
+        ConfigError: the config's own backend cannot be had.
+    """
+    ways = {}
+    for name in BACKENDS:
+        changed = cfg.clone()
+        changed.defrost()
+        changed.DATA.BACKEND = name
+        try:
+            dataset = create_task(changed).train_dataset()
+        except ConfigError as error:
+            if name == cfg.DATA.BACKEND:
+                raise
+            log.warning(f"{name}: left out ({error})")
+            continue
+        if name == "pil":
+            ways[RELEASED] = as_released(dataset, cfg.DATA.MEAN, cfg.DATA.STD)
+        ways[name] = Way(dataset, dataset.transform.steps, collate_items, finish)
+    return ways
+
+
+def as_released(dataset: ImageDataset, mean: Sequence[float], std: Sequence[float]) -> Way:
+    """timm's whole transform in the worker, and batches of float32, as in the released code."""
+    steps = {name: step for name, step in dataset.transform.steps.items() if name not in ("to array", "erase")}
+    steps.update({"to tensor": transforms.ToTensor(), "normalise": transforms.Normalize(mean, std)})
+    steps["erase"] = dataset.transform.steps["erase"].erasing
+
+    def collate(items: Sequence[Item]) -> tuple[Any, list[str]]:
+        samples = [item.sample for item in items if item.sample]
+        return default_collate(samples) if samples else None, [text for item in items for text in item.failures]
+
+    return Way(dataset, steps, collate, lambda batch: batch)
+
+
+def profile_in_turns(ways: dict[str, Way], seed: int) -> dict[str, dict[str, float]]:
+    """Seconds of this process' CPU time per image by step, the median over rounds in which each way has its turn."""
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    for number in range(ROUNDS + 1):
+        for name, way in ways.items():
+            rounds[name].append(profile(way, seed, number))
+    return {name: {step: median(r[step] for r in found[1:]) for step in found[1]} for name, found in rounds.items()}  # the first warms up
+
+
+def profile(way: Way, seed: int, number: int) -> dict[str, float]:
+    """Seconds of CPU time per image of each step of loading a batch, and of its `finish`, for whose GPU nobody waits.
+
+    Raises:
+        DataError: an image cannot be read and the set's `on_error` is 'raise'; or none can be read.
+    """
+    seconds: dict[str, float] = defaultdict(float)
+    last = time.process_time()
+
+    def lap(step: str) -> None:
+        nonlocal last
+        now = time.process_time()
+        seconds[step] += now - last
+        last = now
+
+    def read_then_decode(file) -> Any:
+        data = file.read()
+        lap("read")
+        image = decode(io.BytesIO(data))
+        lap("decode")
+        return image
+
+    dataset = way.dataset
+    source, decode = dataset.source, dataset.transform.decode
+    if hasattr(source, "decode"):
+        source.decode = read_then_decode
+    items = []
+    wanted = min(IMAGES, len(dataset))
+    try:
+        for index in range(0, wanted * (len(dataset) // wanted), len(dataset) // wanted):
+            seed_cpu(derive_seed(seed, number, index))
+            lap("seed")
+            try:
+                image, label = source.load(index)
+            except DataError as error:
+                if dataset.on_error == "raise":
+                    raise
+                items.append(Item(None, (str(error),)))
+                continue
+            lap("read")
+            for name, step in way.steps.items():
+                image = step(image)
+                lap(name)
+            items.append(Item((image, label)))
+    finally:
+        if hasattr(source, "decode"):
+            source.decode = decode
+    batch, failures = way.collate(items)
+    if batch is None:
+        raise DataError(f"{failures[0]}; none of {len(failures)} images could be read")
+    lap("collate")
+    way.finish(batch)
+    lap("finish")
+    return {step: value / len(batch[1]) for step, value in seconds.items()}
+
+
+def describe(profile: dict[str, float]) -> str:
+    steps = ", ".join(f"{step} {1000 * seconds:.2f}" for step, seconds in profile.items())
+    return f"{1000 * sum(profile.values()):.2f} ms per image: {steps}"
+
+
+def measure_loader(cfg: CfgNode, device: torch.device, dataset: ImageDataset, log: RunLog) -> None:
+    """Says how many images per second the config's workers load; the first batches, of their start, are not counted."""
+    workers = cfg.DATA.NUM_WORKERS
+    if not workers:
+        log.info("loader: DATA.NUM_WORKERS is 0, the training process loads by itself")
+        return
+    size = cfg.DATA.BATCH_SIZE
+
+    def endless() -> Iterator[list[SeededIndex]]:
+        for start in itertools.count(0, size):
+            yield [SeededIndex(i % len(dataset), derive_seed(cfg.SEED, i)) for i in range(start, start + size)]
+
+    batches = Loader(dataset, batch_sampler=endless(), **loading(cfg, device)).batches()
+    for _ in range(workers):
+        next(batches)
+    started, count = time.perf_counter(), 0
+    while count % workers or time.perf_counter() - started < LOADER_SECONDS:
+        next(batches)
+        count += 1
+    rate = count * size / (time.perf_counter() - started)
+    log.info(f"loader: {rate:.0f} images/s with DATA.BACKEND {cfg.DATA.BACKEND}, DATA.NUM_WORKERS {workers}, batches of {size}")
+
+
+def say_workers(seconds: dict[str, float], images_per_second: float, cores: int, log: RunLog) -> None:
+    """Says how many workers, each with a core of its own, load so many images per second."""
+    target = images_per_second or 1000.0
+    needed = {name: math.ceil(target * each) for name, each in seconds.items()}
+    counts = ", ".join(f"{count} with {name}" for name, count in needed.items())
+    note = "" if images_per_second else "; --benchmark-data 2500 says it for 2500 images/s of all GPUs together"
+    log.info(f"workers for {target:g} images/s, a core each: {counts} ({cores} cores are here){note}")
