@@ -463,6 +463,46 @@ def test_a_waiting_run_warns(write_config, capsys, monkeypatch):
     assert capsys.readouterr().out.count("spent waiting for images") == 2  # once in each epoch
 
 
+def test_batches_on_their_way_to_a_gpu(monkeypatch):
+    """The order of what is asked of CUDA, which is stood in for: the next batch is under way before a batch is used."""
+    log = []
+
+    class Stream:
+        def wait_stream(self, other):
+            log.append(("the computing stream waits for" if other is side else "waits", "copying"))
+
+    class OnDevice:
+        def __init__(self, number):
+            self.number = number
+            log.append(("copied", number, inside[-1] is side))
+
+        def record_stream(self, stream):
+            log.append(("kept", self.number, stream is computing))
+
+    class using:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def __enter__(self):
+            inside.append(self.stream)
+
+        def __exit__(self, *_):
+            inside.pop()
+
+    side, computing = Stream(), Stream()
+    inside = [computing]
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+    monkeypatch.setattr(torch.cuda, "stream", using)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
+    batches = Prefetcher(iter([1, 2]), lambda number: [OnDevice(number)], torch.device("cuda"))
+    wait = ("the computing stream waits for", "copying")
+    assert next(batches)[0].number == 1
+    assert log == [("copied", 1, True), wait, ("kept", 1, True), ("copied", 2, True)]
+    log.clear()
+    assert [batch[0].number for batch in batches] == [2] and log == [wait, ("kept", 2, True)]
+    assert list(Prefetcher(iter([]), lambda number: [OnDevice(number)], torch.device("cuda"))) == []
+
+
 def test_batches_pass_through_on_the_cpu():
     given = iter([1, 2, 3])
     batches = Prefetcher(given, lambda n: [n, n], torch.device("cpu"))
