@@ -58,6 +58,7 @@ class Trainer:
     save_freq: int
     save_every_steps: int
     save_every_minutes: float
+    compiling: bool = False  # the next update begins with that
 
     def fit(self) -> None:
         """Trains from `progress` to the last epoch.

@@ -48,7 +48,7 @@ def make_trainer(model, batch_size, accumulation_steps, num_images, precision=No
         model=model, wrapped_model=model, task=Regression(), optimizer=optimizer, lr_scheduler=scheduler,
         precision=precision or NativePrecision(CPU, None), model_ema=None, train_loader=None, val_loader=None, plan=plan,
         progress=Progress(), checkpointer=None, log=log or RunLog(None, enabled=False), device=CPU, peers=Peers(Launch()),
-        waits=Waits(0, "pil", 1), epochs=10, seed=0, clip_grad=clip_grad, print_freq=1, save_freq=0, save_every_steps=0,
+        waits=Waits(0, "pil", 1), epochs=10, seed=0, clip_grad=clip_grad, compile_mode="", print_freq=1, save_freq=0, save_every_steps=0,
         save_every_minutes=0.0,
     )  # fmt: skip
     settings["guard"] = FiniteGuard("raise", settings["precision"].skips_overflows, model, CPU)
@@ -334,7 +334,7 @@ def final_weights(config_path, tag):
 
 
 @pytest.mark.parametrize("switch", [
-    ["AMP.DTYPE", "bfloat16"], ["AMP.DTYPE", "float16"], ["TRAIN.CHANNELS_LAST", "True"], ["TRAIN.USE_CHECKPOINT", "True"],
+    ["AMP.DTYPE", "bfloat16"], ["AMP.DTYPE", "float16"], ["TRAIN.CHANNELS_LAST", "False"], ["TRAIN.USE_CHECKPOINT", "True"],
     ["DATA.NUM_WORKERS", "2"], ["TRAIN.OPTIMIZER.NAME", "sgd"], ["TRAIN.LAYER_DECAY", "0.7"], ["AUG.MIXUP_MODE", "elem"],
     ["MODEL.FAT.interaction", "bidirectional"],
 ])  # fmt: skip
@@ -445,7 +445,7 @@ def test_every_setting_reaches_its_place(write_config, monkeypatch):
         TRAIN={
             "EPOCHS": 10, "WARMUP_EPOCHS": 2, "BASE_LR": 0.64, "WARMUP_LR": 0.064, "MIN_LR": 0.0064, "WEIGHT_DECAY": 0.11,
             "CLIP_GRAD": 1.5, "LAYER_DECAY": 0.5, "ACCUMULATION_STEPS": 2, "SAVE_EVERY_STEPS": 5, "SAVE_EVERY_MINUTES": 7.5,
-            "NONFINITE": "skip", "CHANNELS_LAST": True,
+            "NONFINITE": "skip", "CHANNELS_LAST": False, "COMPILE": True, "COMPILE_MODE": "max-autotune",
             "OPTIMIZER": {"EPS": 1e-5, "BETAS": [0.7, 0.8]},
         },
         EMA={"ENABLED": True, "DECAY": 0.77, "WARMUP": True},
@@ -462,8 +462,8 @@ def test_every_setting_reaches_its_place(write_config, monkeypatch):
     for loader in (trainer.train_loader, trainer.val_loader):
         dataset = loader.loader.dataset
         assert (dataset.on_error, dataset.source.decode.keywords, dataset.source.inside) == ("skip", {"exif": False}, "")
-        assert loader.finish.memory_format is torch.channels_last
-    assert (trainer.epochs, trainer.clip_grad) == (10, 1.5)
+        assert loader.finish.memory_format is torch.contiguous_format
+    assert (trainer.epochs, trainer.clip_grad, trainer.compile_mode) == (10, 1.5, "max-autotune")
     assert (trainer.plan.total_batch_size, trainer.plan.updates_per_epoch) == (8, 8)
     assert trainer.train_loader.sampler.seed == 7
 
