@@ -346,7 +346,8 @@ def test_switches_train(write_config, switch):
     assert all(torch.isfinite(v).all() for v in checkpoint["model"].values())
 
 
-def test_compiled_training_gives_the_same_weights(write_config, tmp_path):
+def test_compiled_training_gives_the_same_weights(write_config, tmp_path, capsys):
+    """One graph for training and one for evaluation: of both models, and of the last batch, which is smaller."""
     one_stage = dict(
         embed_dims=[16], depths=[1], num_heads=[2], kernel_sizes=[3], window_sizes=[2], mlp_ratios=[2], mlp_kernel_sizes=[3]
     )
@@ -354,7 +355,11 @@ def test_compiled_training_gives_the_same_weights(write_config, tmp_path):
         MODEL={"NAME": "one_stage", "FAT": one_stage, "DROP_PATH_RATE": 0.0}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "BASE_LR": 1e-3}
     )
     run("--cfg", path, "--tag", "eager")
+    torch._dynamo.reset()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     run("--cfg", path, "--tag", "compiled", "--opts", "TRAIN.COMPILE", "True")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == 2
+    assert "torch.compile: the first update took" in capsys.readouterr().out
     folder = tmp_path / "output/one_stage"
     eager, compiled = (torch.load(folder / tag / "last.pth", weights_only=True)["model"] for tag in ("eager", "compiled"))
     assert list(eager) == list(compiled)
