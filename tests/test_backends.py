@@ -378,6 +378,12 @@ def test_a_missing_package_is_one_line(write_config, monkeypatch):
     assert message.startswith("DATA.BACKEND is 'nvimgcodec'") and "pip install nvidia-nvimgcodec-cu13" in message
 
 
+def test_a_missing_requirement_is_one_line(write_config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "engine.run", None)  # as if what it imports were not there
+    message = str(error_of("--cfg", write_config()))
+    assert message.startswith("engine.run: cannot be imported") and "pip install -r requirements.txt" in message
+
+
 def test_refused_by_the_command(write_config):
     assert "DATA.INTERPOLATION is 'lanczos'" in str(error_of("--cfg", write_config(), "--opts", "DATA.BACKEND", "cv2", "DATA.INTERPOLATION", "lanczos"))
     message = str(error_of("--cfg", write_config(), "--opts", "DATA.BACKEND", "cv"))
