@@ -165,7 +165,8 @@ def _affine(image: np.ndarray, matrix: Sequence[float], fill: Sequence[int], res
 def translate_x(image: np.ndarray, pct: float, *, fillcolor: Sequence[int], resample: int) -> np.ndarray:
     width = image.shape[1]
     weights, start, stop, source = _shift(pct * width, width, resample)
-    moved = cv2.filter2D(cv2.copyMakeBorder(image, 0, 0, 1, 1, cv2.BORDER_REPLICATE), -1, weights[None], None, (1, 0), CUT, cv2.BORDER_REPLICATE)
+    wider = cv2.copyMakeBorder(image, 0, 0, 1, 1, cv2.BORDER_REPLICATE)
+    moved = cv2.filter2D(wider, -1, weights[None], None, (1, 0), CUT, cv2.BORDER_REPLICATE)
     result = _filled(image, fillcolor)
     result[:, start:stop] = moved[:, source : source + stop - start]
     return result
@@ -174,7 +175,8 @@ def translate_x(image: np.ndarray, pct: float, *, fillcolor: Sequence[int], resa
 def translate_y(image: np.ndarray, pct: float, *, fillcolor: Sequence[int], resample: int) -> np.ndarray:
     height = image.shape[0]
     weights, start, stop, source = _shift(pct * height, height, resample)
-    moved = cv2.filter2D(cv2.copyMakeBorder(image, 1, 1, 0, 0, cv2.BORDER_REPLICATE), -1, weights[:, None], None, (0, 1), CUT, cv2.BORDER_REPLICATE)
+    higher = cv2.copyMakeBorder(image, 1, 1, 0, 0, cv2.BORDER_REPLICATE)
+    moved = cv2.filter2D(higher, -1, weights[:, None], None, (0, 1), CUT, cv2.BORDER_REPLICATE)
     result = _filled(image, fillcolor)
     result[start:stop] = moved[source : source + stop - start]
     return result

@@ -64,7 +64,9 @@ def array_steps(
     """
     interpolation = resized_crop.interpolation.value
     if interpolation not in INTERPOLATIONS:
-        raise ConfigError(f"DATA.INTERPOLATION is {interpolation!r}, but DATA.BACKEND cv2 has {' and '.join(INTERPOLATIONS)} only; use one, or pil")
+        raise ConfigError(
+            f"DATA.INTERPOLATION is {interpolation!r}, but DATA.BACKEND cv2 has {' and '.join(INTERPOLATIONS)} only; use one, or pil"
+        )
     steps = {"crop": crop, "resize": Resize(resized_crop.size[0], interpolation)}
     steps.update({"flip": Flip(flip.p) for flip in flips})
     for colour in colours:

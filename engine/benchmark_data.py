@@ -70,10 +70,12 @@ def benchmark_data(cfg: CfgNode, launch: Launch, device: torch.device, images_pe
         faster = f", {seconds[RELEASED] / seconds[name]:.2f} times {RELEASED}'s speed" if name != RELEASED else ""
         log.info(f"{name}: {1 / seconds[name]:.0f} images/s/core{faster}; {describe(profile)}")
         if name == cfg.DATA.BACKEND:
-            log.info(f"{name}: beside that, the training process needs {1000 * in_training:.2f} ms per image to normalise and erase on {device}")
+            took = f"{1000 * in_training:.2f} ms per image"
+            log.info(f"{name}: beside that, the training process needs {took} to normalise and erase on {device}")
         by_pillow = getattr(ways[name].dataset.transform.decode, "by_pillow", 0)
         if by_pillow:
-            log.info(f"{name}: {by_pillow} of {(ROUNDS + 1) * min(IMAGES, len(chosen))} were decoded by Pillow, as they are no plain JPEGs")
+            loaded = (ROUNDS + 1) * min(IMAGES, len(chosen))
+            log.info(f"{name}: {by_pillow} of {loaded} were decoded by Pillow, as they are no plain JPEGs")
     measure_loader(cfg, device, chosen, log)
     say_workers(seconds, images_per_second, cores, log)
 

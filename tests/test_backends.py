@@ -296,7 +296,8 @@ def test_damaged_files_have_pillow_s_errors(photos, cut):
         with pytest.raises(DataError) as caught:
             dataset(photos, backend)[SeededIndex(0, 0)]
         messages.append(str(caught.value))
-    assert messages[0].startswith(f"{path}: cannot be read") and re.sub("0x[0-9a-f]+", "", messages[0]) == re.sub("0x[0-9a-f]+", "", messages[1])
+    assert messages[0].startswith(f"{path}: cannot be read")
+    assert len({re.sub("0x[0-9a-f]+", "", message) for message in messages}) == 1
 
 
 def test_what_cannot_be_read_is_left_out(photos, decode):
@@ -385,7 +386,8 @@ def test_a_missing_requirement_is_one_line(write_config, monkeypatch):
 
 
 def test_refused_by_the_command(write_config):
-    assert "DATA.INTERPOLATION is 'lanczos'" in str(error_of("--cfg", write_config(), "--opts", "DATA.BACKEND", "cv2", "DATA.INTERPOLATION", "lanczos"))
+    message = str(error_of("--cfg", write_config(), "--opts", "DATA.BACKEND", "cv2", "DATA.INTERPOLATION", "lanczos"))
+    assert message.startswith("DATA.INTERPOLATION is 'lanczos'")
     message = str(error_of("--cfg", write_config(), "--opts", "DATA.BACKEND", "cv"))
     assert "DATA.BACKEND" in message and "one of pil, cv2, nvimgcodec" in message
 
@@ -449,7 +451,8 @@ def test_waiting_is_said_once_in_an_epoch():
     waits = Waits(workers=4, backend="pil", cores=16)
     assert waits.add(0.19 * 100, 100) is None
     said = waits.add(LEAST, 20)
-    assert said.startswith("24% of this epoch's time") and "DATA.NUM_WORKERS, which is 4, as 16 cores" in said and "DATA.BACKEND cv2" in said
+    assert said.startswith("24% of this epoch's time") and "DATA.NUM_WORKERS, which is 4, as 16 cores" in said
+    assert "DATA.BACKEND cv2" in said
     assert waits.add(50, 50) is None
     waits.start_epoch()
     assert waits.add(LEAST - 1, LEAST) is None and "DATA.BACKEND" in waits.add(2, 2)
