@@ -62,6 +62,7 @@ def array_steps(
     Raises:
         ConfigError: a step that this backend does not have.
     """
+    cv2.setNumThreads(1)  # the workers are the threads; in one of them it would hang, as the threads do not survive the fork
     interpolation = resized_crop.interpolation.value
     if interpolation not in INTERPOLATIONS:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A source of images with the transform that makes them tensors."""
+"""A source of images with the transform that makes them a model's pictures."""
 
 from typing import Callable, NamedTuple
 

@@ -50,6 +50,7 @@ class Loader:
             prefetch_factor=prefetch if num_workers else None,
             collate_fn=collate_items,
             worker_init_fn=_prepare_worker,
+            multiprocessing_context="fork" if num_workers else None,  # see `end_with_parent`; Python 3.14 has another default
             **batching,
         )
 

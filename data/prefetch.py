@@ -1,8 +1,15 @@
 """Batches on their way to the device while it computes."""
 
+import functools
 from typing import Any, Callable, Iterator
 
 import torch
+
+
+@functools.cache
+def copying_stream(device: torch.device) -> "torch.cuda.Stream":
+    """One for each device and all epochs: memory that is freed on a stream stays that stream's."""
+    return torch.cuda.Stream(device)
 
 
 class Prefetcher:
@@ -30,7 +37,7 @@ class Prefetcher:
         return next(self.ahead)
 
     def _cuda(self) -> Iterator[list[torch.Tensor]]:
-        stream = torch.cuda.Stream(self.device)
+        stream = copying_stream(self.device)
 
         def next_batch():
             with torch.cuda.stream(stream):

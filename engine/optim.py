@@ -38,8 +38,10 @@ def create_optimizer(
         options["eps"] = eps
     if info.has_betas:
         options["betas"] = tuple(betas)
-    if info.opt_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
-        options["fused"] = True  # one pass over all parameters, on GPUs and CPUs
+    if info.opt_class in (torch.optim.Adam, torch.optim.AdamW):
+        # One pass over all parameters, on GPUs and CPUs. Not SGD's: a first step that overflows in float16 leaves it with
+        # momentum from uninitialised memory (torch 2.15).
+        options["fused"] = True
     try:
         return create_optimizer_v2(
             model,
@@ -143,3 +145,8 @@ class ResumableOptimizer:
             for saved, group in zip(state["param_groups"], groups)
         ]
         self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+        for parameter, entry in self.optimizer.state.items():
+            for key, value in entry.items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    # Fused steps go through memory side by side, whatever layout the file's moments had.
+                    entry[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-from utils.config import leaf_keys
+from utils.config import leaf_keys, to_dict
+from utils.defaults import DEFAULTS
 from utils.errors import CheckpointError, ConfigError
 
 from .checkpoint import checkpoints_of, read_checkpoint
@@ -142,12 +143,12 @@ def _require_plan(checkpoint: dict[str, Any], path: Path) -> None:
 
 def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between a checkpoint's config and this one, a line per key."""
-    changes = []
+    changes, defaults = [], to_dict(DEFAULTS)
     for key in leaf_keys():
-        before, after = old, new
+        before, after, default = old, new, defaults
         for name in key.split("."):
             before = before.get(name) if isinstance(before, dict) else None
-            after = after[name]
-        if before != after:
+            after, default = after[name], default[name]
+        if before != after and not (before is None and after == default):  # a key that is younger than the checkpoint
             changes.append(f"{key} changed from {before!r} to {after!r}")
     return changes

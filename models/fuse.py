@@ -1,15 +1,18 @@
 """The deployed form of a FAT: the same function with fewer operators, for inference only."""
 
+import platform
 from typing import Optional
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .fat import FAT, FATStage
-from .layers import FASA, FATBlock
+from .layers import FASA, FATBlock, LayerNorm
 from .layers.depthwise import HALF, identity_kernel
+from .layers.fasa import interact
 
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 ONEDNN = {"none": ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none"), "silu": ("swish", "")}  # names, algorithms
@@ -38,6 +41,8 @@ def fuse(model: FAT, dtype: torch.dtype = torch.float32) -> "FusedFAT":
         raise ValueError(f"fuse takes models of models.fat, not {type(model).__name__}")
     if model.training:
         raise ValueError("fuse takes a model in evaluation mode; call model.eval() first, training needs the unfused one")
+    if not isinstance(model.norm, nn.GroupNorm):
+        raise ValueError("fuse takes whole models, this one has been pruned")
     if dtype not in (torch.float32, *HALF):
         raise ValueError(f"fuse knows float32, bfloat16 and float16, not {dtype}")
     device = next(model.parameters()).device
@@ -53,7 +58,11 @@ def is_native_on_cpu(dtype: torch.dtype) -> bool:
         return True
     if not torch.backends.mkldnn.is_available():
         return False
-    return (torch.ops.mkldnn._is_mkldnn_bf16_supported if dtype is torch.bfloat16 else torch.ops.mkldnn._is_mkldnn_fp16_supported)()
+    if dtype is torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    if platform.machine() == "x86_64":  # oneDNN also says so of CPUs that have AVX-512 alone
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class FusedConv2d(nn.Module):
@@ -78,35 +87,30 @@ class FusedConv2d(nn.Module):
         self.padding = [weight.shape[-1] // 2] * 2
         self.groups = groups
         self.activation = activation
-        self.packed: Optional[torch.Tensor] = None  # the weight in oneDNN's own order
+        self.packed: Optional[tuple] = None  # a weight, its version, and it in oneDNN's own order
 
     def forward(self, x: torch.Tensor, residual: Optional[torch.Tensor] = None) -> torch.Tensor:
         """The activation of the convolution, or without one its sum with `residual`, which has the result's shape."""
-        if self.packed is None and not self._pack(x):
+        packed = self._packed(x)
+        if packed is None:
             y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
             return ACTIVATIONS[self.activation](y) if residual is None else y + residual
-        where = (self.packed, self.bias, self.padding, self.stride, [1, 1], self.groups)
+        where = (packed, self.bias, self.padding, self.stride, [1, 1], self.groups)
         if residual is None:
             name, algorithm = ONEDNN[self.activation]
             return torch.ops.mkldnn._convolution_pointwise(x, *where, name, [], algorithm)
         return torch.ops.mkldnn._convolution_pointwise.binary(x, residual, *where, "add", 1.0, None, [], None)
 
-    def _pack(self, x: torch.Tensor) -> bool:
-        """Whether `x` is for oneDNN; the first time it puts the weight into its order."""
+    def _packed(self, x: torch.Tensor) -> Optional[torch.Tensor]:
+        """The weight in oneDNN's order, put there once; None if `x` is not for oneDNN."""
         if x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.backends.mkldnn.is_available():
-            return False
-        self.packed = torch.ops.mkldnn._reorder_convolution_weight(
-            self.weight, self.padding, self.stride, [1, 1], self.groups, list(x.shape)
-        )
-        return True
-
-    def _apply(self, *args, **kwargs):
-        self.packed = None  # .to(...) changes the weight
-        return super()._apply(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args, **kwargs):
-        self.packed = None
-        return super()._load_from_state_dict(*args, **kwargs)
+            return None
+        weight = self.weight
+        version = 0 if weight.is_inference() else weight._version
+        if self.packed is None or self.packed[0] is not weight or self.packed[1] != version:
+            order = (self.padding, self.stride, [1, 1], self.groups, list(x.shape))
+            self.packed = weight, version, torch.ops.mkldnn._reorder_convolution_weight(weight, *order)
+        return self.packed[2]
 
     def __getstate__(self):
         return {**self.__dict__, "packed": None}  # oneDNN's tensors can be neither copied nor saved
@@ -123,9 +127,7 @@ class FusedAttention(nn.Module):
         super().__init__()
         self.num_heads, self.interaction = fasa.num_heads, fasa.interaction
         pooled = self.interaction != "local" and fasa.pool.num_steps > 0
-        self.norm = nn.GroupNorm(1, norm.num_channels, norm.eps, affine=pooled)
-        if pooled:
-            self.norm.load_state_dict(norm.state_dict())
+        self.norm = fused_norm(norm, dtype, affine=pooled)
         before = nn.Identity() if pooled else norm
         self.q = FusedConv2d(*after_norm(before, fasa.q.weight, fasa.q.bias), dtype)
         if self.interaction != "local":
@@ -134,7 +136,6 @@ class FusedAttention(nn.Module):
         if self.interaction != "global":
             self.local_mixer = FusedConv2d(fasa.local_mixer.weight, fasa.local_mixer.bias, dtype, groups=fasa.q.out_channels, activation="silu")
         self.mixer = FusedConv2d(fasa.mixer.weight, fasa.mixer.bias, dtype)
-        self.interact = fasa.interact
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         normed = self.norm(x)
@@ -144,14 +145,14 @@ class FusedAttention(nn.Module):
         elif self.interaction == "global":
             mixed = self.attend(q, self.kv(self.pool(normed)))
         else:
-            mixed = self.interact(self.local_mixer(q), self.attend(q, self.kv(self.pool(normed))))
+            mixed = interact(self.interaction, self.local_mixer(q), self.attend(q, self.kv(self.pool(normed))))
         return self.mixer(mixed, x)
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         """softmax(Q K^T / sqrt d) V: (B, C, H, W), (B, 2C, h, w) -> (B, C, H, W); channels_last maps are not copied."""
         batch, channels, height, width = q.shape
-        q = q.permute(0, 2, 3, 1).reshape(batch, -1, self.num_heads, channels // self.num_heads)  # (B, N, heads, d)
-        k, v = kv.permute(0, 2, 3, 1).reshape(batch, -1, 2, *q.shape[2:]).unbind(2)  # (B, n, heads, d)
+        q = q.permute(0, 2, 3, 1).reshape(batch, height * width, self.num_heads, channels // self.num_heads)  # (B, N, heads, d)
+        k, v = kv.permute(0, 2, 3, 1).reshape(batch, kv.shape[2:].numel(), 2, *q.shape[2:]).unbind(2)  # (B, n, heads, d)
         if q.device.type == "cpu":  # attention of 16-bit numbers is slower there
             q, k, v = q.float(), k.float(), v.float()
         g = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # (B, heads, N, d)
@@ -165,22 +166,22 @@ class FusedBlock(nn.Module):
         super().__init__()
         self.sums = dtype in HALF  # x + DWConv(x) as a sum
         ffn = block.ffn
-        self.has_residual = ffn.stride == 1
+        self.has_residual = ffn.dwconv.residual
         self.cpe = FusedConv2d(self._with_identity(block.cpe.weight), block.cpe.bias, dtype, groups=block.cpe.groups)
         self.attn = FusedAttention(block.attn, block.norm1, dtype)
-        self.norm2 = nn.GroupNorm(1, block.norm2.num_channels, block.norm2.eps, affine=False)
+        self.norm2 = fused_norm(block.norm2, dtype, affine=False)
         self.fc1 = FusedConv2d(*after_norm(block.norm2, ffn.fc1.weight, ffn.fc1.bias), dtype, activation="gelu")
         if self.sums and self.has_residual:  # the BatchNorm is behind the sum, and goes into the 1x1 convolution
             self.dwconv = FusedConv2d(ffn.dwconv.weight, ffn.dwconv.bias, dtype, groups=ffn.dwconv.groups)
             self.fc2 = FusedConv2d(*after_norm(ffn.bn, ffn.fc2.weight, ffn.fc2.bias), dtype)
         else:
             weight = self._with_identity(ffn.dwconv.weight) if self.has_residual else ffn.dwconv.weight
-            self.dwconv = FusedConv2d(*before_norm(weight, ffn.dwconv.bias, ffn.bn), dtype, ffn.stride, ffn.dwconv.groups)
+            self.dwconv = FusedConv2d(*before_norm(weight, ffn.dwconv.bias, ffn.bn), dtype, ffn.dwconv.stride[0], ffn.dwconv.groups)
             self.fc2 = FusedConv2d(ffn.fc2.weight, ffn.fc2.bias, dtype)
         self.shortcut = nn.Identity() if self.has_residual else fused_downsample(block.downsample, dtype)
 
     def _with_identity(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight if self.sums else weight + identity_kernel(weight.shape[-1]).to(weight)
+        return weight if self.sums else weight + identity_kernel(weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.cpe(x, x if self.sums else None)
@@ -207,25 +208,27 @@ class FusedFAT(nn.Module):
             ),
             FusedConv2d(stem.conv5.weight, stem.conv5.bias, dtype),
         )
-        self.stem_norm = nn.GroupNorm(1, stem.layernorm.num_channels, stem.layernorm.eps)
-        self.stem_norm.load_state_dict(stem.layernorm.state_dict())
+        self.stem_norm = fused_norm(stem.layernorm, dtype)
         stages: list[FATStage] = list(model.layers)
         self.blocks = nn.Sequential(*(FusedBlock(block, dtype) for stage in stages for block in stage.blocks))
         folded = bool(model.num_classes)
-        self.norm = nn.GroupNorm(1, model.num_features, model.norm.eps, affine=not folded)
+        self.norm = fused_norm(model.norm, dtype, affine=not folded)
         self.head = nn.Identity()
         if folded:
             weight, bias = after_norm(model.norm, model.head.weight[..., None, None], model.head.bias)
             self.head = nn.Linear(*model.head.weight.shape[::-1])
             self.head.load_state_dict({"weight": weight[..., 0, 0], "bias": bias})
-        else:
-            self.norm.load_state_dict(model.norm.state_dict())
         self.to(next(model.parameters()).device).requires_grad_(False)
 
     def train(self, mode: bool = True) -> "FusedFAT":
         if mode:
             raise ValueError("a fused model cannot be trained; train the model that it was made of")
         return super().train(False)
+
+    def _apply(self, fn, *args, **kwargs):
+        if fn(torch.empty(0, dtype=self.dtype)).dtype is not self.dtype:
+            raise ValueError(f"a fused model keeps its dtype, {self.dtype}; call fuse(model, dtype) for another one")
+        return super()._apply(fn, *args, **kwargs)
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -238,19 +241,27 @@ class FusedFAT(nn.Module):
             return self.head(x)
 
 
+def fused_norm(norm: nn.GroupNorm, dtype: torch.dtype, affine: bool = True) -> LayerNorm:
+    """The norm in a dtype, without its weight and bias if they are folded into what follows."""
+    fused = LayerNorm(norm.num_channels, norm.eps, affine)
+    if affine:
+        fused.load_state_dict(norm.state_dict())
+    return fused.to(dtype)
+
+
 def fused_downsample(layers: nn.Module, dtype: torch.dtype) -> FusedDownsample:
     """Depthwise convolution, BatchNorm and 1x1 convolution in turn, without the norms."""
     fused = FusedDownsample()
     layers = list(layers.children())
     for layer, following in zip(layers, [*layers[1:], None]):
-        if isinstance(following, nn.BatchNorm2d):
+        if isinstance(following, _BatchNorm):
             fused.append(FusedConv2d(*before_norm(layer.weight, layer.bias, following), dtype, layer.stride[0], layer.groups))
         elif isinstance(layer, nn.Conv2d):
             fused.append(FusedConv2d(layer.weight, layer.bias, dtype))
     return fused
 
 
-def before_norm(weight: torch.Tensor, bias: torch.Tensor, norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+def before_norm(weight: torch.Tensor, bias: torch.Tensor, norm: _BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight and bias of a convolution with the BatchNorm behind it."""
     values = (value.double() for value in (weight, bias, norm.running_mean, norm.running_var))
     return fuse_conv_bn_weights(*values, norm.eps, norm.weight.double(), norm.bias.double())
@@ -264,8 +275,10 @@ def after_norm(norm: nn.Module, weight: torch.Tensor, bias: torch.Tensor) -> tup
     weight, bias = weight.double(), bias.double()
     if isinstance(norm, nn.Identity):
         return weight, bias
+    if not isinstance(norm, (nn.GroupNorm, _BatchNorm)):
+        raise ValueError(f"fuse does not know the norm {type(norm).__name__}")
     scale, shift = norm.weight.double(), norm.bias.double()
-    if isinstance(norm, nn.BatchNorm2d):
+    if isinstance(norm, _BatchNorm):
         scale = scale * (norm.running_var.double() + norm.eps).rsqrt()
         shift = shift - norm.running_mean.double() * scale
     return weight * scale[:, None, None], bias + (weight[..., 0, 0] @ shift)

@@ -294,7 +294,7 @@ def draw(path: Path, rows: list[dict], facts: list[str]) -> None:
 
     with open(Path(__file__).with_name("published.csv")) as file:
         top1 = {row["model"]: (float(row["top1"]), row["img_size"]) for row in csv.DictReader(file)}
-    timed = [r for r in rows if r["task"] == "inference" and r["model"] in top1]
+    timed = [r for r in rows if r["task"].startswith("inference") and r["model"] in top1]
     if not timed:
         return
     batch_size = max(r["batch_size"] for r in timed)
@@ -330,7 +330,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         for batch_size in args.batch_sizes if task == "inference" else args.train_batch_sizes:
             images = torch.randn(batch_size, 3, args.img_size, args.img_size, device=device)
             make = functools.partial(inference_candidates, openvino=args.openvino) if task == "inference" else train_candidates
-            # A model's forms are compared with one another; the best ones of all models meet again in the peers' round.
+            # A FAT's forms take turns with one another, the peers with one another and with the forms of the first FAT.
             groups = [[name] for name in args.models] + ([args.models[:1] + args.peers] if args.peers else [])
             for number, names in enumerate(groups):
                 torch.manual_seed(0)
@@ -365,7 +365,10 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.5, help="of each candidate in each round, about")
     parser.add_argument("--threads", type=int, default=1, help="on a CPU")
     parser.add_argument("--img-size", type=int, default=224)
-    parser.add_argument("--compile-mode", default="default", help="of torch.compile; empty: nothing is compiled")
+    parser.add_argument(
+        "--compile-mode", default="default", choices=["", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
+        help="of torch.compile; empty: nothing is compiled",
+    )  # fmt: skip
     parser.add_argument("--openvino", action="store_true", help="on a CPU: FAT in OpenVINO, too (pip install openvino)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
     parser.add_argument("--output", default="", help="path without a suffix; results/benchmark_<device>")
@@ -378,6 +381,11 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     for name in args.peers:
         if not timm.is_model(name):
             parser.error(f"--peers: {name} is unknown to timm {timm.__version__}")
+        published = timm.get_pretrained_cfg(name)
+        if published and published.fixed_input_size and published.input_size[-1] != args.img_size:
+            parser.error(f"--peers: {name} takes images of {published.input_size[-1]} px only; leave it out, or --img-size")
+    if not 0 < args.seconds < 3600:
+        parser.error(f"--seconds: {args.seconds} is no such time; give some tenths of a second")
     for precision in args.precisions or []:
         if not cuda and not is_native_on_cpu(DTYPES[precision]):
             parser.error(f"--precisions: {precision} is emulated on this CPU; leave it out")
@@ -388,6 +396,10 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     args.batch_sizes = args.batch_sizes or ([1, 16, 256] if cuda else [1, 16])
     args.train_batch_sizes = args.train_batch_sizes or ([128] if cuda else [16])
     args.output = args.output or f"results/benchmark_{args.device}"
+    try:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output: {error.filename}: {error.strerror}; give another path")
     return args
 
 

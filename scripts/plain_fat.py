@@ -153,7 +153,7 @@ class PlainFAT(nn.Module):
             2**block.attn.pool.num_steps,
             ffn.fc1.out_channels / dim,
             ffn.dwconv.kernel_size[0],
-            ffn.stride,
+            ffn.dwconv.stride[0],
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from data.crops import CropReader, decode_cv2
 from data.dataset import ImageDataset, SeededIndex
 from data.decode import decode_image
 from data.loader import TrainLoader
-from data.prefetch import Prefetcher
+from data.prefetch import Prefetcher, copying_stream
 from data.sources import open_source
 from engine.waits import LEAST, Waits
 from utils.errors import ConfigError, DataError
@@ -500,6 +500,7 @@ def test_batches_on_their_way_to_a_gpu(monkeypatch):
 
     side, computing = Stream(), Stream()
     inside = [computing]
+    copying_stream.cache_clear()
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
     monkeypatch.setattr(torch.cuda, "stream", using)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)

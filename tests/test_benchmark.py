@@ -7,6 +7,7 @@ import benchmark
 import pytest
 import timm
 import torch
+from matplotlib.axes import Axes
 
 
 def test_every_form_has_a_figure(tmp_path, monkeypatch):
@@ -34,13 +35,16 @@ def test_every_form_has_a_figure(tmp_path, monkeypatch):
     assert torch.__version__ in text and text.count("| fat_tiny | fused |") == 4
 
 
-def test_the_picture_has_the_published_models(tmp_path):
+def test_the_picture_has_the_published_models(tmp_path, monkeypatch):
     rows = [
-        {"task": "inference", "batch_size": 16, "model": name, "form": "eager NHWC", "precision": "float32", "images_per_second": speed}
+        {"task": "inference" + " beside peers" * (name != "fat_b0"), "batch_size": 16, "model": name, "form": "eager NHWC", "precision": "float32", "images_per_second": speed}
         for speed, name in enumerate(["fat_b0", "pvt_v2_b0", "swin_tiny_patch4_window7_224"], start=10)
     ]
+    points = []
+    scatter = Axes.scatter
+    monkeypatch.setattr(Axes, "scatter", lambda axes, x, y, **how: points.extend(zip(x, y)) or scatter(axes, x, y, **how))
     benchmark.draw(tmp_path / "picture.png", rows, ["today", "here"])
-    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    assert sorted(points) == [(10, 77.6), (11, 70.654), (12, 81.388)] and (tmp_path / "picture.png").exists()
     with open(benchmark.Path(benchmark.__file__).with_name("published.csv")) as file:
         published = list(csv.DictReader(file))
     assert all(timm.is_model(row["model"]) and row["source"] and 60 < float(row["top1"]) < 90 for row in published)
@@ -52,6 +56,10 @@ def test_the_picture_has_the_published_models(tmp_path):
     (["--models", "resnet50"], "invalid choice: 'resnet50'"),
     (["--rounds", "0"], "must be 1 or greater"),
     (["--device", "cuda"], "torch sees no GPU"),
+    (["--seconds", "nan"], "--seconds: nan"),
+    (["--compile-mode", "fast"], "invalid choice: 'fast'"),
+    (["--img-size", "64"], "takes images of 224 px only"),
+    (["--output", "/proc/none/figures"], "--output: /proc/none"),
     (["--device", "cpu", "--precisions", "float16", "--openvino"], "--openvino: needs"),
 ])  # fmt: skip
 def test_refused(argv, message, capsys, monkeypatch):

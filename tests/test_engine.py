@@ -218,9 +218,43 @@ def optimizer_for(name="adamw", model=None, **changes):
 
 def test_adamw_decays_matrices_only():
     optimizer = optimizer_for()
-    assert isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["betas"] == (0.8, 0.99)
+    assert isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["betas"] == (0.8, 0.99) and optimizer.defaults["fused"]
     for group in optimizer.param_groups:
         assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.05}
+
+
+def test_moments_come_back_in_the_weights_layout():
+    """From a file of NCHW weights and an optimizer that was not fused: the step is that of the one which was saved."""
+    torch.manual_seed(0)
+    old, new = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+    optimizers = [torch.optim.AdamW(old.parameters(), lr=0.1), None]
+    for _ in range(2):
+        old.weight.grad, old.bias.grad = torch.randn_like(old.weight), torch.randn_like(old.bias)
+        optimizers[0].step()
+    new.load_state_dict(old.state_dict())
+    new.to(memory_format=torch.channels_last)
+    optimizers[1] = torch.optim.AdamW(new.parameters(), lr=0.1, fused=True)
+    ResumableOptimizer(optimizers[1]).load_state_dict(copy.deepcopy(ResumableOptimizer(optimizers[0]).state_dict()))
+    gradient = torch.randn_like(old.weight)
+    for layer, optimizer in zip((old, new), optimizers):
+        layer.weight.grad, layer.bias.grad = torch.empty_like(layer.weight).copy_(gradient), torch.zeros_like(layer.bias)
+        optimizer.step()
+    assert torch.allclose(old.weight, new.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_first_step_that_overflows_leaves_nothing_behind(name):
+    model = nn.Linear(64, 64)
+    before = model.weight.detach().clone()
+    optimizer = optimizer_for(name, model=model)
+    precision = NativePrecision(CPU, torch.float16)
+    for gradient in (math.inf, 1e-3, 1e-3):
+        precision.backward(model(torch.ones(1, 64)).sum() * 0, optimizer, last=True)
+        model.weight.grad.fill_(gradient * precision.scaler.get_scale())
+        precision.clip(optimizer, model.parameters(), 0.0)
+        precision.step(optimizer)
+        optimizer.zero_grad()
+    assert (model.weight - before).abs().max() < 0.1
 
 
 def test_sgd_has_momentum_and_no_betas():

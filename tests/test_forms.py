@@ -81,11 +81,41 @@ def test_the_weight_gradient_by_finite_differences():
 
 def test_a_sum_with_the_identity_is_one_convolution():
     torch.manual_seed(0)
-    layer, x = DepthwiseConv2d(4, 5), torch.randn(2, 4, 8, 8)
-    assert torch.allclose(layer.plus_identity(x), layer(x) + x, atol=1e-6)
+    layer, summed, x = DepthwiseConv2d(4, 5), DepthwiseConv2d(4, 5, residual=True), torch.randn(2, 4, 8, 8)
+    summed.load_state_dict(layer.state_dict())
+    assert torch.allclose(summed(x), layer(x) + x, atol=1e-6) and not torch.equal(summed(x), layer(x))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(layer.plus_identity(x), layer(x) + x)
-    assert "identity" not in layer.state_dict()
+        assert torch.equal(summed(x), layer(x) + x)
+
+
+def test_other_ways_to_differentiate_and_trace():
+    """Per-sample gradients, forward mode, an empty batch, graphs, meta tensors: what plain convolutions can."""
+    torch.manual_seed(0)
+    layer, x = DepthwiseConv2d(4, 5, residual=True), torch.randn(3, 4, 8, 8)
+    per_sample = torch.func.vmap(torch.func.grad(lambda w, x: F.conv2d(x[None], w, padding=2, groups=4).square().sum()), (None, 0))
+    ours = torch.func.vmap(
+        torch.func.grad(lambda w, x: torch.func.functional_call(layer, {"weight": w, "bias": torch.zeros(4)}, (x[None],)).square().sum()), (None, 0)
+    )  # fmt: skip
+    middle = torch.zeros(4, 1, 5, 5)
+    middle[..., 2, 2] = 1
+    assert torch.allclose(ours(layer.weight.detach(), x), per_sample(layer.weight.detach() + middle, x), atol=1e-4)
+    assert torch.allclose(torch.func.jvp(layer, (x,), (x,))[1], layer(x) - layer(torch.zeros_like(x)), atol=1e-5)
+    layer(x[:0]).sum().backward()
+    assert not layer.weight.grad.any()
+    model = timm.create_model("fat_tiny").eval()
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(torch.fx.symbolic_trace(model)(images), model(images))
+    assert timm.create_model("fat_tiny").to("meta")(images.to("meta")).shape == (1, 1000)
+
+
+def test_a_model_made_without_memory():
+    with torch.device("meta"):
+        model = timm.create_model("fat_tiny")
+    model.to_empty(device="cpu")
+    whole = timm.create_model("fat_tiny")
+    model.load_state_dict(whole.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model.eval()(images), whole.eval()(images))
 
 
 # Memory layout
@@ -168,6 +198,11 @@ def test_who_set_the_allocator_is_left_alone(monkeypatch):
     for name in [name for name in malloc.os.environ if name.startswith("MALLOC_") or name == "LD_PRELOAD"]:
         monkeypatch.delenv(name)
     assert malloc.keep_freed_memory()
+    calls = []
+    library = type("Library", (), {"mallopt": staticmethod(lambda *call: calls.append(call) or 1)})
+    with monkeypatch.context() as patch:
+        patch.setattr(malloc.ctypes, "CDLL", lambda _: library)
+        assert malloc.keep_freed_memory() and dict(calls)[-4] == 0 and dict(calls)[-1] == -1  # no mappings, never trimmed
     for name in ("MALLOC_ARENA_MAX", "LD_PRELOAD"):
         with monkeypatch.context() as patch:
             patch.setenv(name, "1")

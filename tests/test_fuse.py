@@ -1,14 +1,17 @@
 """The deployed form: the same logits as the model it is made of."""
 
 import copy
+import gc
 import io
 import json
+import weakref
 
 import models
 import pytest
 import timm
 import torch
 from conftest import error_of, run
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from models.fuse import FusedConv2d, is_native_on_cpu
@@ -28,6 +31,12 @@ def realistic(name="fat_tiny", **settings):
             nn.init.normal_(module.bias, 0, 0.3)
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.bias, 0, 0.1)
+    return model
+
+
+def pruned():
+    model = timm.create_model("fat_tiny").eval()
+    model.prune_intermediate_layers(1, prune_norm=True)
     return model
 
 
@@ -76,7 +85,7 @@ def test_other_sizes_and_batches_after_the_first():
 def test_without_onednn(monkeypatch):
     """As on a GPU or under a compiler: torch's own convolutions."""
     model, images = realistic(), torch.randn(2, 3, 64, 64)
-    monkeypatch.setattr(FusedConv2d, "_pack", lambda self, x: False)
+    monkeypatch.setattr(FusedConv2d, "_packed", lambda self, x: None)
     with torch.no_grad():
         assert difference(models.fuse(model)(images), model(images)) < 1e-5
 
@@ -101,10 +110,49 @@ def test_copies_and_files_and_new_weights():
     torch.save(fused.state_dict(), buffer)
     other = models.fuse(timm.create_model("fat_tiny").eval())
     assert not torch.allclose(other(images), logits)
-    assert all(module.packed is None for module in other.to("cpu").modules() if isinstance(module, FusedConv2d))
-    other(images)
     other.load_state_dict(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
     assert torch.equal(other(images), logits)
+
+
+def test_changed_weights_are_used():
+    """In place, for one call, and again their own."""
+    fused, images = models.fuse(realistic()), torch.randn(2, 3, 64, 64)
+    state = {key: value.clone() for key, value in fused.state_dict().items()}
+    doubled = {key: 2 * value for key, value in state.items()}
+    other = copy.deepcopy(fused)
+    expected = torch.func.functional_call(other, doubled, (images,))
+    logits = fused(images)
+    assert torch.equal(torch.func.functional_call(fused, doubled, (images,)), expected) and torch.equal(fused(images), logits)
+    assert torch.equal(other(images), logits) and not torch.allclose(expected, logits)
+    with torch.no_grad():
+        for key, value in fused.state_dict().items():
+            value.copy_(doubled[key])
+    assert torch.equal(fused(images), expected)
+
+
+def test_synchronised_norms_and_what_is_done_with_it_later():
+    """As on several GPUs; the model itself is not kept alive; empty batches; exporting after a call."""
+    model, images = realistic(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        logits = model(images)
+    fused = models.fuse(convert_sync_batchnorm(model))
+    assert difference(fused(images), logits) < 1e-5
+    alive = weakref.ref(model.layers[0].blocks[0].attn)
+    del model
+    gc.collect()
+    assert alive() is None
+    assert fused(images[:0]).shape == (0, 1000)
+    assert difference(torch.export.export(fused, (images,)).module()(images), logits) < 1e-5
+
+
+def test_maps_stay_channels_last():
+    fused, seen = models.fuse(realistic()), []
+    for module in fused.modules():
+        module.register_forward_hook(
+            lambda _, inputs, y: seen.append(y.is_contiguous(memory_format=torch.channels_last)) if y.ndim == 4 else None
+        )
+    fused(torch.randn(2, 3, 64, 64))
+    assert len(seen) > 60 and all(seen)
 
 
 def test_autocast_changes_nothing():
@@ -120,6 +168,8 @@ def test_what_cannot_be_fused_is_said(monkeypatch):
         (lambda: models.fuse(timm.create_model("resnet10t").eval()), "not ResNet"),
         (lambda: models.fuse(model.eval(), torch.float64), "not torch.float64"),
         (lambda: models.fuse(model.eval()).train(), "cannot be trained"),
+        (lambda: models.fuse(model.eval()).double(), "keeps its dtype, torch.float32"),
+        (lambda: models.fuse(pruned()), "has been pruned"),
     ]:
         with pytest.raises(ValueError, match=message):
             make()

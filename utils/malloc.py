@@ -6,7 +6,7 @@ import os
 # glibc's mallopt(3): parameter, value
 KEEP = {
     -4: 0,  # M_MMAP_MAX: no block is a mapping of its own, given back when freed
-    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: the end of the heap is not given back
+    -1: -1,  # M_TRIM_THRESHOLD: the end of the heap is never given back
     -2: 2**26,  # M_TOP_PAD: the heap grows by 64 MiB
 }
 

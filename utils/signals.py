@@ -56,6 +56,7 @@ def end_with_parent() -> None:
 
     A worker inherits the connections of its process. While it lives, a killed process' peers see them as open and wait,
     and DataLoader's own look at the parent, every 5 s, never ends a worker whose parent died before its first look.
+    To the kernel the parent is the thread that forked; that has to be one that lives as long as its process.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, see prctl(2)

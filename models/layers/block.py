@@ -45,7 +45,7 @@ class FATBlock(nn.Module):
         interaction: str = "released",
     ):
         super().__init__()
-        self.cpe = DepthwiseConv2d(dim, kernel_size)
+        self.cpe = DepthwiseConv2d(dim, kernel_size, residual=True)
         self.norm1 = LayerNorm(dim)
         self.attn = FASA(dim, num_heads, kernel_size, window_size, interaction)
         self.norm2 = LayerNorm(dim)
@@ -58,7 +58,7 @@ class FATBlock(nn.Module):
 
     def mix(self, x: torch.Tensor) -> torch.Tensor:
         """X_in -> Y: position encoding and attention, at the block's own resolution."""
-        x = self.cpe.plus_identity(x)  # CPE(X) + X: (B, dim, H, W)
+        x = self.cpe(x)  # CPE(X) + X: (B, dim, H, W)
         return self.drop_path(self.attn(self.norm1(x))) + x
 
     def feed_forward(self, y: torch.Tensor) -> torch.Tensor:

@@ -23,13 +23,12 @@ class ConvFFN(nn.Module):
 
     def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__()
-        self.stride = stride
         self.fc1 = nn.Conv2d(in_channels, hidden_channels, 1)
-        self.dwconv = DepthwiseConv2d(hidden_channels, kernel_size, stride)
+        self.dwconv = DepthwiseConv2d(hidden_channels, kernel_size, stride, residual=stride == 1)
         self.bn = nn.BatchNorm2d(hidden_channels)
         self.fc2 = nn.Conv2d(hidden_channels, out_channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.gelu(self.fc1(x))  # (B, hidden, H, W)
-        x = self.dwconv.plus_identity(x) if self.stride == 1 else self.dwconv(x)  # (B, hidden, H/stride, W/stride)
+        x = self.dwconv(x)  # with stride 1: DWConv(x) + x; (B, hidden, H/stride, W/stride)
         return self.fc2(self.bn(x))  # (B, out, H/stride, W/stride)

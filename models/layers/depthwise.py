@@ -3,64 +3,65 @@
 from typing import Optional
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import nn
 
+HALF = (torch.bfloat16, torch.float16)
 MAX_SIDE = 160  # of the output, up to which the weight gradient below was seen to be faster
 
 
 class DepthwiseConv2d(nn.Conv2d):
     """A convolution of each channel by itself, with the names and values of `nn.Conv2d(dim, dim, ..., groups=dim)`.
 
-    On CPUs the weight's gradient in float32 is computed as a convolution, see `DepthwiseConvolution`.
-
     Args:
         dim: channels.
         kernel_size: side of the kernel, odd.
         stride: 1 or 2.
+        residual: DWConv(x) + x, with stride 1.
 
     Shapes: (B, dim, H, W) -> (B, dim, ceil(H/stride), ceil(W/stride)).
     """
 
-    def __init__(self, dim: int, kernel_size: int, stride: int = 1):
+    def __init__(self, dim: int, kernel_size: int, stride: int = 1, residual: bool = False):
         super().__init__(dim, dim, kernel_size, stride, kernel_size // 2, groups=dim)
-        self.register_buffer("identity", identity_kernel(kernel_size), persistent=False)
+        self.residual = residual
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._convolve(x, self.weight)
-
-    def plus_identity(self, x: torch.Tensor) -> torch.Tensor:
-        """DWConv(x) + x, as one convolution whose kernel has 1 more in its middle.
-
-        In 16 bits the sum stays a sum: next to the 1, a weight would keep two or three of its digits.
-        """
-        if x.dtype in HALF or torch.is_autocast_enabled(x.device.type):
-            return self._convolve(x, self.weight) + x
-        return self._convolve(x, self.weight + self.identity)
-
-    def _convolve(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        fast = (
-            x.device.type == "cpu"
-            and x.dtype is torch.float32 is weight.dtype
-            and self.kernel_size[0] >= 5
-            and max(x.shape[2:]) <= MAX_SIDE * self.stride[0]
-            and torch.is_grad_enabled()
-            and weight.requires_grad
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
-        )
-        convolve = DepthwiseConvolution.apply if fast else F.conv2d
-        return convolve(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return depthwise_conv2d(x, self.weight, self.bias, self.stride, self.padding, self.residual)
 
 
-HALF = (torch.bfloat16, torch.float16)
+@torch.fx.wrap  # it looks at tensors' kinds, which tracing does not know
+def depthwise_conv2d(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int], residual: bool
+) -> torch.Tensor:
+    """The convolution, or its sum with x, as one convolution whose kernel has 1 more in its middle.
+
+    In 16 bits the sum stays a sum: next to the 1, a weight would keep two or three of its digits.
+    """
+    autocast = x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)
+    summed = residual and (autocast or x.dtype in HALF)
+    if residual and not summed:
+        weight = weight + identity_kernel(weight)
+    fast = (
+        x.device.type == "cpu"
+        and x.dtype is torch.float32 is weight.dtype
+        and weight.shape[-1] >= 5
+        and max(x.shape[2:]) <= MAX_SIDE * stride[0]
+        and weight.requires_grad
+        and torch.is_grad_enabled()
+        and not autocast
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+    convolve = DepthwiseConvolution.apply if fast else F.conv2d
+    y = convolve(x, weight, bias, stride, padding, (1, 1), x.shape[1])
+    return y + x if summed else y
 
 
-def identity_kernel(kernel_size: int) -> torch.Tensor:
-    """The depthwise kernel (1, 1, k, k) that leaves a map as it is."""
-    kernel = torch.zeros(1, 1, kernel_size, kernel_size)
-    kernel[..., kernel_size // 2, kernel_size // 2] = 1
-    return kernel
+def identity_kernel(weight: torch.Tensor) -> torch.Tensor:
+    """The kernel (1, 1, k, k) of a weight's kind that leaves a map as it is."""
+    return F.pad(weight.new_ones(1, 1, 1, 1), [weight.shape[-1] // 2] * 4)
 
 
 def as_kernel(image: torch.Tensor) -> torch.Tensor:
@@ -74,9 +75,9 @@ class DepthwiseConvolution(torch.autograd.Function):
 
         dL/dW[c, i, j] = sum over b, y, x of dL/dY[b, c, y, x] * X[b, c, s y + i - p, s x + j - p]
 
-    is itself a depthwise convolution of each image X[b] with the kernel dL/dY[b], dilated by the stride s. oneDNN's
-    forward kernels take 3 to 5 times less time for it than its backward ones for 5x5 and larger kernels
-    (`scripts/benchmark.py`); the values differ by the order of the sum.
+    is itself a depthwise convolution of each image X[b] with the kernel dL/dY[b], dilated by the stride s. On an AVX-512
+    CPU oneDNN's forward kernels took a third to a fifth of its backward ones' time for it, for 5x5 and larger kernels; the
+    values differ by the order of the sum.
     """
 
     @staticmethod
@@ -96,10 +97,11 @@ class DepthwiseConvolution(torch.autograd.Function):
             grad_x = nn.grad.conv2d_input(x.shape, weight, grad, ctx.stride, ctx.padding, ctx.dilation, ctx.groups)
         if ctx.needs_input_grad[1]:
             height, width = weight.shape[2:]
-            grad_weight = sum(
+            parts = (
                 F.conv2d(image, as_kernel(grad_y), None, 1, ctx.padding, ctx.stride, ctx.groups)[..., :height, :width]
                 for image, grad_y in zip(x.split(1), grad)  # (1, C, H, W), (C, H/s, W/s) -> (1, C, k, k)
-            ).transpose(0, 1)  # (C, 1, k, k)
+            )
+            grad_weight = sum(parts, weight.new_zeros(1, len(weight), height, width)).transpose(0, 1)  # (C, 1, k, k)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias, None, None, None, None

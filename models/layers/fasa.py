@@ -70,7 +70,7 @@ class FASA(nn.Module):
             return self.mixer(self.local_aggregation(q))
         if self.interaction == "global":
             return self.mixer(self.global_aggregation(q, x))
-        return self.mixer(self.interact(self.local_aggregation(q), self.global_aggregation(q, x)))
+        return self.mixer(interact(self.interaction, self.local_aggregation(q), self.global_aggregation(q, x)))
 
     def local_aggregation(self, q: torch.Tensor) -> torch.Tensor:
         return F.silu(self.local_mixer(q))  # l' = l * sigmoid(l): (B, C, H, W)
@@ -83,11 +83,13 @@ class FASA(nn.Module):
     def to_tokens(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(-1, -2)  # (B, heads, N, d)
 
-    def interact(self, l: torch.Tensor, g: torch.Tensor) -> torch.Tensor:  # noqa: E741
-        if self.interaction == "released":
-            return l * F.silu(g)
-        if self.interaction == "bidirectional":
-            return (l * torch.sigmoid(g)) * (g * torch.sigmoid(l))
-        if self.interaction == "add":
-            return l + g
-        return torch.cat([l, g], dim=1)  # concat: (B, 2C, H, W)
+
+def interact(interaction: str, l: torch.Tensor, g: torch.Tensor) -> torch.Tensor:  # noqa: E741
+    """The local side l' and the global side g, (B, C, H, W) each, as `FASA` says of each interaction."""
+    if interaction == "released":
+        return l * F.silu(g)
+    if interaction == "bidirectional":
+        return (l * torch.sigmoid(g)) * (g * torch.sigmoid(l))
+    if interaction == "add":
+        return l + g
+    return torch.cat([l, g], dim=1)  # concat: (B, 2C, H, W)
