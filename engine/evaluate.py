@@ -27,8 +27,8 @@ def evaluate(
 
     Processes meet only at the end, to add up their sums, so a process with fewer images, or none, holds nobody up.
     Images that could not be read (DATA.ON_ERROR skip) are in no sum; their number is `unreadable`. A compiled model is
-    called with `whole_batches` images at a time, the last ones with zeros in their place, so that it is not compiled
-    again for another number; 0: with as many as there are.
+    called with `whole_batches` images at a time, a smaller last batch being filled up with zeros, so that it is not
+    compiled again for another number; 0: with as many as there are.
 
     Raises:
         DataError: no image could be read.

@@ -105,6 +105,8 @@ class FusedConv2d(nn.Module):
         """The weight in oneDNN's order, put there once; None if `x` is not for oneDNN."""
         if x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.backends.mkldnn.is_available():
             return None
+        if x.shape[2:].numel() == 1:  # of a single position; torch 2.11 does not find its layout
+            return None
         weight = self.weight
         version = 0 if weight.is_inference() else weight._version
         if self.packed is None or self.packed[0] is not weight or self.packed[1] != version:
@@ -134,7 +136,8 @@ class FusedAttention(nn.Module):
             self.pool = fused_downsample(fasa.pool, dtype)
             self.kv = FusedConv2d(*after_norm(before, fasa.kv.weight, fasa.kv.bias), dtype)
         if self.interaction != "global":
-            self.local_mixer = FusedConv2d(fasa.local_mixer.weight, fasa.local_mixer.bias, dtype, groups=fasa.q.out_channels, activation="silu")
+            local = fasa.local_mixer
+            self.local_mixer = FusedConv2d(local.weight, local.bias, dtype, groups=local.groups, activation="silu")
         self.mixer = FusedConv2d(fasa.mixer.weight, fasa.mixer.bias, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -88,7 +88,8 @@ def inference_candidates(
                     yield Candidate(name, "fused, OpenVINO", precision, in_openvino(models.fuse(model), images, precision))
                 if mode:
                     yield Candidate(name, "compiled", precision, call(compiled(in_layout(model, "NHWC"), mode), images, dtype, "NHWC"))
-                    yield Candidate(name, "fused, compiled", precision, call(compiled(models.fuse(model, dtype), mode), images, torch.float32, "NHWC"))
+                    fused = compiled(models.fuse(model, dtype), mode)
+                    yield Candidate(name, "fused, compiled", precision, call(fused, images, torch.float32, "NHWC"))
 
 
 def train_candidates(names: Sequence[str], images: torch.Tensor, precisions: Sequence[str], mode: str) -> Iterator[Candidate]:
@@ -115,7 +116,8 @@ def in_openvino(model: nn.Module, images: torch.Tensor, precision: str) -> Calla
 
     with torch.no_grad():
         converted = openvino.convert_model(torch.export.export(model, (images,)))
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision]}
+    hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": hint}
     request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
     array = images.numpy()
     return lambda: request.infer({0: array})
@@ -286,7 +288,7 @@ def write_results(output: Path, rows: list[dict], facts: list[str], img_size: in
 
 
 def draw(path: Path, rows: list[dict], facts: list[str]) -> None:
-    """Published accuracy over measured inference speed, each model in its fastest form of each precision."""
+    """Published accuracy over measured inference speed, each model in torch's fastest form of each precision."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -294,7 +296,7 @@ def draw(path: Path, rows: list[dict], facts: list[str]) -> None:
 
     with open(Path(__file__).with_name("published.csv")) as file:
         top1 = {row["model"]: (float(row["top1"]), row["img_size"]) for row in csv.DictReader(file)}
-    timed = [r for r in rows if r["task"].startswith("inference") and r["model"] in top1]
+    timed = [r for r in rows if r["task"].startswith("inference") and r["model"] in top1 and "OpenVINO" not in r["form"]]
     if not timed:
         return
     batch_size = max(r["batch_size"] for r in timed)
@@ -305,12 +307,14 @@ def draw(path: Path, rows: list[dict], facts: list[str]) -> None:
             for r in timed:
                 if (r["batch_size"], r["precision"], r["model"] in FATS) == (batch_size, precision, fat):
                     best[r["model"]] = max(best.get(r["model"], 0), r["images_per_second"])
-            axes.scatter(best.values(), [top1[m][0] for m in best], c=color, marker=marker, label=f"{'FAT (paper)' if fat else 'peers (timm)'}, {precision}")
+            label = f"{'FAT (paper)' if fat else 'peers (timm)'}, {precision}"
+            axes.scatter(best.values(), [top1[m][0] for m in best], c=color, marker=marker, label=label)
             if precision == timed[0]["precision"]:
                 for m, speed in best.items():
                     size = f" ({top1[m][1]} px)" if top1[m][1] != "224" else ""
-                    axes.annotate(m.replace("_patch4_window7_224", "") + size, (speed, top1[m][0]), fontsize=8, xytext=(4, 4), textcoords="offset points")
-    axes.set(xscale="log", xlabel=f"images/s, inference, batch {batch_size}, 224 px, measured, fastest form", ylabel="ImageNet top-1, %, published")
+                    text, place = m.replace("_patch4_window7_224", "") + size, (speed, top1[m][0])
+                    axes.annotate(text, place, fontsize=8, xytext=(4, 4), textcoords="offset points")
+    axes.set(xscale="log", xlabel=f"images/s, inference, batch {batch_size}, measured, fastest form", ylabel="ImageNet top-1, %, published")
     axes.set_title("; ".join(facts[:2]), fontsize=8)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
