@@ -16,6 +16,7 @@ import gc
 import importlib.util
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -259,13 +260,13 @@ def environment(device: torch.device, kept: bool) -> list[str]:
     ]
 
 
-def write_results(output: Path, rows: list[dict], facts: list[str], img_size: int) -> None:
+def write_results(output: Path, rows: list[dict], facts: list[str], command: str) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with open(output.with_suffix(".csv"), "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    text = ["# Benchmark", "", f"`python scripts/benchmark.py`, {img_size} px, synthetic images. " + "; ".join(facts) + ".", ""]
+    text = ["# Benchmark", "", f"`{command}`, synthetic images. " + "; ".join(facts) + ".", ""]
     text += [
         "Ratios are to the plain form (`scripts/plain_fat.py`: NCHW, one operator after the other) of the same model in float32,",
         "and of the same precision. 16 bits: autocast for the plain and eager forms, rounded weights for the fused one. Memory: tensors",
@@ -330,6 +331,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         torch.set_num_threads(args.threads)
     kept = keep_freed_memory()
     facts, rows = environment(device, kept), []
+    command = shlex.join(["python", "scripts/benchmark.py", *(sys.argv[1:] if argv is None else argv)])
     for task in args.tasks:
         for batch_size in args.batch_sizes if task == "inference" else args.train_batch_sizes:
             images = torch.randn(batch_size, 3, args.img_size, args.img_size, device=device)
@@ -353,7 +355,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                     print(" ".join(f"{key}={value}" for key, value in row.items() if value != ""), flush=True)
                 del candidates
                 gc.collect()
-                write_results(Path(args.output), rows, facts, args.img_size)  # what there is, should it be cut off
+                write_results(Path(args.output), rows, facts, command)  # what there is, should it be cut off
     print(f"wrote {args.output}.csv, .md and .png")
 
 
