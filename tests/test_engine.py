@@ -401,6 +401,14 @@ def test_compiled_training_gives_the_same_weights(write_config, tmp_path, capsys
         assert torch.allclose(value, compiled[key], atol=1e-4), key
 
 
+def test_the_compiler_s_mode_reaches_it(write_config, monkeypatch):
+    calls = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: calls.append(how))
+    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "COMPILE": True, "COMPILE_MODE": "reduce-overhead"})
+    run("--cfg", path)
+    assert calls == [{"mode": "reduce-overhead"}] * 2  # the model and its average
+
+
 def test_timm_model_trains_with_the_same_engine(write_config, tmp_path):
     path = write_config(MODEL={"TYPE": "timm", "NAME": "resnet10t"}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
     run("--cfg", path)
