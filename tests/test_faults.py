@@ -1,6 +1,7 @@
 """Faults: kills, signals, damaged checkpoints, full disks, lost processes, numbers that are not finite."""
 
 import functools
+import hashlib
 import itertools
 import json
 import math
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import fault_test
 import main as cli
 from conftest import ROOT, Job, Stop, assert_same, assert_same_run, error_of, free_port, history, load, run, stop_at_update
 
@@ -43,6 +45,19 @@ def whole(write_config, tmp_path):
 
 
 # Kills
+
+
+def test_the_fault_script_compares_every_bit_in_any_memory_layout():
+    def digest(*tensors):
+        found = hashlib.sha256()
+        fault_test.feed({"a": list(tensors), "b": 1.5}, found)
+        return found.hexdigest()
+
+    weights = [torch.randn(8, 1, 5, 5), torch.randn(8, 4, 3, 3), torch.randn(4, 16, 1, 1), torch.tensor(3), torch.zeros(0)]
+    laid_out = [w.to(memory_format=torch.channels_last) if w.ndim == 4 else w for w in weights]
+    assert digest(*laid_out) == digest(*weights)
+    laid_out[1][7, 3, 2, 2] = torch.nextafter(laid_out[1][7, 3, 2, 2], torch.tensor(9.0))
+    assert digest(*laid_out) != digest(*weights)
 
 
 @pytest.mark.parametrize("world_size, options", [
