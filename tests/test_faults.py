@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ import main as cli
 from conftest import ROOT, Job, Stop, assert_same, assert_same_run, error_of, free_port, history, load, run, stop_at_update
 
 from data import loader
+from engine import trainer
 from engine.checkpoint import Checkpointer
 from engine.precision import NativePrecision
 from engine.progress import Progress, Window
@@ -367,12 +369,18 @@ def test_saving_by_the_clock_changes_nothing(write_config, tmp_path):
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_the_clock_asks_for_a_save_once(write_config, tmp_path, monkeypatch, world_size):
-    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "SAVE_EVERY_MINUTES": 0.5 / 60}, DATA={"BATCH_SIZE": 4})
+    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "SAVE_EVERY_MINUTES": 0.5 / 60}, DATA={"BATCH_SIZE": 2})
     original, save = Trainer.update, Trainer.save
+    clock = itertools.count(step=0.2)
+    now = [0.0]
 
     def slow(self, *args):
-        time.sleep(0.2)
+        now[0] = next(clock)
         return original(self, *args)
+
+    def own_clock():
+        known = {name: getattr(time, name) for name in ("perf_counter", "strftime", "gmtime")}
+        trainer.time = types.SimpleNamespace(monotonic=lambda: now[0], **known)
 
     def noted(self, *names):
         with open(tmp_path / "saves", "a") as file:
@@ -381,9 +389,9 @@ def test_the_clock_asks_for_a_save_once(write_config, tmp_path, monkeypatch, wor
 
     monkeypatch.setattr(Trainer, "update", slow)
     monkeypatch.setattr(Trainer, "save", noted)
-    Job("--cfg", path, world_size=world_size).wait()
+    assert Job("--cfg", path, world_size=world_size, prepare=own_clock).wait() == [0] * world_size
     steps = [int(step) for step in (tmp_path / "saves").read_text().split()]
-    assert len(steps) > 2 and all(b - a > 1 for a, b in zip(steps, steps[1:-1]))
+    assert len(steps) > 2 and all(b - a in (3, 4) for a, b in zip(steps, steps[1:-1]))
 
 
 def test_window_sums_go_to_other_processes():
