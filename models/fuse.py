@@ -118,10 +118,6 @@ class FusedConv2d(nn.Module):
         return {**self.__dict__, "packed": None}  # oneDNN's tensors can be neither copied nor saved
 
 
-class FusedDownsample(nn.Sequential):
-    """FASA's fine-grained downsampling or a stage's shortcut: depthwise and 1x1 convolutions in turn."""
-
-
 class FusedAttention(nn.Module):
     """FASA; `norm` is the GroupNorm before it, whose weight and bias go into Q and, where there is no border, K and V."""
 
@@ -252,9 +248,9 @@ def fused_norm(norm: nn.GroupNorm, dtype: torch.dtype, affine: bool = True) -> L
     return fused.to(dtype)
 
 
-def fused_downsample(layers: nn.Module, dtype: torch.dtype) -> FusedDownsample:
-    """Depthwise convolution, BatchNorm and 1x1 convolution in turn, without the norms."""
-    fused = FusedDownsample()
+def fused_downsample(layers: nn.Module, dtype: torch.dtype) -> nn.Sequential:
+    """FASA's fine-grained downsampling or a stage's shortcut: its depthwise and 1x1 convolutions in turn, without the norms."""
+    fused = nn.Sequential()
     layers = list(layers.children())
     for layer, following in zip(layers, [*layers[1:], None]):
         if isinstance(following, _BatchNorm):
