@@ -6,7 +6,7 @@ it is laid over the normalised batch. On the CPU the result has the bits of torc
 timm's `RandomErasing`, one image at a time.
 """
 
-from typing import Any, NamedTuple, Optional, Sequence
+from typing import NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -33,17 +33,22 @@ class Picture(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A sample, (`Picture`, label), and what could not be read on the way to it."""
+    """A sample, and what could not be read on the way to it."""
 
-    sample: Optional[tuple[Any, int]]
+    sample: Optional[tuple[Union[Picture, tuple[Picture, ...]], int]]  # an image or its views, and the label
     failures: tuple[str, ...] = ()
+    key: str = ""  # which image it is, in evaluation
 
 
 class Batch(NamedTuple):
-    """What workers send. The erasures of all images lie in two parts, so that two tensors go to the device, not dozens."""
+    """What workers send. The erasures of all images lie in two parts, so that two tensors go to the device, not dozens.
 
-    images: torch.Tensor  # uint8 (B, 3, H, W), channels last in memory
+    Where an image has V views, images[v * B + b] is view v of image b.
+    """
+
+    images: torch.Tensor  # uint8 (V * B, 3, H, W), channels last in memory
     targets: torch.Tensor  # int64 (B,)
+    keys: list[str]  # of the B images, see `Item`
     boxes: list[tuple[int, ...]]  # per erasure: image in the batch, top, left, height, width, height and width of its fill
     fills: torch.Tensor  # float32 (n,), the erasures' fills one after the other
 
@@ -54,19 +59,29 @@ def collate_items(items: Sequence[Item]) -> tuple[Optional[Batch], list[str]]:
     samples = [item.sample for item in items if item.sample is not None]
     if not samples:
         return None, failures
-    pictures, labels = zip(*samples)
+    views, labels = zip(*((value if not isinstance(value, Picture) else (value,), label) for value, label in samples))
+    pictures = [picture for view in zip(*views, strict=True) for picture in view]
     erasures = [(i, *erasure) for i, picture in enumerate(pictures) for erasure in picture.erasures]
     batch = Batch(
         images=default_collate([torch.from_numpy(picture.pixels) for picture in pictures]).permute(0, 3, 1, 2),
         targets=default_collate(labels),
+        keys=[item.key for item in items if item.sample is not None],
         boxes=[(*box, *fill.shape[1:]) for *box, fill in erasures],
         fills=torch.cat([fill.flatten() for *_, fill in erasures]) if erasures else torch.empty(0),
     )
     return batch, failures
 
 
+class Examples(NamedTuple):
+    """A batch on the device."""
+
+    images: torch.Tensor  # float32 (V * B, 3, H, W), normalised
+    targets: torch.Tensor  # int64 (B,)
+    keys: list[str]
+
+
 class Finish:
-    """Makes a `Batch` what a model takes: [images float32 (B, 3, H, W), targets], on the device.
+    """Makes a `Batch` what a model takes, `Examples`, on the device.
 
     Args:
         mean, std: of the normalisation, for pixels between 0 and 1.
@@ -81,7 +96,7 @@ class Finish:
         self.levels = torch.tensor(255.0, device=device)
         self.mean, self.std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
 
-    def __call__(self, batch: Batch) -> list[torch.Tensor]:
+    def __call__(self, batch: Batch) -> Examples:
         images, fills, targets = to_device([batch.images, batch.fills, batch.targets], self.device)
         images = images.to(torch.float32, memory_format=self.memory_format)
         images.div_(self.levels).sub_(self.mean).div_(self.std)
@@ -90,4 +105,4 @@ class Finish:
             fill = fills[start : start + 3 * shape[0] * shape[1]].view(3, *shape)
             images[i, :, top : top + height, left : left + width] = fill
             start += fill.numel()
-        return [images, targets]
+        return Examples(images, targets, batch.keys)

@@ -27,7 +27,7 @@ class ImageDataset(Dataset):
 
     Args:
         source: see `data.sources`.
-        transform: what the source gives -> `data.batches.Picture`.
+        transform: what the source gives -> `data.batches.Picture`, or several, its views.
         on_error: what an image does that cannot be read. 'raise': end the run. 'skip': in training another image,
             drawn from the seed, takes its place; in evaluation there is no sample.
     """
@@ -58,4 +58,5 @@ class ImageDataset(Dataset):
                 if seed is None:
                     return Item(None, tuple(failures))
                 index = derive_seed(seed, len(failures)) % len(self)
-        return Item((self.transform(image), label), tuple(failures))
+        key = "" if seed is not None else self.source.key(index)
+        return Item((self.transform(image), label), tuple(failures), key)

@@ -1,7 +1,7 @@
 """Batches on their way to the device while it computes."""
 
 import functools
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 
@@ -20,11 +20,11 @@ class Prefetcher:
 
     Args:
         batches: what a loader gives.
-        finish: batch -> list of tensors on the device, see `data.batches.Finish`.
+        finish: batch -> tensors on the device, and more, see `data.batches.Finish`.
         device: that device.
     """
 
-    def __init__(self, batches: Iterator[Any], finish: Callable[[Any], list[torch.Tensor]], device: torch.device):
+    def __init__(self, batches: Iterator[Any], finish: Callable[[Any], Sequence[Any]], device: torch.device):
         self.batches = batches
         self.finish = finish
         self.device = device
@@ -33,10 +33,10 @@ class Prefetcher:
     def __iter__(self) -> "Prefetcher":
         return self
 
-    def __next__(self) -> list[torch.Tensor]:
+    def __next__(self) -> Sequence[Any]:
         return next(self.ahead)
 
-    def _cuda(self) -> Iterator[list[torch.Tensor]]:
+    def _cuda(self) -> Iterator[Sequence[Any]]:
         stream = copying_stream(self.device)
 
         def next_batch():
@@ -49,7 +49,7 @@ class Prefetcher:
             present = coming
             computing = torch.cuda.current_stream(self.device)
             computing.wait_stream(stream)  # before the next batch is put there, so that it waits for this one alone
-            for tensor in present:
+            for tensor in (part for part in present if hasattr(part, "record_stream")):
                 tensor.record_stream(computing)  # or its memory could be taken for a coming batch while it is in use
             coming = next_batch()
             yield present

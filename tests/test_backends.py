@@ -129,7 +129,7 @@ def test_another_process_gets_the_same(photos):
         loader = TrainLoader(found, 3, 4, rank=0, world_size=1, seed=1, finish=finish, **{**LOADING, "num_workers": num_workers})
         epochs.append(list(loader.epoch(0, 0)))
     assert len(epochs[0]) == 3
-    for (images, targets), (images_2, targets_2) in zip(*epochs):
+    for (images, targets, _), (images_2, targets_2, _) in zip(*epochs):
         assert torch.equal(images, images_2) and torch.equal(targets, targets_2)
 
 
@@ -140,7 +140,7 @@ def test_nvimgcodec_gives_cv2_s_pictures_in_workers_too(photos):
     finish = Finish((0.5,) * 3, (0.25,) * 3, torch.device("cpu"))
     assert np.array_equal(*(found[SeededIndex(0, 0)].sample[0].pixels for found in sets))
     loaders = [TrainLoader(found, 3, 4, rank=0, world_size=1, seed=1, finish=finish, **{**LOADING, "num_workers": 2}) for found in sets]
-    for (images, _), (images_2, _) in zip(*(loader.epoch(0, 0) for loader in loaders), strict=True):
+    for (images, *_), (images_2, *_) in zip(*(loader.epoch(0, 0) for loader in loaders), strict=True):
         assert torch.equal(images, images_2)
     assert sets[1].transform.decode.by_pillow == 0
 
@@ -305,7 +305,7 @@ def test_what_cannot_be_read_is_left_out(photos, decode):
     path.write_bytes(path.read_bytes()[:-500])
     found = dataset(photos, "cv2")
     found.on_error, found.transform.decode.decode = "skip", decode
-    (picture, _), failures = found[SeededIndex(0, 7)]
+    (picture, _), failures, _ = found[SeededIndex(0, 7)]
     other = next(i for i in range(12) if np.array_equal(found[SeededIndex(i, 7)].sample[0].pixels, picture.pixels) and i)
     assert other and len(failures) == 1 and failures[0].startswith(f"{path}: cannot be read")
 

@@ -90,7 +90,7 @@ def test_batches_have_the_bits_of_timm_s_pipeline(digits, policy, remode, recoun
     keys = [SeededIndex(index, 1000 + index) for index in range(24)]
     batch, _ = collate_items([dataset[key] for key in keys])
     assert batch.images.dtype == torch.uint8 and batch.images.is_contiguous(memory_format=torch.channels_last)
-    images, targets = Finish(mean, std, torch.device("cpu"), channels_last)(batch)
+    images, targets, _ = Finish(mean, std, torch.device("cpu"), channels_last)(batch)
     assert images.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     erased = {box[0] for box in batch.boxes}
     assert 0 < len(erased) < 24
@@ -104,14 +104,14 @@ def test_evaluation_batches_have_the_bits_of_timm_s_pipeline(digits):
     dataset = ImageDataset(open_source("folder", "val", str(digits), 0, 0), eval_transform(32, "bicubic", 0.875))
     timm_s = create_transform(32, is_training=False, interpolation="bicubic", mean=MEAN, std=STD, crop_pct=0.875)
     loader = EvalLoader(dataset, 8, rank=0, world_size=1, finish=FINISH, **LOADING)
-    images = torch.cat([images for images, _ in loader])
+    images = torch.cat([images for images, *_ in loader])
     assert torch.equal(images, torch.stack([timm_s(dataset.source.load(i)[0]) for i in range(29)]))
 
 
 def test_a_batch_without_erasures(digits):
     dataset = ImageDataset(open_source("folder", "train", str(digits), 0, 0), augmentation(reprob=0.0))
     batch, _ = collate_items([dataset[SeededIndex(0, 0)], dataset[SeededIndex(1, 1)]])
-    images, _ = FINISH(batch)
+    images, *_ = FINISH(batch)
     assert not batch.boxes and torch.equal(images, (batch.images / 255 - 0.5) / 0.25)
 
 
@@ -276,7 +276,7 @@ def test_batches_do_not_depend_on_workers(digits):
         loader = TrainLoader(dataset, 7, 8, rank=0, world_size=1, seed=1, finish=FINISH, **{**LOADING, "num_workers": num_workers})
         epochs.append([*loader.epoch(0, 0), *loader.epoch(1, 3)])
     assert len(epochs[0]) == len(epochs[1]) == 7 + 4
-    for (images, targets), (images_2, targets_2) in zip(*epochs):
+    for (images, targets, _), (images_2, targets_2, _) in zip(*epochs):
         assert torch.equal(images, images_2) and torch.equal(targets, targets_2)
 
 

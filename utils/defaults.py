@@ -26,6 +26,9 @@ DEFAULTS.PRINT_FREQ = 10  # updates between two lines of the log
 DEFAULTS.DATA = Node()
 DEFAULTS.DATA.DATASET = "imagenet"  # imagenet or folder (train/ and val/ with a folder per class), cifar10, cifar100, synthetic
 DEFAULTS.DATA.DATA_PATH = ""
+DEFAULTS.DATA.TRAIN_SPLIT = "train"  # name of the split in DATA_PATH: a folder, archive, pattern of shards, split of a hub's set
+DEFAULTS.DATA.VAL_SPLIT = "val"
+DEFAULTS.DATA.CLASS_MAP = ""  # labels of the classes: a text file with a name per line, or imagenet-22k, -12k, -21k-goog ...; empty: sorted
 DEFAULTS.DATA.BATCH_SIZE = 128  # images per process and micro-batch
 DEFAULTS.DATA.IMG_SIZE = 224
 DEFAULTS.DATA.INTERPOLATION = "bicubic"
@@ -145,6 +148,7 @@ def one_of(*choices: str) -> Rule:
     return Rule("one of " + ", ".join(choices), lambda value: value in choices)
 
 
+NOT_EMPTY = Rule("a name", bool)
 POSITIVE = Rule("greater than 0", lambda value: value > 0)
 NOT_NEGATIVE = Rule("0 or greater", lambda value: value >= 0)
 PROBABILITY = Rule("between 0 and 1", lambda value: 0 <= value <= 1)
@@ -163,6 +167,8 @@ RULES = {
     "RANK_TIMEOUT": Rule("between 3 and 86400 seconds", lambda value: 3 <= value <= 86400),
     "SAVE_FREQ": NOT_NEGATIVE,
     "PRINT_FREQ": POSITIVE,
+    "DATA.TRAIN_SPLIT": NOT_EMPTY,
+    "DATA.VAL_SPLIT": NOT_EMPTY,
     "DATA.BATCH_SIZE": POSITIVE,
     "DATA.IMG_SIZE": Rule("between 32 and 4096", lambda value: 32 <= value <= 4096),
     "DATA.INTERPOLATION": one_of("nearest", "bilinear", "bicubic", "lanczos"),

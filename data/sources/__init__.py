@@ -1,10 +1,12 @@
 """Where labelled images come from: one file per format.
 
-A source has `classes` (names, in label order), `len()`, `load(index) -> (image, label)`, `name(index)` for messages,
-and a `fingerprint` that changes when its images or their order do. A new format is a new file and a line in `SOURCES`.
+An indexed source has `classes` (names, in label order), `len()`, `load(index) -> (image, label)`, `name(index)` for
+messages, `key(index)`, which is `<class>/<file>` in each format of the same images, and a `fingerprint` that changes
+when its images or their order do. A new format is a new file and a line in `SOURCES`.
 """
 
-from typing import Any, BinaryIO, Callable
+import os
+from typing import Any, BinaryIO, Callable, Mapping, Optional
 
 from utils.errors import ConfigError, did_you_mean
 
@@ -30,28 +32,31 @@ def open_source(
     num_images: int,
     decode: Callable[[BinaryIO], Any] = decode_image,
     outside_links: bool = False,
+    class_to_idx: Optional[Mapping[str, int]] = None,
 ):
     """The images of one split.
 
     Args:
-        dataset: a name in `SOURCES`, the config's DATA.DATASET.
-        split: 'train' or 'val'.
+        dataset: a name in `SOURCES`, the config's DATA.DATASET; `<name>/<path>` adds a path to `data_path`.
+        split: 'train', 'val', or another name of a split.
         data_path: where the data set lies.
         num_classes, num_images: size of a synthetic set; a real one has its own.
-        decode, outside_links: see `FolderSource`.
+        decode, outside_links, class_to_idx: see `FolderSource`.
 
     Raises:
         ConfigError: unknown `dataset`.
         DataError: the data set is missing or incomplete.
     """
-    if dataset not in SOURCES:
-        raise ConfigError(f"DATA.DATASET is {dataset!r}; {did_you_mean(dataset, SOURCES)}")
-    return SOURCES[dataset].open(
-        dataset=dataset,
+    name, _, path = dataset.partition("/")
+    if name not in SOURCES:
+        raise ConfigError(f"DATA.DATASET is {dataset!r}; {did_you_mean(name, SOURCES)}")
+    return SOURCES[name].open(
+        dataset=name,
         split=split,
-        data_path=data_path,
+        data_path=os.path.join(data_path, path) if path else data_path,
         num_classes=num_classes,
         num_images=num_images,
         decode=decode,
         outside_links=outside_links,
+        class_to_idx=class_to_idx,
     )

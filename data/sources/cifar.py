@@ -38,5 +38,8 @@ class CIFARSource:
     def name(self, index: int) -> str:
         return f"{self.split} {index}"
 
+    def key(self, index: int) -> str:
+        return str(index)
+
     def load(self, index: int) -> tuple[Image.Image, int]:
         return self.images[index]

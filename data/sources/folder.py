@@ -3,16 +3,16 @@
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO, Callable
+from typing import Any, BinaryIO, Callable, Mapping, Optional
 
 import numpy as np
-from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
-from utils.errors import DataError, OutputError
-from utils.files import is_of_the_machine
+from utils.errors import DataError
 from utils.rng import fingerprint
 
 from ..decode import decode_image
+from .reading import printable, read_image
 
 
 class FolderSource:
@@ -22,13 +22,21 @@ class FolderSource:
         root: the folder.
         decode: open file -> image; whatever it raises makes the file one that cannot be read.
         outside_links: whether links may lead out of the folder.
+        class_to_idx: the labels of the sub-folders, if they are not their places among the sorted names. It may name
+            classes that are not here; sub-folders that it does not name are left out.
 
     Raises:
         DataError: the folder is missing, has no classes, or a class has no images; a link leads out of it or in a
             circle; at `load`, a file is no image or such a link.
     """
 
-    def __init__(self, root: Path, decode: Callable[[BinaryIO], Any] = decode_image, outside_links: bool = False):
+    def __init__(
+        self,
+        root: Path,
+        decode: Callable[[BinaryIO], Any] = decode_image,
+        outside_links: bool = False,
+        class_to_idx: Optional[Mapping[str, int]] = None,
+    ):
         if not root.is_dir():
             raise DataError(
                 f"{root}: no such folder; DATA.DATA_PATH (--data-path) must hold train/<class>/* and val/<class>/*"
@@ -39,60 +47,58 @@ class FolderSource:
             for entry in os.scandir(root):
                 if entry.is_dir():
                     self._require_inside(entry.path)
-            folder = ImageFolder(root)
+            found, labels = find_classes(root)
+            if class_to_idx is not None:
+                labels = {name: class_to_idx[name] for name in found if name in class_to_idx}
+            if not labels:
+                raise DataError(f"{root}: none of its folders, {found[0]!r} and so on, has a class' name; check DATA.CLASS_MAP")
+            samples = make_dataset(str(root), labels, IMG_EXTENSIONS)
         except (FileNotFoundError, PermissionError) as error:
             raise DataError(
                 f"{root}: {' '.join(str(error).split())}; every class needs a folder with at least one image"
             ) from None
-        self._require_distinct({os.path.dirname(path) for path, _ in folder.samples})
-        self.classes = folder.classes
+        self._require_distinct({os.path.dirname(path) for path, _ in samples})
+        self.classes = sorted(class_to_idx or labels, key=(class_to_idx or labels).__getitem__)
+        self.root = os.fsencode(root)
         # Arrays, not a list of pairs: workers share their memory, as no reference counts in it change.
-        self.paths = np.array([os.fsencode(path) for path, _ in folder.samples])
-        self.labels = np.array(folder.targets)
-        self.fingerprint = fingerprint(os.fsencode(os.path.relpath(path, root)) for path, _ in folder.samples)
+        self.keys = np.array([os.fsencode(os.path.relpath(path, root)) for path, _ in samples])
+        self.labels = np.array([label for _, label in samples])
+        self.fingerprint = fingerprint(self.keys.tolist())
 
     @classmethod
-    def open(cls, split: str, data_path: str, decode: Callable, outside_links: bool, **_) -> "FolderSource":
+    def open(cls, split: str, data_path: str, decode: Callable, outside_links: bool, class_to_idx, **_) -> "FolderSource":
         if not data_path:
             raise DataError("DATA.DATA_PATH: is not set; give --data-path, the folder that holds train/ and val/")
-        return cls(Path(data_path) / split, decode, outside_links)
+        return cls(Path(data_path) / split, decode, outside_links, class_to_idx)
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def key(self, index: int) -> str:
+        return os.fsdecode(self.keys[index])
+
     def name(self, index: int) -> str:
-        path = os.fsdecode(self.paths[index])
-        return path if path.isprintable() else repr(path)
+        return printable(self._path(index))
 
     def load(self, index: int) -> tuple[Any, int]:
-        path = os.fsdecode(self.paths[index])
+        path = self._path(index)
         self._require_inside(path)
-        try:
+
+        def opened() -> BinaryIO:
             if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
                 raise OSError("no regular file")
-            with open(path, "rb") as file:
-                return self.decode(file), int(self.labels[index])
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's readers raise of many kinds at damaged files
-            if is_of_the_machine(error):
-                raise OutputError(f"{self.name(index)}: cannot be read just now ({error.strerror}); start the same command again") from None
-            kind = type(error).__name__
-            reason = f"{kind}: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
-            if os.path.basename(path).startswith("._"):
-                reason = "it holds macOS metadata of another file"
-            elif kind == "UnidentifiedImageError":
-                reason = "empty" if not os.path.getsize(path) else "no image of a known format"
-            raise DataError(
-                f"{self.name(index)}: cannot be read as an image ({' '.join(reason.split())}); replace or remove the file, "
-                "or set DATA.ON_ERROR skip"
-            ) from None
+            return open(path, "rb")
+
+        return read_image(self.name(index), opened, self.decode, "replace or remove the file"), int(self.labels[index])
+
+    def _path(self, index: int) -> str:
+        return os.fsdecode(os.path.join(self.root, self.keys[index]))
 
     def _require_inside(self, path: str) -> None:
         target = os.path.realpath(path) if self.inside else path
         if not target.startswith(self.inside):
             raise DataError(
-                f"{path if path.isprintable() else repr(path)}: is a link out of its folder, to {target!r}; copy what it "
+                f"{printable(path)}: is a link out of its folder, to {target!r}; copy what it "
                 "leads to, or set DATA.OUTSIDE_LINKS True if you trust it"
             )
 

@@ -25,6 +25,9 @@ class SyntheticSource:
     def name(self, index: int) -> str:
         return f"{self.fingerprint} {index}"
 
+    def key(self, index: int) -> str:
+        return str(index)
+
     def load(self, index: int) -> tuple[Image.Image, int]:
         rng = np.random.default_rng([index, self.split == "train"])
         return Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)), index % len(self.classes)

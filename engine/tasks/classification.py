@@ -9,6 +9,8 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 from yacs.config import CfgNode
 
+from data.batches import Examples
+from data.class_maps import read_class_map
 from data.dataset import ImageDataset
 from data.sources import open_source
 from data.transforms import eval_transform, train_transform
@@ -64,7 +66,7 @@ class Classification:
             exif=cfg.DATA.EXIF,
             backend=cfg.DATA.BACKEND,
         )
-        return ImageDataset(self._source("train", transform.decode), transform, cfg.DATA.ON_ERROR)
+        return ImageDataset(self._source(cfg.DATA.TRAIN_SPLIT, transform.decode), transform, cfg.DATA.ON_ERROR)
 
     def val_dataset(self, classes: Optional[Sequence[str]] = None) -> ImageDataset:
         """The validation images; `classes` are those the model knows, in label order.
@@ -74,7 +76,7 @@ class Classification:
         """
         cfg = self.cfg
         transform = eval_transform(cfg.DATA.IMG_SIZE, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT, cfg.DATA.EXIF)
-        source = self._source("val", transform.decode)
+        source = self._source(cfg.DATA.VAL_SPLIT, transform.decode)
         if classes is not None and list(classes) != list(source.classes):
             only_known = sorted(set(classes) - set(source.classes))[:5]
             only_val = sorted(set(source.classes) - set(classes))[:5]
@@ -94,6 +96,7 @@ class Classification:
             num_images=cfg.DATA.SYNTHETIC_IMAGES,
             decode=decode,
             outside_links=cfg.DATA.OUTSIDE_LINKS,
+            class_to_idx=read_class_map(cfg.DATA.CLASS_MAP) if cfg.DATA.CLASS_MAP else None,
         )
         if cfg.MODEL.NUM_CLASSES not in (0, len(source.classes)):
             raise DataError(
@@ -142,24 +145,23 @@ class Classification:
             SoftTargetCrossEntropy() if self.mixes else LabelSmoothingCrossEntropy(cfg.MODEL.LABEL_SMOOTHING)
         )
 
-    def loss(self, model: nn.Module, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+    def loss(self, model: nn.Module, batch: Examples) -> torch.Tensor:
         """The mean loss of a batch of images (B, 3, H, W) and targets (B,)."""
-        images, targets = batch
+        images, targets, _ = batch
         if self.mixup:
             images, targets = self.mixup(images, targets)  # targets: (B, classes)
         return self.criterion(model(images), targets)
 
-    def evaluate_batch(self, model: nn.Module, batch: Sequence[torch.Tensor], metrics: ClassificationMetrics) -> None:
+    def evaluate_batch(self, model: nn.Module, batch: Examples, metrics: ClassificationMetrics) -> None:
         """Adds the model's predictions of a batch to the metrics."""
-        images, targets = batch
-        metrics.update(model(images), targets)
+        metrics.update(model(batch.images), batch.targets)
 
     def metrics(self, device: torch.device) -> ClassificationMetrics:
         return ClassificationMetrics(device)
 
-    def preview(self, batch: Sequence[torch.Tensor], classes: Sequence[str]) -> np.ndarray:
+    def preview(self, batch: Examples, classes: Sequence[str]) -> np.ndarray:
         """A picture of a batch's first images as the model gets them, before mixup, with their classes."""
-        images, targets = (tensor[:32] for tensor in batch)
+        images, targets = batch.images[:32], batch.targets[:32]
         return montage(images, [classes[target] for target in targets.tolist()], self.cfg.DATA.MEAN, self.cfg.DATA.STD)
 
 

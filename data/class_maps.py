@@ -1,0 +1,40 @@
+"""Which label a class' name has, where that is not its place among the sorted names."""
+
+from pathlib import Path
+
+from timm.data import ImageNetInfo
+
+from utils.errors import ConfigError
+
+IMAGENET = ("imagenet-1k", "imagenet-12k", "imagenet-21k", "imagenet-21k-goog", "imagenet-21k-miil", "imagenet-22k", "imagenet-22k-ms")
+
+
+def read_class_map(name: str, key: str = "DATA.CLASS_MAP") -> dict[str, int]:
+    """Class name -> label.
+
+    Args:
+        name: a text file with a class' name in each line, in label order; or one of timm's lists of WordNet ids of
+            ImageNet's subsets, see `IMAGENET`.
+        key: the config's, for messages.
+
+    Raises:
+        ConfigError: no such list or file, or it names a class twice or none.
+    """
+    if name in IMAGENET:
+        names = ImageNetInfo(name).label_names()
+    else:
+        try:
+            names = [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError, ValueError):
+            raise ConfigError(
+                f"{key} is {name!r}: no such text file, and none of {', '.join(IMAGENET)}; give one of them, or a file with a "
+                "class' name in each line, in label order"
+            ) from None
+        seen: set[str] = set()
+        for number, line in enumerate(names, 1):
+            if not line or line in seen:
+                raise ConfigError(f"{name}: line {number} is {'empty' if not line else f'{line!r} again'}; name each class once, a line each")
+            seen.add(line)
+        if not names:
+            raise ConfigError(f"{name}: names no class; write a class' name in each line, in label order")
+    return {name: label for label, name in enumerate(names)}
