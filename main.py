@@ -26,6 +26,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     cfg = load_config(args.cfg, args.opts, config_flags(args))
     if args.eval and not (cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED):
         raise ConfigError("--eval: there are no weights to evaluate; add --resume path/to/best.pth")
+    if args.cache_mode not in (None, "no") and not (cfg.DATA.ZIP_MODE or cfg.DATA.DATASET.partition("/")[0] in ("zip", "tar")):
+        raise ConfigError(f"--cache-mode {args.cache_mode}: DATA.DATASET {cfg.DATA.DATASET} is read from the disk; add --zip, or leave it out")
 
     # Imported after the checks that need no torch, as it takes seconds.
     try:
@@ -115,12 +117,10 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         "--benchmark-data", nargs="?", type=float, const=0.0, metavar="IMAGES_PER_SECOND",
         help="time the loading of training images, say how many workers that many images/s of all GPUs take, and end",
     )  # fmt: skip
-    parser.add_argument("--zip", action="store_true", help="not built yet: data in Swin's zip files")
-    parser.add_argument("--cache-mode", choices=["no", "full", "part"], help="not built yet: belongs to --zip")
+    parser.add_argument("--zip", action="store_true", help="read Swin's zip files: train.zip and train_map.txt, val.zip and val_map.txt")
+    parser.add_argument("--cache-mode", choices=["no", "full", "part"], help="with zip and tar files: read all of them (full), or this process' share (part), into memory")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by torch.distributed.launch")
     args = parser.parse_args(argv)
-    if args.zip or args.cache_mode:
-        parser.error("--zip, --cache-mode: zip files cannot be read yet; unpack them to train/<class>/* and val/<class>/*")
     if args.disable_amp and args.amp_opt_level in ("O1", "O2"):
         parser.error(f"--disable_amp contradicts --amp-opt-level {args.amp_opt_level}; give one of them")
     if args.check and (args.eval or args.throughput):
@@ -146,6 +146,8 @@ def config_flags(args: argparse.Namespace) -> dict[str, Any]:
     level = args.amp_opt_level
     flags = {
         "DATA.DATA_PATH": args.data_path,
+        "DATA.ZIP_MODE": True if args.zip else None,
+        "DATA.CACHE_MODE": args.cache_mode,
         "DATA.BATCH_SIZE": args.batch_size,
         "TRAIN.ACCUMULATION_STEPS": args.accumulation_steps,
         "TRAIN.USE_CHECKPOINT": True if args.use_checkpoint else None,

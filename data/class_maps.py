@@ -1,6 +1,7 @@
 """Which label a class' name has, where that is not its place among the sorted names."""
 
 from pathlib import Path
+from typing import Mapping, Optional, Sequence
 
 from timm.data import ImageNetInfo
 
@@ -38,3 +39,27 @@ def read_class_map(name: str, key: str = "DATA.CLASS_MAP") -> dict[str, int]:
         if not names:
             raise ConfigError(f"{name}: names no class; write a class' name in each line, in label order")
     return {name: label for label, name in enumerate(names)}
+
+
+def classes_for(num_classes: int, class_to_idx: Optional[Mapping[str, int]]) -> list[str]:
+    """Names, in label order, for a format that has labels alone: those of the class map; of 1000 classes ImageNet's
+    WordNet ids; else the numbers.
+
+    Raises:
+        ConfigError: nothing says how many there are.
+    """
+    if class_to_idx is not None:
+        return sorted(class_to_idx, key=class_to_idx.__getitem__)
+    if not num_classes:
+        raise ConfigError("MODEL.NUM_CLASSES is 0, but the data set does not say how many classes it has; set it, or DATA.CLASS_MAP")
+    return ImageNetInfo().label_names() if num_classes == 1000 else [str(label) for label in range(num_classes)]
+
+
+def wordnet_ids(names: Sequence[str]) -> list[str]:
+    """ImageNet's WordNet ids for names like 'tench, Tinca tinca' in their order, as the hub's imagenet-1k has them; other
+    names as they are.
+    """
+    info = ImageNetInfo()
+    known = info.label_descriptions()
+    same = [a.split(",")[0].strip().lower() == b.split(",")[0].strip().lower() for a, b in zip(names, known)]
+    return info.label_names() if len(names) == len(known) and sum(same) >= 0.95 * len(known) else list(names)

@@ -41,6 +41,10 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
+    def first(self, count: int) -> list[Item]:
+        """Some training samples, from all over the set."""
+        return [self[SeededIndex(i * len(self) // count, i)] for i in range(count)]
+
     def __getitem__(self, key) -> Item:
         """Raises DataError: the image cannot be read; with 'skip', neither can the many drawn in its place."""
         index, seed = key if isinstance(key, SeededIndex) else (key, None)

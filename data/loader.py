@@ -2,16 +2,18 @@
 
 import atexit
 import multiprocessing
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator, Optional
 
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from utils.errors import UserError
 from utils.signals import end_with_parent, ignore_stop_signals
 
 from .batches import Batch, Finish, collate_items
+from .dataset import ImageDataset
 from .prefetch import Prefetcher
 from .samplers import EvalSampler, TrainBatchSampler
+from .stream import EvalStream, StreamDataset, TrainStream
 
 
 def _prepare_worker(_: int) -> None:
@@ -30,20 +32,24 @@ class Loader:
     """A DataLoader whose workers' errors stay one line long, and which notes the images that could not be read.
 
     Args:
-        dataset: see `ImageDataset`.
+        dataset: what the images are of, see `ImageDataset` and `StreamDataset`.
         finish: what makes the workers' batches the model's, on its device.
         num_workers: loading processes; 0: this one loads.
         prefetch: batches that each of them loads ahead.
         pin_memory: whether batches lie in memory that a GPU can copy from while it computes.
+        stream: what gives the samples, if not the data set's indices.
         batching: more for the DataLoader: what makes a batch.
     """
 
-    def __init__(self, dataset: Dataset, finish: Finish, num_workers: int, prefetch: int, pin_memory: bool, **batching: Any):
+    def __init__(
+        self, dataset, finish: Finish, num_workers: int, prefetch: int, pin_memory: bool, stream: Optional[IterableDataset] = None, **batching: Any
+    ):
+        self.dataset = dataset
         self.num_images = len(dataset)
         self.finish = finish
         self.failures: list[str] = []
         self.loader = DataLoader(
-            dataset,
+            dataset if stream is None else stream,
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
@@ -98,6 +104,11 @@ class TrainLoader(Loader):
         self.sampler = TrainBatchSampler(len(dataset), num_batches, batch_size, rank, world_size, seed)
         super().__init__(dataset, finish, num_workers, prefetch, pin_memory, batch_sampler=self.sampler)
 
+    @property
+    def order(self) -> str:
+        """What the order of an epoch's images depends on, besides the seed."""
+        return self.dataset.source.fingerprint
+
     def epoch(self, epoch: int, first_batch: int) -> Prefetcher:
         """The epoch's finished batches from `first_batch` on."""
         self.sampler.set_position(epoch, first_batch)
@@ -105,7 +116,7 @@ class TrainLoader(Loader):
 
     def images_of(self, epoch: int, first_batch: int, num_batches: int) -> list[dict[str, Any]]:
         """Which images the processes see in some micro-batches of an epoch, and with which seed of augmentation."""
-        source, sampler, order = self.loader.dataset.source, self.sampler, self.sampler.order(epoch)
+        source, sampler, order = self.dataset.source, self.sampler, self.sampler.order(epoch)
         return [
             {"batch": batch, "rank": rank, "image": source.name(key.index), "seed": key.seed}
             for batch in range(first_batch, first_batch + num_batches)
@@ -130,3 +141,68 @@ class EvalLoader(Loader):
     ):
         sampler: Sampler = EvalSampler(len(dataset), rank, world_size)
         super().__init__(dataset, finish, num_workers, prefetch, pin_memory, batch_size=batch_size, sampler=sampler)
+
+
+class TrainStreamLoader(Loader):
+    """Augmented batches of shards; see `TrainStream`."""
+
+    def __init__(
+        self,
+        dataset: StreamDataset,
+        num_batches: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        buffer: int,
+        num_workers: int,
+        **loading: Any,
+    ):
+        self.stream = TrainStream(dataset, num_batches, batch_size, rank, world_size, seed, buffer)
+        self.order = f"{dataset.source.fingerprint} by {world_size} x {max(num_workers, 1)} readers of {batch_size} among {buffer}"
+        super().__init__(dataset, num_workers=num_workers, stream=self.stream, batch_size=batch_size, **loading)
+
+    def epoch(self, epoch: int, first_batch: int) -> Prefetcher:
+        """The epoch's finished batches from `first_batch` on."""
+        self.stream.set_position(epoch, first_batch)
+        return iter(self)
+
+    def images_of(self, epoch: int, first_batch: int, num_batches: int) -> list[dict[str, Any]]:
+        """The micro-batches; which images they have is only known by reading the stream to there."""
+        return [{"batch": batch, "stream": self.order} for batch in range(first_batch, first_batch + num_batches)]
+
+    def __len__(self) -> int:
+        return self.stream.num_batches
+
+
+class EvalStreamLoader(Loader):
+    """Every image of the shards once over all processes; see `EvalStream`."""
+
+    def __init__(self, dataset: StreamDataset, batch_size: int, rank: int, world_size: int, **loading: Any):
+        self.num_batches = -(-len(dataset) // (batch_size * world_size))
+        super().__init__(dataset, stream=EvalStream(dataset, rank, world_size), batch_size=batch_size, **loading)
+
+    def __len__(self) -> int:
+        """About how many batches there are: shards may hold more images than others."""
+        return self.num_batches
+
+
+def train_loader(dataset, buffer: int, **settings: Any) -> Loader:
+    """The loader for training of a data set of either kind.
+
+    Args:
+        dataset: an `ImageDataset` or a `StreamDataset`.
+        buffer: see `TrainStream`.
+        settings: see `TrainLoader`.
+    """
+    return TrainStreamLoader(dataset, buffer=buffer, **settings) if isinstance(dataset, StreamDataset) else TrainLoader(dataset, **settings)
+
+
+def eval_loader(dataset, **settings: Any) -> Loader:
+    """The loader for evaluation of a data set of either kind; see `EvalLoader`."""
+    return (EvalStreamLoader if isinstance(dataset, StreamDataset) else EvalLoader)(dataset, **settings)
+
+
+def dataset_of(source, transform: Callable, on_error: str):
+    """The samples of a source of either kind."""
+    return (ImageDataset if hasattr(source, "load") else StreamDataset)(source, transform, on_error)

@@ -1,14 +1,15 @@
 """A training run from its config: data, model, optimizer, schedule and state, each given the values that it uses."""
 
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 import torch
 from timm.utils import ModelEmaV3
 from yacs.config import CfgNode
 
 from data.batches import Finish
-from data.loader import EvalLoader, TrainLoader
+from data.cache import cache_images
+from data.loader import eval_loader, train_loader
 from utils.config import to_dict
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError
@@ -77,8 +78,11 @@ def build_trainer(
         world_size=launch.world_size,
         **loading(cfg, device),
     )
-    train_loader = TrainLoader(train_set, num_batches=plan.batches_per_epoch, seed=cfg.SEED, **placing)
-    val_loader = EvalLoader(val_set, **placing)
+    train_batches = train_loader(
+        train_set, num_batches=plan.batches_per_epoch, seed=cfg.SEED, buffer=cfg.DATA.SHUFFLE_BUFFER, **placing
+    )
+    val_batches = eval_loader(val_set, **placing)
+    fill_caches(cfg, [train_set, val_set], peers, log)
     task.prepare_training(len(classes))
 
     # Model
@@ -115,7 +119,7 @@ def build_trainer(
             "lr_scheduler": lr_scheduler.state_dict(),
             "plan": {
                 "num_images": plan.num_images,
-                "images": train_set.source.fingerprint,
+                "images": train_batches.order,
                 "seed": cfg.SEED,
                 "total_batch_size": plan.total_batch_size,
                 "updates_per_epoch": plan.updates_per_epoch,
@@ -136,8 +140,8 @@ def build_trainer(
         lr_scheduler=lr_scheduler,
         precision=precision,
         model_ema=model_ema,
-        train_loader=train_loader,
-        val_loader=val_loader,
+        train_loader=train_batches,
+        val_loader=val_batches,
         plan=plan,
         progress=progress,
         checkpointer=checkpointer,
@@ -165,6 +169,20 @@ def loading(cfg: CfgNode, device: torch.device) -> dict[str, Any]:
         num_workers=cfg.DATA.NUM_WORKERS,
         prefetch=cfg.DATA.PREFETCH,
         pin_memory=cfg.DATA.PIN_MEMORY and device.type == "cuda",
+    )
+
+
+def fill_caches(cfg: CfgNode, datasets: Sequence[Any], peers: Peers, log: RunLog) -> None:
+    """Reads archives into memory, as DATA.CACHE_MODE says."""
+    launch = peers.launch
+    cache_images(
+        [dataset.source for dataset in datasets],
+        cfg.DATA.CACHE_MODE,
+        launch.rank,
+        launch.world_size,
+        peers.gather,
+        local_processes(launch.world_size),
+        log.info,
     )
 
 

@@ -10,7 +10,6 @@ from typing import Callable
 import torch
 
 from data.batches import collate_items
-from data.dataset import SeededIndex
 from utils.device import forget_memory, is_out_of_memory, memory_mib
 from utils.errors import ConfigError, OutputError
 from utils.rng import get_rng_state, seed_all, set_rng_state
@@ -85,10 +84,10 @@ def look_ahead(trainer: Trainer, findings: Findings) -> list[str]:
 
 def _read_images(trainer: Trainer):
     """A micro-batch made of the first training images of this process, and the seconds that each took."""
-    dataset = trainer.train_loader.loader.dataset
+    dataset = trainer.train_loader.dataset
     size = trainer.plan.batch_size
     started = time.perf_counter()
-    items = [dataset[SeededIndex(i * len(dataset) // SAMPLES, i)] for i in range(min(SAMPLES, size))]
+    items = dataset.first(min(SAMPLES, size))
     seconds = (time.perf_counter() - started) / len(items)
     batch, _ = collate_items((items * -(-size // len(items)))[:size])
     return batch, seconds

@@ -8,7 +8,7 @@ from typing import Any, Callable
 import torch
 from yacs.config import CfgNode
 
-from data.loader import EvalLoader
+from data.loader import eval_loader
 from utils.config import to_dict
 from utils.distributed import Launch
 from utils.errors import ConfigError, OutputError, Stopped
@@ -19,7 +19,7 @@ from utils.peers import Peers
 from utils.run_log import RunLog
 from utils.signals import stop_signals
 
-from .build import build_optimizer, build_precision, build_trainer, complexity_of, loading, run_directory
+from .build import build_optimizer, build_precision, build_trainer, complexity_of, fill_caches, loading, run_directory
 from .checkpoint import checkpoints_of, load_weights, read_checkpoint, weights_of
 from .download import local_file
 from .evaluate import describe, evaluate, summarize
@@ -84,13 +84,14 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
     task = create_task(cfg)
     classes = checkpoint.get("classes")
     val_set = task.val_dataset(classes if isinstance(classes, list) else None)  # other tools' files may have none
-    loader = EvalLoader(
+    loader = eval_loader(
         val_set,
         batch_size=cfg.DATA.BATCH_SIZE,
         rank=launch.rank,
         world_size=launch.world_size,
         **loading(cfg, device),
     )
+    fill_caches(cfg, [val_set], peers, log)
     model = prepare_model(
         task.build_model(len(val_set.classes)), device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False
     )
@@ -225,7 +226,7 @@ def introduce(
 ) -> None:
     """Says what runs where on what."""
     plan, device = trainer.plan, trainer.device
-    train_set, val_set = trainer.train_loader.loader.dataset, trainer.val_loader.loader.dataset
+    train_set, val_set = trainer.train_loader.dataset, trainer.val_loader.dataset
     log.info(
         f"{placement(launch, device)} | {trainer.precision} | global batch "
         f"{launch.world_size} x {plan.batch_size} x {plan.accumulation_steps} accumulated = {plan.total_batch_size} | "

@@ -141,7 +141,7 @@ class Trainer:
             batch = next(batches)
             window.wait += time.perf_counter() - waiting
             if self.progress.updates == 0 and i == 0:
-                self.log.picture("train_batch", self.task.preview(batch, self.train_loader.loader.dataset.classes))
+                self.log.picture("train_batch", self.task.preview(batch, self.train_loader.dataset.classes))
             # Mixup, dropout and drop path draw from here on: the same draws whatever ran before.
             seed_all(self.seed, epoch, step, i, rank)
             with self.synchronised(last):

@@ -34,7 +34,7 @@ def command(*argv, launcher=()):
     (["--cfg", "x.yaml", "--eval", "--throughput"], ["--eval contradicts --throughput"]),
     (["--cfg", "x.yaml", "--eval", "--resume", "a", "--pretrained", "b"], ["--resume contradicts --pretrained"]),
     (["--cfg", "x.yaml", "--resume", "a", "--throughput"], ["--resume contradicts --throughput"]),
-    (["--cfg", "x.yaml", "--zip"], ["--zip", "unpack"]),
+    (["--cfg", "configs/fat_b0.yaml", "--cache-mode", "full"], ["--cache-mode full", "--zip"]),
     (["--cfg", "x.yaml"], ["x.yaml", "cannot be read"]),
 ])  # fmt: skip
 def test_refused_flags(flags, parts):

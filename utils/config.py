@@ -7,7 +7,7 @@ from typing import Any, Iterable, Optional, Sequence
 import yaml
 from yacs.config import CfgNode
 
-from .defaults import ALIASES, DEFAULTS, INERT, RULES, is_finite
+from .defaults import ALIASES, DEFAULTS, RULES, is_finite
 from .errors import ConfigError, did_you_mean
 
 
@@ -110,10 +110,6 @@ def _lookup(key: str) -> Any:
 
 
 def _set(cfg: CfgNode, key: str, value: Any, where: str) -> None:
-    if value in INERT.get(key, ()):
-        return
-    if key in INERT:
-        raise ConfigError(f"{where}: {key} is {value!r}, which is not built yet; it can only be {INERT[key]}")
     if key == "BASE":
         raise ConfigError(f"{where}: BASE can stand in a config file only; put it there")
     name = ALIASES.get(key, key)

@@ -24,10 +24,14 @@ DEFAULTS.SAVE_FREQ = 50  # keep a checkpoint of every n-th epoch, besides last a
 DEFAULTS.PRINT_FREQ = 10  # updates between two lines of the log
 
 DEFAULTS.DATA = Node()
-DEFAULTS.DATA.DATASET = "imagenet"  # imagenet or folder (train/ and val/ with a folder per class), cifar10, cifar100, synthetic
+DEFAULTS.DATA.DATASET = "imagenet"  # imagenet or folder (train/ and val/ with a folder per class), zip, tar, wds, hfds, cifar10, cifar100, synthetic
 DEFAULTS.DATA.DATA_PATH = ""
 DEFAULTS.DATA.TRAIN_SPLIT = "train"  # name of the split in DATA_PATH: a folder, archive, pattern of shards, split of a hub's set
 DEFAULTS.DATA.VAL_SPLIT = "val"
+DEFAULTS.DATA.COLUMNS = ["image", "label"]  # of hfds: the columns of images and labels
+DEFAULTS.DATA.ZIP_MODE = False  # True: the same as DATASET zip, for imagenet
+DEFAULTS.DATA.CACHE_MODE = "no"  # zip, tar: files in memory: no, full (all in each process), part (each process has its share, and trains on it)
+DEFAULTS.DATA.SHUFFLE_BUFFER = 1000  # wds: images among which a loading process chooses the next one
 DEFAULTS.DATA.CLASS_MAP = ""  # labels of the classes: a text file with a name per line, or imagenet-22k, -12k, -21k-goog ...; empty: sorted
 DEFAULTS.DATA.BATCH_SIZE = 128  # images per process and micro-batch
 DEFAULTS.DATA.IMG_SIZE = 224
@@ -133,10 +137,6 @@ ALIASES = {
 }
 
 
-# Keys of the released YAMLs that change nothing here, as long as they have these values.
-INERT = {"DATA.ZIP_MODE": [False], "DATA.CACHE_MODE": ["no", "full", "part"]}
-
-
 class Rule:
     """What a value must satisfy, and how to say so."""
 
@@ -169,6 +169,9 @@ RULES = {
     "PRINT_FREQ": POSITIVE,
     "DATA.TRAIN_SPLIT": NOT_EMPTY,
     "DATA.VAL_SPLIT": NOT_EMPTY,
+    "DATA.COLUMNS": Rule("two different names", lambda v: len(v) == 2 and v[0] != v[1] and all(isinstance(n, str) and n for n in v)),
+    "DATA.CACHE_MODE": one_of("no", "full", "part"),
+    "DATA.SHUFFLE_BUFFER": POSITIVE,
     "DATA.BATCH_SIZE": POSITIVE,
     "DATA.IMG_SIZE": Rule("between 32 and 4096", lambda value: 32 <= value <= 4096),
     "DATA.INTERPOLATION": one_of("nearest", "bilinear", "bicubic", "lanczos"),

@@ -2,22 +2,31 @@
 
 An indexed source has `classes` (names, in label order), `len()`, `load(index) -> (image, label)`, `name(index)` for
 messages, `key(index)`, which is `<class>/<file>` in each format of the same images, and a `fingerprint` that changes
-when its images or their order do. A new format is a new file and a line in `SOURCES`.
+when its images or their order do. One that is read in streams has `shards`, `read(shard) -> samples` and
+`image(sample)` instead, see `data.stream`. A new format is a new file and a line in `SOURCES`.
 """
 
 import os
-from typing import Any, BinaryIO, Callable, Mapping, Optional
+from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence
 
 from utils.errors import ConfigError, did_you_mean
 
 from ..decode import decode_image
 from .cifar import CIFARSource
 from .folder import FolderSource
+from .hfds import HfdsSource
 from .synthetic import SyntheticSource
+from .tar import TarSource
+from .wds import WdsSource
+from .zip import ZipSource
 
 SOURCES = {
     "imagenet": FolderSource,
     "folder": FolderSource,
+    "zip": ZipSource,
+    "tar": TarSource,
+    "wds": WdsSource,
+    "hfds": HfdsSource,
     "cifar10": CIFARSource,
     "cifar100": CIFARSource,
     "synthetic": SyntheticSource,
@@ -33,6 +42,7 @@ def open_source(
     decode: Callable[[BinaryIO], Any] = decode_image,
     outside_links: bool = False,
     class_to_idx: Optional[Mapping[str, int]] = None,
+    columns: Sequence[str] = ("image", "label"),
 ):
     """The images of one split.
 
@@ -40,8 +50,10 @@ def open_source(
         dataset: a name in `SOURCES`, the config's DATA.DATASET; `<name>/<path>` adds a path to `data_path`.
         split: 'train', 'val', or another name of a split.
         data_path: where the data set lies.
-        num_classes, num_images: size of a synthetic set; a real one has its own.
+        num_classes: of a synthetic set, and of one that does not say it.
+        num_images: of a synthetic set.
         decode, outside_links, class_to_idx: see `FolderSource`.
+        columns: see `HfdsSource`.
 
     Raises:
         ConfigError: unknown `dataset`.
@@ -59,4 +71,5 @@ def open_source(
         decode=decode,
         outside_links=outside_links,
         class_to_idx=class_to_idx,
+        columns=columns,
     )

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from data.batches import Examples
 from data.class_maps import read_class_map
-from data.dataset import ImageDataset
+from data.loader import dataset_of
 from data.sources import open_source
 from data.transforms import eval_transform, train_transform
 from utils.config import to_dict
@@ -36,7 +36,7 @@ class Classification:
 
     # Data
 
-    def train_dataset(self) -> ImageDataset:
+    def train_dataset(self):
         """The augmented training images.
 
         Raises:
@@ -66,9 +66,9 @@ class Classification:
             exif=cfg.DATA.EXIF,
             backend=cfg.DATA.BACKEND,
         )
-        return ImageDataset(self._source(cfg.DATA.TRAIN_SPLIT, transform.decode), transform, cfg.DATA.ON_ERROR)
+        return dataset_of(self._source(cfg.DATA.TRAIN_SPLIT, transform.decode), transform, cfg.DATA.ON_ERROR)
 
-    def val_dataset(self, classes: Optional[Sequence[str]] = None) -> ImageDataset:
+    def val_dataset(self, classes: Optional[Sequence[str]] = None):
         """The validation images; `classes` are those the model knows, in label order.
 
         Raises:
@@ -84,18 +84,24 @@ class Classification:
                 f"DATA.DATA_PATH: the validation classes are not the training classes (only in train: "
                 f"{', '.join(map(_shown, only_known)) or 'none'}; only in val: {', '.join(map(_shown, only_val)) or 'none'}); make them the same"
             )
-        return ImageDataset(source, transform, cfg.DATA.ON_ERROR)
+        return dataset_of(source, transform, cfg.DATA.ON_ERROR)
 
     def _source(self, split: str, decode: Callable[[BinaryIO], Any]):
         cfg = self.cfg
+        dataset = cfg.DATA.DATASET
+        if cfg.DATA.ZIP_MODE:
+            if dataset not in ("imagenet", "folder", "zip"):
+                raise ConfigError(f"DATA.ZIP_MODE (--zip) contradicts DATA.DATASET {dataset}; leave it out, or set DATA.DATASET zip")
+            dataset = "zip"
         source = open_source(
-            cfg.DATA.DATASET,
+            dataset,
             split,
             cfg.DATA.DATA_PATH,
             num_classes=cfg.MODEL.NUM_CLASSES,
             num_images=cfg.DATA.SYNTHETIC_IMAGES,
             decode=decode,
             outside_links=cfg.DATA.OUTSIDE_LINKS,
+            columns=cfg.DATA.COLUMNS,
             class_to_idx=read_class_map(cfg.DATA.CLASS_MAP) if cfg.DATA.CLASS_MAP else None,
         )
         if cfg.MODEL.NUM_CLASSES not in (0, len(source.classes)):

@@ -1,0 +1,94 @@
+"""Image files in memory, undecoded: DATA.CACHE_MODE.
+
+'full': every process holds all images. 'part': process r of n holds the images r, r + n, ..., and its training batches
+are drawn from these alone, as in Swin.
+"""
+
+import mmap
+from typing import Callable, Sequence
+
+import numpy as np
+
+from utils.errors import ConfigError
+from utils.memory import available_memory
+
+SPARE = 0.1  # share of the available memory that is left to the run itself
+
+
+class ImageCache:
+    """Bytes of some of a source's image files.
+
+    Args:
+        indices: which ones.
+        sizes: bytes of each file of the source.
+        read: index -> bytes.
+    """
+
+    def __init__(self, indices: range, sizes: np.ndarray, read: Callable[[int], bytes]):
+        self.indices = indices
+        self.starts = np.concatenate([[0], np.cumsum(sizes[indices])])
+        self.memory = mmap.mmap(-1, max(int(self.starts[-1]), 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared with forked workers
+        self.damaged = set()
+        for position, index in enumerate(indices):
+            try:
+                self.memory[self.starts[position] : self.starts[position + 1]] = read(index)
+            except Exception:  # whoever wants this image reads the file again, and gets the error
+                self.damaged.add(index)
+
+    def __contains__(self, index: int) -> bool:
+        return index in self.indices and index not in self.damaged
+
+    def __getitem__(self, index: int) -> bytes:
+        position = self.indices.index(index)
+        return self.memory[self.starts[position] : self.starts[position + 1]]
+
+
+def cached_indices(mode: str, num_images: int, rank: int, world_size: int) -> range:
+    """Which images a process holds."""
+    return range(rank, num_images, world_size) if mode == "part" else range(num_images)
+
+
+def cache_images(
+    sources: Sequence,
+    mode: str,
+    rank: int,
+    world_size: int,
+    gather: Callable[[int], list[int]],
+    local_processes: int,
+    say: Callable[[str], None],
+) -> None:
+    """Reads the files of archives into memory, after saying how much that takes.
+
+    Args:
+        sources: those that have `sizes` and a `cache` get one, others stay as they are.
+        mode: 'no', 'full' or 'part'.
+        gather: a number of each process -> all numbers; no process begins to read before it has returned.
+        local_processes: how many of them this machine has.
+        say: takes a line for the log.
+
+    Raises:
+        ConfigError: the memory does not suffice.
+    """
+    sources = [source for source in sources if hasattr(source, "sizes")]
+    if mode == "no" or not sources:
+        return
+    shares = [cached_indices(mode, len(source), rank, world_size) for source in sources]
+    own = int(sum(source.sizes[share].sum() for source, share in zip(sources, shares)))
+    available = available_memory()
+    everyone = gather(own)
+    here = max(everyone) * local_processes
+    text = (
+        f"DATA.CACHE_MODE {mode}: {_gib(own)} of images in each of {local_processes} processes here, {_gib(here)} in all, "
+        f"of {_gib(available)} available"
+    )
+    if here > (1 - SPARE) * available:
+        whole = sum(int(source.sizes.sum()) for source in sources)
+        other = f"part, which takes {_gib(whole * local_processes // world_size)}, or no" if mode == "full" and world_size > 1 else "no"
+        raise ConfigError(f"{text}, {SPARE:.0%} of which the run itself needs; use DATA.CACHE_MODE (--cache-mode) {other}")
+    say(text)
+    for source, share in zip(sources, shares):
+        source.cache = ImageCache(share, source.sizes, source.read)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.3g} MiB"

@@ -1,0 +1,125 @@
+"""Images that lie one after the other in one large file, read in place."""
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, Iterator, Mapping, NamedTuple, Optional, Sequence
+
+import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from utils.errors import DataError
+from utils.rng import fingerprint
+
+from .reading import printable, read_image
+
+
+class Entry(NamedTuple):
+    """A file in an archive."""
+
+    key: str  # <class>/<file>
+    label: int
+    place: tuple[int, ...]  # whatever its format needs to read it
+    size: int  # bytes of the image file
+
+
+class ArchiveSource:
+    """Labelled files of an archive.
+
+    The file stays open and is read by position, which processes that are forked from this one may do at the same time.
+
+    Args:
+        path: the archive.
+        classes: names, in label order.
+        entries: its images, in order.
+        decode: open file -> image.
+    """
+
+    def __init__(self, path: Path, classes: Sequence[str], entries: Sequence[Entry], decode: Callable[[BinaryIO], Any]):
+        self.path = path
+        self.classes = list(classes)
+        self.decode = decode
+        self.cache = None  # see `data.cache`
+        # Arrays, not a list: workers share their memory, as no reference counts in it change.
+        self.keys = np.array([os.fsencode(entry.key) for entry in entries])
+        self.labels = np.array([entry.label for entry in entries])
+        self.places = np.array([entry.place for entry in entries], dtype=np.int64)
+        self.sizes = np.array([entry.size for entry in entries], dtype=np.int64)
+        self.fingerprint = fingerprint(self.keys.tolist())  # that of the folders it was made of
+        self.file = os.open(path, os.O_RDONLY)
+        self.length = os.fstat(self.file).st_size
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def key(self, index: int) -> str:
+        return os.fsdecode(self.keys[index])
+
+    def name(self, index: int) -> str:
+        return printable(f"{self.path}:{self.key(index)}")
+
+    def load(self, index: int) -> tuple[Any, int]:
+        @contextlib.contextmanager
+        def opened() -> Iterator[BinaryIO]:
+            yield io.BytesIO(self.read(index))
+
+        remedy = f"make {self.path.name} anew without it"
+        return read_image(self.name(index), opened, self.decode, remedy), int(self.labels[index])
+
+    def read(self, index: int) -> Any:
+        """The bytes of an image's file."""
+        return self.cache[index] if self.cache is not None and index in self.cache else self.extract(self.places[index].tolist())
+
+    def extract(self, place: Sequence[int]) -> bytes:
+        """The bytes of the file at an entry's `place`; by default that is its first byte and its length."""
+        return self.pread(*place)
+
+    def pread(self, start: int, length: int) -> bytes:
+        data = os.pread(self.file, length, start)
+        while len(data) < length:  # Linux reads at most 2 GiB at once, network file systems less
+            more = os.pread(self.file, length - len(data), start + len(data))
+            if not more:
+                raise EOFError(f"the archive ends {length - len(data)} bytes too early")
+            data += more
+        return data
+
+
+def require_file(path: Path, what: str) -> None:
+    """Raises DataError if there is no such file."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; {what}")
+
+
+def inner_name(path: Path, name: str) -> str:
+    """A member's name, without './'.
+
+    Raises:
+        DataError: it leads out of the archive.
+    """
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts or name.startswith("/") or "\0" in name:
+        raise DataError(f"{path}: holds {name!r}, a name that leads out of it; make the archive anew from files that you trust")
+    return "/".join(parts)
+
+
+def is_image(name: str) -> bool:
+    return name.lower().endswith(IMG_EXTENSIONS)
+
+
+def by_class(path: Path, found: Mapping[str, Any], class_to_idx: Optional[Mapping[str, int]]) -> tuple[list[str], list[tuple[str, int]]]:
+    """The classes, and (name, label) of each file `<class>/<file>`, in the order in which `FolderSource` has them.
+
+    Raises:
+        DataError: a file lies in no class' folder; no class of `class_to_idx` is here.
+    """
+    names = sorted(found, key=lambda name: (name.split("/")[0], os.path.dirname(name), name))
+    outside = next((name for name in names if "/" not in name), None)
+    if outside or not names:
+        raise DataError(f"{path}: {f'{outside!r} lies in no' if outside else 'holds no images in a'} class' folder; it must hold <class>/<file>")
+    present = sorted({name.split("/")[0] for name in names})
+    labels = dict(class_to_idx) if class_to_idx is not None else {name: i for i, name in enumerate(present)}
+    files = [(name, labels[name.split("/")[0]]) for name in names if name.split("/")[0] in labels]
+    if not files:
+        raise DataError(f"{path}: none of its folders, {present[0]!r} and so on, has a class' name; check DATA.CLASS_MAP")
+    return sorted(labels, key=labels.__getitem__), files

@@ -1,0 +1,61 @@
+"""One tar file for each split: DATA_PATH/train.tar, DATA_PATH/val.tar with <class>/<file>."""
+
+import os
+import tarfile
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional
+
+from utils.errors import DataError
+
+from .archive import ArchiveSource, Entry, by_class, inner_name, is_image, require_file
+
+LAYOUT = "DATA.DATA_PATH (--data-path) must hold train.tar and val.tar with <class>/<file>, see scripts/prepare_data.py tar"
+
+
+class TarSource(ArchiveSource):
+    """An uncompressed tar file with <class>/<file>, or, as ILSVRC2012_img_train.tar, with a tar file for each class.
+
+    Raises:
+        DataError: the file is missing, is cut short, is no such tar file, or names files outside of it.
+    """
+
+    def __init__(self, path: Path, decode: Callable[[BinaryIO], Any], split: str = "", class_to_idx: Optional[Mapping[str, int]] = None):
+        require_file(path, LAYOUT)
+        try:
+            with tarfile.open(path, "r:") as archive:
+                found = {name: place for name, place in _members(path, archive) if is_image(name)}
+        except tarfile.TarError as error:
+            with open(path, "rb") as file:
+                packed = file.read(6)[:3] in (b"\x1f\x8b\x08", b"BZh", b"\xfd7z")
+            raise DataError(
+                f"{path}: {'is compressed; unpack it to a plain .tar' if packed else f'is no whole tar file ({error}); make or fetch it again'}"
+            ) from None
+        prefix = split + "/"
+        if found and all(name.startswith(prefix) for name in found):
+            found = {name[len(prefix) :]: place for name, place in found.items()}
+        classes, files = by_class(path, found, class_to_idx)
+        super().__init__(path, classes, [Entry(name, label, found[name], found[name][1]) for name, label in files], decode)
+
+    @classmethod
+    def open(cls, split: str, data_path: str, decode: Callable, class_to_idx, **_) -> "TarSource":
+        name = split if split.endswith(".tar") else split + ".tar"
+        return cls(Path(data_path) / name, decode, os.path.basename(split), class_to_idx)
+
+
+def _members(path: Path, archive: tarfile.TarFile, offset: int = 0, folder: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
+    """(name, (first byte, length)) of the files; those of a tar file in it are <its stem>/<name>."""
+    for member in archive:
+        if not member.isreg():
+            continue
+        name = inner_name(path, member.name)
+        if name.endswith(".tar") and not folder:
+            with tarfile.open(fileobj=archive.extractfile(member), mode="r:") as inner:
+                yield from _members(path, inner, member.offset_data, name[:-4] + "/")
+        elif member.issparse():
+            raise DataError(f"{path}: holds {name!r} as a sparse file; make the archive anew without --sparse")
+        else:
+            yield folder + name, (offset + member.offset_data, member.size)
+        archive.members = []  # tarfile keeps them all
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile itself takes any end for the end
+        raise tarfile.ReadError("it has no end")

@@ -1,0 +1,116 @@
+"""Swin's zip files: DATA_PATH/train.zip with DATA_PATH/train_map.txt, and val likewise."""
+
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence
+
+from utils.errors import DataError
+
+from .archive import ArchiveSource, Entry, inner_name, require_file
+
+LAYOUT = (
+    "DATA.DATA_PATH (--data-path) must hold train.zip, train_map.txt, val.zip and val_map.txt, see scripts/prepare_data.py zip"
+)
+LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a file in a zip: signature, ..., lengths of its name and extra field
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+class ZipSource(ArchiveSource):
+    """The files that a map names, in its order; each of its lines is `<class>/<file>`, a tab, and the label.
+
+    zipfile reads the directory of the archive; a file is then read by one call, without a lock and without an object for
+    each file in each process.
+
+    Raises:
+        DataError: the zip or its map is missing or damaged, or the map names a file that the zip has not.
+    """
+
+    def __init__(self, path: Path, decode: Callable[[BinaryIO], Any], class_to_idx: Optional[Mapping[str, int]] = None):
+        require_file(path, LAYOUT)
+        map_path = path.with_name(path.stem + "_map.txt")
+        require_file(map_path, LAYOUT)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                found = {inner_name(path, info.filename): info for info in archive.infolist() if not info.is_dir()}
+        except (zipfile.BadZipFile, EOFError, struct.error, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: is no whole zip file ({error}); make or fetch it again") from None
+        listed = _read_map(map_path)
+        for name, _ in listed:
+            if name not in found:
+                raise DataError(f"{map_path}: names {name!r}, which {path.name} does not hold; make both anew with scripts/prepare_data.py zip")
+            if found[name].compress_type not in METHODS or found[name].flag_bits & 1:
+                raise DataError(f"{path}: {name!r} is encrypted or of a compression other than 'stored' and 'deflated'; make the zip anew")
+        classes = _classes(map_path, listed)
+        if class_to_idx is not None:
+            listed = [(name, class_to_idx[classes[label]]) for name, label in listed if classes[label] in class_to_idx]
+            classes = sorted(class_to_idx, key=class_to_idx.__getitem__)
+        entries = [
+            Entry(name, label, (info.header_offset, info.compress_size, info.compress_type, info.CRC, len(info.filename)), info.file_size)
+            for name, label in listed
+            for info in [found[name]]
+        ]
+        if not entries:
+            raise DataError(f"{map_path}: names no image of a class; check it and DATA.CLASS_MAP")
+        super().__init__(path, classes, entries, decode)
+
+    @classmethod
+    def open(cls, split: str, data_path: str, decode: Callable, class_to_idx, **_) -> "ZipSource":
+        name = split if split.endswith(".zip") else split + ".zip"
+        return cls(Path(data_path) / name, decode, class_to_idx)
+
+    def extract(self, place: Sequence[int]) -> bytes:
+        start, length, method, crc, name_length = place
+        guess = LOCAL_HEADER.size + name_length + 64  # the lengths in the directory may be other ones
+        data = self.pread(start, min(guess + length, self.length - start))
+        signature, *lengths = LOCAL_HEADER.unpack_from(data)
+        if signature != b"PK\3\4":
+            raise zipfile.BadZipFile("bad header")
+        first = LOCAL_HEADER.size + sum(lengths)
+        content = data[first : first + length]
+        if len(content) < length:
+            content = self.pread(start + first, length)
+        if method == zipfile.ZIP_DEFLATED:
+            content = zlib.decompress(content, wbits=-15)
+        if zlib.crc32(content) != crc:
+            raise zipfile.BadZipFile("bad checksum")
+        return content
+
+
+def _read_map(path: Path) -> list[tuple[str, int]]:
+    listed = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is no text; each line must be <class>/<file>, a tab, and the label") from None
+    for number, line in enumerate(lines, 1):
+        name, tab, label = line.partition("\t")
+        if not (tab and name and label.strip().isdecimal()):
+            raise DataError(f"{path}: line {number} is {line[:80]!r}; it must be <class>/<file>, a tab, and the label, a number from 0")
+        listed.append((inner_name(path, name), int(label)))
+    if not listed:
+        raise DataError(f"{path}: is empty; each line must be <class>/<file>, a tab, and the label")
+    return listed
+
+
+def _classes(path: Path, listed: Sequence[tuple[str, int]]) -> list[str]:
+    """The name of each label: the folder that its files lie in, else the number."""
+    folders: dict[int, set[str]] = {}
+    for name, label in listed:
+        folders.setdefault(label, set()).add(name.split("/")[0] if "/" in name else "")
+    count = max(folders) + 1
+    if len(folders) < count:
+        missing = next(label for label in range(count) if label not in folders)
+        raise DataError(f"{path}: has labels up to {count - 1}, but no image of label {missing}; number the classes from 0, without gaps")
+    names = [folders[label] for label in range(count)]
+    if all(found == {""} for found in names):
+        return [str(label) for label in range(count)]
+    for label, found in enumerate(names):
+        if len(found) > 1:
+            raise DataError(f"{path}: label {label} is that of the folders {', '.join(map(repr, sorted(found)[:3]))}; a class needs one of its own")
+    flat = [next(iter(found)) for found in names]
+    if len(set(flat)) < count:
+        twice = next(name for name in flat if flat.count(name) > 1)
+        raise DataError(f"{path}: the folder {twice!r} has several labels; a class needs one of its own")
+    return flat

@@ -1,0 +1,167 @@
+"""Images in streams: shards that are read from the first byte to the last, in an order that a seed decides.
+
+An epoch's readers are the loading processes of all ranks; reader c of n takes the shards c, c + n, ... of a permutation of
+all, and mixes their images in a buffer. What it gives is a function of the seed, the epoch, c and n, so an epoch can be
+gone on with at any batch: what was before is read again, but not decoded.
+"""
+
+import itertools
+import random
+from typing import Any, Callable, Iterator, Optional
+
+import torch
+import webdataset
+from torch.utils.data import IterableDataset, get_worker_info
+
+from utils.errors import DataError
+from utils.rng import derive_seed, seed_cpu
+
+from .batches import Item
+from .dataset import MAX_IN_A_ROW
+
+
+class StreamDataset:
+    """Samples of a source that is read in streams.
+
+    Args:
+        source: see `data.sources`.
+        transform, on_error: see `data.dataset.ImageDataset`. In training, the next image of the stream takes the place of
+            one that cannot be read.
+    """
+
+    def __init__(self, source, transform: Callable, on_error: str = "raise"):
+        self.source = source
+        self.transform = transform
+        self.on_error = on_error
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def first(self, count: int) -> list[Item]:
+        """Some training samples, of the first shard.
+
+        Raises:
+            DataError: none of them can be read.
+        """
+        items = [self.item(sample, seed) for seed, sample in enumerate(itertools.islice(self.source.read(0), count))]
+        good = [item for item in items if item.sample is not None]
+        if not good:
+            raise DataError(f"{self.source.shards[0]}: none of its first {count} images can be read; make the shard anew")
+        return good
+
+    def item(self, sample, seed: Optional[int] = None) -> Item:
+        """A sample, transformed; see `ImageDataset.__getitem__`."""
+        if seed is not None:
+            seed_cpu(seed)
+        try:
+            image = self.source.image(sample)
+        except DataError as error:
+            if self.on_error == "raise":
+                raise
+            return Item(None, (str(error).rsplit("; ", 1)[0],))
+        return Item((self.transform(image), sample.label), key="" if seed is not None else sample.key)
+
+
+class TrainStream(IterableDataset):
+    """One process' images of an epoch, without an end to its shards: a reader that has read all of its own begins again,
+    in another order.
+
+    Args:
+        dataset: whose images.
+        num_batches, batch_size: of an epoch of this process.
+        rank, world_size: this process and how many there are.
+        seed: of the orders and augmentations.
+        buffer: images among which the next one is chosen, in each reader.
+    """
+
+    def __init__(self, dataset: StreamDataset, num_batches: int, batch_size: int, rank: int, world_size: int, seed: int, buffer: int):
+        self.dataset = dataset
+        self.num_batches, self.batch_size = num_batches, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.seed = seed
+        self.buffer = buffer
+        self.position = torch.zeros(2, dtype=torch.int64).share_memory_()  # epoch, first batch: workers outlive epochs
+
+    def set_position(self, epoch: int, first_batch: int) -> None:
+        """The next iteration gives this epoch's batches from `first_batch` on."""
+        self.position.copy_(torch.tensor([epoch, first_batch]))
+
+    def __iter__(self) -> Iterator[Item]:
+        worker, workers = place_of_worker()
+        epoch, first_batch = self.position.tolist()
+        # The DataLoader takes batches from its workers in turn and begins with the first one, also in mid-epoch.
+        turn = (worker + first_batch) % workers
+        done, all_batches = len(range(turn, first_batch, workers)), len(range(turn, self.num_batches, workers))
+        reader = self.rank * workers + turn
+        samples = self.samples(epoch, reader, self.world_size * workers)
+        vacant: list[Item] = []  # places whose images could not be read
+        for place in itertools.count():
+            if place < done * self.batch_size:
+                next(samples)
+                continue
+            if place >= all_batches * self.batch_size and not vacant:
+                return
+            sample = next(samples)
+            item = self.dataset.item(sample, derive_seed(self.seed, epoch, reader, place))
+            if item.sample is None:
+                if len(vacant) == MAX_IN_A_ROW:
+                    raise DataError(f"{item.failures[0]}; nor can the {MAX_IN_A_ROW} before it")
+                vacant.append(item)
+                continue
+            for number, failed in enumerate(vacant, 1):
+                yield self.dataset.item(sample, derive_seed(self.seed, epoch, reader, place, number))._replace(failures=failed.failures)
+            vacant = []
+            if place < all_batches * self.batch_size:
+                yield item
+
+    def samples(self, epoch: int, reader: int, readers: int) -> Iterator[Any]:
+        """The endless stream of one reader.
+
+        Raises:
+            DataError: its shards hold no images.
+        """
+        source = self.dataset.source
+        for number in itertools.count():
+            count = 0
+            order = list(range(len(source.shards)))
+            random.Random(derive_seed(self.seed, epoch, number)).shuffle(order)
+            mixing = random.Random(derive_seed(self.seed, epoch, number, reader))
+            mix = webdataset.shuffle(self.buffer, initial=self.buffer, rng=mixing)
+            for count, sample in enumerate(mix(share(source, order, reader, readers)), 1):
+                yield sample
+            if not count:
+                raise DataError(f"{source.shards[order[reader % len(order)]]}: holds no images for reader {reader}; use fewer DATA.NUM_WORKERS")
+
+
+class EvalStream(IterableDataset):
+    """Every image once over the loading processes of all ranks."""
+
+    def __init__(self, dataset: StreamDataset, rank: int, world_size: int):
+        self.dataset = dataset
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[Item]:
+        worker, workers = place_of_worker()
+        source = self.dataset.source
+        reader, readers = self.rank * workers + worker, self.world_size * workers
+        for sample in share(source, list(range(len(source.shards))), reader, readers):
+            yield self.dataset.item(sample)
+
+
+def place_of_worker() -> tuple[int, int]:
+    """Which of how many loading processes this one is."""
+    info = get_worker_info()
+    return (info.id, info.num_workers) if info else (0, 1)
+
+
+def share(source, order: list[int], reader: int, readers: int) -> Iterator[Any]:
+    """What a reader takes of the shards. Where there are more readers than shards, several read a shard, each of them
+    every n-th image.
+    """
+    own, together = order[reader :: readers], 1
+    if readers > len(order):
+        own = [order[reader % len(order)]]
+        together = len(range(reader % len(order), readers, len(order)))
+    for shard in own:
+        yield from itertools.islice(source.read(shard), reader // len(order) if together > 1 else 0, None, together)
