@@ -43,6 +43,10 @@ class ImageCache:
         return self.memory[self.starts[position] : self.starts[position + 1]]
 
 
+def can_be_cached(source) -> bool:
+    return hasattr(source, "sizes")
+
+
 def cached_indices(mode: str, num_images: int, rank: int, world_size: int) -> range:
     """Which images a process holds."""
     return range(rank, num_images, world_size) if mode == "part" else range(num_images)
@@ -60,7 +64,7 @@ def cache_images(
     """Reads the files of archives into memory, after saying how much that takes.
 
     Args:
-        sources: those that have `sizes` and a `cache` get one, others stay as they are.
+        sources: archives get a `cache`, others stay as they are.
         mode: 'no', 'full' or 'part'.
         gather: a number of each process -> all numbers; no process begins to read before it has returned.
         local_processes: how many of them this machine has.
@@ -69,7 +73,7 @@ def cache_images(
     Raises:
         ConfigError: the memory does not suffice.
     """
-    sources = [source for source in sources if hasattr(source, "sizes")]
+    sources = list(filter(can_be_cached, sources))
     if mode == "no" or not sources:
         return
     shares = [cached_indices(mode, len(source), rank, world_size) for source in sources]

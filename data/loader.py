@@ -4,12 +4,14 @@ import atexit
 import multiprocessing
 from typing import Any, Callable, Iterator, Optional
 
+import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from utils.errors import UserError
 from utils.signals import end_with_parent, ignore_stop_signals
 
 from .batches import Batch, Finish, collate_items
+from .cache import can_be_cached
 from .dataset import ImageDataset
 from .prefetch import Prefetcher
 from .samplers import EvalSampler, TrainBatchSampler
@@ -56,6 +58,7 @@ class Loader:
             prefetch_factor=prefetch if num_workers else None,
             collate_fn=collate_items,
             worker_init_fn=_prepare_worker,
+            generator=torch.Generator(),  # it draws when its workers start; the run's own random numbers must not depend on that
             multiprocessing_context="fork" if num_workers else None,  # see `end_with_parent`; Python 3.14 has another default
             **batching,
         )
@@ -100,14 +103,15 @@ class TrainLoader(Loader):
         num_workers: int,
         prefetch: int,
         pin_memory: bool,
+        shares: bool = False,
     ):
-        self.sampler = TrainBatchSampler(len(dataset), num_batches, batch_size, rank, world_size, seed)
+        self.sampler = TrainBatchSampler(len(dataset), num_batches, batch_size, rank, world_size, seed, shares)
         super().__init__(dataset, finish, num_workers, prefetch, pin_memory, batch_sampler=self.sampler)
 
     @property
     def order(self) -> str:
         """What the order of an epoch's images depends on, besides the seed."""
-        return self.dataset.source.fingerprint
+        return self.dataset.source.fingerprint + (f" in {self.sampler.world_size} shares" if self.sampler.shares else "")
 
     def epoch(self, epoch: int, first_batch: int) -> Prefetcher:
         """The epoch's finished batches from `first_batch` on."""
@@ -187,15 +191,18 @@ class EvalStreamLoader(Loader):
         return self.num_batches
 
 
-def train_loader(dataset, buffer: int, **settings: Any) -> Loader:
+def train_loader(dataset, buffer: int, cache_mode: str, **settings: Any) -> Loader:
     """The loader for training of a data set of either kind.
 
     Args:
         dataset: an `ImageDataset` or a `StreamDataset`.
         buffer: see `TrainStream`.
+        cache_mode: see `data.cache`.
         settings: see `TrainLoader`.
     """
-    return TrainStreamLoader(dataset, buffer=buffer, **settings) if isinstance(dataset, StreamDataset) else TrainLoader(dataset, **settings)
+    if isinstance(dataset, StreamDataset):
+        return TrainStreamLoader(dataset, buffer=buffer, **settings)
+    return TrainLoader(dataset, shares=cache_mode == "part" and can_be_cached(dataset.source), **settings)
 
 
 def eval_loader(dataset, **settings: Any) -> Loader:

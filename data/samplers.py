@@ -23,10 +23,11 @@ class TrainBatchSampler(Sampler):
         batch_size: images per process and micro-batch.
         rank, world_size: this process and how many there are.
         seed: of the permutations and augmentations.
+        shares: process r has the images r, r + world_size, ... alone (see `data.cache`), not any of all.
     """
 
     def __init__(
-        self, num_images: int, num_batches: int, batch_size: int, rank: int, world_size: int, seed: int
+        self, num_images: int, num_batches: int, batch_size: int, rank: int, world_size: int, seed: int, shares: bool = False
     ):
         self.num_images = num_images
         self.num_batches = num_batches
@@ -34,6 +35,7 @@ class TrainBatchSampler(Sampler):
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
+        self.shares = shares
         self.epoch = 0
         self.first_batch = 0
 
@@ -45,7 +47,12 @@ class TrainBatchSampler(Sampler):
     def order(self, epoch: int) -> list[int]:
         """The permutation of all images that an epoch is."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
-        return torch.randperm(self.num_images, generator=generator).tolist()
+        order = torch.randperm(self.num_images, generator=generator)
+        if self.shares:
+            each = self.num_batches * self.batch_size
+            parts = [order[order % self.world_size == rank][:each].view(-1, self.batch_size) for rank in range(self.world_size)]
+            order = torch.stack(parts, dim=1).flatten()  # (num_batches, world_size, batch_size)
+        return order.tolist()
 
     def batch(self, order: list[int], epoch: int, batch: int, rank: int) -> list[SeededIndex]:
         """A process' images of a micro-batch."""

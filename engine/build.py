@@ -79,7 +79,8 @@ def build_trainer(
         **loading(cfg, device),
     )
     train_batches = train_loader(
-        train_set, num_batches=plan.batches_per_epoch, seed=cfg.SEED, buffer=cfg.DATA.SHUFFLE_BUFFER, **placing
+        train_set, num_batches=plan.batches_per_epoch, seed=cfg.SEED, buffer=cfg.DATA.SHUFFLE_BUFFER,
+        cache_mode=cfg.DATA.CACHE_MODE, **placing
     )
     val_batches = eval_loader(val_set, **placing)
     fill_caches(cfg, [train_set, val_set], peers, log)

@@ -296,7 +296,6 @@ class Trainer:
         if self.model_ema:
             found["ema"] = self.model_ema.module
         results = {}
-        seed_all(self.seed, self.progress.epoch, self.plan.updates_per_epoch)  # a DataLoader draws when it starts
         for name, model in found.items():
             broadcast_buffers(model)
             metrics = evaluate(
