@@ -1,6 +1,7 @@
 """A source of images with the transform that makes them a model's pictures."""
 
-from typing import Callable, NamedTuple
+from functools import partial
+from typing import Any, Callable, Iterator, NamedTuple
 
 from torch.utils.data import Dataset
 
@@ -40,6 +41,11 @@ class ImageDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def loads(self, count: int) -> Iterator[Callable[[], tuple[Any, int]]]:
+        """So many of the images, not yet read, from all over the set: each gives (what the source gives, label)."""
+        for i in range(count):
+            yield partial(self.source.load, i * len(self) // count)
 
     def first(self, count: int) -> list[Item]:
         """Some training samples, from all over the set."""

@@ -1,6 +1,7 @@
 """Batches of a data set, loaded by worker processes."""
 
 import atexit
+import itertools
 import multiprocessing
 from typing import Any, Callable, Iterator, Optional
 
@@ -8,11 +9,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from utils.errors import UserError
+from utils.rng import derive_seed
 from utils.signals import end_with_parent, ignore_stop_signals
 
 from .batches import Batch, Finish, collate_items
 from .cache import can_be_cached
-from .dataset import ImageDataset
+from .dataset import ImageDataset, SeededIndex
 from .prefetch import Prefetcher
 from .samplers import EvalSampler, TrainBatchSampler
 from .stream import EvalStream, StreamDataset, TrainStream
@@ -208,6 +210,18 @@ def train_loader(dataset, buffer: int, cache_mode: str, **settings: Any) -> Load
 def eval_loader(dataset, **settings: Any) -> Loader:
     """The loader for evaluation of a data set of either kind; see `EvalLoader`."""
     return (EvalStreamLoader if isinstance(dataset, StreamDataset) else EvalLoader)(dataset, **settings)
+
+
+def endless_batches(dataset, batch_size: int, seed: int, buffer: int, **settings: Any) -> Iterator[Batch]:
+    """Training batches without an end, for measurements."""
+    if isinstance(dataset, StreamDataset):
+        return TrainStreamLoader(dataset, 10**9, batch_size, 0, 1, seed, buffer, **settings).batches()
+
+    def keys() -> Iterator[list[SeededIndex]]:
+        for start in itertools.count(0, batch_size):
+            yield [SeededIndex(i % len(dataset), derive_seed(seed, i)) for i in range(start, start + batch_size)]
+
+    return Loader(dataset, batch_sampler=keys(), **settings).batches()
 
 
 def dataset_of(source, transform: Callable, on_error: str):

@@ -38,6 +38,12 @@ class StreamDataset:
     def __len__(self) -> int:
         return len(self.source)
 
+    def loads(self, count: int) -> Iterator[Callable[[], tuple[Any, int]]]:
+        """So many of the images, read but not decoded: each gives (what the source gives, label)."""
+        shards = itertools.chain.from_iterable(map(self.source.read, range(len(self.source.shards))))
+        for sample in itertools.islice(shards, count):
+            yield lambda: (self.source.image(sample), sample.label)
+
     def first(self, count: int) -> list[Item]:
         """Some training samples, of the first shard.
 

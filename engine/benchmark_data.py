@@ -1,13 +1,12 @@
 """`--benchmark-data`: how fast training images are loaded, where the time goes, and how many workers a speed takes."""
 
 import io
-import itertools
 import math
 import os
 import time
 from collections import defaultdict
 from statistics import median
-from typing import Any, Callable, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import torch
 from torch.utils.data import default_collate
@@ -15,8 +14,8 @@ from torchvision import transforms
 from yacs.config import CfgNode
 
 from data.batches import Finish, Item, collate_items
-from data.dataset import ImageDataset, SeededIndex
-from data.loader import Loader
+from data.dataset import ImageDataset
+from data.loader import endless_batches
 from utils.defaults import BACKENDS
 from utils.distributed import Launch
 from utils.errors import ConfigError, DataError
@@ -155,11 +154,12 @@ def profile(way: Way, seed: int, number: int) -> dict[str, float]:
     items = []
     wanted = min(IMAGES, len(dataset))
     try:
-        for index in range(0, wanted * (len(dataset) // wanted), len(dataset) // wanted):
+        for index, load in enumerate(dataset.loads(wanted)):
+            lap("read")
             seed_cpu(derive_seed(seed, number, index))
             lap("seed")
             try:
-                image, label = source.load(index)
+                image, label = load()
             except DataError as error:
                 if dataset.on_error == "raise":
                     raise
@@ -187,19 +187,14 @@ def describe(profile: dict[str, float]) -> str:
     return f"{1000 * sum(profile.values()):.2f} ms per image: {steps}"
 
 
-def measure_loader(cfg: CfgNode, device: torch.device, dataset: ImageDataset, log: RunLog) -> None:
+def measure_loader(cfg: CfgNode, device: torch.device, dataset, log: RunLog) -> None:
     """Says how many images per second the config's workers load; the first batches, of their start, are not counted."""
     workers = cfg.DATA.NUM_WORKERS
     if not workers:
         log.info("loader: DATA.NUM_WORKERS is 0, the training process loads by itself")
         return
     size = cfg.DATA.BATCH_SIZE
-
-    def endless() -> Iterator[list[SeededIndex]]:
-        for start in itertools.count(0, size):
-            yield [SeededIndex(i % len(dataset), derive_seed(cfg.SEED, i)) for i in range(start, start + size)]
-
-    batches = Loader(dataset, batch_sampler=endless(), **loading(cfg, device)).batches()
+    batches = endless_batches(dataset, size, cfg.SEED, cfg.DATA.SHUFFLE_BUFFER, **loading(cfg, device))
     for _ in range(workers):
         next(batches)
     started, count = time.perf_counter(), 0

@@ -319,6 +319,14 @@ def test_an_image_of_a_shard_that_cannot_be_read(copied, formats):
         list(stream_loader(formats, root=copied, on_error="skip").epoch(0, 0))
 
 
+def test_the_loading_of_shards_is_timed(write_config, formats, monkeypatch, capfd):
+    monkeypatch.setattr("engine.benchmark_data.ROUNDS", 1)
+    monkeypatch.setattr("engine.benchmark_data.LOADER_SECONDS", 0.1)
+    run("--cfg", write_config(DATA={"DATASET": "wds", "DATA_PATH": str(formats / "wds"), "NUM_WORKERS": 1}), "--benchmark-data")
+    out = capfd.readouterr().out
+    assert "60 training images" in out and "cv2: " in out and "loader: " in out and "read " in out
+
+
 def test_shards_over_http(formats):
     """An object store's door; `webdataset` asks curl for it."""
     if not shutil.which("curl"):
