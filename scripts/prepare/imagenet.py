@@ -14,6 +14,7 @@ from typing import Iterator, Sequence
 from data.class_maps import read_class_map
 from utils.errors import DataError
 
+from .archives import require_end
 from .devkit import NAME as DEVKIT
 from .devkit import read_devkit
 from .images import require_same_classes
@@ -138,6 +139,7 @@ def _plain_members(archive: tarfile.TarFile, where: object) -> dict[str, tarfile
         if name in members:
             raise DataError(f"{where}: holds {name!r} twice; fetch the archive again")
         members[name] = member
+    require_end(archive)
     return members
 
 

@@ -9,7 +9,7 @@ from typing import Any, Iterator, Sequence
 from tqdm import tqdm
 
 from utils.errors import ConfigError, DataError, OutputError, UserError
-from utils.files import write_json
+from utils.files import remove_unfinished, write_json
 from utils.lock import RunLock
 
 GB = 1e9
@@ -43,6 +43,7 @@ def holding(output: Path, kind: str, arguments: dict[str, Any], made: Sequence[s
                 for path in output.glob(pattern):
                     raise ConfigError(f"{path}: is there and was not made by this command; remove it, or give another --output")
             write_json(record, arguments)
+        remove_unfinished(output)
         yield
     finally:
         lock.release()

@@ -16,6 +16,7 @@ from typing import Iterator, Optional
 from data.sources.folder import FolderSource
 from utils.errors import DataError, UserError
 
+from .archives import require_end
 from .images import reworded
 from .parquet import NAMES
 from .shards import INFO
@@ -197,6 +198,7 @@ def _tar_files(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
                 continue
             yield member.name, archive.extractfile(member).read()
             archive.members.clear()
+        require_end(archive)
 
 
 def _samples(path: Path, classes: list[str], problems: list[str]) -> Iterator[Item]:

@@ -13,7 +13,7 @@ from typing import Sequence
 import numpy as np
 
 from utils.errors import ConfigError
-from utils.files import atomic_write, remove_unfinished, write_json
+from utils.files import atomic_write, write_json
 
 from .images import Images
 from .job import Progress, require_room, writing
@@ -38,7 +38,6 @@ def write_shards(splits: list[Images], output: Path, shard_bytes: int, shard_ima
     except ImportError:
         raise ConfigError("webdataset: is not installed; pip install webdataset") from None
 
-    remove_unfinished(output)
     plans = []
     for images in splits:
         shuffled = images.split == "train"
