@@ -1,0 +1,1 @@
+"""The parts of prepare_data.py: one format a file."""

@@ -1,0 +1,238 @@
+"""The images of each format again, for `verify`: (key, label, bytes), and what does not fit together.
+
+A label is None where the format says none: then it is the class' place among the sorted names. What is wrong with one
+image is noted in `problems`, and the others are still read.
+"""
+
+import contextlib
+import glob
+import itertools
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Iterator, Optional
+
+from data.sources.folder import FolderSource
+from utils.errors import DataError, UserError
+
+from .archives import require_end
+from .images import reworded
+from .parquet import NAMES
+from .shards import INFO
+
+Item = tuple[str, Optional[int], bytes]
+SPLITS = ("train", "val")
+
+
+class Folder:
+    """<split>/<class>/*"""
+
+    @staticmethod
+    def has(path: Path, split: str) -> bool:
+        return (path / split).is_dir()
+
+    @staticmethod
+    def read(path: Path, split: str, problems: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
+        try:
+            source = FolderSource(path / split, decode=lambda file: file.read(), outside_links=True)
+        except UserError as error:
+            problems.append(str(reworded(error)))
+            return None, iter(())
+
+        def items() -> Iterator[Item]:
+            for i in range(len(source)):
+                try:
+                    data, label = source.load(i)
+                except UserError as error:
+                    problems.append(str(reworded(error)))
+                    continue
+                yield source.key(i), label, data
+
+        return source.classes, items()
+
+
+class Zip:
+    """<split>.zip with <split>_map.txt"""
+
+    @staticmethod
+    def has(path: Path, split: str) -> bool:
+        return (path / f"{split}.zip").exists() or (path / f"{split}_map.txt").exists()
+
+    @staticmethod
+    def read(path: Path, split: str, problems: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
+        archive, text = path / f"{split}.zip", path / f"{split}_map.txt"
+
+        def items() -> Iterator[Item]:
+            with _noted(archive, problems), zipfile.ZipFile(archive) as file:
+                labels = {}
+                for number, line in enumerate(text.read_text(encoding="utf-8").splitlines(), 1):
+                    key, _, label = line.partition("\t")
+                    if key in labels:
+                        problems.append(f"{text}: line {number} names {key} again")
+                    if not label.isdecimal():
+                        problems.append(f"{text}: line {number} is no '<class>/<file>', tab, label")
+                        continue
+                    labels[key] = int(label)
+                members = [member for member in file.infolist() if not member.is_dir()]
+                for key in sorted(set(labels) - {member.filename for member in members}):
+                    problems.append(f"{archive}: has no {key}, which {text.name} names")
+                for member in members:
+                    if member.filename not in labels:
+                        problems.append(f"{text}: does not name {member.filename}, which {archive.name} has")
+                    with _noted(f"{archive}: {member.filename}", problems):
+                        yield member.filename, labels.get(member.filename), file.read(member)
+
+        return None, items()
+
+
+class Tar:
+    """<split>.tar"""
+
+    @staticmethod
+    def has(path: Path, split: str) -> bool:
+        return (path / f"{split}.tar").exists()
+
+    @staticmethod
+    def read(path: Path, split: str, problems: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
+        def items() -> Iterator[Item]:
+            for name, data in _tar_files(path / f"{split}.tar", problems):
+                yield name, None, data
+
+        return None, items()
+
+
+class Shards:
+    """_info.json and the shards that it names"""
+
+    @staticmethod
+    def has(path: Path, split: str) -> bool:
+        return split in _info(path).get("splits", {}) or any(path.glob(f"{split}-*.tar"))
+
+    @staticmethod
+    def read(path: Path, split: str, problems: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
+        info = _info(path)
+        if split not in info.get("splits", {}):
+            problems.append(f"{path / INFO}: names no split {split!r}, and there are shards of it; let the conversion end")
+            return None, iter(())
+        about = info["splits"][split]
+
+        def items() -> Iterator[Item]:
+            extra = {file.name for file in path.glob(f"{glob.escape(split)}-*.tar")} - set(about["filenames"])
+            problems.extend(f"{path / name}: is not named in {INFO}" for name in sorted(extra))
+            for name, length, size in zip(about["filenames"], about["shard_lengths"], about["shard_bytes"]):
+                count = 0
+                for item in _samples(path / name, info["classes"], problems):
+                    count += 1
+                    yield item
+                if count != length:
+                    problems.append(f"{path / name}: has {count} images, {INFO} says {length}")
+                if (path / name).exists() and (path / name).stat().st_size != size:
+                    problems.append(f"{path / name}: has {(path / name).stat().st_size} bytes, {INFO} says {size}")
+            if about["num_samples"] != sum(about["shard_lengths"]):
+                problems.append(f"{path / INFO}: the lengths of {split}'s shards do not add up to {about['num_samples']}")
+
+        return info["classes"], items()
+
+
+class Parquet:
+    """data/train-*.parquet, data/validation-*.parquet"""
+
+    @staticmethod
+    def has(path: Path, split: str) -> bool:
+        return any(path.glob(f"data/{NAMES[split]}-*.parquet"))
+
+    @staticmethod
+    def read(path: Path, split: str, problems: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
+        import pyarrow.parquet as pq
+
+        files = sorted(path.glob(f"data/{NAMES[split]}-*.parquet"))
+        classes = None
+        with _noted(files[0], problems):
+            features = json.loads(pq.read_schema(files[0]).metadata[b"huggingface"])["info"]["features"]
+            classes = features["label"]["names"]
+
+        def items() -> Iterator[Item]:
+            expected = int(files[0].stem.rsplit("-", 1)[1])
+            if len(files) != expected:
+                problems.append(f"{path / 'data'}: has {len(files)} of {expected} files of {NAMES[split]}")
+            for file in files:
+                with _noted(file, problems), pq.ParquetFile(file) as table:
+                    for batch in table.iter_batches(batch_size=100):
+                        for row in batch.to_pylist():
+                            yield row["image"]["path"], row["label"], row["image"]["bytes"]
+
+        return classes, items()
+
+
+FORMATS = {"folder": Folder, "zip": Zip, "tar": Tar, "shards": Shards, "parquet": Parquet}
+
+
+def guess(path: Path) -> str:
+    """
+    Raises:
+        DataError: the folder holds none of the formats, or several.
+    """
+    found = [name for name, kind in FORMATS.items() if any(kind.has(path, split) for split in SPLITS)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(f"{path}: holds several formats, {', '.join(found)}; say which by --format")
+    raise DataError(f"{path}: holds no train or val in any of the formats {', '.join(FORMATS)}; check the path")
+
+
+def _info(path: Path) -> dict:
+    try:
+        return json.loads((path / INFO).read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        raise DataError(f"{path / INFO}: cannot be read; remove it and start the conversion again") from None
+
+
+def _tar_files(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
+    with _noted(path, problems), tarfile.open(path, "r:") as archive:
+        for member in archive:
+            if not member.isfile():
+                problems.append(f"{path}: {member.name!r} is no plain file")
+                continue
+            yield member.name, archive.extractfile(member).read()
+            archive.members.clear()
+        require_end(archive)
+
+
+def _samples(path: Path, classes: list[str], problems: list[str]) -> Iterator[Item]:
+    sample: dict[str, bytes] = {}
+    stem: Optional[str] = None
+    for name, data in itertools.chain(_tar_files(path, problems), [(".", b"")]):  # the last ends the last sample
+        this, _, extension = name.partition(".")
+        if this != stem:
+            if sample:
+                yield from _sample(f"{path}: {stem}", sample, classes, problems)
+            stem, sample = this, {}
+        if extension in sample:
+            problems.append(f"{path}: holds {name} twice")
+        sample[extension] = data
+
+
+def _sample(where: str, sample: dict[str, bytes], classes: list[str], problems: list[str]) -> Iterator[Item]:
+    with _noted(where, problems):
+        about, label = json.loads(sample.pop("json")), int(sample.pop("cls"))
+        (data,) = sample.values()
+        if about["label"] != label:
+            problems.append(f"{where}: its cls says label {label}, its json {about['label']}")
+        if not 0 <= label < len(classes) or about["class"] != classes[label]:
+            problems.append(f"{where}: label {label} is not that of class {about['class']!r}")
+        yield about["key"], label, data
+
+
+@contextlib.contextmanager
+def _noted(where: object, problems: list[str]) -> Iterator[None]:
+    """Notes what a damaged file makes its reader raise."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # pyarrow and zipfile raise of many kinds at damaged files
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        problems.append(f"{where}: cannot be read to its end ({type(error).__name__}: {' '.join(str(reason).split())})")
