@@ -70,9 +70,9 @@ def array_steps(
         )
     steps = {"crop": crop, "resize": Resize(resized_crop.size[0], interpolation)}
     steps.update({"flip": Flip(flip.p) for flip in flips})
-    for colour in colours:
+    for name, colour in zip(("augment", "jitter"), colours):
         try:
-            steps["augment"] = ArrayColorJitter(colour) if isinstance(colour, ColorJitter) else on_arrays(colour)
+            steps[name] = ArrayColorJitter(colour) if isinstance(colour, ColorJitter) else on_arrays(colour)
         except KeyError:
             raise ConfigError(
                 f"AUG.AUTO_AUGMENT is {policy!r}, which DATA.BACKEND cv2 does not have; use a 'rand' policy or one of v0, v0r, "

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
 from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import str_to_interp_mode
+from torchvision.transforms import TrivialAugmentWide
 
 from utils.errors import ConfigError
 
@@ -19,7 +21,8 @@ from .decode import decode_image
 POLICY = re.compile(
     r"none|null||(rand|augmix|v0r?|originalr?|3a)(-(mstd|mmax|inc|[mnwdabp])\d+(\.\d+)?)*", re.IGNORECASE
 )
-POLICY_HELP = "it must be none or one of timm's policies, like 'rand-m9-mstd0.5-inc1', 'original' or 'augmix-m3'"
+POLICY_HELP = "it must be none, trivial, or one of timm's policies, like 'rand-m9-mstd0.5-inc1', 'original', '3a' or 'augmix-m3'"
+TRIVIAL = "trivial"
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **_) -> Image.Image:
@@ -100,8 +103,8 @@ def train_transform(
 ) -> Transform:
     """Image -> augmented `Picture` of img_size x img_size.
 
-    Random resized crop, horizontal flip, an AutoAugment policy or colour jitter, random erasing. `mean` is the colour of
-    what a policy moves into the image. All backends make the same draws.
+    Random resized crop, horizontal flip, an AutoAugment policy or colour jitter ('3a' has both, as timm does), random
+    erasing. `mean` is the colour of what a policy moves into the image. All backends make the same draws.
 
     Args:
         exif: see `decode_image`.
@@ -109,11 +112,12 @@ def train_transform(
             'nvimgcodec': the same pixels as 'cv2', see `data.crops_nvimgcodec`.
 
     Raises:
-        ConfigError: a policy string that timm does not know, or that the backend does not have.
+        ConfigError: an unknown policy, or one that the backend does not have.
     """
-    if not POLICY.fullmatch(auto_augment_policy):
+    trivial = auto_augment_policy.lower() == TRIVIAL
+    if not (trivial or POLICY.fullmatch(auto_augment_policy)):
         raise ConfigError(f"AUG.AUTO_AUGMENT is {auto_augment_policy!r}; {POLICY_HELP}")
-    policy = None if auto_augment_policy.lower() in ("", "none", "null") else auto_augment_policy
+    policy = None if trivial or auto_augment_policy.lower() in ("", "none", "null") else auto_augment_policy
     try:
         place, colour, _ = create_transform(
             img_size,
@@ -121,7 +125,7 @@ def train_transform(
             scale=tuple(scale),
             ratio=tuple(ratio),
             hflip=hflip,
-            color_jitter=color_jitter or None,
+            color_jitter=None if trivial else color_jitter or None,
             auto_augment=policy,
             interpolation=interpolation,
             mean=tuple(mean),
@@ -130,9 +134,11 @@ def train_transform(
     except (AssertionError, ValueError, KeyError, IndexError):
         raise ConfigError(f"AUG.AUTO_AUGMENT is {policy!r}; {POLICY_HELP}") from None
     crop, *flips = place.transforms
+    colours = [_trivial_augment(interpolation, mean)] if trivial else colour.transforms
     erase = {"erase": Erase(reprob, remode, recount)}
     if backend == "pil":
-        steps = {"crop and resize": crop, **{"flip": flip for flip in flips}, **{"augment": step for step in colour.transforms}}
+        steps = {"crop and resize": crop, **{"flip": flip for flip in flips}}
+        steps.update(zip(("augment", "jitter"), colours))
         return Transform(partial(decode_image, exif=exif), {**steps, "to array": np.array, **erase})
 
     from .backend_cv2 import array_steps
@@ -142,7 +148,13 @@ def train_transform(
         from .crops_nvimgcodec import RegionDecoder
 
     reader = CropReader(scale, ratio, exif, RegionDecoder() if backend == "nvimgcodec" else decode_cv2)
-    return Transform(reader, {**array_steps(reader.crop, crop, flips, colour.transforms, auto_augment_policy), **erase})
+    return Transform(reader, {**array_steps(reader.crop, crop, flips, colours, auto_augment_policy), **erase})
+
+
+def _trivial_augment(interpolation: str, mean: Sequence[float]) -> TrivialAugmentWide:
+    """torchvision's, filled with the mean colour as timm's policies are. Its draws are torch's alone."""
+    mode = str_to_interp_mode("bicubic" if interpolation == "lanczos" else interpolation)  # Pillow moves nothing by lanczos
+    return TrivialAugmentWide(interpolation=mode, fill=[min(255, round(255 * level)) for level in mean])
 
 
 def eval_transform(img_size: int, interpolation: str, crop_pct: float, exif: bool = True) -> Transform:
