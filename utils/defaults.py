@@ -70,6 +70,8 @@ DEFAULTS.TRAIN.BASE_LR = 5e-4  # this LR and the next two are per 512 images of 
 DEFAULTS.TRAIN.WARMUP_LR = 5e-7
 DEFAULTS.TRAIN.MIN_LR = 5e-6
 DEFAULTS.TRAIN.WEIGHT_DECAY = 0.05
+DEFAULTS.TRAIN.LOSS = "ce"  # cross-entropy, or bce: binary cross-entropy of each class
+DEFAULTS.TRAIN.BCE_TARGET_THRESH = 0.0  # bce: targets above it count as 1, others as 0; 0: as they are, mixed and smoothed
 DEFAULTS.TRAIN.CLIP_GRAD = 5.0  # largest norm of the gradient; 0: no clipping
 DEFAULTS.TRAIN.LAYER_DECAY = 1.0  # LR factor from each layer to the one below
 DEFAULTS.TRAIN.ACCUMULATION_STEPS = 1
@@ -110,6 +112,7 @@ DEFAULTS.AUG.RATIO = [0.75, 4 / 3]
 DEFAULTS.AUG.HFLIP = 0.5
 DEFAULTS.AUG.COLOR_JITTER = 0.4  # used where AUTO_AUGMENT is none
 DEFAULTS.AUG.AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"  # timm's policy strings (rand-..., original, 3a, augmix-...), trivial, none
+DEFAULTS.AUG.SPLITS = 0  # views of each image, the first not augmented, for the Jensen-Shannon loss (AugMix: 3); 0: off
 DEFAULTS.AUG.REPROB = 0.25  # random erasing
 DEFAULTS.AUG.REMODE = "pixel"
 DEFAULTS.AUG.RECOUNT = 1
@@ -199,6 +202,8 @@ RULES = {
     "TRAIN.WARMUP_LR": NOT_NEGATIVE,
     "TRAIN.MIN_LR": NOT_NEGATIVE,
     "TRAIN.WEIGHT_DECAY": NOT_NEGATIVE,
+    "TRAIN.LOSS": one_of("ce", "bce"),
+    "TRAIN.BCE_TARGET_THRESH": BELOW_ONE,
     "TRAIN.CLIP_GRAD": NOT_NEGATIVE,
     "TRAIN.LAYER_DECAY": FRACTION,
     "TRAIN.ACCUMULATION_STEPS": POSITIVE,
@@ -221,6 +226,7 @@ RULES = {
     "AUG.RATIO": RANGE,
     "AUG.HFLIP": PROBABILITY,
     "AUG.COLOR_JITTER": NOT_NEGATIVE,
+    "AUG.SPLITS": Rule("0, or 2 or more", lambda value: value == 0 or value >= 2),
     "AUG.REPROB": PROBABILITY,
     "AUG.REMODE": one_of("pixel", "rand", "const"),
     "AUG.RECOUNT": POSITIVE,
