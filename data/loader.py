@@ -94,8 +94,9 @@ class TrainLoader(Loader):
         num_workers: int,
         prefetch: int,
         pin_memory: bool,
+        repeats: int = 1,
     ):
-        self.sampler = TrainBatchSampler(len(dataset), num_batches, batch_size, rank, world_size, seed)
+        self.sampler = TrainBatchSampler(len(dataset), num_batches, batch_size, rank, world_size, seed, repeats)
         super().__init__(dataset, finish, num_workers, prefetch, pin_memory, batch_sampler=self.sampler)
 
     def epoch(self, epoch: int, first_batch: int) -> Prefetcher:

@@ -77,7 +77,7 @@ def build_trainer(
         world_size=launch.world_size,
         **loading(cfg, device),
     )
-    train_loader = TrainLoader(train_set, num_batches=plan.batches_per_epoch, seed=cfg.SEED, **placing)
+    train_loader = TrainLoader(train_set, num_batches=plan.batches_per_epoch, seed=cfg.SEED, repeats=cfg.AUG.REPEATS, **placing)
     val_loader = EvalLoader(val_set, **placing)
     task.prepare_training(len(classes))
 
@@ -117,6 +117,7 @@ def build_trainer(
                 "num_images": plan.num_images,
                 "images": train_set.source.fingerprint,
                 "seed": cfg.SEED,
+                "repeats": cfg.AUG.REPEATS,
                 "total_batch_size": plan.total_batch_size,
                 "updates_per_epoch": plan.updates_per_epoch,
                 "world_size": launch.world_size,

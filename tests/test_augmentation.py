@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import error_of, load, run
-from test_data import augmentation
+from conftest import Stop, assert_same_run, error_of, load, run, stop_at_update
+from test_data import FINISH, LOADING, augmentation
 from timm.data import AugMixDataset, create_transform
 from timm.data.random_erasing import RandomErasing
 
 from data.batches import Examples, collate_items
 from data.dataset import ImageDataset, SeededIndex
+from data.loader import TrainLoader
 from data.sources import open_source
 from engine.criterion import create_criterion
 from engine.tasks import create_task
@@ -197,3 +198,36 @@ def test_training_with_other_modes_of_mixing(write_config, tmp_path, mode):
 def test_refused(write_config, values, parts):
     message = str(error_of("--cfg", write_config(**values)))
     assert all(part in message for part in parts), message
+
+
+# Repeats
+
+
+def test_repeats_are_seen_as_pictures(digits):
+    """What two processes get in a micro-batch: four images three times each, every time another picture of the same label."""
+    found = ImageDataset(open_source("folder", "train", str(digits), 0, 0), augmentation())
+    batches = []
+    for rank in range(2):
+        loader = TrainLoader(found, 5, 6, rank=rank, world_size=2, seed=1, finish=FINISH, repeats=3, **LOADING)
+        batches.append(next(loader.epoch(0, 0)))
+        listed = loader.images_of(0, 0, 1)
+    names = [entry["image"] for entry in listed]
+    assert [names.count(name) for name in dict.fromkeys(names)] == [3] * 4 and len({entry["seed"] for entry in listed}) == 12
+    images = torch.stack([batch.images for batch in batches], 1).flatten(0, 1).unflatten(0, (4, 3))  # as dealt
+    targets = torch.stack([batch.targets for batch in batches], 1).flatten().view(4, 3)
+    assert (targets == targets[:, :1]).all()
+    for copies in images:
+        assert len({copy.numpy().tobytes() for copy in copies}) == 3
+
+
+def test_a_run_with_repeats_resumes_to_the_same_bits_and_refuses_others(write_config, tmp_path, monkeypatch):
+    path = write_config(AUG={"REPEATS": 3}, TRAIN={"SAVE_EVERY_STEPS": 2})
+    run("--cfg", path, "--tag", "whole")
+    restore = stop_at_update(monkeypatch, 11)
+    with pytest.raises(Stop):
+        run("--cfg", path, "--tag", "cut")
+    restore()
+    message = str(error_of("--cfg", path, "--tag", "cut", "--opts", "AUG.REPEATS", 1))
+    assert "repeats 3; now it is 1" in message
+    run("--cfg", path, "--tag", "cut")
+    assert_same_run(tmp_path / "output/fat_tiny/whole", tmp_path / "output/fat_tiny/cut")

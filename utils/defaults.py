@@ -113,6 +113,7 @@ DEFAULTS.AUG.HFLIP = 0.5
 DEFAULTS.AUG.COLOR_JITTER = 0.4  # used where AUTO_AUGMENT is none
 DEFAULTS.AUG.AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"  # timm's policy strings (rand-..., original, 3a, augmix-...), trivial, none
 DEFAULTS.AUG.SPLITS = 0  # views of each image, the first not augmented, for the Jensen-Shannon loss (AugMix: 3); 0: off
+DEFAULTS.AUG.REPEATS = 1  # times that an image stands in an epoch of as many images as ever, augmented anew (DeiT: 3)
 DEFAULTS.AUG.REPROB = 0.25  # random erasing
 DEFAULTS.AUG.REMODE = "pixel"
 DEFAULTS.AUG.RECOUNT = 1
@@ -227,6 +228,7 @@ RULES = {
     "AUG.HFLIP": PROBABILITY,
     "AUG.COLOR_JITTER": NOT_NEGATIVE,
     "AUG.SPLITS": Rule("0, or 2 or more", lambda value: value == 0 or value >= 2),
+    "AUG.REPEATS": POSITIVE,
     "AUG.REPROB": PROBABILITY,
     "AUG.REMODE": one_of("pixel", "rand", "const"),
     "AUG.RECOUNT": POSITIVE,
