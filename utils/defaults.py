@@ -62,6 +62,7 @@ DEFAULTS.MODEL.FAT.window_sizes = []
 DEFAULTS.MODEL.FAT.mlp_kernel_sizes = []
 DEFAULTS.MODEL.FAT.mlp_ratios = []
 DEFAULTS.MODEL.FAT.interaction = "released"
+DEFAULTS.MODEL.FAT.distilled = False  # a second head, which DISTILL's teacher trains
 
 DEFAULTS.TRAIN = Node()
 DEFAULTS.TRAIN.EPOCHS = 300
@@ -94,6 +95,13 @@ DEFAULTS.TRAIN.OPTIMIZER.NAME = "adamw"  # any of timm's; fused* ones need NVIDI
 DEFAULTS.TRAIN.OPTIMIZER.EPS = 1e-8
 DEFAULTS.TRAIN.OPTIMIZER.BETAS = [0.9, 0.999]
 DEFAULTS.TRAIN.OPTIMIZER.MOMENTUM = 0.9  # optimizers with momentum
+
+DEFAULTS.DISTILL = Node()  # a teacher's logits beside the labels, as in DeiT
+DEFAULTS.DISTILL.TEACHER = ""  # any timm model; empty: none
+DEFAULTS.DISTILL.WEIGHTS = ""  # its checkpoint; empty: timm's weights, downloaded
+DEFAULTS.DISTILL.KIND = "soft"  # soft: its distribution; hard: its first class
+DEFAULTS.DISTILL.ALPHA = 0.5  # weight of its loss; that of the labels has the rest
+DEFAULTS.DISTILL.TAU = 1.0  # soft: temperature
 
 DEFAULTS.EMA = Node()  # exponential moving average of the weights, evaluated beside them
 DEFAULTS.EMA.ENABLED = False
@@ -219,6 +227,9 @@ RULES = {
     "TRAIN.OPTIMIZER.EPS": POSITIVE,
     "TRAIN.OPTIMIZER.BETAS": Rule("two numbers at least 0 and below 1", lambda v: len(v) == 2 and all(0 <= b < 1 for b in v)),
     "TRAIN.OPTIMIZER.MOMENTUM": BELOW_ONE,
+    "DISTILL.KIND": one_of("soft", "hard"),
+    "DISTILL.ALPHA": PROBABILITY,
+    "DISTILL.TAU": POSITIVE,
     "EMA.DECAY": BELOW_ONE,
     "AMP.DTYPE": one_of("auto", "bfloat16", "float16"),
     "AMP.BACKEND": one_of("native", "apex"),

@@ -19,6 +19,7 @@ from utils.metrics import ClassificationMetrics
 from utils.pictures import montage
 
 from ..criterion import create_criterion
+from ..distill import Distillation
 from ..model import create_model
 
 
@@ -136,9 +137,10 @@ class Classification:
 
     # Learning
 
-    def prepare_training(self, num_classes: int) -> None:
-        """Makes mixup and the criterion for so many classes."""
+    def prepare_training(self, num_classes: int, distillation: Optional[Distillation] = None) -> None:
+        """Makes mixup and the criterion for so many classes; `distillation` is what a teacher adds to it."""
         cfg = self.cfg
+        self.distillation = distillation
         self.mixup = None
         if self.mixes:
             self.mixup = Mixup(
@@ -160,7 +162,10 @@ class Classification:
         images, targets, _ = batch
         if self.mixup:
             images, targets = self.mixup(images, targets)  # targets: (B, classes)
-        return self.criterion(model(images), targets)
+        outputs = model(images)
+        logits, taught = outputs if isinstance(outputs, tuple) else (outputs, outputs)
+        loss = self.criterion(logits, targets)
+        return self.distillation(loss, taught, images) if self.distillation else loss
 
     def evaluate_batch(self, model: nn.Module, batch: Examples, metrics: ClassificationMetrics) -> None:
         """Adds the model's predictions of a batch to the metrics."""
