@@ -3,7 +3,7 @@
 torch resizes as Pillow does, with the same antialiased filters; cv2.resize would leave out the smoothing.
 """
 
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import cv2
 import numpy as np
@@ -45,22 +45,17 @@ class Flip:
         return cv2.flip(image, 1) if torch.rand(1) < self.probability else image
 
 
-def array_steps(
-    crop: Callable[[Any], np.ndarray],
-    resized_crop: RandomResizedCropAndInterpolation,
-    flips: list[RandomHorizontalFlip],
-    colours: list[Any],
-    policy: str,
-) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """timm's steps, as others that do the same to arrays.
+def place_steps(
+    crop: Callable[[Any], np.ndarray], resized_crop: RandomResizedCropAndInterpolation, flips: list[RandomHorizontalFlip]
+) -> dict[str, Callable[[Any], np.ndarray]]:
+    """timm's steps up to the flip, as others that do the same to arrays.
 
     Args:
         crop: what comes from a source -> its random crop.
-        resized_crop, flips, colours: timm's steps.
-        policy: the config's name of the augmentation, for messages.
+        resized_crop, flips: timm's steps.
 
     Raises:
-        ConfigError: a step that this backend does not have.
+        ConfigError: an interpolation that this backend does not have.
     """
     cv2.setNumThreads(1)  # the workers are the threads; in one of them it would hang, as the threads do not survive the fork
     interpolation = resized_crop.interpolation.value
@@ -68,14 +63,19 @@ def array_steps(
         raise ConfigError(
             f"DATA.INTERPOLATION is {interpolation!r}, but DATA.BACKEND cv2 has {' and '.join(INTERPOLATIONS)} only; use one, or pil"
         )
-    steps = {"crop": crop, "resize": Resize(resized_crop.size[0], interpolation)}
-    steps.update({"flip": Flip(flip.p) for flip in flips})
-    for colour in colours:
-        try:
-            steps["augment"] = ArrayColorJitter(colour) if isinstance(colour, ColorJitter) else on_arrays(colour)
-        except KeyError:
-            raise ConfigError(
-                f"AUG.AUTO_AUGMENT is {policy!r}, which DATA.BACKEND cv2 does not have; use a 'rand' policy or one of v0, v0r, "
-                "original, originalr, or DATA.BACKEND pil"
-            ) from None
-    return steps
+    return {"crop": crop, "resize": Resize(resized_crop.size[0], interpolation), **{"flip": Flip(flip.p) for flip in flips}}
+
+
+def colour_steps(colours: Sequence[Any], policy: str) -> list[Callable[[np.ndarray], np.ndarray]]:
+    """timm's augmentation steps for arrays; `policy` is the config's name of them, for messages.
+
+    Raises:
+        ConfigError: a step that this backend does not have.
+    """
+    try:
+        return [ArrayColorJitter(colour) if isinstance(colour, ColorJitter) else on_arrays(colour) for colour in colours]
+    except KeyError:
+        raise ConfigError(
+            f"AUG.AUTO_AUGMENT is {policy!r}, which DATA.BACKEND cv2 does not have; use a 'rand' policy or one of v0, v0r, "
+            "original, originalr, or DATA.BACKEND pil"
+        ) from None

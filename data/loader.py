@@ -106,8 +106,9 @@ class TrainLoader(Loader):
         prefetch: int,
         pin_memory: bool,
         shares: bool = False,
+        repeats: int = 1,
     ):
-        self.sampler = TrainBatchSampler(len(dataset), num_batches, batch_size, rank, world_size, seed, shares)
+        self.sampler = TrainBatchSampler(len(dataset), num_batches, batch_size, rank, world_size, seed, shares, repeats)
         super().__init__(dataset, finish, num_workers, prefetch, pin_memory, batch_sampler=self.sampler)
 
     @property
@@ -162,9 +163,10 @@ class TrainStreamLoader(Loader):
         seed: int,
         buffer: int,
         num_workers: int,
+        repeats: int = 1,
         **loading: Any,
     ):
-        self.stream = TrainStream(dataset, num_batches, batch_size, rank, world_size, seed, buffer)
+        self.stream = TrainStream(dataset, num_batches, batch_size, rank, world_size, seed, buffer, repeats)
         self.order = f"{dataset.source.fingerprint} by {world_size} x {max(num_workers, 1)} readers of {batch_size} among {buffer}"
         super().__init__(dataset, num_workers=num_workers, stream=self.stream, batch_size=batch_size, **loading)
 

@@ -17,6 +17,11 @@ class TrainBatchSampler(Sampler):
     [m * world_size * batch_size, (m + 1) * world_size * batch_size), process r the r-th part of them. The images after
     the last micro-batch are left out, other ones in each epoch.
 
+    With `repeats`, each image of the permutation stands so many times in a row, each time with another augmentation, and
+    the epoch ends after as many positions as before: it has a `repeats`-th of the images. Process r then takes every
+    `world_size`-th position of a micro-batch, from the r-th on, so that copies go to different processes, as in DeiT's
+    sampler (arXiv 2012.12877); the positions of a micro-batch do not depend on the number of processes.
+
     Args:
         num_images: images in the data set.
         num_batches: micro-batches in an epoch.
@@ -24,10 +29,19 @@ class TrainBatchSampler(Sampler):
         rank, world_size: this process and how many there are.
         seed: of the permutations and augmentations.
         shares: process r has the images r, r + world_size, ... alone (see `data.cache`), not any of all.
+        repeats: how often an image stands in an epoch.
     """
 
     def __init__(
-        self, num_images: int, num_batches: int, batch_size: int, rank: int, world_size: int, seed: int, shares: bool = False
+        self,
+        num_images: int,
+        num_batches: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        shares: bool = False,
+        repeats: int = 1,
     ):
         self.num_images = num_images
         self.num_batches = num_batches
@@ -36,6 +50,7 @@ class TrainBatchSampler(Sampler):
         self.world_size = world_size
         self.seed = seed
         self.shares = shares
+        self.repeats = repeats
         self.epoch = 0
         self.first_batch = 0
 
@@ -56,10 +71,13 @@ class TrainBatchSampler(Sampler):
 
     def batch(self, order: list[int], epoch: int, batch: int, rank: int) -> list[SeededIndex]:
         """A process' images of a micro-batch."""
-        start = (batch * self.world_size + rank) * self.batch_size
-        return [
-            SeededIndex(index, derive_seed(self.seed, epoch, index)) for index in order[start : start + self.batch_size]
-        ]
+        if self.repeats == 1:
+            start = (batch * self.world_size + rank) * self.batch_size
+            return [SeededIndex(index, derive_seed(self.seed, epoch, index)) for index in order[start : start + self.batch_size]]
+        start = batch * self.world_size * self.batch_size
+        positions = range(start + rank, start + self.world_size * self.batch_size, self.world_size)
+        places = [(order[position // self.repeats], position % self.repeats) for position in positions]
+        return [SeededIndex(index, derive_seed(self.seed, epoch, index, copy)) for index, copy in places]
 
     def __iter__(self) -> Iterator[list[SeededIndex]]:
         epoch, order = self.epoch, self.order(self.epoch)

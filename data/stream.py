@@ -79,14 +79,26 @@ class TrainStream(IterableDataset):
         rank, world_size: this process and how many there are.
         seed: of the orders and augmentations.
         buffer: images among which the next one is chosen, in each reader.
+        repeats: how often each stands in a row, each time with another augmentation.
     """
 
-    def __init__(self, dataset: StreamDataset, num_batches: int, batch_size: int, rank: int, world_size: int, seed: int, buffer: int):
+    def __init__(
+        self,
+        dataset: StreamDataset,
+        num_batches: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        buffer: int,
+        repeats: int = 1,
+    ):
         self.dataset = dataset
         self.num_batches, self.batch_size = num_batches, batch_size
         self.rank, self.world_size = rank, world_size
         self.seed = seed
         self.buffer = buffer
+        self.repeats = repeats
         self.position = torch.zeros(2, dtype=torch.int64).share_memory_()  # epoch, first batch: workers outlive epochs
 
     def set_position(self, epoch: int, first_batch: int) -> None:
@@ -135,7 +147,7 @@ class TrainStream(IterableDataset):
             mixing = random.Random(derive_seed(self.seed, epoch, number, reader))
             mix = webdataset.shuffle(self.buffer, initial=self.buffer, rng=mixing)
             for count, sample in enumerate(mix(share(source, order, reader, readers)), 1):
-                yield sample
+                yield from itertools.repeat(sample, self.repeats)
             if not count:
                 raise DataError(f"{source.shards[order[reader % len(order)]]}: holds no images for reader {reader}; use fewer DATA.NUM_WORKERS")
 

@@ -2,13 +2,15 @@
 
 import re
 from functools import partial
-from typing import Any, BinaryIO, Callable, Sequence
+from typing import Any, BinaryIO, Callable, Sequence, Union
 
 import numpy as np
 import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
 from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import str_to_interp_mode
+from torchvision.transforms import TrivialAugmentWide
 
 from utils.errors import ConfigError
 
@@ -19,7 +21,9 @@ from .decode import decode_image
 POLICY = re.compile(
     r"none|null||(rand|augmix|v0r?|originalr?|3a)(-(mstd|mmax|inc|[mnwdabp])\d+(\.\d+)?)*", re.IGNORECASE
 )
-POLICY_HELP = "it must be none or one of timm's policies, like 'rand-m9-mstd0.5-inc1', 'original' or 'augmix-m3'"
+POLICY_HELP = "it must be none, trivial, or one of timm's policies, like 'rand-m9-mstd0.5-inc1', 'original', '3a' or 'augmix-m3'"
+TRIVIAL = "trivial"
+AUGMENT = ("augment", "jitter")  # names of timm's steps: one of both, or for 3a both
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **_) -> Image.Image:
@@ -35,7 +39,7 @@ auto_augment.NAME_TO_OP.update(dict.fromkeys(["Posterize", "PosterizeIncreasing"
 
 
 class Transform:
-    """Image -> `Picture`, in named steps, of which each takes what the one before gives.
+    """Image -> `Picture`, or a tuple of its views, in named steps, of which each takes what the one before gives.
 
     Args:
         decode: open file -> image, for sources of files.
@@ -46,7 +50,7 @@ class Transform:
         self.decode = decode
         self.steps = steps
 
-    def __call__(self, image: Any) -> Picture:
+    def __call__(self, image: Any) -> Union[Picture, tuple[Picture, ...]]:
         for step in self.steps.values():
             image = step(image)
         return image
@@ -66,6 +70,28 @@ class Erase:
         if self.erasing.probability > 0:
             self.erasing(record)
         return Picture(pixels, tuple(record.erasures))
+
+
+class Views:
+    """Image -> the `Picture`s of its views: first as it is, then augmented and erased, each by draws of its own.
+
+    As timm's AugMixDataset, whose views share crop and flip, and its RandomErasing, which leaves the first split alone.
+    """
+
+    def __init__(self, count: int, augment: dict[str, Callable[[Any], Any]], to_array: Callable[[Any], np.ndarray], erase: Erase):
+        self.count = count
+        self.augment = augment
+        self.to_array = to_array
+        self.erase = erase
+
+    def __call__(self, image: Any) -> tuple[Picture, ...]:
+        views = [Picture(self.to_array(image))]
+        while len(views) < self.count:
+            view = image
+            for step in self.augment.values():
+                view = step(view)
+            views.append(self.erase(self.to_array(view)))
+        return tuple(views)
 
 
 class _Record:
@@ -97,11 +123,12 @@ def train_transform(
     recount: int,
     exif: bool = True,
     backend: str = "pil",
+    splits: int = 0,
 ) -> Transform:
-    """Image -> augmented `Picture` of img_size x img_size.
+    """Image -> augmented `Picture` of img_size x img_size, or `splits` views of it, see `Views`.
 
-    Random resized crop, horizontal flip, an AutoAugment policy or colour jitter, random erasing. `mean` is the colour of
-    what a policy moves into the image. All backends make the same draws.
+    Random resized crop, horizontal flip, an AutoAugment policy or colour jitter ('3a' has both, as timm does), random
+    erasing. `mean` is the colour of what a policy moves into the image. All backends make the same draws.
 
     Args:
         exif: see `decode_image`.
@@ -109,11 +136,12 @@ def train_transform(
             'nvimgcodec': the same pixels as 'cv2', see `data.crops_nvimgcodec`.
 
     Raises:
-        ConfigError: a policy string that timm does not know, or that the backend does not have.
+        ConfigError: an unknown policy, or one that the backend does not have.
     """
-    if not POLICY.fullmatch(auto_augment_policy):
+    trivial = auto_augment_policy.lower() == TRIVIAL
+    if not (trivial or POLICY.fullmatch(auto_augment_policy)):
         raise ConfigError(f"AUG.AUTO_AUGMENT is {auto_augment_policy!r}; {POLICY_HELP}")
-    policy = None if auto_augment_policy.lower() in ("", "none", "null") else auto_augment_policy
+    policy = None if trivial or auto_augment_policy.lower() in ("", "none", "null") else auto_augment_policy
     try:
         place, colour, _ = create_transform(
             img_size,
@@ -121,7 +149,7 @@ def train_transform(
             scale=tuple(scale),
             ratio=tuple(ratio),
             hflip=hflip,
-            color_jitter=color_jitter or None,
+            color_jitter=None if trivial else color_jitter or None,
             auto_augment=policy,
             interpolation=interpolation,
             mean=tuple(mean),
@@ -130,19 +158,32 @@ def train_transform(
     except (AssertionError, ValueError, KeyError, IndexError):
         raise ConfigError(f"AUG.AUTO_AUGMENT is {policy!r}; {POLICY_HELP}") from None
     crop, *flips = place.transforms
-    erase = {"erase": Erase(reprob, remode, recount)}
+    colours = [_trivial_augment(interpolation, mean)] if trivial else colour.transforms
+    erase = Erase(reprob, remode, recount)
     if backend == "pil":
-        steps = {"crop and resize": crop, **{"flip": flip for flip in flips}, **{"augment": step for step in colour.transforms}}
-        return Transform(partial(decode_image, exif=exif), {**steps, "to array": np.array, **erase})
+        placed = {"crop and resize": crop, **{"flip": flip for flip in flips}}
+        augment = dict(zip(AUGMENT, colours))
+        decode, to_array = partial(decode_image, exif=exif), np.array
+    else:
+        from .backend_cv2 import colour_steps, place_steps
+        from .crops import CropReader, decode_cv2
 
-    from .backend_cv2 import array_steps
-    from .crops import CropReader, decode_cv2
+        if backend == "nvimgcodec":
+            from .crops_nvimgcodec import RegionDecoder
 
-    if backend == "nvimgcodec":
-        from .crops_nvimgcodec import RegionDecoder
+        decode = CropReader(scale, ratio, exif, RegionDecoder() if backend == "nvimgcodec" else decode_cv2)
+        placed = place_steps(decode.crop, crop, flips)
+        augment = dict(zip(AUGMENT, colour_steps(colours, auto_augment_policy)))
+        to_array = None
+    if splits:
+        return Transform(decode, {**placed, "views": Views(splits, augment, to_array or np.array, erase)})
+    return Transform(decode, {**placed, **augment, **({"to array": to_array} if to_array else {}), "erase": erase})
 
-    reader = CropReader(scale, ratio, exif, RegionDecoder() if backend == "nvimgcodec" else decode_cv2)
-    return Transform(reader, {**array_steps(reader.crop, crop, flips, colour.transforms, auto_augment_policy), **erase})
+
+def _trivial_augment(interpolation: str, mean: Sequence[float]) -> TrivialAugmentWide:
+    """torchvision's, filled with the mean colour as timm's policies are. Its draws are torch's alone."""
+    mode = str_to_interp_mode("bicubic" if interpolation == "lanczos" else interpolation)  # Pillow moves nothing by lanczos
+    return TrivialAugmentWide(interpolation=mode, fill=[min(255, round(255 * level)) for level in mean])
 
 
 def eval_transform(img_size: int, interpolation: str, crop_pct: float, exif: bool = True) -> Transform:

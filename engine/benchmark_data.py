@@ -66,7 +66,7 @@ def benchmark_data(cfg: CfgNode, launch: Launch, device: torch.device, images_pe
     for name, profile in profile_in_turns(ways, cfg.SEED).items():
         in_training = profile.pop("finish")
         seconds[name] = sum(profile.values())
-        faster = f", {seconds[RELEASED] / seconds[name]:.2f} times {RELEASED}'s speed" if name != RELEASED else ""
+        faster = f", {seconds[RELEASED] / seconds[name]:.2f} times {RELEASED}'s speed" if name != RELEASED and RELEASED in seconds else ""
         log.info(f"{name}: {1 / seconds[name]:.0f} images/s/core{faster}; {describe(profile)}")
         if name == cfg.DATA.BACKEND:
             took = f"{1000 * in_training:.2f} ms per image"
@@ -97,7 +97,7 @@ def open_ways(cfg: CfgNode, finish: Finish, log: RunLog) -> dict[str, Way]:
                 raise
             log.warning(f"{name}: left out ({error})")
             continue
-        if name == "pil":
+        if name == "pil" and not cfg.AUG.SPLITS:
             ways[RELEASED] = as_released(dataset, cfg.DATA.MEAN, cfg.DATA.STD)
         ways[name] = Way(dataset, dataset.transform.steps, collate_items, finish)
     return ways

@@ -19,6 +19,8 @@ from utils.rng import seed_all
 from utils.run_log import RunLog
 
 from .checkpoint import Checkpointer, load_pretrained, read_checkpoint, weights_of
+from .distill import Distillation, Inputs, Teacher, pretrained_teacher, trained_teacher
+from .download import local_file
 from .model import prepare_model, wrap_model
 from .nonfinite import FiniteGuard
 from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
@@ -80,15 +82,18 @@ def build_trainer(
     )
     train_batches = train_loader(
         train_set, num_batches=plan.batches_per_epoch, seed=cfg.SEED, buffer=cfg.DATA.SHUFFLE_BUFFER,
-        cache_mode=cfg.DATA.CACHE_MODE, **placing
+        cache_mode=cfg.DATA.CACHE_MODE, repeats=cfg.AUG.REPEATS, **placing
     )
     val_batches = eval_loader(val_set, **placing)
     fill_caches(cfg, [train_set, val_set], peers, log)
-    task.prepare_training(len(classes))
+    distillation = build_distillation(cfg, classes, device, peers)
+    task.prepare_training(len(classes), distillation)
 
     # Model
     seed_all(cfg.SEED)
     model = task.build_model(len(classes))
+    if distillation and hasattr(model, "set_distilled_training"):
+        model.set_distilled_training()
     complexity = complexity_of(model, cfg)
     pretrained_note = start_from(model, pretrained)
     model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, cfg.TRAIN.USE_CHECKPOINT)
@@ -122,6 +127,7 @@ def build_trainer(
                 "num_images": plan.num_images,
                 "images": train_batches.order,
                 "seed": cfg.SEED,
+                "repeats": cfg.AUG.REPEATS,
                 "total_batch_size": plan.total_batch_size,
                 "updates_per_epoch": plan.updates_per_epoch,
                 "world_size": launch.world_size,
@@ -161,6 +167,39 @@ def build_trainer(
         save_every_minutes=cfg.TRAIN.SAVE_EVERY_MINUTES,
     )
     return trainer, complexity, pretrained_note
+
+
+def build_distillation(cfg: CfgNode, classes: list[str], device: torch.device, peers: Peers) -> Optional[Distillation]:
+    """What DISTILL.TEACHER adds to the loss; None without one.
+
+    Raises:
+        ConfigError: a teacher that timm does not know, or without weights; or one for other classes.
+        CheckpointError: DISTILL.WEIGHTS cannot be read, or are another model's.
+    """
+    name = cfg.DISTILL.TEACHER
+    if not name:
+        if cfg.DISTILL.WEIGHTS:
+            raise ConfigError("DISTILL.WEIGHTS are given, but no DISTILL.TEACHER, timm's name of the model; add it")
+        return None
+    if cfg.DISTILL.WEIGHTS:
+        path = Path(local_file(cfg.DISTILL.WEIGHTS, peers.launch, peers))
+        checkpoint = read_checkpoint(path)
+        weights = weights_of(checkpoint, path)
+        if isinstance(checkpoint.get("classes"), list) and checkpoint["classes"] != classes:
+            raise ConfigError(f"{path}: the teacher was trained on other classes than the data set's; use one with the same, in the same order")
+        config = checkpoint.get("config")
+        data = config.get("DATA", {}) if isinstance(config, dict) else {}
+        model, own = trained_teacher(name, len(classes), weights[better_weights(checkpoint, weights)], data, path)
+    else:
+        if peers.launch.local_rank:
+            peers.gather(None)  # the machine's first process downloads
+        model, own = pretrained_teacher(name, len(classes))
+        if not peers.launch.local_rank:
+            peers.gather(None)
+    teacher = Teacher(model, own, Inputs(cfg.DATA.MEAN, cfg.DATA.STD))
+    memory_format = torch.channels_last if cfg.TRAIN.CHANNELS_LAST else torch.preserve_format
+    teacher = teacher.to(device, memory_format=memory_format)
+    return Distillation(teacher, cfg.DISTILL.KIND, cfg.DISTILL.ALPHA, cfg.DISTILL.TAU)
 
 
 def loading(cfg: CfgNode, device: torch.device) -> dict[str, Any]:

@@ -147,10 +147,10 @@ def weights_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Mapping[s
     return found
 
 
-def first_difference(model: nn.Module, weights: Mapping[str, torch.Tensor], ignore: str = "") -> Optional[str]:
+def first_difference(model: nn.Module, weights: Mapping[str, torch.Tensor], ignore: tuple[str, ...] = ()) -> Optional[str]:
     """Says which tensor of the weights is the first not to fit the model; None if all do.
 
-    `ignore` is the prefix of tensors whose shape may differ.
+    `ignore` has the prefixes of tensors whose shape may differ.
     """
     own = model.state_dict()
     if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
@@ -189,8 +189,8 @@ def load_pretrained(model: nn.Module, weights: Mapping[str, torch.Tensor], path:
     Raises:
         CheckpointError: anything but the classifier differs.
     """
-    classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ""
-    head = f"{classifier}." if isinstance(classifier, str) and classifier else ""
+    classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    head = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
     difference = first_difference(model, weights, ignore=head)
     if difference:
         raise CheckpointError(f"{path}: is of another model: {difference}; check MODEL.NAME")

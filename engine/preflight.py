@@ -112,6 +112,7 @@ def _dry_step(trainer: Trainer, optimizer_of, batch):
             precision.step(optimizer)
             optimizer.zero_grad()
             step_seconds = _now(trainer.device) - started
+        batch = trainer.task.evaluation_like(batch)
         for _ in range(2):
             started = _now(trainer.device)
             model.eval()

@@ -78,7 +78,7 @@ def progress_of(checkpoint: dict[str, Any], path: Path) -> Progress:
 def fit_progress(progress: Progress, old: dict[str, Any], new: dict[str, Any], path: Path) -> list[str]:
     """Carries the place within an epoch over from a checkpoint to the run that goes on from it.
 
-    The order of an epoch's images depends on the data set and the seed only, and updates take them in turn. So another
+    The order of an epoch's images depends on the data set, the seed and the repeats only, and updates take them in turn. So another
     number of processes or images per update goes on with the next image of the same order, if the images seen so far
     are whole updates of the new size.
 
@@ -102,14 +102,14 @@ def fit_progress(progress: Progress, old: dict[str, Any], new: dict[str, Any], p
             f"{path}: was trained on other classes ({', '.join(differ) or len(old['classes'])}, now {len(new['classes'])} "
             "classes); start with another --tag"
         )
-    before, after = old["plan"], new["plan"]
+    before, after = ({"repeats": 1, **entry["plan"]} for entry in (old, new))  # checkpoints of before there were repeats
     changes = [
         f"{key.replace('_', ' ')} changed from {before.get(key)} to {after[key]}"
-        for key in ("num_images", "images", "total_batch_size", "seed")
+        for key in ("num_images", "images", "total_batch_size", "seed", "repeats")
         if before.get(key) != after[key]
     ]
     if progress.step:
-        for key in ("num_images", "images", "seed"):
+        for key in ("num_images", "images", "seed", "repeats"):
             if before.get(key) != after[key]:
                 raise ConfigError(
                     f"{path}: is from within epoch {progress.epoch}, with {key} {before.get(key)}; now it is {after[key]}. "

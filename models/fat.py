@@ -73,6 +73,8 @@ class FAT(nn.Module):
         interaction: how FASA's two sides meet, see `models.layers.FASA`.
         use_checkpoint: activation checkpointing of every block.
         global_pool: 'avg', or '' to leave the map unpooled, with num_classes 0.
+        distilled: a second head, `head_dist`, for a teacher to train, as LeViT has one. The logits are the mean of both;
+            in training, after `set_distilled_training()`, they come as a pair.
 
     Shapes: (B, in_chans, H, W) -> (B, num_classes); H and W at least 32, need not be equal nor multiples of 32.
 
@@ -96,6 +98,7 @@ class FAT(nn.Module):
         interaction: str = "released",
         use_checkpoint: bool = False,
         global_pool: str = "avg",
+        distilled: bool = False,
     ):
         super().__init__()
         per_stage = dict(
@@ -132,6 +135,7 @@ class FAT(nn.Module):
         )
         self.norm = LayerNorm(self.num_features)
         self.head_drop = nn.Dropout(drop_rate)
+        self.distilled, self.distilled_training = distilled, False
         self.reset_classifier(num_classes, global_pool)
         self.set_grad_checkpointing(use_checkpoint)
 
@@ -148,7 +152,12 @@ class FAT(nn.Module):
         if self.global_pool == "avg":
             x = x.mean((2, 3))  # (B, C_3)
         x = self.head_drop(x)
-        return x if pre_logits else self.head(x)
+        if pre_logits:
+            return x
+        if self.head_dist is None:
+            return self.head(x)
+        logits, taught = self.head(x), self.head_dist(x)
+        return (logits, taught) if self.distilled_training and self.training else (logits + taught) / 2
 
     # Below: timm's model interface.
 
@@ -190,8 +199,8 @@ class FAT(nn.Module):
             self.reset_classifier(0, "")
         return take_indices
 
-    def get_classifier(self) -> nn.Module:
-        return self.head
+    def get_classifier(self) -> Union[nn.Module, tuple[nn.Module, nn.Module]]:
+        return self.head if self.head_dist is None else (self.head, self.head_dist)
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
         if global_pool is not None:
@@ -202,9 +211,14 @@ class FAT(nn.Module):
             raise ValueError("global_pool '' leaves a map, which the head cannot take; set num_classes to 0")
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        if num_classes:
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+        self.head_dist = nn.Linear(self.num_features, num_classes) if num_classes and self.distilled else None
+        for head in filter(None, [num_classes and self.head, self.head_dist]):
+            trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+
+    @torch.jit.ignore
+    def set_distilled_training(self, enable: bool = True) -> None:
+        self.distilled_training = enable
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -239,9 +253,12 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_fat(variant: str, pretrained: bool = False, **kwargs) -> FAT:
-    return build_model_with_cfg(
+    model = build_model_with_cfg(
         FAT, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"), **kwargs
     )
+    if kwargs.get("distilled"):
+        model.pretrained_cfg["classifier"] = ("head", "head_dist")
+    return model
 
 
 @register_model

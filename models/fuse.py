@@ -23,6 +23,7 @@ def fuse(model: FAT, dtype: torch.dtype = torch.float32) -> "FusedFAT":
 
     - BatchNorm is folded into the convolution before it, also behind `x + DWConv(x)`.
     - `x + DWConv(x)` becomes one convolution (in 16 bits a sum in the convolution's pass: see `DepthwiseConv2d`).
+    - The two heads of a distilled model become one.
     - The weight and bias of a norm are folded into the 1x1 convolution or the head behind it. FASA's norm keeps its own
       where the downsampled tokens' first convolution pads with zeros, as its bias would not reach the border.
     - Activations and the sums of residual branches are computed in the convolution's pass on CPUs (oneDNN), and left to
@@ -214,7 +215,8 @@ class FusedFAT(nn.Module):
         self.norm = fused_norm(model.norm, dtype, affine=not folded)
         self.head = nn.Identity()
         if folded:
-            weight, bias = after_norm(model.norm, model.head.weight[..., None, None], model.head.bias)
+            weight, bias = mean_head(model)
+            weight, bias = after_norm(model.norm, weight[..., None, None], bias)
             self.head = nn.Linear(*model.head.weight.shape[::-1])
             self.head.load_state_dict({"weight": weight[..., 0, 0], "bias": bias})
         self.to(next(model.parameters()).device).requires_grad_(False)
@@ -238,6 +240,12 @@ class FusedFAT(nn.Module):
             if self.global_pool == "avg":
                 x = x.mean((2, 3))
             return self.head(x)
+
+
+def mean_head(model: FAT) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of the head; of two heads, whose logits are averaged, their mean."""
+    heads = [head for head in (model.head, model.head_dist) if head is not None]
+    return tuple(torch.stack(values).mean(0) for values in zip(*((h.weight.double(), h.bias.double()) for h in heads)))
 
 
 def fused_norm(norm: nn.GroupNorm, dtype: torch.dtype, affine: bool = True) -> LayerNorm:

@@ -359,7 +359,7 @@ def test_sources_without_files():
 # Refusals
 
 
-@pytest.mark.parametrize("policy", ["augmix-m3", "3a"])
+@pytest.mark.parametrize("policy", ["augmix-m3", "3a", "trivial"])
 def test_policies_that_are_not_there(policy):
     with pytest.raises(ConfigError, match=f"AUG.AUTO_AUGMENT is '{policy}', which DATA.BACKEND cv2 does not have"):
         augmentation(backend="cv2", auto_augment_policy=policy)

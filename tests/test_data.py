@@ -74,7 +74,7 @@ def test_augmented_image_is_a_function_of_index_and_seed(digits):
     assert torch.equal(first, images(123)) and not torch.equal(first, images(124))
 
 
-@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "augmix-m3", "original-mstd0.5", "none"])
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "augmix-m3", "original-mstd0.5", "3a", "none"])
 @pytest.mark.parametrize("remode, recount, channels_last", [("pixel", 1, False), ("rand", 3, True), ("const", 1, True)])
 def test_batches_have_the_bits_of_timm_s_pipeline(digits, policy, remode, recount, channels_last):
     """uint8 in the worker and float32 on the device give what timm's whole transform gives, image by image."""
@@ -98,6 +98,34 @@ def test_batches_have_the_bits_of_timm_s_pipeline(digits, policy, remode, recoun
         pixels, label = dataset.source.load(key.index)
         seed_all(key.seed)
         assert torch.equal(image, timm_s(pixels)) and target == label
+
+
+def test_trivial_augment_is_torchvision_s_and_the_seed_s(digits):
+    """Every op at work, the same pixels as torchvision's own transform after the same seed, and no colour jitter beside it."""
+    dataset = ImageDataset(
+        open_source("folder", "train", str(digits), 0, 0),
+        augmentation(auto_augment_policy="trivial", scale=(1, 1), ratio=(1, 1), hflip=0, reprob=0),
+    )
+    plain = create_transform(32, is_training=True, scale=(1, 1), ratio=(1, 1), hflip=0, color_jitter=None, interpolation="bicubic", separate=True)[0]
+    trivial = transforms.TrivialAugmentWide(interpolation=transforms.InterpolationMode.BICUBIC, fill=[128] * 3)
+    found, changed = [], 0
+    for seed in range(40):
+        pixels = dataset[SeededIndex(3, seed)].sample[0].pixels
+        seed_all(seed)
+        image = plain(dataset.source.load(3)[0])
+        changed += not np.array_equal(pixels, np.array(image))
+        assert np.array_equal(pixels, np.array(trivial(image)))
+        found.append(pixels.tobytes())
+    assert changed > 25 and len(set(found)) > 20
+    assert [dataset[SeededIndex(3, seed)].sample[0].pixels.tobytes() for seed in range(40)] == found
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "lanczos"])
+def test_trivial_augment_with_every_interpolation(interpolation):
+    augment = augmentation(auto_augment_policy="trivial", interpolation=interpolation)
+    for seed in range(60):
+        seed_all(seed)
+        assert augment(photo()).pixels.shape == (32, 32, 3)
 
 
 def test_evaluation_batches_have_the_bits_of_timm_s_pipeline(digits):

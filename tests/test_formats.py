@@ -212,13 +212,15 @@ def test_swin_s_flags(write_config, tmp_path, formats, checkpoint, capfd):
 # Streams
 
 
-def stream_loader(formats, rank=0, world_size=1, num_workers=0, num_batches=6, batch_size=4, buffer=10, root=None, on_error="raise"):
+def stream_loader(
+    formats, rank=0, world_size=1, num_workers=0, num_batches=6, batch_size=4, buffer=10, root=None, on_error="raise", repeats=1
+):
     transform = train_transform(
         img_size=32, interpolation="bicubic", scale=(0.5, 1.0), ratio=(0.75, 1.33), hflip=0.5, color_jitter=0.4,
         auto_augment_policy="rand-m9-mstd0.5-inc1", mean=(0.5,) * 3, reprob=0.25, remode="pixel", recount=1,
     )  # fmt: skip
     dataset = dataset_of(source("wds", root or formats, "train", decode=transform.decode), transform, on_error)
-    return TrainStreamLoader(dataset, num_batches, batch_size, rank, world_size, seed=3, buffer=buffer, num_workers=num_workers, **LOADING)
+    return TrainStreamLoader(dataset, num_batches, batch_size, rank, world_size, seed=3, buffer=buffer, num_workers=num_workers, repeats=repeats, **LOADING)
 
 
 def bits(batches):
@@ -277,6 +279,16 @@ def test_the_buffer_mixes(formats, monkeypatch):
     shard_of = {sample.key: shard for shard in range(6) for sample in source("wds", formats, "train").read(shard)}
     switches = [sum(shard_of[a] != shard_of[b] for a, b in zip(keys, keys[1:])) for keys in (wide, narrow)]
     assert switches[1] == 5 and switches[0] > 30
+
+
+def test_repeated_augmentation_of_a_stream(formats):
+    """Each image three times in a row, with other pixels; goes on at any batch."""
+    loader = stream_loader(formats, repeats=3, batch_size=6, num_batches=4)
+    whole = list(loader.epoch(0, 0))
+    for images, targets, _ in whole:
+        assert targets.tolist() == [label for label in targets.tolist()[::3] for _ in range(3)]
+        assert not torch.equal(images[0], images[1]) and not torch.equal(images[1], images[2])
+    assert bits(loader.epoch(0, 1)) == bits(whole[1:])
 
 
 def test_training_on_shards(write_config, tmp_path, formats, monkeypatch):

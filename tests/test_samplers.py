@@ -1,5 +1,6 @@
 """Properties of who sees which image when, for any sizes."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,74 @@ def test_another_split_goes_on_with_the_next_image_or_is_refused(images, old, ne
         assert len(together) == len(set(together))
         assert together == [key.index for key in globally(BatchPlan(images, 1, 1, 1), seed, 3)][: len(together)]
         assert images - len(together) < max(after.total_batch_size, before.total_batch_size) + 1
+
+
+# Repeats
+
+repeats = st.integers(2, 5)
+FIRST_EPOCH = [(0, 1104671200), (4, 3445148934), (3, 1581207211), (2, 3514358936)]
+
+
+def repeated(plan, repeats, seed, epoch, first=0):
+    """By process: its micro-batches of an epoch in which images stand several times."""
+    settings = (plan.num_images, plan.batches_per_epoch, plan.batch_size)
+    found = [TrainBatchSampler(*settings, rank, plan.world_size, seed, repeats=repeats) for rank in range(plan.world_size)]
+    for one in found:
+        one.set_position(epoch, first)
+    return [list(one) for one in found]
+
+
+def dealt(by_rank):
+    """The positions of an epoch in their order: dealt out to the processes in turns."""
+    return [key for together in zip(*by_rank) for keys in zip(*together) for key in keys]
+
+
+@given(sizes, batch_sizes, world_sizes, repeats, seeds, epochs)
+def test_repeats_are_augmented_anew_and_the_epoch_keeps_its_length(images, batch, world, repeats, seed, epoch):
+    plan = BatchPlan(images, batch, world, 1)
+    by_rank = repeated(plan, repeats, seed, epoch)
+    keys = dealt(by_rank)
+    assert len(keys) == plan.batches_per_epoch * batch * world and len(set(keys)) == len(keys)
+    counts = Counter(key.index for key in keys)
+    assert all(count == repeats for count in list(counts.values())[:-1]) and len(counts) == -(-len(keys) // repeats)
+    order = [key.index for key in globally(BatchPlan(images, 1, 1, 1), seed, epoch)]  # as without repeats
+    assert list(counts) == order[: len(counts)]
+    if world >= repeats and keys:
+        ranks = {index: [r for r, mine in enumerate(by_rank) for b in mine for k in b if k.index == index] for index in order[:5]}
+        assert all(len(set(found)) == len(found) for found in ranks.values())
+
+
+@given(sizes, repeats, st.lists(st.tuples(world_sizes, batch_sizes), min_size=2, max_size=3), seeds, epochs)
+def test_repeats_have_the_same_order_for_any_split(images, repeats, splits, seed, epoch):
+    orders = [dealt(repeated(BatchPlan(images, batch, world, 1), repeats, seed, epoch)) for world, batch in splits]
+    shortest = min(map(len, orders))
+    assert all(order[:shortest] == orders[0][:shortest] for order in orders)
+
+
+@given(sizes, batch_sizes, world_sizes, repeats, seeds, epochs, st.data())
+def test_repeats_resume_anywhere(images, batch, world, repeats, seed, epoch, data):
+    plan = BatchPlan(images, batch, world, 1)
+    first = data.draw(st.integers(0, plan.batches_per_epoch))
+    rest = repeated(plan, repeats, seed, epoch, first)
+    assert rest == [found[first:] for found in repeated(plan, repeats, seed, epoch)]
+
+
+def test_without_repeats_nothing_is_as_with_them():
+    """And nothing is other than it ever was: these seeds are of before there were repeats."""
+    found = TrainBatchSampler(5, 2, 2, 0, 1, seed=1)
+    assert [tuple(key) for batch in found for key in batch] == FIRST_EPOCH
+    assert {key.seed for key in dealt(repeated(BatchPlan(5, 2, 1, 1), 2, 1, 0))}.isdisjoint(seed for _, seed in FIRST_EPOCH)
+
+
+def test_other_repeats_within_an_epoch_are_refused_and_older_checkpoints_have_none():
+    plan = BatchPlan(60, 4, 2, 1)
+    old, new = entry(plan), entry(plan)
+    new["plan"]["repeats"] = 3
+    with pytest.raises(ConfigError, match="repeats 1; now it is 3"):
+        fit_progress(Progress(epoch=1, step=3), old, new, Path("x.pth"))
+    assert fit_progress(Progress(epoch=1), old, new, Path("x.pth")) == ["repeats changed from 1 to 3"]
+    new["plan"]["repeats"] = 1
+    assert fit_progress(Progress(epoch=1, step=3), old, new, Path("x.pth")) == []
 
 
 def test_other_images_or_another_seed_within_an_epoch_are_refused():

@@ -66,6 +66,7 @@ DEFAULTS.MODEL.FAT.window_sizes = []
 DEFAULTS.MODEL.FAT.mlp_kernel_sizes = []
 DEFAULTS.MODEL.FAT.mlp_ratios = []
 DEFAULTS.MODEL.FAT.interaction = "released"
+DEFAULTS.MODEL.FAT.distilled = False  # a second head, which DISTILL's teacher trains
 
 DEFAULTS.TRAIN = Node()
 DEFAULTS.TRAIN.EPOCHS = 300
@@ -74,6 +75,8 @@ DEFAULTS.TRAIN.BASE_LR = 5e-4  # this LR and the next two are per 512 images of 
 DEFAULTS.TRAIN.WARMUP_LR = 5e-7
 DEFAULTS.TRAIN.MIN_LR = 5e-6
 DEFAULTS.TRAIN.WEIGHT_DECAY = 0.05
+DEFAULTS.TRAIN.LOSS = "ce"  # cross-entropy, or bce: binary cross-entropy of each class
+DEFAULTS.TRAIN.BCE_TARGET_THRESH = 0.0  # bce: targets above it count as 1, others as 0; 0: as they are, mixed and smoothed
 DEFAULTS.TRAIN.CLIP_GRAD = 5.0  # largest norm of the gradient; 0: no clipping
 DEFAULTS.TRAIN.LAYER_DECAY = 1.0  # LR factor from each layer to the one below
 DEFAULTS.TRAIN.ACCUMULATION_STEPS = 1
@@ -97,6 +100,13 @@ DEFAULTS.TRAIN.OPTIMIZER.EPS = 1e-8
 DEFAULTS.TRAIN.OPTIMIZER.BETAS = [0.9, 0.999]
 DEFAULTS.TRAIN.OPTIMIZER.MOMENTUM = 0.9  # optimizers with momentum
 
+DEFAULTS.DISTILL = Node()  # a teacher's logits beside the labels, as in DeiT
+DEFAULTS.DISTILL.TEACHER = ""  # any timm model; empty: none
+DEFAULTS.DISTILL.WEIGHTS = ""  # its checkpoint; empty: timm's weights, downloaded
+DEFAULTS.DISTILL.KIND = "soft"  # soft: its distribution; hard: its first class
+DEFAULTS.DISTILL.ALPHA = 0.5  # weight of its loss; that of the labels has the rest
+DEFAULTS.DISTILL.TAU = 1.0  # soft: temperature
+
 DEFAULTS.EMA = Node()  # exponential moving average of the weights, evaluated beside them
 DEFAULTS.EMA.ENABLED = False
 DEFAULTS.EMA.DECAY = 0.9999
@@ -113,7 +123,9 @@ DEFAULTS.AUG.SCALE = [0.08, 1.0]  # share of the image that a random crop covers
 DEFAULTS.AUG.RATIO = [0.75, 4 / 3]
 DEFAULTS.AUG.HFLIP = 0.5
 DEFAULTS.AUG.COLOR_JITTER = 0.4  # used where AUTO_AUGMENT is none
-DEFAULTS.AUG.AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"  # timm's policy strings, or none
+DEFAULTS.AUG.AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"  # timm's policy strings (rand-..., original, 3a, augmix-...), trivial, none
+DEFAULTS.AUG.SPLITS = 0  # views of each image, the first not augmented, for the Jensen-Shannon loss (AugMix: 3); 0: off
+DEFAULTS.AUG.REPEATS = 1  # times that an image stands in an epoch of as many images as ever, augmented anew (DeiT: 3)
 DEFAULTS.AUG.REPROB = 0.25  # random erasing
 DEFAULTS.AUG.REMODE = "pixel"
 DEFAULTS.AUG.RECOUNT = 1
@@ -202,6 +214,8 @@ RULES = {
     "TRAIN.WARMUP_LR": NOT_NEGATIVE,
     "TRAIN.MIN_LR": NOT_NEGATIVE,
     "TRAIN.WEIGHT_DECAY": NOT_NEGATIVE,
+    "TRAIN.LOSS": one_of("ce", "bce"),
+    "TRAIN.BCE_TARGET_THRESH": BELOW_ONE,
     "TRAIN.CLIP_GRAD": NOT_NEGATIVE,
     "TRAIN.LAYER_DECAY": FRACTION,
     "TRAIN.ACCUMULATION_STEPS": POSITIVE,
@@ -216,6 +230,9 @@ RULES = {
     "TRAIN.OPTIMIZER.EPS": POSITIVE,
     "TRAIN.OPTIMIZER.BETAS": Rule("two numbers at least 0 and below 1", lambda v: len(v) == 2 and all(0 <= b < 1 for b in v)),
     "TRAIN.OPTIMIZER.MOMENTUM": BELOW_ONE,
+    "DISTILL.KIND": one_of("soft", "hard"),
+    "DISTILL.ALPHA": PROBABILITY,
+    "DISTILL.TAU": POSITIVE,
     "EMA.DECAY": BELOW_ONE,
     "AMP.DTYPE": one_of("auto", "bfloat16", "float16"),
     "AMP.BACKEND": one_of("native", "apex"),
@@ -224,6 +241,8 @@ RULES = {
     "AUG.RATIO": RANGE,
     "AUG.HFLIP": PROBABILITY,
     "AUG.COLOR_JITTER": NOT_NEGATIVE,
+    "AUG.SPLITS": Rule("0, or 2 or more", lambda value: value == 0 or value >= 2),
+    "AUG.REPEATS": POSITIVE,
     "AUG.REPROB": PROBABILITY,
     "AUG.REMODE": one_of("pixel", "rand", "const"),
     "AUG.RECOUNT": POSITIVE,

@@ -5,7 +5,6 @@ from typing import Any, BinaryIO, Callable, Optional, Sequence
 import numpy as np
 import torch
 from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 from yacs.config import CfgNode
 
@@ -19,11 +18,13 @@ from utils.errors import ConfigError, DataError
 from utils.metrics import ClassificationMetrics
 from utils.pictures import montage
 
+from ..criterion import create_criterion
+from ..distill import Distillation
 from ..model import create_model
 
 
 class Classification:
-    """Classifies images: mixup or cutmix, cross-entropy with label smoothing, top-1 and top-5 accuracy."""
+    """Classifies images: mixup or cutmix, cross-entropies with label smoothing, top-1 and top-5 accuracy."""
 
     best_metric = "acc1"  # higher is better
 
@@ -40,15 +41,26 @@ class Classification:
         """The augmented training images.
 
         Raises:
-            ConfigError: a batch size that cannot be trained with.
+            ConfigError: a batch size that cannot be trained with, or settings that contradict.
             DataError: the data set is missing, incomplete, or has not MODEL.NUM_CLASSES classes.
         """
         cfg = self.cfg
+        if self.mixes and cfg.AUG.SPLITS:
+            raise ConfigError(
+                f"AUG.SPLITS is {cfg.AUG.SPLITS}, whose loss compares views of one image, which mixup and cutmix would mix "
+                "with another; set AUG.MIXUP and AUG.CUTMIX to 0 (AUG.CUTMIX_MINMAX to []), or AUG.SPLITS to 0"
+            )
+        if cfg.TRAIN.LOSS != "ce" and cfg.AUG.SPLITS:
+            raise ConfigError(f"TRAIN.LOSS is {cfg.TRAIN.LOSS}, but AUG.SPLITS {cfg.AUG.SPLITS} brings its own loss; set one of them back")
+        if cfg.TRAIN.BCE_TARGET_THRESH and cfg.TRAIN.LOSS != "bce":
+            raise ConfigError(f"TRAIN.BCE_TARGET_THRESH belongs to TRAIN.LOSS bce, which is {cfg.TRAIN.LOSS}; set it to 0, or the loss to bce")
         if self.mixes and cfg.DATA.BATCH_SIZE % 2:
             raise ConfigError(
                 f"DATA.BATCH_SIZE (--batch-size) is {cfg.DATA.BATCH_SIZE}, but mixup and cutmix mix pairs; use an even "
                 "one, or set AUG.MIXUP and AUG.CUTMIX to 0"
             )
+        if cfg.AUG.REPEATS > 1 and cfg.DATA.CACHE_MODE == "part":
+            raise ConfigError("AUG.REPEATS contradicts DATA.CACHE_MODE part, which has another order of the images; use full or no")
         if cfg.DATA.BATCH_SIZE == 1:
             raise ConfigError("DATA.BATCH_SIZE (--batch-size) is 1; BatchNorm cannot train on one image, use 2 or more")
         transform = train_transform(
@@ -65,6 +77,7 @@ class Classification:
             recount=cfg.AUG.RECOUNT,
             exif=cfg.DATA.EXIF,
             backend=cfg.DATA.BACKEND,
+            splits=cfg.AUG.SPLITS,
         )
         return dataset_of(self._source(cfg.DATA.TRAIN_SPLIT, transform.decode), transform, cfg.DATA.ON_ERROR)
 
@@ -132,9 +145,10 @@ class Classification:
 
     # Learning
 
-    def prepare_training(self, num_classes: int) -> None:
-        """Makes mixup and the criterion for so many classes."""
+    def prepare_training(self, num_classes: int, distillation: Optional[Distillation] = None) -> None:
+        """Makes mixup and the criterion for so many classes; `distillation` is what a teacher adds to it."""
         cfg = self.cfg
+        self.distillation = distillation
         self.mixup = None
         if self.mixes:
             self.mixup = Mixup(
@@ -147,27 +161,36 @@ class Classification:
                 label_smoothing=cfg.MODEL.LABEL_SMOOTHING,
                 num_classes=num_classes,
             )
-        self.criterion: nn.Module = (
-            SoftTargetCrossEntropy() if self.mixes else LabelSmoothingCrossEntropy(cfg.MODEL.LABEL_SMOOTHING)
+        self.criterion = create_criterion(
+            cfg.TRAIN.LOSS, cfg.MODEL.LABEL_SMOOTHING, cfg.TRAIN.BCE_TARGET_THRESH, self.mixes, cfg.AUG.SPLITS
         )
 
     def loss(self, model: nn.Module, batch: Examples) -> torch.Tensor:
-        """The mean loss of a batch of images (B, 3, H, W) and targets (B,)."""
+        """The mean loss of a batch of images (B, 3, H, W), or (V * B, 3, H, W) with V views, and targets (B,)."""
         images, targets, _ = batch
         if self.mixup:
             images, targets = self.mixup(images, targets)  # targets: (B, classes)
-        return self.criterion(model(images), targets)
+        outputs = model(images)
+        logits, taught = outputs if isinstance(outputs, tuple) else (outputs, outputs)
+        loss = self.criterion(logits, targets)
+        return self.distillation(loss, taught, images) if self.distillation else loss
 
     def evaluate_batch(self, model: nn.Module, batch: Examples, metrics: ClassificationMetrics) -> None:
         """Adds the model's predictions of a batch to the metrics."""
         metrics.update(model(batch.images), batch.targets)
 
+    def evaluation_like(self, batch: Examples) -> Examples:
+        """A batch of evaluation's shape, made of one of training, to rehearse with."""
+        return Examples(batch.images[: len(batch.targets)], batch.targets, batch.keys)
+
     def metrics(self, device: torch.device) -> ClassificationMetrics:
         return ClassificationMetrics(device)
 
     def preview(self, batch: Examples, classes: Sequence[str]) -> np.ndarray:
-        """A picture of a batch's first images as the model gets them, before mixup, with their classes."""
-        images, targets = batch.images[:32], batch.targets[:32]
+        """A picture of a batch's first images as the model gets them, before mixup, with their classes; views side by side."""
+        views = len(batch.images) // len(batch.targets)
+        images = batch.images.unflatten(0, (views, -1)).transpose(0, 1).flatten(0, 1)[:32]
+        targets = batch.targets.repeat_interleave(views)[:32]
         return montage(images, [classes[target] for target in targets.tolist()], self.cfg.DATA.MEAN, self.cfg.DATA.STD)
 
 
