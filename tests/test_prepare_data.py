@@ -602,7 +602,7 @@ def test_imagenet_s_counts_and_classes_are_required(downloads, tmp_path, monkeyp
     assert prepare(*arguments) == 0 and (tmp_path / "out/train").is_dir()
 
 
-def test_missing_packages_are_one_line(digits, downloads, tmp_path, monkeypatch):
+def test_missing_packages_are_one_line(digits, packed, downloads, tmp_path, monkeypatch):
     for kind, package in (("shards", "webdataset"), ("parquet", "datasets"), ("folders", "scipy")):
         for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
             monkeypatch.delitem(sys.modules, name)
@@ -612,6 +612,8 @@ def test_missing_packages_are_one_line(digits, downloads, tmp_path, monkeypatch)
         source = downloads if kind == "folders" else digits
         said = refused(ConfigError, kind, source, "--output", tmp_path / kind)
         assert said.startswith(f"{package}: is not installed") and said.endswith(f"pip install {package}")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert refused(ConfigError, "verify", packed / "parquet").startswith("pyarrow: is not installed; pip install datasets")
 
 
 def test_no_permission(digits, tmp_path):

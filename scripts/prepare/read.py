@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Iterator, Optional
 
 from data.sources.folder import FolderSource
-from utils.errors import DataError, UserError
+from utils.errors import ConfigError, DataError, UserError
 
 from .archives import require_end
 from .images import reworded
@@ -144,7 +144,10 @@ class Parquet:
 
     @staticmethod
     def read(path: Path, split: str, problems: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
-        import pyarrow.parquet as pq
+        try:
+            import pyarrow.parquet as pq
+        except ImportError:
+            raise ConfigError("pyarrow: is not installed; pip install datasets, which brings it") from None
 
         files = sorted(path.glob(f"data/{NAMES[split]}-*.parquet"))
         classes = None
