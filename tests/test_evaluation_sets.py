@@ -96,7 +96,7 @@ def checkpoint(tmp_path_factory, data):
         "DEVICE": "cpu", "SEED": 0, "OUTPUT": str(folder),
         "DATA": {"DATASET": "folder", "DATA_PATH": str(data), "IMG_SIZE": 32, "BATCH_SIZE": 8, "NUM_WORKERS": 0},
         "MODEL": {"NAME": "fat_tiny"}, "EMA": {"ENABLED": True, "DECAY": 0.95},
-        "TRAIN": {"EPOCHS": 4, "WARMUP_EPOCHS": 0, "BASE_LR": 0.05},
+        "TRAIN": {"EPOCHS": 3, "WARMUP_EPOCHS": 0, "BASE_LR": 0.05},
         "AUG": {"HFLIP": 0.0, "SCALE": [0.8, 1.0], "AUTO_AUGMENT": "none", "COLOR_JITTER": 0.0, "REPROB": 0.0, "MIXUP": 0.0, "CUTMIX": 0.0},
     }  # fmt: skip
     (folder / "small.yaml").write_text(yaml.safe_dump(config))
@@ -189,7 +189,7 @@ def test_validation_is_the_plain_evaluation(evaluate, tmp_path, checkpoint, sets
     folder = evaluate("val", "numbered")
     beside = json.loads((folder.parent / "eval.json").read_text())
     plain = arguments_for(tmp_path, checkpoint, sets_file, [], "plain")
-    run(*plain[:-4])
+    run(*plain[:-5])
     expected = json.loads((tmp_path / "fat_tiny/plain/eval.json").read_text())
     assert beside == expected and not (tmp_path / "fat_tiny/plain/eval").exists()
     assert list(expected) == [
@@ -204,17 +204,28 @@ def test_validation_is_the_plain_evaluation(evaluate, tmp_path, checkpoint, sets
     assert json.loads((folder / "numbered.json").read_text())["weights"] == better
 
 
-def test_the_same_files_for_any_processes_batch_and_workers(evaluate):
+def test_the_same_files_for_any_processes_and_workers(evaluate):
+    """Also for another batch size, but for the last digit of a probability: a logit's last bits depend on its batch."""
     names = ["val", "numbered", "few", "many", "c"]
     texts = []
-    for world_size, batch_size, workers in [(1, 8, 0), (2, 8, 0), (3, 5, 0), (1, 47, 2), (2, 1, 2)]:
+    for world_size, batch_size, workers in [(1, 8, 0), (2, 8, 0), (3, 8, 2), (3, 5, 0), (1, 47, 2), (2, 1, 2)]:
         folder = evaluate(*names, world_size=world_size, **{"DATA.BATCH_SIZE": batch_size, "DATA.NUM_WORKERS": workers})
         texts.append({path.name: path.read_bytes() for path in folder.iterdir()})
         shutil.rmtree(folder)
     kinds = (".json", "_classes.csv", "_confusions.csv", "_predictions.csv")
     assert set(texts[0]) == {f"{name}{kind}" for name in names for kind in kinds} | {"table.md"}
-    for other in texts[1:]:
+    for other in texts[1:3]:
         assert other == texts[0]
+    for other in texts[3:]:
+        for name, text in other.items():
+            if name.endswith("_predictions.csv"):
+                lines, first = ([line.split(",") for line in t.decode().splitlines()[1:]] for t in (text, texts[0][name]))
+                words = 2 + (len(lines[0]) - 2) // 2
+                assert [line[:words] for line in lines] == [line[:words] for line in first]
+                difference = np.float64([line[words:] for line in lines]) - np.float64([line[words:] for line in first])
+                assert np.abs(difference).max() < 1.5e-4 and (difference != 0).mean() < 0.02
+            else:
+                assert text == texts[0][name], name
 
 
 def test_only_some_classes_to_choose_among(evaluate, data, checkpoint):
@@ -327,23 +338,28 @@ def test_mean_corruption_error_by_hand():
     alexnet = {name: dict.fromkeys(range(1, 6), error) for name, error in spec.corruptions.items()}
     assert corruption_errors(alexnet, spec.corruptions, spec.severities)[1] == pytest.approx(100)
     assert len(spec.corruptions) == 15 and len(spec.extra) == 4 and spec.crop_pct == 1.0
-    assert sum(spec.corruptions.values()) / 15 == pytest.approx(0.7907, abs=5e-4)
+    assert (spec.corruptions["gaussian_noise"], spec.corruptions["jpeg_compression"]) == (0.886428, 0.6065)
 
 
 @made
-@pytest.mark.parametrize("severity", [1, 5])
-def test_corruptions_that_are_made(data, severity):
-    """Each of the 19 changes an image, more at the highest severity, and gives the same pixels for the same seed."""
+def test_corruptions_that_are_made():
+    """Each of the 19 changes a photo, at the highest severity more, and gives the same pixels for the same seed."""
+    from sklearn.datasets import load_sample_image
+
+    photo = Image.fromarray(load_sample_image("china.jpg")).crop((200, 100, 424, 324))
     spec = read_sets("", ["c"])["c"]
-    photo = Image.open(images_of(data / "val")[0]).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+    fixed = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression", "gaussian_blur", "saturate"}
     for name in [*spec.corruptions, *spec.extra]:
-        assert failure_of(name, severity) is None, name
-        state = np.random.get_state()[1].copy()
-        first, again, other = (np.asarray(corrupt(photo, name, severity, seed)) for seed in (1, 1, 2))
-        assert (np.random.get_state()[1] == state).all()
-        assert (first == again).all() and first.shape == (224, 224, 3) and np.abs(first - np.float32(photo)).mean() > 0.5, name
-        fixed = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression", "gaussian_blur", "saturate"}
-        assert (first == other).all() == (name in fixed), name
+        changes = []
+        for severity in spec.severities:
+            assert failure_of(name, severity) is None, name
+            state = np.random.get_state()[1].copy()
+            first, again, other = (np.asarray(corrupt(photo, name, severity, seed)) for seed in (1, 1, 2))
+            assert (np.random.get_state()[1] == state).all()
+            assert (first == again).all() and first.shape == (224, 224, 3) and first.dtype == np.uint8, name
+            assert (first == other).all() == (name in fixed), name
+            changes.append(np.abs(first - np.float32(photo)).mean())
+        assert 0.3 < changes[0] < changes[-1], name
 
 
 @made
