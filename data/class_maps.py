@@ -1,5 +1,6 @@
 """Which label a class' name has, where that is not its place among the sorted names."""
 
+from importlib import resources
 from pathlib import Path
 from typing import Mapping, Optional, Sequence
 
@@ -8,6 +9,7 @@ from timm.data import ImageNetInfo
 from utils.errors import ConfigError
 
 IMAGENET = ("imagenet-1k", "imagenet-12k", "imagenet-21k", "imagenet-21k-goog", "imagenet-21k-miil", "imagenet-22k", "imagenet-22k-ms")
+SUBSETS = ("imagenet_a_synsets", "imagenet_r_synsets")  # timm's lists of the 200 classes of ImageNet-A and of ImageNet-R
 
 
 def read_class_map(name: str, key: str = "DATA.CLASS_MAP") -> dict[str, int]:
@@ -15,7 +17,7 @@ def read_class_map(name: str, key: str = "DATA.CLASS_MAP") -> dict[str, int]:
 
     Args:
         name: a text file with a class' name in each line, in label order; or one of timm's lists of WordNet ids of
-            ImageNet's subsets, see `IMAGENET`.
+            ImageNet's subsets, see `IMAGENET` and `SUBSETS`.
         key: the config's, for messages.
 
     Raises:
@@ -23,12 +25,14 @@ def read_class_map(name: str, key: str = "DATA.CLASS_MAP") -> dict[str, int]:
     """
     if name in IMAGENET:
         names = ImageNetInfo(name).label_names()
+    elif name in SUBSETS:
+        names = (resources.files("timm.data") / "_info" / f"{name}.txt").read_text().split()
     else:
         try:
             names = [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError, ValueError):
             raise ConfigError(
-                f"{key} is {name!r}: no such text file, and none of {', '.join(IMAGENET)}; give one of them, or a file with a "
+                f"{key} is {name!r}: no such text file, and none of {', '.join(IMAGENET + SUBSETS)}; give one of them, or a file with a "
                 "class' name in each line, in label order"
             ) from None
         seen: set[str] = set()

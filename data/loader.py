@@ -17,6 +17,7 @@ from .cache import can_be_cached
 from .dataset import ImageDataset, SeededIndex
 from .prefetch import Prefetcher
 from .samplers import EvalSampler, TrainBatchSampler
+from .sources import is_stream
 from .stream import EvalStream, StreamDataset, TrainStream
 
 
@@ -228,4 +229,4 @@ def endless_batches(dataset, batch_size: int, seed: int, buffer: int, **settings
 
 def dataset_of(source, transform: Callable, on_error: str):
     """The samples of a source of either kind."""
-    return (ImageDataset if hasattr(source, "load") else StreamDataset)(source, transform, on_error)
+    return (StreamDataset if is_stream(source) else ImageDataset)(source, transform, on_error)

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data.loader import EvalLoader
+from data.loader import Loader
 from utils.errors import DataError
+from utils.metrics import ClassificationMetrics
 from utils.peers import Peers
 from utils.run_log import RunLog
 
@@ -16,19 +17,20 @@ from utils.run_log import RunLog
 def evaluate(
     model: nn.Module,
     task,
-    loader: EvalLoader,
+    loader: Loader,
     precision,
     device: torch.device,
     log: RunLog,
     peers: Peers,
     whole_batches: int = 0,
+    metrics: Optional[ClassificationMetrics] = None,
 ) -> Optional[dict[str, Any]]:
     """The task's metrics of a model over all images of all processes' loaders; None if the run was asked to stop.
 
     Processes meet only at the end, to add up their sums, so a process with fewer images, or none, holds nobody up.
     Images that could not be read (DATA.ON_ERROR skip) are in no sum; their number is `unreadable`. A compiled model is
     called with `whole_batches` images at a time, a smaller last batch being filled up with zeros, so that it is not
-    compiled again for another number; 0: with as many as there are.
+    compiled again for another number; 0: with as many as there are. `metrics` takes the place of the task's own.
 
     Raises:
         DataError: no image could be read.
@@ -36,7 +38,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     forward = fill_up(model, whole_batches)
-    metrics = task.metrics(device)
+    metrics = metrics or task.metrics(device)
     for batch in log.progress(loader, len(loader), "evaluate"):
         if peers.stop:
             break

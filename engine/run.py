@@ -1,14 +1,15 @@
 """What `main.py` does: train, check, evaluate, measure throughput."""
 
+import functools
 import itertools
 import time
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import torch
 from yacs.config import CfgNode
 
-from data.loader import eval_loader
+from data.loader import Loader, eval_loader
 from utils.config import to_dict
 from utils.distributed import Launch
 from utils.errors import ConfigError, OutputError, Stopped
@@ -19,12 +20,25 @@ from utils.peers import Peers
 from utils.run_log import RunLog
 from utils.signals import stop_signals
 
-from .build import build_optimizer, build_precision, build_trainer, complexity_of, fill_caches, loading, run_directory
+from .build import (
+    better_weights,
+    build_optimizer,
+    build_precision,
+    build_trainer,
+    complexity_of,
+    fill_caches,
+    loading,
+    run_directory,
+)
 from .checkpoint import checkpoints_of, load_weights, read_checkpoint, weights_of
 from .download import local_file
 from .evaluate import describe, evaluate, summarize
+from .evaluate_sets import evaluate_sets
+from .evaluation_sets import VAL, open_sets, read_sets
 from .model import deploy_model, prepare_model
+from .predictions import Predictions
 from .preflight import look_ahead, rehearse
+from .reports import is_imagenet, table
 from .resume import Found, config_changes, find_checkpoint, fit_progress, progress_of, stamp_of
 from .tasks import create_task
 from .throughput import measure_throughput
@@ -73,52 +87,72 @@ def check(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> N
 
 
 def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> None:
-    """Evaluates MODEL.RESUME (or MODEL.PRETRAINED) on the validation images and writes eval.json into the run's folder."""
+    """Evaluates MODEL.RESUME (or MODEL.PRETRAINED) and writes into the run's folder: eval.json, of the validation images,
+    and with TEST.SETS the files of each set and a table into eval/.
+    """
     directory = run_directory(cfg)
     log = RunLog(directory, enabled=launch.rank == 0)
+    specs = read_sets(cfg.TEST.SETS_FILE, cfg.TEST.SETS or [VAL])
     path = Path(local_file(cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED, launch, peers))
     checkpoint = read_checkpoint(path)
     weights = weights_of(checkpoint, path)
 
     precision = build_precision(cfg, device)
     task = create_task(cfg)
-    classes = checkpoint.get("classes")
-    val_set = task.val_dataset(classes if isinstance(classes, list) else None)  # other tools' files may have none
-    loader = eval_loader(
-        val_set,
-        batch_size=cfg.DATA.BATCH_SIZE,
-        rank=launch.rank,
-        world_size=launch.world_size,
-        **loading(cfg, device),
-    )
-    fill_caches(cfg, [val_set], peers, log)
-    model = prepare_model(
-        task.build_model(len(val_set.classes)), device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False
-    )
+    known = checkpoint.get("classes")
+    known = known if isinstance(known, list) else None  # other tools' files may have none
+    val_set = functools.cache(lambda: task.val_dataset(known))
+    classes = known or list(val_set().classes)
+    root = cfg.TEST.SETS_PATH or cfg.DATA.DATA_PATH
+    sets = open_sets(specs, task, val_set, classes, root, cfg.DATA.OUTSIDE_LINKS)
+    model = prepare_model(task.build_model(len(classes)), device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
     for state_dict in weights.values():
         load_weights(model, state_dict, path)
 
     log.open()
-    log.info(f"evaluating {path} on {len(val_set)} images | {placement(launch, device)} | {precision}{' | fused' * cfg.TEST.FUSED}")
+    size = f"{len(val_set())} images" if not cfg.TEST.SETS else f"the sets {', '.join(cfg.TEST.SETS)}"
+    log.info(f"evaluating {path} on {size} | {placement(launch, device)} | {precision}{' | fused' * cfg.TEST.FUSED}")
     if isinstance(checkpoint.get("config"), dict):
         for change in config_changes(checkpoint["config"], to_dict(cfg)):
             if change.startswith(INPUT_KEYS):
                 log.warning(f"since training {change}")
-    results: dict[str, Any] = {}
-    for name, state_dict in weights.items():
-        load_weights(model, state_dict, path)
+
+    @functools.lru_cache(maxsize=1)  # the workers of the one before end
+    def loader(dataset) -> Loader:
+        fill_caches(cfg, [dataset], peers, log)
+        placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=launch.rank, world_size=launch.world_size)
+        return eval_loader(dataset, **placing, **loading(cfg, device))
+
+    def measured(name: str, images: Loader, metrics: Optional[Predictions] = None) -> dict[str, Any]:
+        load_weights(model, weights[name], path)
         evaluated = deploy_model(model, precision.dtype) if cfg.TEST.FUSED else model
-        metrics = evaluate(evaluated, task, loader, precision, device, log, peers)
-        if metrics is None:
+        found = evaluate(evaluated, task, images, precision, device, log, peers, metrics=metrics)
+        if found is None:
             raise Stopped
-        results[name] = metrics
-    log.info(describe(results))
-    if launch.rank == 0:
+        return found
+
+    facts = {"checkpoint": str(path), "precision": str(precision), "fused": cfg.TEST.FUSED}
+    if cfg.TEST.SETS:
+        results, summaries = evaluate_sets(
+            sets, cfg.TEST.SETS, list(weights), better_weights(checkpoint, weights), measured, loader, classes, task.best_metric,
+            device, log, peers, directory / "eval", facts, cfg.TEST.PREDICTIONS,
+        )  # fmt: skip
+    else:
+        results = {name: measured(name, loader(val_set())) for name in weights}
+    if results:
+        log.info(describe(results))
+    if results and launch.rank == 0:
         summary = summarize(results, task.best_metric)
         where = {"checkpoint": str(path), "dataset": cfg.DATA.DATASET, "data_path": cfg.DATA.DATA_PATH}
-        whole = {"complete": summary["num_images"] == len(val_set), "precision": str(precision), "fused": cfg.TEST.FUSED}
+        whole = {"complete": summary["num_images"] == len(val_set()), "precision": str(precision), "fused": cfg.TEST.FUSED}
         write_json(directory / "eval.json", {**summary, **where, **whole})
         log.info(f"wrote {directory / 'eval.json'}")
+    if cfg.TEST.SETS and launch.rank == 0:
+        columns = {name: spec.published for name, spec in specs.items()}
+        size = sum(parameter.numel() for parameter in model.parameters())
+        text = table(cfg.MODEL.NAME, size, cfg.DATA.IMG_SIZE, summaries, cfg.TEST.SETS, columns, is_imagenet(classes))
+        write_text(directory / "eval" / "table.md", text)
+        log.info(f"wrote {directory / 'eval' / 'table.md'}\n{text.rstrip()}")
     log.close()
 
 

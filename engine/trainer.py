@@ -12,7 +12,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.loader import EvalLoader, TrainLoader
+from data.loader import Loader
 from utils.device import memory_mib
 from utils.distributed import broadcast_buffers, sum_over_ranks
 from utils.errors import CheckpointError, NonFiniteError, Stopped
@@ -40,8 +40,8 @@ class Trainer:
     lr_scheduler: Any
     precision: Any
     model_ema: Optional[ModelEmaV3]
-    train_loader: TrainLoader
-    val_loader: EvalLoader
+    train_loader: Loader
+    val_loader: Loader
     plan: BatchPlan
     progress: Progress
     checkpointer: Checkpointer

@@ -295,7 +295,7 @@ def draw(path: Path, rows: list[dict], facts: list[str]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    with open(Path(__file__).with_name("published.csv")) as file:
+    with open(ROOT / "configs" / "published.csv") as file:
         top1 = {row["model"]: (float(row["top1"]), row["img_size"]) for row in csv.DictReader(file)}
     timed = [r for r in rows if r["task"].startswith("inference") and r["model"] in top1 and "OpenVINO" not in r["form"]]
     if not timed:

@@ -4,4 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 use_environment requirements.txt tests/requirements.txt
+# By itself: it asks for opencv-python, which would lie over the same files as opencv-python-headless.
+python -c 'import importlib.util as util, sys; sys.exit(not util.find_spec("imagecorruptions"))' ||
+    python -m pip install --quiet --no-deps imagecorruptions-imaug==1.1.5 ||
+    echo "imagecorruptions-imaug: cannot be installed; the tests of ImageNet-C's images made here are left out" >&2
 exec python -m pytest tests "$@"

@@ -50,8 +50,9 @@ def test_every_requirement_is_imported():
     listed = {line.split("#")[0].split(">")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()}
     listed = {names.get(package, package) for package in listed if package}
     used = set().union(*(imports(path) for part in LAYERS for path in files(part)))
-    optional = {"apex", "nvidia", "openvino", "sklearn"}  # NVIDIA apex and nvImageCodec; the benchmark's and the quickstart's own
-    optional |= {"scipy", "webdataset", "datasets", "pyarrow"}  # formats of prepare_data.py, which names what is missing
+    # NVIDIA apex and nvImageCodec; ImageNet-C's images made here; the benchmark's, the quickstart's and prepare_data.py's own;
+    # pyarrow comes with datasets
+    optional = {"apex", "nvidia", "imagecorruptions", "openvino", "sklearn", "scipy", "pyarrow"}
     siblings = {path.relative_to(ROOT / "scripts").parts[0].removesuffix(".py") for path in files("scripts")}
     assert used - set(sys.stdlib_module_names) - PARTS - siblings - optional == listed - {"tensorboard"}
     assert "torch.utils.tensorboard" in (ROOT / "utils/run_log.py").read_text()

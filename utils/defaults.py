@@ -139,6 +139,10 @@ DEFAULTS.AUG.MIXUP_MODE = "batch"  # batch, pair, elem
 DEFAULTS.TEST = Node()
 DEFAULTS.TEST.FUSED = False  # --eval, --throughput: the deployed form, models.fuse(model), instead of the trained one
 DEFAULTS.TEST.CROP_PCT = 0.875  # evaluation resizes to IMG_SIZE / CROP_PCT and crops the centre
+DEFAULTS.TEST.SETS = []  # --eval: evaluation sets by name: val, and those of SETS_FILE; empty: val alone, without the reports
+DEFAULTS.TEST.SETS_FILE = ""  # YAML that describes them; empty: configs/evaluation_sets.yaml
+DEFAULTS.TEST.SETS_PATH = ""  # folder that holds them; empty: DATA.DATA_PATH
+DEFAULTS.TEST.PREDICTIONS = True  # write each image's prediction, too (ImageNet-C: half a gigabyte)
 
 
 # Keys of the released YAMLs that mean the same as one of ours.
@@ -252,6 +256,7 @@ RULES = {
     "AUG.MIXUP_PROB": PROBABILITY,
     "AUG.MIXUP_SWITCH_PROB": PROBABILITY,
     "AUG.MIXUP_MODE": one_of("batch", "pair", "elem"),
+    "TEST.SETS": Rule("names of sets, each once", lambda v: all(isinstance(n, str) and n for n in v) and len(set(v)) == len(v)),
     "TEST.CROP_PCT": Rule("between 0.1 and 1", lambda value: 0.1 <= value <= 1),
 }
 

@@ -1,5 +1,8 @@
 """Metrics as sums and counts, divided once at the end, so that any split of the images gives the same numbers."""
 
+from typing import Mapping, Optional, Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -15,8 +18,8 @@ class ClassificationMetrics:
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)  # correct@1, correct@5, loss, images
 
-    def update(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
-        """Adds a batch: logits (B, classes), targets (B,) class indices."""
+    def update(self, logits: torch.Tensor, targets: torch.Tensor, keys: Sequence[str] = ()) -> None:
+        """Adds a batch: logits (B, classes), targets (B,) class indices. `keys` say which images, which no sum needs."""
         logits = logits.float()
         top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (B, 5)
         hits = top5 == targets[:, None]
@@ -36,3 +39,53 @@ class ClassificationMetrics:
             "loss": round(loss / num_images, 6),
             "num_images": int(num_images),
         }
+
+
+def calibration(confidences: np.ndarray, correct: np.ndarray, bins: int = 15) -> dict[str, object]:
+    """How far a model's confidence is from its accuracy: the expected calibration error of Guo et al. (ICML 2017).
+
+    Args:
+        confidences: (N,) probabilities of the predicted classes.
+        correct: (N,) whether they are right.
+        bins: of equal width, each with its upper edge.
+
+    Returns:
+        `ece`, percent, and `reliability`: of each bin its edges, images, mean confidence and accuracy (percent; None
+        where there are no images).
+    """
+    place = np.clip(np.ceil(confidences.astype(np.float64) * bins).astype(int) - 1, 0, bins - 1)
+    images = np.bincount(place, minlength=bins)
+    sums = [np.bincount(place, values, minlength=bins) for values in (confidences.astype(np.float64), correct.astype(np.float64))]
+    table = [
+        {
+            "above": round(i / bins, 6),
+            "to": round((i + 1) / bins, 6),
+            "images": int(images[i]),
+            "confidence": round(100 * sums[0][i] / images[i], 3) if images[i] else None,
+            "accuracy": round(100 * sums[1][i] / images[i], 3) if images[i] else None,
+        }
+        for i in range(bins)
+    ]
+    return {"ece": round(float(100 * np.abs(sums[0] - sums[1]).sum() / max(len(place), 1)), 3), "reliability": table}
+
+
+def corruption_errors(
+    errors: Mapping[str, Mapping[int, float]], baseline: Mapping[str, float], severities: Sequence[int]
+) -> tuple[dict[str, Optional[float]], Optional[float]]:
+    """Errors under corruption beside another model's, of Hendrycks and Dietterich (ICLR 2019).
+
+    Args:
+        errors: corruption -> severity -> share of images that are wrong.
+        baseline: corruption -> the other model's mean error over these severities.
+        severities: all that a corruption is measured by.
+
+    Returns:
+        Each corruption's error, 100 being the other model's, None where a severity was not measured; and their mean,
+        None unless all were.
+    """
+    each: dict[str, Optional[float]] = {}
+    for corruption, reference in baseline.items():
+        found = errors.get(corruption, {})
+        whole = all(severity in found for severity in severities)
+        each[corruption] = 100 * sum(found[s] for s in severities) / len(severities) / reference if whole else None
+    return each, None if None in each.values() or not each else sum(each.values()) / len(each)

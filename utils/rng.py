@@ -2,14 +2,14 @@
 
 import hashlib
 import random
-from typing import Any, Iterable
+from typing import Any, Iterable, Union
 
 import numpy as np
 import torch
 
 
-def derive_seed(*parts: int) -> int:
-    """A 32-bit seed from any integers; different parts give independent seeds."""
+def derive_seed(*parts: Union[int, str]) -> int:
+    """A 32-bit seed from any integers and texts; different parts give independent seeds."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
 
 

@@ -33,6 +33,18 @@ SOURCES = {
 }
 
 
+def is_stream(source) -> bool:
+    """Whether a source is read in streams, not by index."""
+    return hasattr(source, "shards")
+
+
+def keys_of(source) -> list[str]:
+    """The keys of all images; shards are read for them."""
+    if not is_stream(source):
+        return [source.key(index) for index in range(len(source))]
+    return [sample.key for shard in range(len(source.shards)) for sample in source.read(shard)]
+
+
 def open_source(
     dataset: str,
     split: str,

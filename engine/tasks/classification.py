@@ -12,7 +12,7 @@ from data.batches import Examples
 from data.class_maps import read_class_map
 from data.loader import dataset_of
 from data.sources import open_source
-from data.transforms import eval_transform, train_transform
+from data.transforms import Transform, eval_transform, train_transform
 from utils.config import to_dict
 from utils.errors import ConfigError, DataError
 from utils.metrics import ClassificationMetrics
@@ -88,7 +88,7 @@ class Classification:
             DataError: as `train_dataset`, or the classes are other ones.
         """
         cfg = self.cfg
-        transform = eval_transform(cfg.DATA.IMG_SIZE, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT, cfg.DATA.EXIF)
+        transform = self._eval_transform(cfg.TEST.CROP_PCT)
         source = self._source(cfg.DATA.VAL_SPLIT, transform.decode)
         if classes is not None and list(classes) != list(source.classes):
             only_known = sorted(set(classes) - set(source.classes))[:5]
@@ -98,6 +98,20 @@ class Classification:
                 f"{', '.join(map(_shown, only_known)) or 'none'}; only in val: {', '.join(map(_shown, only_val)) or 'none'}); make them the same"
             )
         return dataset_of(source, transform, cfg.DATA.ON_ERROR)
+
+    def set_dataset(self, open_: Callable[[Callable[[BinaryIO], Any]], Any], crop_pct: float = 0.0):
+        """The images of an evaluation set, transformed as the validation images are.
+
+        Args:
+            open_: decoder of files -> the set's source.
+            crop_pct: of this set; 0: TEST.CROP_PCT.
+        """
+        transform = self._eval_transform(crop_pct or self.cfg.TEST.CROP_PCT)
+        return dataset_of(open_(transform.decode), transform, self.cfg.DATA.ON_ERROR)
+
+    def _eval_transform(self, crop_pct: float) -> Transform:
+        cfg = self.cfg
+        return eval_transform(cfg.DATA.IMG_SIZE, cfg.DATA.INTERPOLATION, crop_pct, cfg.DATA.EXIF)
 
     def _source(self, split: str, decode: Callable[[BinaryIO], Any]):
         cfg = self.cfg
@@ -177,7 +191,7 @@ class Classification:
 
     def evaluate_batch(self, model: nn.Module, batch: Examples, metrics: ClassificationMetrics) -> None:
         """Adds the model's predictions of a batch to the metrics."""
-        metrics.update(model(batch.images), batch.targets)
+        metrics.update(model(batch.images), batch.targets, batch.keys)
 
     def evaluation_like(self, batch: Examples) -> Examples:
         """A batch of evaluation's shape, made of one of training, to rehearse with."""

@@ -1,0 +1,321 @@
+"""Sets of images to evaluate on: what the YAML file says of them, and their images and labels, checked before any work."""
+
+import json
+import pkgutil
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Callable, Optional, Sequence
+
+import yaml
+
+from data.class_maps import IMAGENET, SUBSETS, read_class_map
+from data.corruptions import PACKAGE, CorruptedSource, failure_of, load_corruptions
+from data.sources import SOURCES, is_stream, keys_of, open_source
+from data.sources.relabelled import relabelled
+from utils.config import UniqueKeyLoader
+from utils.errors import ConfigError, DataError, did_you_mean
+
+VAL = "val"
+SETS_FILE = Path(__file__).parent.parent / "configs" / "evaluation_sets.yaml"
+REAL_LABELS = "imagenet_real_labels"
+
+
+@dataclass
+class SetSpec:
+    """What the YAML file says of a set; configs/evaluation_sets.yaml has the meaning of each key."""
+
+    path: str = ""
+    format: str = "folder"
+    folders: Any = "names"
+    only: Any = ""
+    of: str = ""
+    labels: str = ""
+    corruptions: dict = field(default_factory=dict)
+    extra: dict = field(default_factory=dict)
+    severities: list = field(default_factory=lambda: [1, 2, 3, 4, 5])
+    generate: bool = False
+    crop_pct: float = 0.0
+    images: int = 0
+    published: str = ""
+    source: str = ""
+    name: str = ""
+    file: Path = SETS_FILE
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.name}"
+
+
+@dataclass
+class EvaluationSet:
+    """A set that is ready: its images in parts, or `labels` for those of another one.
+
+    Args:
+        parts: data sets by name: one, '', or one for each '<corruption>/<severity>'.
+        subset: labels of the classes that the model chooses among; None: all.
+        labels: by the image's key; an empty list: it is not counted.
+        place: where the images or labels come from.
+        left_out: corruptions that are not measured, and why.
+    """
+
+    spec: SetSpec
+    parts: dict[str, Any] = field(default_factory=dict)
+    subset: Optional[list[int]] = None
+    labels: dict[str, list[int]] = field(default_factory=dict)
+    place: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+# What the file says
+
+
+def read_sets(path: str, names: Sequence[str]) -> dict[str, SetSpec]:
+    """The sets of these names, and before them those whose images they are about.
+
+    Args:
+        path: the YAML file, '' for the one that comes with the code.
+
+    Raises:
+        ConfigError: the file cannot be read, or a set is unknown or not described as it must be.
+    """
+    file = Path(path) if path else SETS_FILE
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), UniqueKeyLoader)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}); check TEST.SETS_FILE") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: is no YAML file that can be read ({' '.join(str(error).split())}); correct it") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: describes no sets; it has entries like 'mine: {{path: my_images}}'")
+    known = {VAL: SetSpec(name=VAL, file=file, published="top1")}
+    for name, values in content.items():
+        known[str(name)] = _read_set(str(name), values, file)
+    found: dict[str, SetSpec] = {}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"TEST.SETS: {name!r} is in no entry of {file}; {did_you_mean(name, known)}")
+        base = known[name].of
+        if base:
+            if base not in known or known[base].of or known[base].corruptions:
+                raise ConfigError(f"{known[name]}.of is {base!r}; it must be val or another set with images of its own, uncorrupted")
+            found.setdefault(base, known[base])
+        found[name] = known[name]
+    return dict(sorted(found.items(), key=lambda item: (item[0] != VAL, bool(item[1].of))))
+
+
+def _read_set(name: str, values: Any, file: Path) -> SetSpec:
+    where = f"{file}: {name}"
+    if name == VAL:
+        raise ConfigError(f"{where}: is the config's own validation images and needs no entry; use another name")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ConfigError(f"{where}: files are named after it; use letters, digits, - and _")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: is {values!r}; it must have keys, like {{path: my_images}}")
+    kinds = {item.name: item.type for item in fields(SetSpec) if item.name not in ("name", "file")}
+    for key, value in values.items():
+        if key not in kinds:
+            raise ConfigError(f"{where}: unknown key {key}; {did_you_mean(str(key), kinds)}")
+        kind = {float: (float, int), Any: (str, list)}.get(kinds[key], kinds[key])
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            wanted = "a number" if kinds[key] is float else "a name or a list" if kinds[key] is Any else f"of type {kind.__name__}"
+            raise ConfigError(f"{where}.{key} is {value!r}; it must be {wanted}")
+    spec = SetSpec(**values, name=name, file=file)
+    for problem, holds in (
+        ("path: is missing; name the folder of its images", spec.of or spec.path),
+        ("labels: is missing; name the file with the other labels", spec.labels or not spec.of),
+        (f"format is {spec.format!r}; {did_you_mean(spec.format, SOURCES)}", spec.format in SOURCES),
+        ("of: contradicts path, only, folders, corruptions and generate, as the images are another set's; take one of them out",
+         not spec.of or not (spec.path or spec.only or spec.corruptions or spec.generate or spec.folders != "names")),
+        ("corruptions, extra: each needs a mean error greater than 0 and at most 1, such as AlexNet's",
+         all(isinstance(v, (int, float)) and 0 < v <= 1 for v in [*spec.corruptions.values(), *spec.extra.values()])),
+        ("corruptions: must not be empty beside extra or generate", spec.corruptions or not (spec.extra or spec.generate)),
+        ("severities: must be whole numbers from 1 to 5, each once",
+         bool(spec.severities) and all(type(s) is int and 1 <= s <= 5 for s in spec.severities)
+         and len(set(spec.severities)) == len(spec.severities)),
+        ("crop_pct: must be between 0.1 and 1", not spec.crop_pct or 0.1 <= spec.crop_pct <= 1),
+        ("images: must be 0 or greater", spec.images >= 0),
+    ):  # fmt: skip
+        if not holds:
+            raise ConfigError(f"{where}: {problem}")
+    return spec
+
+
+# Its images and labels
+
+
+def open_sets(
+    specs: dict[str, SetSpec],
+    task,
+    val: Callable[[], Any],
+    classes: Sequence[str],
+    root: str,
+    outside_links: bool,
+) -> dict[str, EvaluationSet]:
+    """The sets, ready to be evaluated on: all are checked before the first is.
+
+    Args:
+        specs: see `read_sets`.
+        task: see `engine.tasks`.
+        val: opens the validation images.
+        classes: the model's, in label order.
+        root: folder of the sets.
+        outside_links: see `FolderSource`.
+
+    Raises:
+        ConfigError, DataError: a set is missing or does not fit the model.
+    """
+    opened: dict[str, EvaluationSet] = {}
+    for name, spec in specs.items():
+        if spec.of:
+            source = opened[spec.of].parts[""].source
+            opened[name] = EvaluationSet(spec, labels=match_labels(spec, source, len(classes)), place=spec.labels)
+        elif name == VAL:
+            opened[name] = EvaluationSet(spec, {"": val()})
+        else:
+            opened[name] = _open_images(spec, task, val, classes, root, outside_links)
+    return opened
+
+
+def _open_images(spec: SetSpec, task, val, classes, root, outside_links) -> EvaluationSet:
+    subset = _subset(spec, classes)
+    folder = Path(root, spec.path)
+    found = EvaluationSet(spec, subset=subset, place=str(folder))
+
+    def opened(path: str):
+        def source(decode: Callable):
+            inner = open_source(spec.format, path, root, 0, 0, decode=decode, outside_links=outside_links)
+            return relabelled(inner, label_folders(spec, inner.classes, classes, subset), classes)
+
+        return task.set_dataset(source, spec.crop_pct)
+
+    if spec.corruptions and spec.generate and not folder.exists():
+        load_corruptions()
+        found.place = f"made from the validation images by {PACKAGE}"
+        clean = val().source
+        if is_stream(clean):
+            raise ConfigError(f"{spec}.generate: images are made from indexed formats, not from shards; set DATA.DATASET to another, or lay out {folder}")
+        for corruption in [*spec.corruptions, *spec.extra]:
+            reasons = filter(None, (failure_of(corruption, severity) for severity in spec.severities))
+            found.left_out.update({corruption: reason for reason in [next(reasons, None)] if reason})
+            for severity in spec.severities if corruption not in found.left_out else ():
+                corrupted = CorruptedSource(clean, corruption, severity)
+                found.parts[f"{corruption}/{severity}"] = task.set_dataset(lambda _, made=corrupted: made, spec.crop_pct)
+        if not measured_corruptions(found):
+            raise ConfigError(f"{spec}: none of its corruptions can be made ({next(iter(found.left_out.values()))}); check their names")
+    elif spec.format in ("folder", "imagenet") and not folder.is_dir():
+        layout = "<corruption>/<severity>/<class>/*" if spec.corruptions else "<class>/*"
+        raise DataError(
+            f"{folder}: no such folder, which set {spec.name!r} of TEST.SETS needs; lay it out as {spec.path}/{layout} in TEST.SETS_PATH "
+            f"or DATA.DATA_PATH{f' ({spec.source})' if spec.source else ''}, or leave the set out"
+        )
+    elif spec.corruptions:
+        for corruption in [*spec.corruptions, *spec.extra]:
+            for severity in spec.severities:
+                part = f"{corruption}/{severity}"
+                place = next((p for p in [folder / part, *sorted(folder.glob(f"*/{part}"))] if p.is_dir()), None)
+                if place is None:
+                    found.left_out.setdefault(corruption, f"there is no folder {part} in {folder}")
+                    continue
+                found.parts[part] = opened(str(place.relative_to(root)))
+        if not measured_corruptions(found):
+            raise DataError(f"{folder}: holds none of the corruptions of set {spec.name!r}; lay it out as {spec.path}/<corruption>/<severity>/<class>/*")
+    else:
+        found.parts[""] = opened(spec.path)
+    return found
+
+
+def measured_corruptions(found: EvaluationSet) -> list[str]:
+    """Those with images, of the ones that a mean is taken over."""
+    return [corruption for corruption in found.spec.corruptions if any(part.split("/")[0] == corruption for part in found.parts)]
+
+
+def _names(spec: SetSpec, key: str, value: Any) -> list[str]:
+    """Classes by name: a list, a list of timm's, or a text file beside the YAML file."""
+    if isinstance(value, list):
+        names = [str(item) for item in value]
+        if not names or len(set(names)) != len(names):
+            raise ConfigError(f"{spec}.{key}: must name classes, each once")
+        return names
+    return list(read_class_map(value if value in IMAGENET + SUBSETS else str(spec.file.parent / value), f"{spec}.{key}"))
+
+
+def _subset(spec: SetSpec, classes: Sequence[str]) -> Optional[list[int]]:
+    if not spec.only:
+        return None
+    labels = {name: label for label, name in enumerate(classes)}
+    names = _names(spec, "only", spec.only)
+    unknown = next((name for name in names if name not in labels), None)
+    if unknown is not None:
+        raise DataError(f"{spec}.only: has class {unknown!r}, which the model does not have among its {len(classes)}; correct it, or leave the set out")
+    return sorted(labels[name] for name in names)
+
+
+def label_folders(spec: SetSpec, folders: Sequence[str], classes: Sequence[str], subset: Optional[Sequence[int]]) -> list[int]:
+    """The labels of a set's class folders.
+
+    Raises:
+        DataError: a folder is no class, or none of those that the model may choose among, or the same one as another.
+    """
+    numbers = spec.folders == "numbers"
+    named = classes if spec.folders in ("names", "numbers") else _names(spec, "folders", spec.folders)
+    if len(named) > len(classes):
+        raise ConfigError(f"{spec}.folders: names {len(named)} classes, but the model has {len(classes)}; correct it")
+    known = {str(label) if numbers else name: label for label, name in enumerate(named)}
+    seen: dict[int, str] = {}
+    for folder in folders:
+        label = known.get(str(int(folder)) if numbers and folder.isdecimal() else folder)
+        problem = ""
+        if label is None:
+            problem = f"is no label from 0 to {len(classes) - 1}" if numbers else f"is no class; {did_you_mean(folder, known)}"
+        elif subset is not None and label not in subset:
+            problem = "is no class that `only` names"
+        elif label in seen:
+            problem = f"is the same class as {seen[label]!r}"
+        if problem:
+            raise DataError(f"{spec.path}: its folder {folder!r} {problem}; correct it, or `folders` and `only` of {spec}")
+        seen[label] = folder
+    return [known[str(int(folder)) if numbers else folder] for folder in folders]
+
+
+def match_labels(spec: SetSpec, source, num_classes: int) -> dict[str, list[int]]:
+    """The labels of a set that is about another one's images, by those images' keys.
+
+    Raises:
+        ConfigError: the file is missing or holds something else.
+        DataError: an image has no entry, or two have the same file name.
+    """
+    given = _read_labels(spec, num_classes)
+    keys = keys_of(source)
+    matched = {key: given.get(key, given.get(key.rsplit("/", 1)[-1])) for key in keys}
+    missing = [key for key, labels in matched.items() if labels is None]
+    if missing:
+        raise DataError(
+            f"{spec.labels}: has no labels for {len(missing)} of the {len(keys)} images of {spec.of!r}, such as {missing[0]!r}; it must name "
+            "each by <class>/<file name> or by its file name"
+        )
+    if not any(matched.values()):
+        raise DataError(f"{spec.labels}: no image of {spec.of!r} has a label; correct it, or leave {spec.name!r} out")
+    by_file = [key.rsplit("/", 1)[-1] for key in keys if key not in given]
+    twice = next((name for name, again in zip(sorted(by_file), sorted(by_file)[1:]) if name == again), None)
+    if twice:
+        raise DataError(f"{spec.labels}: names {twice!r}, but there are several images of that name in {spec.of!r}; name them as <class>/<file name>")
+    return matched
+
+
+def _read_labels(spec: SetSpec, num_classes: int) -> dict[str, list[int]]:
+    if spec.labels == REAL_LABELS:
+        listed = json.loads(pkgutil.get_data("timm.data", f"_info/{REAL_LABELS}.json"))
+        given: Any = {f"ILSVRC2012_val_{number:08d}.JPEG": labels for number, labels in enumerate(listed, 1)}
+    else:
+        path = spec.file.parent / spec.labels
+        try:
+            given = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+            raise ConfigError(f"{path}: cannot be read as JSON ({reason}); {spec}.labels must name {{file name: [labels]}}") from None
+    if not isinstance(given, dict) or not all(isinstance(v, list) and all(type(n) is int for n in v) for v in given.values()):
+        raise ConfigError(f"{spec}.labels: {spec.labels} must hold {{file name: [labels]}}, the labels as whole numbers; correct it")
+    for name, labels in given.items():
+        if labels and not 0 <= min(labels) <= max(labels) < num_classes:
+            raise ConfigError(f"{spec}.labels: {name!r} has labels {labels}, but the model's are 0 to {num_classes - 1}; correct it")
+    return given

@@ -1,0 +1,138 @@
+"""What an evaluation on sets leaves behind: files of each set, and a table beside published figures."""
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import Any, Iterable, Mapping, Optional, Sequence
+
+import numpy as np
+from timm.data import ImageNetInfo
+
+from utils.files import atomic_write, write_json
+
+from .predictions import Records, confusions, per_class
+
+PUBLISHED = Path(__file__).parent.parent / "configs" / "published.csv"
+
+
+def write_set(
+    folder: Path,
+    name: str,
+    summary: Mapping[str, Any],
+    records: Records,
+    right: np.ndarray,
+    classes: Sequence[str],
+    predictions: Optional[tuple[Records, list[list[int]]]],
+) -> None:
+    """Writes <name>.json, <name>_classes.csv, <name>_confusions.csv and, if there are any, <name>_predictions.csv.
+
+    Args:
+        records, right: the images that the figures are of, see `engine.predictions`.
+        classes: the model's.
+        predictions: images, and the labels that are right for each.
+
+    Raises:
+        OutputError: a file cannot be written; it is then as it was.
+    """
+    told = meanings(classes)
+    rows = [[classes[r["label"]], told[r["label"]], r["images"], r["acc1"], r["acc5"]] for r in per_class(records, right)]
+    write_csv(folder / f"{name}_classes.csv", ["class", "name", "images", "acc1", "acc5"], rows)
+    pairs = [[classes[t], told[t], classes[p], told[p], images] for t, p, images in confusions(records, right)]
+    write_csv(folder / f"{name}_confusions.csv", ["class", "name", "predicted", "predicted_name", "images"], pairs)
+    if predictions:
+        said, labels = predictions
+        numbers = range(1, said.top.shape[1] + 1)
+        header = ["image", "right", *(f"top{n}" for n in numbers), *(f"probability{n}" for n in numbers)]
+        images = (
+            [key, "|".join(classes[label] for label in own), *(classes[label] for label in top), *(f"{p:.4f}" for p in shares)]
+            for key, own, top, shares in zip(said.keys, labels, said.top.tolist(), said.probabilities.tolist())
+        )
+        write_csv(folder / f"{name}_predictions.csv", header, images)
+    write_json(folder / f"{name}.json", summary)  # the last one: where it is, the others are
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with atomic_write(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+        text.flush()
+        text.detach()
+
+
+def meanings(classes: Sequence[str]) -> list[str]:
+    """What classes are called that are WordNet ids; '' for others."""
+    if not any(re.fullmatch(r"n\d{8}", name) for name in classes):
+        return [""] * len(classes)
+    known = ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
+    return [known.get(name, "") for name in classes]
+
+
+def is_imagenet(classes: Sequence[str]) -> bool:
+    """Whether these are ImageNet-1k's classes in its order."""
+    return list(classes) == ImageNetInfo("imagenet-1k").label_names()
+
+
+# The table
+
+def table(
+    model: str,
+    params: int,
+    img_size: int,
+    summaries: Mapping[str, Mapping[str, Any]],
+    asked: Sequence[str],
+    published: Mapping[str, str],
+    imagenet: bool,
+) -> str:
+    """This model's figures in percent, and under them published ones for the same sets where these are ImageNet's.
+
+    Args:
+        summaries: of each set, see `engine.evaluate_sets`.
+        asked: the sets, in the order of the columns.
+        published: column of configs/published.csv by set, '' for none.
+        imagenet: whether the model's classes are those of the published figures.
+
+    Returns:
+        Markdown, with notes below.
+    """
+    heads, cells, columns = [], [], []
+    for name in asked:
+        summary = summaries[name]
+        corrupted = "mce" in summary
+        second = [("top-5", "acc5", "top5")] if published[name] == "top1" else []
+        for head, key, column in [("mCE", "mce", "")] if corrupted else [("top-1", "acc1", published[name]), *second]:
+            heads.append(f"{name} {head}")
+            cells.append(_figure(summary.get(key)) + ("" if summary["complete"] else " *"))
+            columns.append(column)
+    weights = {summaries[name]["weights"] for name in asked}
+    rows = [["model", "px", "params, M", *heads, "source"]]
+    rows.append([f"{model} ({', '.join(sorted(weights))})", str(img_size), f"{params / 1e6:.2f}", *cells, "measured here"])
+    shown = []
+    if imagenet:
+        with open(PUBLISHED, newline="", encoding="utf-8") as file:
+            shown = [row for row in csv.DictReader(file) if any(row.get(column) for column in columns)]
+        shown.sort(key=lambda row: (bool(row["weights"]), float(row["params_m"])))  # FAT's own, then timm's, by size
+    sources = list(dict.fromkeys(row["source"] for row in shown))
+    for row in shown:
+        figures = [_figure(row.get(column) or None) for column in columns]
+        rows.append([row["weights"] or row["model"], row["img_size"], row["params_m"], *figures, f"[{sources.index(row['source']) + 1}]"])
+    notes = [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
+    if any(not summaries[name]["complete"] for name in asked):
+        partial = [name for name in asked if not summaries[name]["complete"]]
+        notes.append(f"* not of the whole set, see the JSON of {', '.join(partial)}")
+    notes += [f"{name}: {s['path']}, not the published images" for name, s in summaries.items() if s.get("path", "").startswith("made from")]
+    if not imagenet:
+        notes.append("No published figures: the model's classes are not ImageNet's 1000.")
+    return _markdown(rows) + "\n" + "".join(f"\n{note}\n" for note in notes)
+
+
+def _figure(value: Any) -> str:
+    return "-" if value is None else f"{float(value):.2f}"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
