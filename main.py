@@ -198,6 +198,7 @@ def run_and_leave(argv: Optional[Sequence[str]] = None) -> None:
     """`main`, with its errors as one line and an exit status."""
     try:
         main(argv)
+        leave(0)  # Python's own end would unwind threads that wait in torch.distributed's C++ code, which can abort the process
     except UserError as error:
         report(error)
     except Stopped as stopped:
