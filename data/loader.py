@@ -2,7 +2,7 @@
 
 import atexit
 import multiprocessing
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -95,8 +95,9 @@ class TrainLoader(Loader):
         prefetch: int,
         pin_memory: bool,
         repeats: int = 1,
+        sizes: Sequence[tuple[int, int]] = (),
     ):
-        self.sampler = TrainBatchSampler(len(dataset), num_batches, batch_size, rank, world_size, seed, repeats)
+        self.sampler = TrainBatchSampler(len(dataset), num_batches, batch_size, rank, world_size, seed, repeats, sizes)
         super().__init__(dataset, finish, num_workers, prefetch, pin_memory, batch_sampler=self.sampler)
 
     def epoch(self, epoch: int, first_batch: int) -> Prefetcher:

@@ -1,6 +1,6 @@
 """Which process sees which image when, as functions of the seed and the epoch."""
 
-from typing import Iterator
+from typing import Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -29,10 +29,19 @@ class TrainBatchSampler(Sampler):
         rank, world_size: this process and how many there are.
         seed: of the permutations and augmentations.
         repeats: how often an image stands in an epoch.
+        sizes: (epoch, size) of images, each from its epoch on; none: the data set's own.
     """
 
     def __init__(
-        self, num_images: int, num_batches: int, batch_size: int, rank: int, world_size: int, seed: int, repeats: int = 1
+        self,
+        num_images: int,
+        num_batches: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        repeats: int = 1,
+        sizes: Sequence[tuple[int, int]] = (),
     ):
         self.num_images = num_images
         self.num_batches = num_batches
@@ -41,6 +50,7 @@ class TrainBatchSampler(Sampler):
         self.world_size = world_size
         self.seed = seed
         self.repeats = repeats
+        self.sizes = sizes
         self.epoch = 0
         self.first_batch = 0
 
@@ -56,13 +66,19 @@ class TrainBatchSampler(Sampler):
 
     def batch(self, order: list[int], epoch: int, batch: int, rank: int) -> list[SeededIndex]:
         """A process' images of a micro-batch."""
+        size = self.size(epoch)
         if self.repeats == 1:
             start = (batch * self.world_size + rank) * self.batch_size
-            return [SeededIndex(index, derive_seed(self.seed, epoch, index)) for index in order[start : start + self.batch_size]]
+            images = order[start : start + self.batch_size]
+            return [SeededIndex(index, derive_seed(self.seed, epoch, index), size) for index in images]
         start = batch * self.world_size * self.batch_size
         positions = range(start + rank, start + self.world_size * self.batch_size, self.world_size)
         places = [(order[position // self.repeats], position % self.repeats) for position in positions]
-        return [SeededIndex(index, derive_seed(self.seed, epoch, index, copy)) for index, copy in places]
+        return [SeededIndex(index, derive_seed(self.seed, epoch, index, copy), size) for index, copy in places]
+
+    def size(self, epoch: int) -> int:
+        """Of an epoch's images; 0: the data set's own."""
+        return next((size for first, size in reversed(self.sizes) if first <= epoch), 0)
 
     def __iter__(self) -> Iterator[list[SeededIndex]]:
         epoch, order = self.epoch, self.order(self.epoch)

@@ -79,7 +79,8 @@ def build_trainer(
         world_size=launch.world_size,
         **loading(cfg, device),
     )
-    train_loader = TrainLoader(train_set, num_batches=plan.batches_per_epoch, seed=cfg.SEED, repeats=cfg.AUG.REPEATS, **placing)
+    epochs = dict(num_batches=plan.batches_per_epoch, seed=cfg.SEED, repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES)
+    train_loader = TrainLoader(train_set, **epochs, **placing)
     val_loader = EvalLoader(val_set, **placing)
     distillation = build_distillation(cfg, classes, device, peers)
     task.prepare_training(len(classes), distillation)

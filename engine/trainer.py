@@ -59,6 +59,7 @@ class Trainer:
     save_every_steps: int
     save_every_minutes: float
     compiling: bool = False  # the next update begins with that
+    img_size: int = 0  # of the training images, where it changes
 
     def fit(self) -> None:
         """Trains from `progress` to the last epoch.
@@ -94,6 +95,9 @@ class Trainer:
         progress, steps = self.progress, self.plan.updates_per_epoch
         epoch, first_step = progress.epoch, progress.step
         batches = self.train_loader.epoch(epoch, first_step * self.plan.accumulation_steps)
+        size, self.img_size = self.img_size, self.train_loader.sampler.size(epoch)
+        if self.img_size != size:
+            self.log.info(f"epoch {epoch}: training images of {self.img_size} px")
         window = Window(self.device, progress, self.peers.launch)
         self.waits.start_epoch()
         self.wrapped_model.train()

@@ -8,11 +8,11 @@ from timm.data import Mixup
 from torch import nn
 from yacs.config import CfgNode
 
-from data.batches import Examples
+from data.batches import Examples, resize_examples
 from data.class_maps import read_class_map
 from data.dataset import ImageDataset
 from data.sources import open_source
-from data.transforms import eval_transform, train_transform
+from data.transforms import Transform, eval_transform, train_transform
 from utils.config import to_dict
 from utils.errors import ConfigError, DataError
 from utils.metrics import ClassificationMetrics
@@ -21,6 +21,7 @@ from utils.pictures import montage
 from ..criterion import create_criterion
 from ..distill import Distillation
 from ..model import create_model
+from ..views import predict_views
 
 
 class Classification:
@@ -34,6 +35,10 @@ class Classification:
     @property
     def mixes(self) -> bool:
         return self.cfg.AUG.MIXUP > 0 or self.cfg.AUG.CUTMIX > 0 or bool(self.cfg.AUG.CUTMIX_MINMAX)
+
+    @property
+    def eval_size(self) -> int:
+        return self.cfg.TEST.IMG_SIZE or self.cfg.DATA.IMG_SIZE
 
     # Data
 
@@ -61,8 +66,14 @@ class Classification:
             )
         if cfg.DATA.BATCH_SIZE == 1:
             raise ConfigError("DATA.BATCH_SIZE (--batch-size) is 1; BatchNorm cannot train on one image, use 2 or more")
-        transform = train_transform(
-            img_size=cfg.DATA.IMG_SIZE,
+        transform = self._train_transform(cfg.DATA.IMG_SIZE)
+        sized = {size: self._train_transform(size) for _, size in cfg.TRAIN.IMG_SIZES}
+        return ImageDataset(self._source(cfg.DATA.TRAIN_SPLIT, transform.decode), transform, cfg.DATA.ON_ERROR, sized)
+
+    def _train_transform(self, img_size: int) -> Transform:
+        cfg = self.cfg
+        return train_transform(
+            img_size=img_size,
             interpolation=cfg.DATA.INTERPOLATION,
             scale=cfg.AUG.SCALE,
             ratio=cfg.AUG.RATIO,
@@ -77,7 +88,6 @@ class Classification:
             backend=cfg.DATA.BACKEND,
             splits=cfg.AUG.SPLITS,
         )
-        return ImageDataset(self._source(cfg.DATA.TRAIN_SPLIT, transform.decode), transform, cfg.DATA.ON_ERROR)
 
     def val_dataset(self, classes: Optional[Sequence[str]] = None) -> ImageDataset:
         """The validation images; `classes` are those the model knows, in label order.
@@ -86,7 +96,7 @@ class Classification:
             DataError: as `train_dataset`, or the classes are other ones.
         """
         cfg = self.cfg
-        transform = eval_transform(cfg.DATA.IMG_SIZE, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT, cfg.DATA.EXIF)
+        transform = eval_transform(self.eval_size, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT, cfg.DATA.EXIF, cfg.TEST.CROPS)
         source = self._source(cfg.DATA.VAL_SPLIT, transform.decode)
         if classes is not None and list(classes) != list(source.classes):
             only_known = sorted(set(classes) - set(source.classes))[:5]
@@ -125,7 +135,7 @@ class Classification:
             ConfigError: unknown name, or values that the model refuses.
         """
         cfg = self.cfg
-        return create_model(
+        model = create_model(
             cfg.MODEL.TYPE,
             cfg.MODEL.NAME,
             num_classes=num_classes,
@@ -134,6 +144,12 @@ class Classification:
             img_size=cfg.DATA.IMG_SIZE,
             fat=to_dict(cfg.MODEL.FAT),
         )
+        for key, sizes in (("TRAIN.IMG_SIZES", [size for _, size in cfg.TRAIN.IMG_SIZES]), ("TEST.IMG_SIZE", [self.eval_size])):
+            if {*sizes} - {cfg.DATA.IMG_SIZE} and (getattr(model, "pretrained_cfg", None) or {}).get("fixed_input_size"):
+                raise ConfigError(
+                    f"{key}: {cfg.MODEL.NAME} takes images of one size, DATA.IMG_SIZE {cfg.DATA.IMG_SIZE}; leave the key at its default"
+                )
+        return model
 
     # Learning
 
@@ -169,11 +185,14 @@ class Classification:
 
     def evaluate_batch(self, model: nn.Module, batch: Examples, metrics: ClassificationMetrics) -> None:
         """Adds the model's predictions of a batch to the metrics."""
-        metrics.update(model(batch.images), batch.targets)
+        views = batch.images.chunk(len(batch.images) // len(batch.targets))
+        metrics.update(predict_views(model, views, self.cfg.TEST.FLIP), batch.targets)
 
     def evaluation_like(self, batch: Examples) -> Examples:
         """A batch of evaluation's shape, made of one of training, to rehearse with."""
-        return Examples(batch.images[: len(batch.targets)], batch.targets, batch.keys)
+        one_view = batch._replace(images=batch.images[: len(batch.targets)])
+        found = resize_examples(one_view, self.eval_size)
+        return found._replace(images=found.images.repeat(self.cfg.TEST.CROPS, 1, 1, 1))
 
     def metrics(self, device: torch.device) -> ClassificationMetrics:
         return ClassificationMetrics(device)
