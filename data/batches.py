@@ -10,6 +10,7 @@ from typing import NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.utils.data import default_collate
 
 from utils.device import to_device
@@ -78,6 +79,11 @@ class Examples(NamedTuple):
     images: torch.Tensor  # float32 (V * B, 3, H, W), normalised
     targets: torch.Tensor  # int64 (B,)
     keys: list[str]
+
+
+def resize_examples(batch: Examples, size: int) -> Examples:
+    """The batch with images of another size, for rehearsals, in which the pixels do not matter."""
+    return batch if batch.images.shape[2:] == (size, size) else batch._replace(images=F.interpolate(batch.images, (size, size)))
 
 
 class Finish:

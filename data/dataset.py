@@ -1,7 +1,7 @@
 """A source of images with the transform that makes them a model's pictures."""
 
 from functools import partial
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Optional
 
 from torch.utils.data import Dataset
 
@@ -14,10 +14,11 @@ MAX_IN_A_ROW = 100  # images that can be unreadable one after the other before s
 
 
 class SeededIndex(NamedTuple):
-    """Which image, and the seed of its augmentation."""
+    """Which image, the seed of its augmentation, and the size it is wanted in."""
 
     index: int
     seed: int
+    size: int = 0  # 0: the data set's own
 
 
 class ImageDataset(Dataset):
@@ -31,11 +32,13 @@ class ImageDataset(Dataset):
         transform: what the source gives -> `data.batches.Picture`, or several, its views.
         on_error: what an image does that cannot be read. 'raise': end the run. 'skip': in training another image,
             drawn from the seed, takes its place; in evaluation there is no sample.
+        sized: transforms by the sizes that a `SeededIndex` can ask for, in place of `transform`.
     """
 
-    def __init__(self, source, transform: Callable, on_error: str = "raise"):
+    def __init__(self, source, transform: Callable, on_error: str = "raise", sized: Optional[Mapping[int, Callable]] = None):
         self.source = source
         self.transform = transform
+        self.sized = sized or {}
         self.on_error = on_error
         self.classes = source.classes
 
@@ -47,13 +50,14 @@ class ImageDataset(Dataset):
         for i in range(count):
             yield partial(self.source.load, i * len(self) // count)
 
-    def first(self, count: int) -> list[Item]:
-        """Some training samples, from all over the set."""
-        return [self[SeededIndex(i * len(self) // count, i)] for i in range(count)]
+    def first(self, count: int, size: int = 0) -> list[Item]:
+        """Some training samples, from all over the set; `size` as in `SeededIndex`."""
+        return [self[SeededIndex(i * len(self) // count, i, size)] for i in range(count)]
 
     def __getitem__(self, key) -> Item:
         """Raises DataError: the image cannot be read; with 'skip', neither can the many drawn in its place."""
-        index, seed = key if isinstance(key, SeededIndex) else (key, None)
+        index, seed, size = key if isinstance(key, SeededIndex) else (key, None, 0)
+        transform = self.sized[size] if size else self.transform
         failures: list[str] = []
         while True:
             if seed is not None:
@@ -69,4 +73,4 @@ class ImageDataset(Dataset):
                     return Item(None, tuple(failures))
                 index = derive_seed(seed, len(failures)) % len(self)
         key = "" if seed is not None else self.source.key(index)
-        return Item((self.transform(image), label), tuple(failures), key)
+        return Item((transform(image), label), tuple(failures), key)

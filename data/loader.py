@@ -3,7 +3,7 @@
 import atexit
 import itertools
 import multiprocessing
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
@@ -108,8 +108,10 @@ class TrainLoader(Loader):
         pin_memory: bool,
         shares: bool = False,
         repeats: int = 1,
+        sizes: Sequence[tuple[int, int]] = (),
     ):
-        self.sampler = TrainBatchSampler(len(dataset), num_batches, batch_size, rank, world_size, seed, shares, repeats)
+        self.sampler = TrainBatchSampler(len(dataset), num_batches, batch_size, rank, world_size, seed, shares, repeats, sizes)
+        self.sizes = sizes
         super().__init__(dataset, finish, num_workers, prefetch, pin_memory, batch_sampler=self.sampler)
 
     @property
@@ -165,9 +167,11 @@ class TrainStreamLoader(Loader):
         buffer: int,
         num_workers: int,
         repeats: int = 1,
+        sizes: Sequence[tuple[int, int]] = (),
         **loading: Any,
     ):
-        self.stream = TrainStream(dataset, num_batches, batch_size, rank, world_size, seed, buffer, repeats)
+        self.sizes = sizes
+        self.stream = TrainStream(dataset, num_batches, batch_size, rank, world_size, seed, buffer, repeats, sizes)
         self.order = f"{dataset.source.fingerprint} by {world_size} x {max(num_workers, 1)} readers of {batch_size} among {buffer}"
         super().__init__(dataset, num_workers=num_workers, stream=self.stream, batch_size=batch_size, **loading)
 
@@ -227,6 +231,6 @@ def endless_batches(dataset, batch_size: int, seed: int, buffer: int, **settings
     return Loader(dataset, batch_sampler=keys(), **settings).batches()
 
 
-def dataset_of(source, transform: Callable, on_error: str):
+def dataset_of(source, transform: Callable, on_error: str, sized: Optional[Mapping[int, Callable]] = None):
     """The samples of a source of either kind."""
-    return (StreamDataset if is_stream(source) else ImageDataset)(source, transform, on_error)
+    return (StreamDataset if is_stream(source) else ImageDataset)(source, transform, on_error, sized)

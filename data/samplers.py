@@ -1,6 +1,6 @@
 """Which process sees which image when, as functions of the seed and the epoch."""
 
-from typing import Iterator
+from typing import Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -8,6 +8,11 @@ from torch.utils.data import Sampler
 from utils.rng import derive_seed
 
 from .dataset import SeededIndex
+
+
+def size_at(sizes: Sequence[tuple[int, int]], epoch: int) -> int:
+    """Of an epoch's images, where (epoch, size) says it from its epoch on; 0: the data set's own."""
+    return next((size for first, size in reversed(sizes) if first <= epoch), 0)
 
 
 class TrainBatchSampler(Sampler):
@@ -30,6 +35,7 @@ class TrainBatchSampler(Sampler):
         seed: of the permutations and augmentations.
         shares: process r has the images r, r + world_size, ... alone (see `data.cache`), not any of all.
         repeats: how often an image stands in an epoch.
+        sizes: (epoch, size) of images, each from its epoch on; none: the data set's own.
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class TrainBatchSampler(Sampler):
         seed: int,
         shares: bool = False,
         repeats: int = 1,
+        sizes: Sequence[tuple[int, int]] = (),
     ):
         self.num_images = num_images
         self.num_batches = num_batches
@@ -51,6 +58,7 @@ class TrainBatchSampler(Sampler):
         self.seed = seed
         self.shares = shares
         self.repeats = repeats
+        self.sizes = sizes
         self.epoch = 0
         self.first_batch = 0
 
@@ -71,13 +79,15 @@ class TrainBatchSampler(Sampler):
 
     def batch(self, order: list[int], epoch: int, batch: int, rank: int) -> list[SeededIndex]:
         """A process' images of a micro-batch."""
+        size = size_at(self.sizes, epoch)
         if self.repeats == 1:
             start = (batch * self.world_size + rank) * self.batch_size
-            return [SeededIndex(index, derive_seed(self.seed, epoch, index)) for index in order[start : start + self.batch_size]]
+            images = order[start : start + self.batch_size]
+            return [SeededIndex(index, derive_seed(self.seed, epoch, index), size) for index in images]
         start = batch * self.world_size * self.batch_size
         positions = range(start + rank, start + self.world_size * self.batch_size, self.world_size)
         places = [(order[position // self.repeats], position % self.repeats) for position in positions]
-        return [SeededIndex(index, derive_seed(self.seed, epoch, index, copy)) for index, copy in places]
+        return [SeededIndex(index, derive_seed(self.seed, epoch, index, copy), size) for index, copy in places]
 
     def __iter__(self) -> Iterator[list[SeededIndex]]:
         epoch, order = self.epoch, self.order(self.epoch)

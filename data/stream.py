@@ -7,7 +7,7 @@ gone on with at any batch: what was before is read again, but not decoded.
 
 import itertools
 import random
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 import torch
 import webdataset
@@ -18,6 +18,7 @@ from utils.rng import derive_seed, seed_cpu
 
 from .batches import Item
 from .dataset import MAX_IN_A_ROW
+from .samplers import size_at
 
 
 class StreamDataset:
@@ -25,13 +26,14 @@ class StreamDataset:
 
     Args:
         source: see `data.sources`.
-        transform, on_error: see `data.dataset.ImageDataset`. In training, the next image of the stream takes the place of
+        transform, on_error, sized: see `data.dataset.ImageDataset`. In training, the next image of the stream takes the place of
             one that cannot be read.
     """
 
-    def __init__(self, source, transform: Callable, on_error: str = "raise"):
+    def __init__(self, source, transform: Callable, on_error: str = "raise", sized: Optional[Mapping[int, Callable]] = None):
         self.source = source
         self.transform = transform
+        self.sized = sized or {}
         self.on_error = on_error
         self.classes = source.classes
 
@@ -44,19 +46,19 @@ class StreamDataset:
         for sample in itertools.islice(shards, count):
             yield lambda: (self.source.image(sample), sample.label)
 
-    def first(self, count: int) -> list[Item]:
+    def first(self, count: int, size: int = 0) -> list[Item]:
         """Some training samples, of the first shard.
 
         Raises:
             DataError: none of them can be read.
         """
-        items = [self.item(sample, seed) for seed, sample in enumerate(itertools.islice(self.source.read(0), count))]
+        items = [self.item(sample, seed, size) for seed, sample in enumerate(itertools.islice(self.source.read(0), count))]
         good = [item for item in items if item.sample is not None]
         if not good:
             raise DataError(f"{self.source.shards[0]}: none of its first {count} images can be read; make the shard anew")
         return good
 
-    def item(self, sample, seed: Optional[int] = None) -> Item:
+    def item(self, sample, seed: Optional[int] = None, size: int = 0) -> Item:
         """A sample, transformed; see `ImageDataset.__getitem__`."""
         if seed is not None:
             seed_cpu(seed)
@@ -66,7 +68,8 @@ class StreamDataset:
             if self.on_error == "raise":
                 raise
             return Item(None, (str(error).rsplit("; ", 1)[0],))
-        return Item((self.transform(image), sample.label), key="" if seed is not None else sample.key)
+        transform = self.sized[size] if size else self.transform
+        return Item((transform(image), sample.label), key="" if seed is not None else sample.key)
 
 
 class TrainStream(IterableDataset):
@@ -80,6 +83,7 @@ class TrainStream(IterableDataset):
         seed: of the orders and augmentations.
         buffer: images among which the next one is chosen, in each reader.
         repeats: how often each stands in a row, each time with another augmentation.
+        sizes: see `TrainBatchSampler`.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class TrainStream(IterableDataset):
         seed: int,
         buffer: int,
         repeats: int = 1,
+        sizes: Sequence[tuple[int, int]] = (),
     ):
         self.dataset = dataset
         self.num_batches, self.batch_size = num_batches, batch_size
@@ -99,6 +104,7 @@ class TrainStream(IterableDataset):
         self.seed = seed
         self.buffer = buffer
         self.repeats = repeats
+        self.sizes = sizes
         self.position = torch.zeros(2, dtype=torch.int64).share_memory_()  # epoch, first batch: workers outlive epochs
 
     def set_position(self, epoch: int, first_batch: int) -> None:
@@ -108,6 +114,7 @@ class TrainStream(IterableDataset):
     def __iter__(self) -> Iterator[Item]:
         worker, workers = place_of_worker()
         epoch, first_batch = self.position.tolist()
+        size = size_at(self.sizes, epoch)
         # The DataLoader takes batches from its workers in turn and begins with the first one, also in mid-epoch.
         turn = (worker + first_batch) % workers
         done, all_batches = len(range(turn, first_batch, workers)), len(range(turn, self.num_batches, workers))
@@ -121,14 +128,15 @@ class TrainStream(IterableDataset):
             if place >= all_batches * self.batch_size and not vacant:
                 return
             sample = next(samples)
-            item = self.dataset.item(sample, derive_seed(self.seed, epoch, reader, place))
+            item = self.dataset.item(sample, derive_seed(self.seed, epoch, reader, place), size)
             if item.sample is None:
                 if len(vacant) == MAX_IN_A_ROW:
                     raise DataError(f"{item.failures[0]}; nor can the {MAX_IN_A_ROW} before it")
                 vacant.append(item)
                 continue
             for number, failed in enumerate(vacant, 1):
-                yield self.dataset.item(sample, derive_seed(self.seed, epoch, reader, place, number))._replace(failures=failed.failures)
+                again = self.dataset.item(sample, derive_seed(self.seed, epoch, reader, place, number), size)
+                yield again._replace(failures=failed.failures)
             vacant = []
             if place < all_batches * self.batch_size:
                 yield item

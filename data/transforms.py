@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import auto_augment, create_transform
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_interp_mode
-from torchvision.transforms import TrivialAugmentWide
+from torchvision.transforms import FiveCrop, TrivialAugmentWide
 
 from utils.errors import ConfigError
 
@@ -186,9 +186,18 @@ def _trivial_augment(interpolation: str, mean: Sequence[float]) -> TrivialAugmen
     return TrivialAugmentWide(interpolation=mode, fill=[min(255, round(255 * level)) for level in mean])
 
 
-def eval_transform(img_size: int, interpolation: str, crop_pct: float, exif: bool = True) -> Transform:
+def eval_transform(img_size: int, interpolation: str, crop_pct: float, exif: bool = True, crops: int = 1) -> Transform:
     """RGB image -> `Picture` of img_size x img_size: resize to img_size / crop_pct, centre crop. Always by Pillow, so
     that accuracies do not depend on how a model was trained.
+
+    With 5 `crops`, as many views: torchvision's, the corners and the centre of the resized image.
     """
     resize, crop, *_ = create_transform(img_size, is_training=False, interpolation=interpolation, crop_pct=crop_pct).transforms
-    return Transform(partial(decode_image, exif=exif), {"resize": resize, "crop": crop, "to array": np.array, "picture": Picture})
+    decode = partial(decode_image, exif=exif)
+    if crops == 5:
+        return Transform(decode, {"resize": resize, "crop": FiveCrop(img_size), "views": _plain_views})
+    return Transform(decode, {"resize": resize, "crop": crop, "to array": np.array, "picture": Picture})
+
+
+def _plain_views(images: Sequence[Image.Image]) -> tuple[Picture, ...]:
+    return tuple(Picture(np.array(image)) for image in images)

@@ -80,10 +80,9 @@ def build_trainer(
         world_size=launch.world_size,
         **loading(cfg, device),
     )
-    train_batches = train_loader(
-        train_set, num_batches=plan.batches_per_epoch, seed=cfg.SEED, buffer=cfg.DATA.SHUFFLE_BUFFER,
-        cache_mode=cfg.DATA.CACHE_MODE, repeats=cfg.AUG.REPEATS, **placing
-    )
+    epochs = dict(num_batches=plan.batches_per_epoch, seed=cfg.SEED, repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES)
+    reading = dict(buffer=cfg.DATA.SHUFFLE_BUFFER, cache_mode=cfg.DATA.CACHE_MODE)
+    train_batches = train_loader(train_set, **epochs, **reading, **placing)
     val_batches = eval_loader(val_set, **placing)
     fill_caches(cfg, [train_set, val_set], peers, log)
     distillation = build_distillation(cfg, classes, device, peers)

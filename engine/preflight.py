@@ -9,7 +9,7 @@ from typing import Callable
 
 import torch
 
-from data.batches import collate_items
+from data.batches import collate_items, resize_examples
 from utils.device import forget_memory, is_out_of_memory, memory_mib
 from utils.errors import ConfigError, OutputError
 from utils.rng import get_rng_state, seed_all, set_rng_state
@@ -83,14 +83,20 @@ def look_ahead(trainer: Trainer, findings: Findings) -> list[str]:
 
 
 def _read_images(trainer: Trainer):
-    """A micro-batch made of the first training images of this process, and the seconds that each took."""
+    """A micro-batch of the largest size, made of a few training images, and the seconds that each took."""
     dataset = trainer.train_loader.dataset
     size = trainer.plan.batch_size
+    pixels = max(_sizes(trainer), default=0)
     started = time.perf_counter()
-    items = dataset.first(min(SAMPLES, size))
+    items = dataset.first(min(SAMPLES, size), pixels)
     seconds = (time.perf_counter() - started) / len(items)
     batch, _ = collate_items((items * -(-size // len(items)))[:size])
     return batch, seconds
+
+
+def _sizes(trainer: Trainer) -> set[int]:
+    """Of training images, if they change."""
+    return {size for _, size in trainer.train_loader.sizes}
 
 
 def _dry_step(trainer: Trainer, optimizer_of, batch):
@@ -112,6 +118,9 @@ def _dry_step(trainer: Trainer, optimizer_of, batch):
             precision.step(optimizer)
             optimizer.zero_grad()
             step_seconds = _now(trainer.device) - started
+        for size in _sizes(trainer):
+            with torch.no_grad(), precision.autocast():
+                trainer.task.loss(model, resize_examples(batch, size))
         batch = trainer.task.evaluation_like(batch)
         for _ in range(2):
             started = _now(trainer.device)

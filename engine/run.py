@@ -44,7 +44,9 @@ from .tasks import create_task
 from .throughput import measure_throughput
 from .trainer import Trainer, describe_best, require_same_place
 
-INPUT_KEYS = ("DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "TEST.CROP_PCT", "MODEL.FAT")  # shape what a model sees
+INPUT_KEYS = (  # shape what a model sees
+    "DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "TEST.IMG_SIZE", "TEST.CROP_PCT", "TEST.CROPS", "TEST.FLIP", "MODEL.FAT",
+)  # fmt: skip
 
 
 def train(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> None:

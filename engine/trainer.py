@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.loader import Loader
+from data.samplers import size_at
 from utils.device import memory_mib
 from utils.distributed import broadcast_buffers, sum_over_ranks
 from utils.errors import CheckpointError, NonFiniteError, Stopped
@@ -59,6 +60,7 @@ class Trainer:
     save_every_steps: int
     save_every_minutes: float
     compiling: bool = False  # the next update begins with that
+    img_size: int = 0  # of the training images, where it changes
 
     def fit(self) -> None:
         """Trains from `progress` to the last epoch.
@@ -94,6 +96,9 @@ class Trainer:
         progress, steps = self.progress, self.plan.updates_per_epoch
         epoch, first_step = progress.epoch, progress.step
         batches = self.train_loader.epoch(epoch, first_step * self.plan.accumulation_steps)
+        size, self.img_size = self.img_size, size_at(self.train_loader.sizes, epoch)
+        if self.img_size != size:
+            self.log.info(f"epoch {epoch}: training images of {self.img_size} px")
         window = Window(self.device, progress, self.peers.launch)
         self.waits.start_epoch()
         self.wrapped_model.train()

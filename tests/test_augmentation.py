@@ -2,15 +2,17 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Stop, assert_same_run, error_of, load, run, stop_at_update
+from conftest import ROOT, Stop, assert_same_run, error_of, load, run, stop_at_update
 from test_data import FINISH, LOADING, augmentation
 from timm.data import AugMixDataset, create_transform
 from timm.data.random_erasing import RandomErasing
+from timm.models import is_model
 
 from data.batches import Examples, collate_items
 from data.dataset import ImageDataset, SeededIndex
@@ -231,3 +233,21 @@ def test_a_run_with_repeats_resumes_to_the_same_bits_and_refuses_others(write_co
     assert "repeats 3; now it is 1" in message
     run("--cfg", path, "--tag", "cut")
     assert_same_run(tmp_path / "output/fat_tiny/whole", tmp_path / "output/fat_tiny/cut")
+
+
+# The README's recipes
+
+
+def test_the_readme_s_recipes_are_configs(tmp_path, digits):
+    text = (ROOT / "README.md").read_text().split("## Augmentation and losses")[1].split("\n## ")[0]
+    recipes = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(recipes) == 3
+    for number, recipe in enumerate(recipes):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(f"BASE: {ROOT}/configs/fat_b0.yaml\n{recipe}")
+        cfg = load_config(path, ["DATA.DATASET", "folder", "DATA.DATA_PATH", str(digits), "MODEL.NUM_CLASSES", "3"])
+        task = create_task(cfg)
+        task.prepare_training(3)
+        pictures = task.train_dataset()[SeededIndex(0, 0)].sample[0]
+        assert isinstance(pictures[0], np.ndarray) or len(pictures) == cfg.AUG.SPLITS
+        assert hasattr(task.build_model(3), "head") and (not cfg.DISTILL.TEACHER or is_model(cfg.DISTILL.TEACHER))

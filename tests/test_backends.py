@@ -19,7 +19,7 @@ from torchvision.transforms import ColorJitter
 
 from data.augment_cv2 import OPS, ArrayColorJitter
 from data.backend_cv2 import Resize
-from data.batches import Finish, collate_items
+from data.batches import Finish
 from data.crops import CropReader, decode_cv2
 from data.dataset import ImageDataset, SeededIndex
 from data.decode import decode_image

@@ -229,6 +229,17 @@ def test_the_student_comes_to_agree_with_the_teacher(write_config, tmp_path, dig
         assert (teacher(images).softmax(1) - student(images).softmax(1)).abs().mean() < 0.1
 
 
+def test_in_a_run_each_head_has_its_own_teacher(write_config, tmp_path, teacher_file):
+    """With alpha 1 and no decay the head of the labels stays as it began: its biases are 0."""
+    path = distilling(
+        write_config, teacher_file, DISTILL={"ALPHA": 1.0}, MODEL={"FAT": {"distilled": True}},
+        TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "WEIGHT_DECAY": 0.0},
+    )  # fmt: skip
+    run("--cfg", path)
+    model = load(tmp_path / "output/fat_tiny/default/last.pth")["model"]
+    assert not model["head.bias"].any() and model["head_dist.bias"].all()
+
+
 def test_two_processes_learn_the_same_and_resume_to_the_same_bits(write_config, tmp_path, teacher_file, monkeypatch):
     path = distilling(
         write_config, teacher_file, DATA={"BATCH_SIZE": 4}, MODEL={"FAT": {"distilled": True}}, TRAIN={"SAVE_EVERY_STEPS": 2}

@@ -11,7 +11,6 @@ import threading
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import Job, Stop, assert_same, error_of, history, launch, load, run, stop_at_update

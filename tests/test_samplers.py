@@ -178,7 +178,7 @@ def test_repeats_resume_anywhere(images, batch, world, repeats, seed, epoch, dat
 def test_without_repeats_nothing_is_as_with_them():
     """And nothing is other than it ever was: these seeds are of before there were repeats."""
     found = TrainBatchSampler(5, 2, 2, 0, 1, seed=1)
-    assert [tuple(key) for batch in found for key in batch] == FIRST_EPOCH
+    assert [key[:2] for batch in found for key in batch] == FIRST_EPOCH
     assert {key.seed for key in dealt(repeated(BatchPlan(5, 2, 1, 1), 2, 1, 0))}.isdisjoint(seed for _, seed in FIRST_EPOCH)
 
 

@@ -75,6 +75,7 @@ DEFAULTS.TRAIN.BASE_LR = 5e-4  # this LR and the next two are per 512 images of 
 DEFAULTS.TRAIN.WARMUP_LR = 5e-7
 DEFAULTS.TRAIN.MIN_LR = 5e-6
 DEFAULTS.TRAIN.WEIGHT_DECAY = 0.05
+DEFAULTS.TRAIN.IMG_SIZES = []  # [[epoch, size], ...]: size of training images from that epoch on; empty: DATA.IMG_SIZE
 DEFAULTS.TRAIN.LOSS = "ce"  # cross-entropy, or bce: binary cross-entropy of each class
 DEFAULTS.TRAIN.BCE_TARGET_THRESH = 0.0  # bce: targets above it count as 1, others as 0; 0: as they are, mixed and smoothed
 DEFAULTS.TRAIN.CLIP_GRAD = 5.0  # largest norm of the gradient; 0: no clipping
@@ -138,7 +139,10 @@ DEFAULTS.AUG.MIXUP_MODE = "batch"  # batch, pair, elem
 
 DEFAULTS.TEST = Node()
 DEFAULTS.TEST.FUSED = False  # --eval, --throughput: the deployed form, models.fuse(model), instead of the trained one
-DEFAULTS.TEST.CROP_PCT = 0.875  # evaluation resizes to IMG_SIZE / CROP_PCT and crops the centre
+DEFAULTS.TEST.CROP_PCT = 0.875  # evaluation resizes to its IMG_SIZE / CROP_PCT and crops the centre
+DEFAULTS.TEST.IMG_SIZE = 0  # of evaluation; 0: DATA.IMG_SIZE
+DEFAULTS.TEST.CROPS = 1  # 5: the corners of the resized image too; the mean of the probabilities counts
+DEFAULTS.TEST.FLIP = False  # the same with each mirror image
 DEFAULTS.TEST.SETS = []  # --eval: evaluation sets by name: val, and those of SETS_FILE; empty: val alone, without the reports
 DEFAULTS.TEST.SETS_FILE = ""  # YAML that describes them; empty: configs/evaluation_sets.yaml
 DEFAULTS.TEST.SETS_PATH = ""  # folder that holds them; empty: DATA.DATA_PATH
@@ -175,6 +179,13 @@ SHARES = Rule("two numbers greater than 0 and at most 1, the smaller first", lam
 ODD_PER_STAGE = Rule("odd numbers greater than 0, one per stage", lambda v: all(type(n) is int and n > 0 and n % 2 for n in v))
 PER_STAGE = Rule("numbers greater than 0, one per stage", lambda v: all(isinstance(n, (int, float)) and n > 0 for n in v))
 PER_STAGE_INT = Rule("whole numbers greater than 0, one per stage", lambda v: all(type(n) is int and n > 0 for n in v))
+
+SIZE_STEPS = Rule(
+    "a list of [epoch, size], the first of epoch 0, epochs rising, sizes between 32 and 4096",
+    lambda v: all(len(s) == 2 and all(type(n) is int for n in s) and 32 <= s[1] <= 4096 for s in v)
+    and all(s[0] == 0 for s in v[:1])
+    and all(a[0] < b[0] for a, b in zip(v, v[1:])),
+)
 
 RULES = {
     "SEED": NOT_NEGATIVE,
@@ -218,6 +229,7 @@ RULES = {
     "TRAIN.WARMUP_LR": NOT_NEGATIVE,
     "TRAIN.MIN_LR": NOT_NEGATIVE,
     "TRAIN.WEIGHT_DECAY": NOT_NEGATIVE,
+    "TRAIN.IMG_SIZES": SIZE_STEPS,
     "TRAIN.LOSS": one_of("ce", "bce"),
     "TRAIN.BCE_TARGET_THRESH": BELOW_ONE,
     "TRAIN.CLIP_GRAD": NOT_NEGATIVE,
@@ -257,6 +269,8 @@ RULES = {
     "AUG.MIXUP_SWITCH_PROB": PROBABILITY,
     "AUG.MIXUP_MODE": one_of("batch", "pair", "elem"),
     "TEST.SETS": Rule("names of sets, each once", lambda v: all(isinstance(n, str) and n for n in v) and len(set(v)) == len(v)),
+    "TEST.IMG_SIZE": Rule("0, or between 32 and 4096", lambda value: value == 0 or 32 <= value <= 4096),
+    "TEST.CROPS": Rule("1 or 5", lambda value: value in (1, 5)),
     "TEST.CROP_PCT": Rule("between 0.1 and 1", lambda value: 0.1 <= value <= 1),
 }
 

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import tarfile
-from typing import Any, BinaryIO, Callable, Iterator, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, BinaryIO, Callable, Iterator, Mapping, NamedTuple, Optional
 
 import webdataset
 

@@ -8,7 +8,7 @@ from timm.data import Mixup
 from torch import nn
 from yacs.config import CfgNode
 
-from data.batches import Examples
+from data.batches import Examples, resize_examples
 from data.class_maps import read_class_map
 from data.loader import dataset_of
 from data.sources import open_source
@@ -21,6 +21,7 @@ from utils.pictures import montage
 from ..criterion import create_criterion
 from ..distill import Distillation
 from ..model import create_model
+from ..views import predict_views
 
 
 class Classification:
@@ -34,6 +35,10 @@ class Classification:
     @property
     def mixes(self) -> bool:
         return self.cfg.AUG.MIXUP > 0 or self.cfg.AUG.CUTMIX > 0 or bool(self.cfg.AUG.CUTMIX_MINMAX)
+
+    @property
+    def eval_size(self) -> int:
+        return self.cfg.TEST.IMG_SIZE or self.cfg.DATA.IMG_SIZE
 
     # Data
 
@@ -63,8 +68,14 @@ class Classification:
             raise ConfigError("AUG.REPEATS contradicts DATA.CACHE_MODE part, which has another order of the images; use full or no")
         if cfg.DATA.BATCH_SIZE == 1:
             raise ConfigError("DATA.BATCH_SIZE (--batch-size) is 1; BatchNorm cannot train on one image, use 2 or more")
-        transform = train_transform(
-            img_size=cfg.DATA.IMG_SIZE,
+        transform = self._train_transform(cfg.DATA.IMG_SIZE)
+        sized = {size: self._train_transform(size) for _, size in cfg.TRAIN.IMG_SIZES}
+        return dataset_of(self._source(cfg.DATA.TRAIN_SPLIT, transform.decode), transform, cfg.DATA.ON_ERROR, sized)
+
+    def _train_transform(self, img_size: int) -> Transform:
+        cfg = self.cfg
+        return train_transform(
+            img_size=img_size,
             interpolation=cfg.DATA.INTERPOLATION,
             scale=cfg.AUG.SCALE,
             ratio=cfg.AUG.RATIO,
@@ -79,7 +90,6 @@ class Classification:
             backend=cfg.DATA.BACKEND,
             splits=cfg.AUG.SPLITS,
         )
-        return dataset_of(self._source(cfg.DATA.TRAIN_SPLIT, transform.decode), transform, cfg.DATA.ON_ERROR)
 
     def val_dataset(self, classes: Optional[Sequence[str]] = None):
         """The validation images; `classes` are those the model knows, in label order.
@@ -111,7 +121,7 @@ class Classification:
 
     def _eval_transform(self, crop_pct: float) -> Transform:
         cfg = self.cfg
-        return eval_transform(cfg.DATA.IMG_SIZE, cfg.DATA.INTERPOLATION, crop_pct, cfg.DATA.EXIF)
+        return eval_transform(self.eval_size, cfg.DATA.INTERPOLATION, crop_pct, cfg.DATA.EXIF, cfg.TEST.CROPS)
 
     def _source(self, split: str, decode: Callable[[BinaryIO], Any]):
         cfg = self.cfg
@@ -147,7 +157,7 @@ class Classification:
             ConfigError: unknown name, or values that the model refuses.
         """
         cfg = self.cfg
-        return create_model(
+        model = create_model(
             cfg.MODEL.TYPE,
             cfg.MODEL.NAME,
             num_classes=num_classes,
@@ -156,6 +166,12 @@ class Classification:
             img_size=cfg.DATA.IMG_SIZE,
             fat=to_dict(cfg.MODEL.FAT),
         )
+        for key, sizes in (("TRAIN.IMG_SIZES", [size for _, size in cfg.TRAIN.IMG_SIZES]), ("TEST.IMG_SIZE", [self.eval_size])):
+            if {*sizes} - {cfg.DATA.IMG_SIZE} and (getattr(model, "pretrained_cfg", None) or {}).get("fixed_input_size"):
+                raise ConfigError(
+                    f"{key}: {cfg.MODEL.NAME} takes images of one size, DATA.IMG_SIZE {cfg.DATA.IMG_SIZE}; leave the key at its default"
+                )
+        return model
 
     # Learning
 
@@ -191,11 +207,14 @@ class Classification:
 
     def evaluate_batch(self, model: nn.Module, batch: Examples, metrics: ClassificationMetrics) -> None:
         """Adds the model's predictions of a batch to the metrics."""
-        metrics.update(model(batch.images), batch.targets, batch.keys)
+        views = batch.images.chunk(len(batch.images) // len(batch.targets))
+        metrics.update(predict_views(model, views, self.cfg.TEST.FLIP), batch.targets, batch.keys)
 
     def evaluation_like(self, batch: Examples) -> Examples:
         """A batch of evaluation's shape, made of one of training, to rehearse with."""
-        return Examples(batch.images[: len(batch.targets)], batch.targets, batch.keys)
+        one_view = batch._replace(images=batch.images[: len(batch.targets)])
+        found = resize_examples(one_view, self.eval_size)
+        return found._replace(images=found.images.repeat(self.cfg.TEST.CROPS, 1, 1, 1))
 
     def metrics(self, device: torch.device) -> ClassificationMetrics:
         return ClassificationMetrics(device)
