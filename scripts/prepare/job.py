@@ -60,7 +60,7 @@ def _require_same(output: Path, record: Path, arguments: dict[str, Any]) -> None
                 raise ConfigError(
                     f"{name}: is {_text(value)}, and {output} was begun with {_text(begun.get(name))}; give that, or another --output"
                 )
-            raise DataError(f"{name}: is not what it was when {output} was begun; give another --output, or remove that one")
+            raise DataError(f"{name}: other than when {output} was begun; give another --output, or remove that one")
 
 
 def _text(value: Any) -> str:
