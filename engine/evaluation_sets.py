@@ -129,6 +129,8 @@ def _read_set(name: str, values: Any, file: Path) -> SetSpec:
          not spec.of or not (spec.path or spec.only or spec.corruptions or spec.generate or spec.folders != "names")),
         ("corruptions, extra: each needs a mean error greater than 0 and at most 1, such as AlexNet's",
          all(isinstance(v, (int, float)) and 0 < v <= 1 for v in [*spec.corruptions.values(), *spec.extra.values()])),
+        ("corruptions, extra: must be names without '/', each once",
+         all(re.fullmatch(r"[\w-]+", str(k)) for k in [*spec.corruptions, *spec.extra]) and not {*spec.corruptions} & {*spec.extra}),
         ("corruptions: must not be empty beside extra or generate", spec.corruptions or not (spec.extra or spec.generate)),
         ("severities: must be whole numbers from 1 to 5, each once",
          bool(spec.severities) and all(type(s) is int and 1 <= s <= 5 for s in spec.severities)
@@ -215,7 +217,7 @@ def _open_images(spec: SetSpec, task, val, classes, root, outside_links) -> Eval
                 if place is None:
                     found.left_out.setdefault(corruption, f"there is no folder {part} in {folder}")
                     continue
-                found.parts[part] = opened(str(place.relative_to(root)))
+                found.parts[part] = opened(str(Path(spec.path) / place.relative_to(folder)))
         if not measured_corruptions(found):
             raise DataError(f"{folder}: holds none of the corruptions of set {spec.name!r}; lay it out as {spec.path}/<corruption>/<severity>/<class>/*")
     else:
