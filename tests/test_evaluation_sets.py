@@ -19,9 +19,10 @@ from timm.data import ImageNetInfo, create_transform
 from data.class_maps import read_class_map
 from data.corruptions import CorruptedSource, corrupt, failure_of
 from data.sources import open_source
-from engine.evaluation_sets import SetSpec, _subset, label_folders, match_labels, read_sets
+from engine.evaluation_sets import _subset, label_folders, match_labels
 from engine.predictions import Predictions
 from engine.reports import PUBLISHED, is_imagenet, meanings, table
+from engine.set_specs import SetSpec, read_sets
 from utils.errors import ConfigError, DataError
 from utils.metrics import calibration, corruption_errors
 from utils.rng import derive_seed
@@ -595,8 +596,11 @@ def test_another_number_of_images_than_there_should_be_is_said(evaluate, tmp_pat
     assert not json.loads((folder / "numbered.json").read_text())["complete"] and " * " in (folder / "table.md").read_text()
 
 
-def test_predictions_can_be_left_out_and_sets_lie_elsewhere(evaluate, data, tmp_path):
-    shutil.copytree(data / "few", tmp_path / "elsewhere/few")
-    folder = evaluate("few", **{"TEST.PREDICTIONS": False, "TEST.SETS_PATH": tmp_path / "elsewhere"})
-    assert json.loads((folder / "few.json").read_text())["path"] == str(tmp_path / "elsewhere/few")
+def test_sets_elsewhere_fewer_images_than_processes_and_no_predictions(evaluate, data, tmp_path):
+    """Three images over four processes: one has none."""
+    for name in ("two", "zero", "five"):
+        _save(Image.open(images_of(data / "few" / name)[0]), tmp_path / "elsewhere/few" / name / "x.png")
+    folder = evaluate("few", world_size=4, **{"TEST.PREDICTIONS": False, "TEST.SETS_PATH": tmp_path / "elsewhere"})
+    found = json.loads((folder / "few.json").read_text())
+    assert found["path"] == str(tmp_path / "elsewhere/few") and found["num_images"] == 3
     assert {path.name for path in folder.iterdir()} == {"few.json", "few_classes.csv", "few_confusions.csv", "table.md"}
