@@ -95,6 +95,7 @@ class CorruptedSource:
         try:
             corrupted = corrupt(PLACE(image), self.corruption, self.severity, seed)
         except Exception as error:  # of the package's
-            raise DataError(f"{self.name(index)}: {type(error).__name__}: {' '.join(str(error).split())}; see data/corruptions.py") from None
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise DataError(f"{self.name(index)}: cannot be corrupted ({reason}); leave the corruption out") from None
         corrupted.save(file, "JPEG", quality=QUALITY)
         return Image.open(file).convert("RGB"), label

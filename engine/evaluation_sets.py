@@ -1,49 +1,20 @@
-"""Sets of images to evaluate on: what the YAML file says of them, and their images and labels, checked before any work."""
+"""Sets of images to evaluate on: their images and labels, checked before any work."""
 
 import json
 import pkgutil
-import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
-import yaml
-
 from data.class_maps import IMAGENET, SUBSETS, read_class_map
 from data.corruptions import PACKAGE, CorruptedSource, failure_of, load_corruptions
-from data.sources import SOURCES, is_stream, keys_of, open_source
+from data.sources import is_stream, keys_of, open_source
 from data.sources.relabelled import relabelled
-from utils.config import UniqueKeyLoader
 from utils.errors import ConfigError, DataError, did_you_mean
 
-VAL = "val"
-SETS_FILE = Path(__file__).parent.parent / "configs" / "evaluation_sets.yaml"
+from .set_specs import VAL, SetSpec
+
 REAL_LABELS = "imagenet_real_labels"
-
-
-@dataclass
-class SetSpec:
-    """What the YAML file says of a set; configs/evaluation_sets.yaml has the meaning of each key."""
-
-    path: str = ""
-    format: str = "folder"
-    folders: Any = "names"
-    only: Any = ""
-    of: str = ""
-    labels: str = ""
-    corruptions: dict = field(default_factory=dict)
-    extra: dict = field(default_factory=dict)
-    severities: list = field(default_factory=lambda: [1, 2, 3, 4, 5])
-    generate: bool = False
-    crop_pct: float = 0.0
-    images: int = 0
-    published: str = ""
-    source: str = ""
-    name: str = ""
-    file: Path = SETS_FILE
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.name}"
 
 
 @dataclass
@@ -64,83 +35,6 @@ class EvaluationSet:
     labels: dict[str, list[int]] = field(default_factory=dict)
     place: str = ""
     left_out: dict[str, str] = field(default_factory=dict)
-
-
-# What the file says
-
-
-def read_sets(path: str, names: Sequence[str]) -> dict[str, SetSpec]:
-    """The sets of these names, and before them those whose images they are about.
-
-    Args:
-        path: the YAML file, '' for the one that comes with the code.
-
-    Raises:
-        ConfigError: the file cannot be read, or a set is unknown or not described as it must be.
-    """
-    file = Path(path) if path else SETS_FILE
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), UniqueKeyLoader)
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror}); check TEST.SETS_FILE") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: is no YAML file that can be read ({' '.join(str(error).split())}); correct it") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: describes no sets; it has entries like 'mine: {{path: my_images}}'")
-    known = {VAL: SetSpec(name=VAL, file=file, published="top1")}
-    for name, values in content.items():
-        known[str(name)] = _read_set(str(name), values, file)
-    found: dict[str, SetSpec] = {}
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"TEST.SETS: {name!r} is in no entry of {file}; {did_you_mean(name, known)}")
-        base = known[name].of
-        if base:
-            if base not in known or known[base].of or known[base].corruptions:
-                raise ConfigError(f"{known[name]}.of is {base!r}; it must be val or another set with images of its own, uncorrupted")
-            found.setdefault(base, known[base])
-        found[name] = known[name]
-    return dict(sorted(found.items(), key=lambda item: (item[0] != VAL, bool(item[1].of))))
-
-
-def _read_set(name: str, values: Any, file: Path) -> SetSpec:
-    where = f"{file}: {name}"
-    if name == VAL:
-        raise ConfigError(f"{where}: is the config's own validation images and needs no entry; use another name")
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ConfigError(f"{where}: files are named after it; use letters, digits, - and _")
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: is {values!r}; it must have keys, like {{path: my_images}}")
-    kinds = {item.name: item.type for item in fields(SetSpec) if item.name not in ("name", "file")}
-    for key, value in values.items():
-        if key not in kinds:
-            raise ConfigError(f"{where}: unknown key {key}; {did_you_mean(str(key), kinds)}")
-        kind = {float: (float, int), Any: (str, list)}.get(kinds[key], kinds[key])
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            wanted = "a number" if kinds[key] is float else "a name or a list" if kinds[key] is Any else f"of type {kind.__name__}"
-            raise ConfigError(f"{where}.{key} is {value!r}; it must be {wanted}")
-    spec = SetSpec(**values, name=name, file=file)
-    for problem, holds in (
-        ("path: is missing; name the folder of its images", spec.of or spec.path),
-        ("labels: is missing; name the file with the other labels", spec.labels or not spec.of),
-        (f"format is {spec.format!r}; {did_you_mean(spec.format, SOURCES)}", spec.format in SOURCES),
-        ("of: contradicts path, only, folders, corruptions and generate, as the images are another set's; take one of them out",
-         not spec.of or not (spec.path or spec.only or spec.corruptions or spec.generate or spec.folders != "names")),
-        ("corruptions, extra: each needs a mean error greater than 0 and at most 1, such as AlexNet's",
-         all(isinstance(v, (int, float)) and 0 < v <= 1 for v in [*spec.corruptions.values(), *spec.extra.values()])),
-        ("corruptions: must not be empty beside extra or generate", spec.corruptions or not (spec.extra or spec.generate)),
-        ("severities: must be whole numbers from 1 to 5, each once",
-         bool(spec.severities) and all(type(s) is int and 1 <= s <= 5 for s in spec.severities)
-         and len(set(spec.severities)) == len(spec.severities)),
-        ("crop_pct: must be between 0.1 and 1", not spec.crop_pct or 0.1 <= spec.crop_pct <= 1),
-        ("images: must be 0 or greater", spec.images >= 0),
-    ):  # fmt: skip
-        if not holds:
-            raise ConfigError(f"{where}: {problem}")
-    return spec
-
-
-# Its images and labels
 
 
 def open_sets(
@@ -205,8 +99,8 @@ def _open_images(spec: SetSpec, task, val, classes, root, outside_links) -> Eval
     elif spec.format in ("folder", "imagenet") and not folder.is_dir():
         layout = "<corruption>/<severity>/<class>/*" if spec.corruptions else "<class>/*"
         raise DataError(
-            f"{folder}: no such folder, which set {spec.name!r} of TEST.SETS needs; lay it out as {spec.path}/{layout} in TEST.SETS_PATH "
-            f"or DATA.DATA_PATH{f' ({spec.source})' if spec.source else ''}, or leave the set out"
+            f"{folder}: no such folder, which set {spec.name!r} of TEST.SETS needs; lay it out as {spec.path}/{layout} in "
+            f"TEST.SETS_PATH or DATA.DATA_PATH{f' ({spec.source})' if spec.source else ''}, or leave the set out"
         )
     elif spec.corruptions:
         for corruption in [*spec.corruptions, *spec.extra]:
@@ -216,9 +110,12 @@ def _open_images(spec: SetSpec, task, val, classes, root, outside_links) -> Eval
                 if place is None:
                     found.left_out.setdefault(corruption, f"there is no folder {part} in {folder}")
                     continue
-                found.parts[part] = opened(str(place.relative_to(root)))
+                found.parts[part] = opened(str(Path(spec.path) / place.relative_to(folder)))
         if not measured_corruptions(found):
-            raise DataError(f"{folder}: holds none of the corruptions of set {spec.name!r}; lay it out as {spec.path}/<corruption>/<severity>/<class>/*")
+            raise DataError(
+                f"{folder}: holds none of the corruptions of set {spec.name!r}; lay it out as "
+                f"{spec.path}/<corruption>/<severity>/<class>/*"
+            )
     else:
         found.parts[""] = opened(spec.path)
     return found
@@ -226,7 +123,8 @@ def _open_images(spec: SetSpec, task, val, classes, root, outside_links) -> Eval
 
 def measured_corruptions(found: EvaluationSet) -> list[str]:
     """Those with images, of the ones that a mean is taken over."""
-    return [corruption for corruption in found.spec.corruptions if any(part.split("/")[0] == corruption for part in found.parts)]
+    there = {part.split("/")[0] for part in found.parts}
+    return [corruption for corruption in found.spec.corruptions if corruption in there]
 
 
 def _names(spec: SetSpec, key: str, value: Any) -> list[str]:
@@ -246,7 +144,10 @@ def _subset(spec: SetSpec, classes: Sequence[str]) -> Optional[list[int]]:
     names = _names(spec, "only", spec.only)
     unknown = next((name for name in names if name not in labels), None)
     if unknown is not None:
-        raise DataError(f"{spec}.only: has class {unknown!r}, which the model does not have among its {len(classes)}; correct it, or leave the set out")
+        raise DataError(
+            f"{spec}.only: has class {unknown!r}, which the model does not have among its {len(classes)}; correct it, or leave the "
+            "set out"
+        )
     return sorted(labels[name] for name in names)
 
 
@@ -298,7 +199,10 @@ def match_labels(spec: SetSpec, source, num_classes: int) -> dict[str, list[int]
     by_file = [key.rsplit("/", 1)[-1] for key in keys if key not in given]
     twice = next((name for name, again in zip(sorted(by_file), sorted(by_file)[1:]) if name == again), None)
     if twice:
-        raise DataError(f"{spec.labels}: names {twice!r}, but there are several images of that name in {spec.of!r}; name them as <class>/<file name>")
+        raise DataError(
+            f"{spec.labels}: names {twice!r}, but there are several images of that name in {spec.of!r}; name them as "
+            "<class>/<file name>"
+        )
     return matched
 
 
@@ -312,7 +216,7 @@ def _read_labels(spec: SetSpec, num_classes: int) -> dict[str, list[int]]:
             given = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-            raise ConfigError(f"{path}: cannot be read as JSON ({reason}); {spec}.labels must name {{file name: [labels]}}") from None
+            raise ConfigError(f"{path}: cannot be read as JSON ({reason}); it must hold {{file name: [labels]}}") from None
     if not isinstance(given, dict) or not all(isinstance(v, list) and all(type(n) is int for n in v) for v in given.values()):
         raise ConfigError(f"{spec}.labels: {spec.labels} must hold {{file name: [labels]}}, the labels as whole numbers; correct it")
     for name, labels in given.items():

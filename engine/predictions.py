@@ -1,7 +1,7 @@
 """What a model said of each image, and the metrics that follow from it."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Mapping, Optional, Sequence
 
 import numpy as np
@@ -42,7 +42,7 @@ class Records:
 
     def within(self, folder: str) -> "Records":
         """With keys that begin with a folder's name, if one is given."""
-        return Records([f"{folder}/{key}" for key in self.keys], self.targets, self.top, self.probabilities, self.losses) if folder else self
+        return replace(self, keys=[f"{folder}/{key}" for key in self.keys]) if folder else self
 
 
 class Predictions(ClassificationMetrics):

@@ -122,7 +122,8 @@ def table(
     if any(not summaries[name]["complete"] for name in asked):
         partial = [name for name in asked if not summaries[name]["complete"]]
         notes.append(f"* not of the whole set, see the JSON of {', '.join(partial)}")
-    notes += [f"{name}: {s['path']}, not the published images" for name, s in summaries.items() if s.get("path", "").startswith("made from")]
+    made = {name: s["path"] for name, s in summaries.items() if s.get("path", "").startswith("made from")}
+    notes += [f"{name}: {how}, not the published images" for name, how in made.items()]
     if not imagenet:
         notes.append("No published figures: the model's classes are not ImageNet's 1000.")
     return _markdown(rows) + "\n" + "".join(f"\n{note}\n" for note in notes)

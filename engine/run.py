@@ -34,12 +34,13 @@ from .checkpoint import checkpoints_of, load_weights, read_checkpoint, weights_o
 from .download import local_file
 from .evaluate import describe, evaluate, summarize
 from .evaluate_sets import evaluate_sets
-from .evaluation_sets import VAL, open_sets, read_sets
+from .evaluation_sets import open_sets
 from .model import deploy_model, prepare_model
 from .predictions import Predictions
 from .preflight import look_ahead, rehearse
 from .reports import is_imagenet, table
 from .resume import Found, config_changes, find_checkpoint, fit_progress, progress_of, stamp_of
+from .set_specs import VAL, read_sets
 from .tasks import create_task
 from .throughput import measure_throughput
 from .trainer import Trainer, describe_best, require_same_place

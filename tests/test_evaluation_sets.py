@@ -19,9 +19,10 @@ from timm.data import ImageNetInfo, create_transform
 from data.class_maps import read_class_map
 from data.corruptions import CorruptedSource, corrupt, failure_of
 from data.sources import open_source
-from engine.evaluation_sets import SetSpec, _subset, label_folders, match_labels, read_sets
+from engine.evaluation_sets import _subset, label_folders, match_labels
 from engine.predictions import Predictions
 from engine.reports import PUBLISHED, is_imagenet, meanings, table
+from engine.set_specs import SetSpec, read_sets
 from utils.errors import ConfigError, DataError
 from utils.metrics import calibration, corruption_errors
 from utils.rng import derive_seed
@@ -324,7 +325,10 @@ def test_corruptions_in_folders(evaluate, data, checkpoint):
 
 def test_a_corruption_that_is_not_there_is_no_zero(evaluate, data, sets_file, tmp_path, capsys):
     shutil.copytree(data / "c", tmp_path / "data/c", ignore=shutil.ignore_patterns("noise"))
-    folder = evaluate("c", **{"TEST.SETS_PATH": tmp_path / "data"})
+    sets = yaml.safe_load(sets_file.read_text())
+    sets["c"]["path"] = str(tmp_path / "data/c")  # a path from the root leads there, too
+    (tmp_path / "sets.yaml").write_text(yaml.safe_dump(sets))
+    folder = evaluate("c", **{"TEST.SETS_FILE": tmp_path / "sets.yaml"})
     found = json.loads((folder / "c.json").read_text())
     assert found["mce"] is None and found["corruption_errors"]["noise"] is None and found["corruption_errors"]["dark"] > 0
     assert not found["complete"] and "noise/1" in found["not_measured"]["noise"]
@@ -514,6 +518,8 @@ def test_published_figures_beside_imagenet_s_classes_only():
     ({"a": {"of": "val", "labels": "x", "path": "y"}}, ["a"], "a: of: contradicts path"),
     ({"a": {"of": "b", "labels": "x"}}, ["a"], "a.of is 'b'; it must be val or another set"),
     ({"a": {"path": "x", "corruptions": {"fog": 0}}}, ["a"], "a: corruptions, extra: each needs a mean error"),
+    ({"a": {"path": "x", "corruptions": {"a/b": 0.5}}}, ["a"], "a: corruptions, extra: must be names without '/'"),
+    ({"a": {"path": "x", "corruptions": {"fog": 0.5}, "extra": {"fog": 0.5}}}, ["a"], "each once"),
     ({"a": {"path": "x", "generate": True}}, ["a"], "a: corruptions: must not be empty"),
     ({"a": {"path": "x", "severities": [1, 6]}}, ["a"], "a: severities: must be"),
     ({"val": {"path": "x"}}, ["val"], "val: is the config's own validation images"),
@@ -590,6 +596,11 @@ def test_another_number_of_images_than_there_should_be_is_said(evaluate, tmp_pat
     assert not json.loads((folder / "numbered.json").read_text())["complete"] and " * " in (folder / "table.md").read_text()
 
 
-def test_predictions_can_be_left_out(evaluate):
-    folder = evaluate("few", **{"TEST.PREDICTIONS": False})
+def test_sets_elsewhere_fewer_images_than_processes_and_no_predictions(evaluate, data, tmp_path):
+    """Three images over four processes: one has none."""
+    for name in ("two", "zero", "five"):
+        _save(Image.open(images_of(data / "few" / name)[0]), tmp_path / "elsewhere/few" / name / "x.png")
+    folder = evaluate("few", world_size=4, **{"TEST.PREDICTIONS": False, "TEST.SETS_PATH": tmp_path / "elsewhere"})
+    found = json.loads((folder / "few.json").read_text())
+    assert found["path"] == str(tmp_path / "elsewhere/few") and found["num_images"] == 3
     assert {path.name for path in folder.iterdir()} == {"few.json", "few_classes.csv", "few_confusions.csv", "table.md"}
