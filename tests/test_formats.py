@@ -702,3 +702,34 @@ def test_a_damaged_image_is_named_and_can_be_left_out(write_config, tmp_path, co
     run("--cfg", path, "--eval", "--resume", checkpoint, "--opts", "DATA.ON_ERROR", "skip")
     result = json.loads((tmp_path / "output/fat_tiny/default/eval.json").read_text())
     assert result["num_images"] == 28 and result["unreadable"] == 1 and not result["complete"]
+
+
+def test_the_comparison_of_formats(tmp_path, write_config, digits, checkpoint, monkeypatch, capsys):
+    """The script that made results/formats.md; a format with another accuracy is an error."""
+    import compare_formats
+
+    path = write_config(AUG={"HFLIP": 0.5})
+    command = ["compare_formats.py", "--cfg", str(path), "--checkpoint", str(checkpoint), "--data-path", str(digits)]
+    monkeypatch.setattr("sys.argv", [*command, "--speed-data", str(digits), "--rounds", "1", "--images", "2", "--output", str(tmp_path / "formats")])
+
+    def in_this_process(script, *argv):
+        if script == "main.py":
+            run(*argv)
+        else:
+            import prepare_data
+
+            assert prepare_data.main(list(argv)) == 0
+
+    monkeypatch.setattr(compare_formats, "call", in_this_process)
+    compare_formats.main()
+    rows = [line.split(" | ") for line in (tmp_path / "formats.md").read_text().splitlines() if line.startswith(("| folder", "| zip", "| tar", "| wds", "| hfds"))]
+    assert len(rows) == 5 and len({tuple(row[1:5]) for row in rows}) == 1 and rows[0][4] == "29"
+    assert all(float(row[5]) > 0 for row in rows) and "images/s" in capsys.readouterr().out
+    found = {"folder": {"acc1": 50.0, "acc5": 100.0, "loss": 1.0, "num_images": 29}}
+    found["tar"] = {**found["folder"], "acc1": 50.0 + 1e-9}
+    monkeypatch.setattr(compare_formats, "prepare", lambda *_: {})
+    monkeypatch.setattr(compare_formats, "evaluate", lambda *_: found)
+    monkeypatch.setattr("sys.argv", [*command, "--output", str(tmp_path / "formats")])
+    with pytest.raises(SystemExit) as ended:
+        compare_formats.main()
+    assert ended.value.code == 1 and "error: tar: another accuracy" in capsys.readouterr().err
