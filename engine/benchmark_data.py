@@ -66,7 +66,8 @@ def benchmark_data(cfg: CfgNode, launch: Launch, device: torch.device, images_pe
     for name, profile in profile_in_turns(ways, cfg.SEED).items():
         in_training = profile.pop("finish")
         seconds[name] = sum(profile.values())
-        faster = f", {seconds[RELEASED] / seconds[name]:.2f} times {RELEASED}'s speed" if name != RELEASED and RELEASED in seconds else ""
+        compared = name != RELEASED and RELEASED in seconds
+        faster = f", {seconds[RELEASED] / seconds[name]:.2f} times {RELEASED}'s speed" if compared else ""
         log.info(f"{name}: {1 / seconds[name]:.0f} images/s/core{faster}; {describe(profile)}")
         if name == cfg.DATA.BACKEND:
             took = f"{1000 * in_training:.2f} ms per image"

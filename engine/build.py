@@ -185,7 +185,7 @@ def build_distillation(cfg: CfgNode, classes: list[str], device: torch.device, p
         checkpoint = read_checkpoint(path)
         weights = weights_of(checkpoint, path)
         if isinstance(checkpoint.get("classes"), list) and checkpoint["classes"] != classes:
-            raise ConfigError(f"{path}: the teacher was trained on other classes than the data set's; use one with the same, in the same order")
+            raise ConfigError(f"{path}: the teacher knows other classes than the data set; use one with the same, in the same order")
         config = checkpoint.get("config")
         data = config.get("DATA", {}) if isinstance(config, dict) else {}
         model, own = trained_teacher(name, len(classes), weights[better_weights(checkpoint, weights)], data, path)

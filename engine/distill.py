@@ -41,7 +41,8 @@ class Teacher(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.size = own.size
         self.renormalises = list(own.mean) != list(given.mean) or list(own.std) != list(given.std)
-        means, stds = ([torch.tensor(values).view(3, 1, 1) for values in pair] for pair in ((own.mean, given.mean), (own.std, given.std)))
+        pairs = (own.mean, given.mean), (own.std, given.std)
+        means, stds = ([torch.tensor(values).view(3, 1, 1) for values in pair] for pair in pairs)
         self.register_buffer("scale", stds[1] / stds[0])
         self.register_buffer("shift", (means[1] - means[0]) / stds[0])
 
@@ -99,7 +100,8 @@ def pretrained_teacher(name: str, num_classes: int) -> tuple[nn.Module, Inputs]:
     except Exception as error:  # timm, its hub and the network have many
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"DISTILL.TEACHER: timm's weights of {name} cannot be had ({reason}); check the network, or give a file with DISTILL.WEIGHTS"
+            f"DISTILL.TEACHER: timm's weights of {name} cannot be had ({reason}); check the network, or give a file with "
+            "DISTILL.WEIGHTS"
         ) from None
 
 

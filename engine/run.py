@@ -46,7 +46,8 @@ from .throughput import measure_throughput
 from .trainer import Trainer, describe_best, require_same_place
 
 INPUT_KEYS = (  # shape what a model sees
-    "DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "TEST.IMG_SIZE", "TEST.CROP_PCT", "TEST.CROPS", "TEST.FLIP", "MODEL.FAT",
+    "DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "TEST.IMG_SIZE", "TEST.CROP_PCT", "TEST.CROPS", "TEST.FLIP",
+    "MODEL.FAT",
 )  # fmt: skip
 
 

@@ -56,9 +56,13 @@ class Classification:
                 "with another; set AUG.MIXUP and AUG.CUTMIX to 0 (AUG.CUTMIX_MINMAX to []), or AUG.SPLITS to 0"
             )
         if cfg.TRAIN.LOSS != "ce" and cfg.AUG.SPLITS:
-            raise ConfigError(f"TRAIN.LOSS is {cfg.TRAIN.LOSS}, but AUG.SPLITS {cfg.AUG.SPLITS} brings its own loss; set one of them back")
+            raise ConfigError(
+                f"TRAIN.LOSS is {cfg.TRAIN.LOSS}, but AUG.SPLITS {cfg.AUG.SPLITS} brings its own loss; set one of them back"
+            )
         if cfg.TRAIN.BCE_TARGET_THRESH and cfg.TRAIN.LOSS != "bce":
-            raise ConfigError(f"TRAIN.BCE_TARGET_THRESH belongs to TRAIN.LOSS bce, which is {cfg.TRAIN.LOSS}; set it to 0, or the loss to bce")
+            raise ConfigError(
+                f"TRAIN.BCE_TARGET_THRESH belongs to TRAIN.LOSS bce, which is {cfg.TRAIN.LOSS}; set it to 0, or the loss to bce"
+            )
         if self.mixes and cfg.DATA.BATCH_SIZE % 2:
             raise ConfigError(
                 f"DATA.BATCH_SIZE (--batch-size) is {cfg.DATA.BATCH_SIZE}, but mixup and cutmix mix pairs; use an even "
