@@ -135,7 +135,8 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
             raise Stopped
         return found
 
-    facts = {"checkpoint": str(path), "precision": str(precision), "fused": cfg.TEST.FUSED}
+    views = {"img_size": cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE, "crops": cfg.TEST.CROPS, "flip": cfg.TEST.FLIP}
+    facts = {"checkpoint": str(path), "precision": str(precision), "fused": cfg.TEST.FUSED, **views}
     if cfg.TEST.SETS:
         results, summaries = evaluate_sets(
             sets, cfg.TEST.SETS, list(weights), better_weights(checkpoint, weights), measured, loader, classes, task.best_metric,
@@ -147,9 +148,9 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
         log.info(describe(results))
     if results and launch.rank == 0:
         summary = summarize(results, task.best_metric)
-        where = {"checkpoint": str(path), "dataset": cfg.DATA.DATASET, "data_path": cfg.DATA.DATA_PATH}
-        whole = {"complete": summary["num_images"] == len(val_set()), "precision": str(precision), "fused": cfg.TEST.FUSED}
-        write_json(directory / "eval.json", {**summary, **where, **whole})
+        images = {"dataset": cfg.DATA.DATASET, "data_path": cfg.DATA.DATA_PATH, "crop_pct": cfg.TEST.CROP_PCT}
+        complete = {"complete": summary["num_images"] == len(val_set())}
+        write_json(directory / "eval.json", {**summary, **images, **complete, **facts})
         log.info(f"wrote {directory / 'eval.json'}")
     if cfg.TEST.SETS and launch.rank == 0:
         columns = {name: spec.published for name, spec in specs.items()}

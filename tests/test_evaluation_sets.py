@@ -197,7 +197,8 @@ def test_validation_is_the_plain_evaluation(evaluate, tmp_path, checkpoint, sets
     expected = json.loads((tmp_path / "fat_tiny/plain/eval.json").read_text())
     assert beside == expected and not (tmp_path / "fat_tiny/plain/eval").exists()
     assert list(expected) == [
-        *("acc1", "acc5", "loss", "num_images", "weights", "raw", "ema", "checkpoint", "dataset", "data_path", "complete", "precision", "fused")
+        *("acc1", "acc5", "loss", "num_images", "weights", "raw", "ema", "dataset", "data_path", "crop_pct", "complete"),
+        *("checkpoint", "precision", "fused", "img_size", "crops", "flip"),
     ]
     found = json.loads((folder / "val.json").read_text())
     better = max(("raw", "ema"), key=lambda name: (expected[name]["acc1"], name == "raw"))
