@@ -96,12 +96,12 @@ def figures(
     """A set's figures; the images they are of, and which of their classes are right; all its images and their labels."""
     spec = found.spec
     if spec.of:
-        outcome, base = outcomes[spec.of], sets[spec.of]
+        outcome = outcomes[spec.of]
         records, right = with_labels(outcome.records[""], found.labels)
         images = sum(map(bool, found.labels.values()))
         summary = score(records, right) if len(records) else {"num_images": 0}
         summary |= {"weights": outcome.weights, "of": spec.of, "not_counted": len(found.labels) - images, "labels": found.place}
-        summary["complete"] = len(records) == images and spec.images in (0, images) and len(outcome.records[""]) == len(base.parts[""])
+        summary["complete"] = len(records) == images and spec.images in (0, images)
         return summary, records, right, (records, [found.labels[key] for key in records.keys])
 
     outcome = outcomes[spec.name]

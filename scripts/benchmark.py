@@ -232,7 +232,7 @@ def rows_of(task: str, batch_size: int, candidates: Sequence[Candidate]) -> list
     rows = []
     for c in candidates:
         middle = median(c.seconds)
-        low, _, high = quantiles(c.seconds, n=4) if len(c.seconds) > 1 else (middle,) * 3
+        low, _, high = quantiles(c.seconds, n=4, method="inclusive") if len(c.seconds) > 1 else (middle,) * 3
         rows.append({
             "task": task, "batch_size": batch_size, "model": c.model, "form": c.form, "precision": c.precision,
             "images_per_second": round(batch_size / middle, 2),
