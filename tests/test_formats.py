@@ -338,12 +338,12 @@ def test_the_loading_of_shards_is_timed(write_config, formats, monkeypatch, capf
     assert "60 training images" in out and "cv2: " in out and "loader: " in out and "read " in out
 
 
-def test_shards_over_http(formats):
+def test_shards_over_http(formats, tmp_path):
     """An object store's door; `webdataset` asks curl for it."""
     if not shutil.which("curl"):
         pytest.skip("no curl")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(formats / "wds"))
-    handler.log_message = lambda *_: None
+    shutil.copytree(formats / "wds", tmp_path, dirs_exist_ok=True)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
@@ -351,6 +351,9 @@ def test_shards_over_http(formats):
         assert len(ours) == 29 and sum(1 for shard in range(4) for _ in ours.read(shard)) == 29
         by_pattern = open_source("wds", "val-{000000..000003}.tar", url, 0, 0)
         assert len(by_pattern) == 29 and by_pattern.shards == ours.shards
+        (tmp_path / "val-000001.tar").unlink()
+        with pytest.raises(DataError, match="val-000001.tar: cannot be read as a shard, after 0 images .*status 22"):
+            list(ours.read(1))
         server.shutdown()
 
 

@@ -103,6 +103,8 @@ class WdsSource:
             raise
         except (OSError, ValueError, EOFError, tarfile.TarError) as error:
             reason = " ".join(str(error.args[0] if error.args else error).split(" @ ")[0].split())[:200]
+            ended = re.search(r"\): exit (\d+) \(read\)", str(error))  # webdataset's words about a child process
+            reason = f"the command that fetches it ended with status {ended[1]}" if ended else reason
             raise DataError(f"{url}: cannot be read as a shard, after {count} images ({reason}); fetch or make it again") from None
         if self.lengths and count != self.lengths[shard]:
             raise DataError(f"{url}: holds {count} images, {INFO} says {self.lengths[shard]}; fetch or make it again")
