@@ -68,12 +68,14 @@ def open_source(
         columns: see `HfdsSource`.
 
     Raises:
-        ConfigError: unknown `dataset`.
+        ConfigError: unknown `dataset`, or one whose classes are fixed and a `class_to_idx`.
         DataError: the data set is missing or incomplete.
     """
     name, _, path = dataset.partition("/")
     if name not in SOURCES:
         raise ConfigError(f"DATA.DATASET is {dataset!r}; {did_you_mean(name, SOURCES)}")
+    if class_to_idx is not None and SOURCES[name] in (CIFARSource, SyntheticSource):
+        raise ConfigError(f"DATA.CLASS_MAP: the classes of {name} are fixed; leave it out")
     return SOURCES[name].open(
         dataset=name,
         split=split,

@@ -12,7 +12,7 @@ class CIFARSource:
     """CIFAR's training split, or its test split as 'val'.
 
     Raises:
-        DataError: the unpacked archive is missing under DATA_PATH, or a file's checksum is wrong.
+        DataError: it has no such split; the unpacked archive is missing under DATA_PATH, or a file's checksum is wrong.
     """
 
     def __init__(self, dataset: str, data_path: str, train: bool):
@@ -30,6 +30,8 @@ class CIFARSource:
 
     @classmethod
     def open(cls, dataset: str, split: str, data_path: str, **_) -> "CIFARSource":
+        if split not in ("train", "val", "test"):
+            raise DataError(f"DATA.TRAIN_SPLIT or DATA.VAL_SPLIT is {split!r}, but {dataset} has train and test; give one of them")
         return cls(dataset, data_path, train=split == "train")
 
     def __len__(self) -> int:
