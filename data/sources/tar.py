@@ -45,9 +45,11 @@ class TarSource(ArchiveSource):
 def _members(path: Path, archive: tarfile.TarFile, offset: int = 0, folder: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
     """(name, (first byte, length)) of the files; those of a tar file in it are <its stem>/<name>."""
     for member in archive:
+        name = inner_name(path, member.name)
+        if (member.islnk() or member.issym()) and is_image(name):
+            raise DataError(f"{path}: holds {name!r} as a link to {member.linkname!r}; make the archive anew with --dereference --hard-dereference")
         if not member.isreg():
             continue
-        name = inner_name(path, member.name)
         if name.endswith(".tar") and not folder:
             with tarfile.open(fileobj=archive.extractfile(member), mode="r:") as inner:
                 yield from _members(path, inner, member.offset_data, name[:-4] + "/")
