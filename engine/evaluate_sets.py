@@ -58,7 +58,7 @@ def evaluate_sets(
         predictions: whether each image's is written.
 
     Returns:
-        The evaluation's results on the validation images by weights, empty if they were not asked for; and the sets'.
+        The evaluation's results on the validation images by weights, empty if they were not asked for; and the sets', on rank 0.
     """
     validation: dict[str, dict[str, Any]] = {}
     outcomes: dict[str, Outcome] = {}
@@ -72,21 +72,21 @@ def evaluate_sets(
                     collected = Predictions(device, found.subset, len(classes))
                     outcome.metrics[part] = measured(used, loader(dataset), collected)
                     gathered = peers.gather(collected.records())
-                    outcome.records[part] = Records.join(gathered).in_order().within(part)
+                    if log.enabled:  # the only process that writes; ImageNet-C's are gigabytes
+                        outcome.records[part] = Records.join(gathered).in_order().within(part)
                     log.info(f"{'/'.join(filter(None, [name, part]))} {used}: acc1 {outcome.metrics[part]['acc1']:.3f}")
                 tried.append(outcome)
             if name == VAL and name in asked:
                 validation = {outcome.weights: outcome.metrics[""] for outcome in tried}
                 better = summarize(validation, metric)["weights"]
             outcomes[name] = next(outcome for outcome in tried if outcome.weights == better)
-        if name in asked:
+        if name in asked and log.enabled:
             summary, records, right, everything = figures(found, sets, outcomes)
             summaries[name] = {"set": name, **summary, **facts}
             if name == VAL:
                 summaries[name].update(validation)
-            if log.enabled:
-                write_set(folder, name, summaries[name], records, right, classes, everything if predictions else None)
-                log.info(f"wrote {folder / name}.json{'' if summary['complete'] else ': it is not complete'}")
+            write_set(folder, name, summaries[name], records, right, classes, everything if predictions else None)
+            log.info(f"wrote {folder / name}.json{'' if summary['complete'] else ': it is not complete'}")
     return validation, summaries
 
 
