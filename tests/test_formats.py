@@ -1,6 +1,7 @@
 """One set of images in every format: the same images, labels and accuracy; and what is said of damaged ones."""
 
 import functools
+import gzip
 import http.server
 import io
 import json
@@ -368,6 +369,22 @@ def test_how_shards_can_be_named(copied):
 
 
 # Archives
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_shards_without_an_info_must_have_an_end(copied, compressed):
+    """tarfile takes a damaged header for the end, with which a count by headers would agree."""
+    (copied / "wds/_info.json").unlink()
+    path = copied / "wds/val-000001.tar"
+    whole = path.read_bytes()
+    with tarfile.open(path) as archive:
+        header = archive.getmembers()[4].offset
+    for damaged in (whole[:header] + bytes([whole[header] ^ 255]) + whole[header + 1 :], whole[:header]):
+        path.write_bytes(gzip.compress(damaged) if compressed else damaged)
+        with pytest.raises(DataError, match="val-000001.tar: is no whole shard .it has no end."):
+            source("wds", copied, class_to_idx={"0": 0, "1": 1, "2": 2})
+    path.write_bytes(gzip.compress(whole) if compressed else whole)
+    assert len(source("wds", copied, class_to_idx={"0": 0, "1": 1, "2": 2})) == 29
 
 
 def test_an_archive_with_a_tar_for_each_class(tmp_path, formats):

@@ -58,6 +58,15 @@ def _members(path: Path, archive: tarfile.TarFile, offset: int = 0, folder: str 
         else:
             yield folder + name, (offset + member.offset_data, member.size)
         archive.members = []  # tarfile keeps them all
+    require_end(archive)
+
+
+def require_end(archive: tarfile.TarFile) -> None:
+    """After its last member; tarfile itself takes a damaged header, or no more bytes, for the end.
+
+    Raises:
+        tarfile.ReadError: there is none.
+    """
     archive.fileobj.seek(archive.offset)
-    if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile itself takes any end for the end
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise tarfile.ReadError("it has no end")
