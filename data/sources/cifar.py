@@ -30,6 +30,8 @@ class CIFARSource:
 
     @classmethod
     def open(cls, dataset: str, split: str, data_path: str, **_) -> "CIFARSource":
+        if split not in ("train", "val", "test"):
+            raise DataError(f"{dataset}: has no split {split!r}, but train and val; correct DATA.TRAIN_SPLIT or DATA.VAL_SPLIT")
         return cls(dataset, data_path, train=split == "train")
 
     def __len__(self) -> int:
