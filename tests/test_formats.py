@@ -26,6 +26,7 @@ from data.transforms import eval_transform, train_transform
 from engine.evaluation_sets import open_sets
 from engine.set_specs import SetSpec
 from engine.trainer import Trainer
+from utils import memory
 from utils.errors import ConfigError, DataError
 from utils.memory import available_memory
 
@@ -507,6 +508,16 @@ def test_memory_is_refused_with_the_numbers(formats, monkeypatch):
 def test_available_memory_is_that_of_the_machine_or_less():
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 2**20 < available_memory() < total
+
+
+@pytest.mark.parametrize("prefix", ["", "total_"])
+def test_a_container_s_memory_that_holds_files_is_available(tmp_path, monkeypatch, prefix):
+    limit, use, parts = (tmp_path / name for name in ("limit", "use", "stat"))
+    limit.write_text("1000\n"), use.write_text("900\n"), parts.write_text(f"{prefix}active_file 200\n{prefix}inactive_file 300\nfile 600\n")
+    monkeypatch.setattr(memory, "GROUPS", ((limit, use, parts, prefix),))
+    assert available_memory() == 600
+    limit.write_text("max\n")
+    assert available_memory() > 2**20
 
 
 def test_a_share_of_the_images_for_each_process(write_config, tmp_path, formats):
