@@ -249,9 +249,9 @@ def drawn(formats, monkeypatch, epoch, **settings):
         loader = stream_loader(formats, rank=rank, **settings)
         original = type(loader.dataset).item
 
-        def noting(self, sample, seed=None):
+        def noting(self, sample, seed=None, size=0):
             keys.append(sample.key)
-            return original(self, sample, seed)
+            return original(self, sample, seed, size)
 
         monkeypatch.setattr(type(loader.dataset), "item", noting)
         list(loader.epoch(epoch, 0))
