@@ -1,6 +1,7 @@
 """Sets of images to evaluate on: their images and labels, checked before any work."""
 
 import json
+import os
 import pkgutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,7 @@ def open_sets(
     for name, spec in specs.items():
         if spec.of:
             source = opened[spec.of].parts[""].source
-            opened[name] = EvaluationSet(spec, labels=match_labels(spec, source, len(classes)), place=spec.labels)
+            opened[name] = EvaluationSet(spec, labels=match_labels(spec, source, classes), place=spec.labels)
         elif name == VAL:
             opened[name] = EvaluationSet(spec, {"": val()})
         else:
@@ -77,7 +78,8 @@ def _open_images(spec: SetSpec, task, val, classes, root, outside_links) -> Eval
 
     def opened(path: str):
         def source(decode: Callable):
-            inner = open_source(spec.format, path, root, 0, 0, decode=decode, outside_links=outside_links)
+            place, split = os.path.split(os.path.join(root, path).rstrip("/"))
+            inner = open_source(spec.format, split, place, len(classes), 0, decode=decode, outside_links=outside_links)
             return relabelled(inner, label_folders(spec, inner.classes, classes, subset), classes)
 
         return task.set_dataset(source, spec.crop_pct)
@@ -151,6 +153,15 @@ def _subset(spec: SetSpec, classes: Sequence[str]) -> Optional[list[int]]:
     return sorted(labels[name] for name in names)
 
 
+def _numbers(spec: SetSpec, classes: Sequence[str]) -> list[Optional[int]]:
+    """The model's label for each number that the set's folders and labels may be; None where the model has no such class."""
+    numbering = IMAGENET[0] if spec.labels == REAL_LABELS else spec.numbering
+    if not numbering:
+        return list(range(len(classes)))
+    own = {name: label for label, name in enumerate(classes)}
+    return [own.get(name) for name in _names(spec, "numbering", numbering)]
+
+
 def label_folders(spec: SetSpec, folders: Sequence[str], classes: Sequence[str], subset: Optional[Sequence[int]]) -> list[int]:
     """The labels of a set's class folders.
 
@@ -158,16 +169,19 @@ def label_folders(spec: SetSpec, folders: Sequence[str], classes: Sequence[str],
         DataError: a folder is no class, or none of those that the model may choose among, or the same one as another.
     """
     numbers = spec.folders == "numbers"
-    named = classes if spec.folders in ("names", "numbers") else _names(spec, "folders", spec.folders)
-    if len(named) > len(classes):
+    named = _numbers(spec, classes) if numbers else classes if spec.folders == "names" else _names(spec, "folders", spec.folders)
+    if not numbers and len(named) > len(classes):
         raise ConfigError(f"{spec}.folders: names {len(named)} classes, but the model has {len(classes)}; correct it")
-    known = {str(label) if numbers else name: label for label, name in enumerate(named)}
+    known = {str(number): label for number, label in enumerate(named)} if numbers else {name: label for label, name in enumerate(named)}
     seen: dict[int, str] = {}
     for folder in folders:
-        label = known.get(str(int(folder)) if numbers and folder.isdecimal() else folder)
+        name = str(int(folder)) if numbers and folder.isdecimal() else folder
+        label = known.get(name)
         problem = ""
-        if label is None:
-            problem = f"is no label from 0 to {len(classes) - 1}" if numbers else f"is no class; {did_you_mean(folder, known)}"
+        if name in known and label is None:
+            problem = "is a class that the model does not have"
+        elif label is None:
+            problem = f"is no label from 0 to {len(named) - 1}" if numbers else f"is no class; {did_you_mean(folder, known)}"
         elif subset is not None and label not in subset:
             problem = "is no class that `only` names"
         elif label in seen:
@@ -178,14 +192,14 @@ def label_folders(spec: SetSpec, folders: Sequence[str], classes: Sequence[str],
     return [known[str(int(folder)) if numbers else folder] for folder in folders]
 
 
-def match_labels(spec: SetSpec, source, num_classes: int) -> dict[str, list[int]]:
+def match_labels(spec: SetSpec, source, classes: Sequence[str]) -> dict[str, list[int]]:
     """The labels of a set that is about another one's images, by those images' keys.
 
     Raises:
         ConfigError: the file is missing or holds something else.
         DataError: an image has no entry, or two have the same file name.
     """
-    given = _read_labels(spec, num_classes)
+    given = _read_labels(spec, _numbers(spec, classes))
     keys = keys_of(source)
     matched = {key: given.get(key, given.get(key.rsplit("/", 1)[-1])) for key in keys}
     missing = [key for key, labels in matched.items() if labels is None]
@@ -206,7 +220,7 @@ def match_labels(spec: SetSpec, source, num_classes: int) -> dict[str, list[int]
     return matched
 
 
-def _read_labels(spec: SetSpec, num_classes: int) -> dict[str, list[int]]:
+def _read_labels(spec: SetSpec, numbers: Sequence[Optional[int]]) -> dict[str, list[int]]:
     if spec.labels == REAL_LABELS:
         listed = json.loads(pkgutil.get_data("timm.data", f"_info/{REAL_LABELS}.json"))
         given: Any = {f"ILSVRC2012_val_{number:08d}.JPEG": labels for number, labels in enumerate(listed, 1)}
@@ -220,6 +234,8 @@ def _read_labels(spec: SetSpec, num_classes: int) -> dict[str, list[int]]:
     if not isinstance(given, dict) or not all(isinstance(v, list) and all(type(n) is int for n in v) for v in given.values()):
         raise ConfigError(f"{spec}.labels: {spec.labels} must hold {{file name: [labels]}}, the labels as whole numbers; correct it")
     for name, labels in given.items():
-        if labels and not 0 <= min(labels) <= max(labels) < num_classes:
-            raise ConfigError(f"{spec}.labels: {name!r} has labels {labels}, but the model's are 0 to {num_classes - 1}; correct it")
-    return given
+        if labels and not 0 <= min(labels) <= max(labels) < len(numbers):
+            raise ConfigError(f"{spec}.labels: {name!r} has labels {labels}, but they may be 0 to {len(numbers) - 1}; correct it")
+        if None in (numbers[label] for label in labels):
+            raise ConfigError(f"{spec}.labels: {name!r} has labels {labels}, not all of which the model has among its classes; leave the set out")
+    return {name: [numbers[label] for label in labels] for name, labels in given.items()}

@@ -155,7 +155,7 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
     if cfg.TEST.SETS and launch.rank == 0:
         columns = {name: spec.published for name, spec in specs.items()}
         size = sum(parameter.numel() for parameter in model.parameters())
-        text = table(cfg.MODEL.NAME, size, cfg.DATA.IMG_SIZE, summaries, cfg.TEST.SETS, columns, is_imagenet(classes))
+        text = table(cfg.MODEL.NAME, size, task.eval_size, summaries, cfg.TEST.SETS, columns, is_imagenet(classes))
         write_text(directory / "eval" / "table.md", text)
         log.info(f"wrote {directory / 'eval' / 'table.md'}\n{text.rstrip()}")
     log.close()

@@ -22,6 +22,7 @@ class SetSpec:
     path: str = ""
     format: str = "folder"
     folders: Any = "names"
+    numbering: Any = ""
     only: Any = ""
     of: str = ""
     labels: str = ""

@@ -293,10 +293,10 @@ def test_labels_by_class_and_file_name(tmp_path):
 
     (tmp_path / "labels.json").write_text(json.dumps({"b/1.png": [1], "2.png": [0, 2], "1.png": [2]}))
     spec = SetSpec(name="x", of="val", labels="labels.json", file=tmp_path / "sets.yaml")
-    assert match_labels(spec, Source(), 3) == {"a/1.png": [2], "b/1.png": [1], "b/2.png": [0, 2]}
+    assert match_labels(spec, Source(), ["a", "b", "c"]) == {"a/1.png": [2], "b/1.png": [1], "b/2.png": [0, 2]}
     (tmp_path / "labels.json").write_text(json.dumps({"2.png": [0, 2], "1.png": [2]}))
     with pytest.raises(DataError, match="names '1.png', but there are several images of that name in 'val'"):
-        match_labels(spec, Source(), 3)
+        match_labels(spec, Source(), ["a", "b", "c"])
 
 
 # Corruptions
@@ -471,9 +471,27 @@ def test_real_labels_belong_to_file_names():
             return 50000
 
     spec = read_sets("", ["real"])["real"]
-    found = match_labels(spec, Source(), 1000)
+    found = match_labels(spec, Source(), ImageNetInfo("imagenet-1k").label_names())
     assert [found[key] for key in Source.keys[:-5:-1]] == [[], [970, 795], [230, 231], [809]]
     assert sum(map(bool, found.values())) == spec.images == 46837
+
+
+def test_imagenet_s_numbers_for_a_model_with_more_classes_in_another_order():
+    """ImageNet-V2's folders and ReaL's labels count ImageNet-1k's classes, whatever the model's labels are."""
+
+    class Source:
+        key = "n01440764/ILSVRC2012_val_00000002.JPEG n01440764/ILSVRC2012_val_00000003.JPEG".split().__getitem__
+
+        def __len__(self):
+            return 2
+
+    specs, named = read_sets("", ["v2", "real"]), ImageNetInfo("imagenet-1k").label_names()
+    classes = list(read_class_map("imagenet-22k-ms"))
+    assert [classes[label] for label in label_folders(specs["v2"], ["7", "10", "999"], classes, None)] == [named[7], named[10], named[999]]
+    found = match_labels(specs["real"], Source(), classes)
+    assert [[classes[label] for label in labels] for labels in found.values()] == [[named[970], named[795]], [named[230], named[231]]]
+    with pytest.raises(DataError, match="'7' is a class that the model does not have"):
+        label_folders(specs["v2"], ["7"], CLASSES, None)
 
 
 def test_published_figures_beside_imagenet_s_classes_only():
@@ -538,10 +556,10 @@ def test_published_figures_beside_imagenet_s_classes_only():
     ({"a": {"path": "c", "corruptions": {"fog": 0.5}}}, ["a"], "c: holds none of the corruptions of set 'a'"),
     ({"a": {"of": "val", "labels": "none.json"}}, ["a"], "none.json: cannot be read as JSON (No such file"),
     ({"a": {"of": "val", "labels": "sets.yaml"}}, ["a"], "sets.yaml: cannot be read as JSON"),
-    ({"a": {"of": "val", "labels": "high.json"}}, ["a"], "'img_0001.png' has labels [6], but the model's are 0 to 5"),
+    ({"a": {"of": "val", "labels": "high.json"}}, ["a"], "'img_0001.png' has labels [6], but they may be 0 to 5"),
     ({"a": {"of": "val", "labels": "odd.json"}}, ["a"], "odd.json must hold {file name: [labels]}"),
     ({"a": {"of": "val", "labels": "other.json"}}, ["a"], "other.json: has no labels for 47 of the 47 images of 'val', such as 'five/img_"),
-    ({"a": {"of": "val", "labels": "imagenet_real_labels"}}, ["a"], "has labels [970, 795], but the model's are 0 to 5"),
+    ({"a": {"of": "val", "labels": "imagenet_real_labels"}}, ["a"], "has labels [970, 795], not all of which the model has"),
 ])  # fmt: skip
 def test_refused_before_anything_is_evaluated(data, checkpoint, tmp_path, monkeypatch, sets, names, message):
     (tmp_path / "high.json").write_text('{"img_0001.png": [6]}')

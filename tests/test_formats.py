@@ -1,6 +1,7 @@
 """One set of images in every format: the same images, labels and accuracy; and what is said of damaged ones."""
 
 import functools
+import gzip
 import http.server
 import io
 import json
@@ -20,9 +21,12 @@ from data import cache
 from data.batches import Finish
 from data.class_maps import IMAGENET, read_class_map, wordnet_ids
 from data.loader import TrainStreamLoader, dataset_of, eval_loader
-from data.sources import open_source
+from data.sources import keys_of, open_source
 from data.transforms import eval_transform, train_transform
+from engine.evaluation_sets import open_sets
+from engine.set_specs import SetSpec
 from engine.trainer import Trainer
+from utils import memory
 from utils.errors import ConfigError, DataError
 from utils.memory import available_memory
 
@@ -245,9 +249,9 @@ def drawn(formats, monkeypatch, epoch, **settings):
         loader = stream_loader(formats, rank=rank, **settings)
         original = type(loader.dataset).item
 
-        def noting(self, sample, seed=None):
+        def noting(self, sample, seed=None, size=0):
             keys.append(sample.key)
-            return original(self, sample, seed)
+            return original(self, sample, seed, size)
 
         monkeypatch.setattr(type(loader.dataset), "item", noting)
         list(loader.epoch(epoch, 0))
@@ -371,6 +375,22 @@ def test_how_shards_can_be_named(copied):
 # Archives
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_shards_without_an_info_must_have_an_end(copied, compressed):
+    """tarfile takes a damaged header for the end, with which a count by headers would agree."""
+    (copied / "wds/_info.json").unlink()
+    path = copied / "wds/val-000001.tar"
+    whole = path.read_bytes()
+    with tarfile.open(path) as archive:
+        header = archive.getmembers()[4].offset
+    for damaged in (whole[:header] + bytes([whole[header] ^ 255]) + whole[header + 1 :], whole[:header]):
+        path.write_bytes(gzip.compress(damaged) if compressed else damaged)
+        with pytest.raises(DataError, match="val-000001.tar: is no whole shard .it has no end."):
+            source("wds", copied, class_to_idx={"0": 0, "1": 1, "2": 2})
+    path.write_bytes(gzip.compress(whole) if compressed else whole)
+    assert len(source("wds", copied, class_to_idx={"0": 0, "1": 1, "2": 2})) == 29
+
+
 def test_an_archive_with_a_tar_for_each_class(tmp_path, formats):
     """As ILSVRC2012_img_train.tar is; and one whose files lie in a folder of the split's name."""
     files = files_of(formats / "folder", "train")
@@ -413,6 +433,47 @@ def test_labels_without_folders(tmp_path, formats):
             archive.writestr(f"{label}_{name}", data)
     (tmp_path / "val_map.txt").write_text("".join(f"{label}_{name}\t{label}\n" for label, name, _ in files_of(formats / "folder", "val")))
     assert open_source("zip", "val", str(tmp_path), 0, 0).classes == ["0", "1", "2"]
+    assert open_source("zip", "val", str(tmp_path), 0, 0, class_to_idx={"c": 0, "a": 1, "b": 2}).classes == ["c", "a", "b"]
+    with pytest.raises(DataError, match="labels up to 2, but the class map names 2 classes"):
+        open_source("zip", "val", str(tmp_path), 0, 0, class_to_idx={"a": 0, "b": 1})
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_evaluation_set_in_any_format(formats, name):
+    class Task:
+        def set_dataset(self, open_, _):
+            return dataset_of(open_(lambda file: file.read()), eval_transform(32, "bicubic", 1.0), "raise")
+
+    spec = SetSpec(path=f"{name}/val", format=name, name="mine")
+    found = open_sets({"mine": spec}, Task(), None, ["2", "1", "0"], str(formats), True)["mine"].parts[""].source
+    folder = source("folder", formats)
+    assert sorted(keys_of(found)) == sorted(map(folder.key, range(29)))
+    read = [sample.label for shard in range(4) for sample in found.read(shard)] if name == "wds" else [found.load(i)[1] for i in range(29)]
+    assert [2 - label for label in read] == [int(key[0]) for key in keys_of(found)]
+
+
+def test_swin_s_validation_images_lie_in_no_folders(tmp_path):
+    """As its README has them: val_map.txt with `ILSVRC2012_val_00000001.JPEG`, tab, 65, beside folders in train_map.txt."""
+    names = ImageNetInfo("imagenet-1k").label_names()
+    for split, files in (("train", [f"{name}/{name}_1.JPEG" for name in names]), ("val", [f"ILSVRC2012_val_{n:08d}.JPEG" for n in range(1000)])):
+        with zipfile.ZipFile(tmp_path / f"{split}.zip", "w") as archive:
+            for name in files:
+                archive.writestr(name, b"")
+        (tmp_path / f"{split}_map.txt").write_text("".join(f"{name}\t{label}\n" for label, name in enumerate(files)))
+    train, val = (open_source("zip", split, str(tmp_path), 0, 0) for split in ("train", "val"))
+    assert train.classes == val.classes == names and val.labels.tolist() == list(range(1000))
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_tar_whose_images_are_links_is_refused(tmp_path, kind):
+    """GNU tar stores the second name of a file so; an image must not be left out unsaid."""
+    with tarfile.open(tmp_path / "val.tar", "w") as archive:
+        add(archive, "0/a.png", b"x")
+        link = tarfile.TarInfo("1/b.png")
+        link.type, link.linkname = kind, "0/a.png"
+        archive.addfile(link)
+    with pytest.raises(DataError, match="'1/b.png' as a link to '0/a.png'"):
+        open_source("tar", "val", str(tmp_path), 0, 0)
 
 
 @pytest.mark.parametrize("name", ["zip", "tar"])
@@ -450,6 +511,16 @@ def test_memory_is_refused_with_the_numbers(formats, monkeypatch):
 def test_available_memory_is_that_of_the_machine_or_less():
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 2**20 < available_memory() < total
+
+
+@pytest.mark.parametrize("prefix", ["", "total_"])
+def test_a_container_s_memory_that_holds_files_is_available(tmp_path, monkeypatch, prefix):
+    limit, use, parts = (tmp_path / name for name in ("limit", "use", "stat"))
+    limit.write_text("1000\n"), use.write_text("900\n"), parts.write_text(f"{prefix}active_file 200\n{prefix}inactive_file 300\nfile 600\n")
+    monkeypatch.setattr(memory, "GROUPS", ((limit, use, parts, prefix),))
+    assert available_memory() == 600
+    limit.write_text("max\n")
+    assert available_memory() > 2**20
 
 
 def test_a_share_of_the_images_for_each_process(write_config, tmp_path, formats):

@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
-GROUPS = (  # (limit, use) of a container's control group, version 2 and 1
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+GROUPS = (  # a container's control group, version 2 and 1: (limit, use, what the use consists of, prefix of its names)
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat", ""),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+        "total_",
+    ),
 )
 
 
@@ -12,9 +17,13 @@ def available_memory() -> int:
     """Bytes: what the machine has left, or the container, whichever is less."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     left = [1024 * int(fields["MemAvailable"].split()[0])]
-    for limit, use in GROUPS:
+    for limit, use, parts, prefix in GROUPS:
         try:
-            left.append(int(Path(limit).read_text()) - int(Path(use).read_text()))
+            used = int(Path(use).read_text())
+            found = dict(line.split() for line in Path(parts).read_text().splitlines())
+            # Files that were read stay in memory until it is needed, and count as used.
+            used -= sum(int(found.get(f"{prefix}{name}", 0)) for name in ("active_file", "inactive_file"))
+            left.append(int(Path(limit).read_text()) - used)
         except (OSError, ValueError):  # no such group, or 'max': no limit
             pass
     return max(min(left), 0)

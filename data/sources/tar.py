@@ -45,9 +45,11 @@ class TarSource(ArchiveSource):
 def _members(path: Path, archive: tarfile.TarFile, offset: int = 0, folder: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
     """(name, (first byte, length)) of the files; those of a tar file in it are <its stem>/<name>."""
     for member in archive:
+        name = inner_name(path, member.name)
+        if (member.islnk() or member.issym()) and is_image(name):
+            raise DataError(f"{path}: holds {name!r} as a link to {member.linkname!r}; make the archive anew with --dereference --hard-dereference")
         if not member.isreg():
             continue
-        name = inner_name(path, member.name)
         if name.endswith(".tar") and not folder:
             with tarfile.open(fileobj=archive.extractfile(member), mode="r:") as inner:
                 yield from _members(path, inner, member.offset_data, name[:-4] + "/")
@@ -56,6 +58,15 @@ def _members(path: Path, archive: tarfile.TarFile, offset: int = 0, folder: str 
         else:
             yield folder + name, (offset + member.offset_data, member.size)
         archive.members = []  # tarfile keeps them all
+    require_end(archive)
+
+
+def require_end(archive: tarfile.TarFile) -> None:
+    """After its last member; tarfile itself takes a damaged header, or no more bytes, for the end.
+
+    Raises:
+        tarfile.ReadError: there is none.
+    """
     archive.fileobj.seek(archive.offset)
-    if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile itself takes any end for the end
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise tarfile.ReadError("it has no end")

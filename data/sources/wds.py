@@ -15,6 +15,7 @@ from utils.rng import fingerprint
 from ..class_maps import classes_for
 from .archive import inner_name, is_image
 from .reading import printable, read_image
+from .tar import require_end
 
 INFO = "_info.json"  # beside the shards, as timm's reader has it: what the splits are, with counts
 REMOTE = re.compile(r"^(pipe:|[a-z0-9+]+://)")
@@ -206,6 +207,7 @@ def _count(path: str) -> int:
                 stem, _ = webdataset.tariterators.base_plus_ext(member.name)
                 if member.isreg() and is_image(member.name) and stem not in (None, last):
                     count, last = count + 1, stem
+            require_end(archive)
             return count
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{path}: is no whole shard ({error}); fetch or make it again") from None

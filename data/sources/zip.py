@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence
 
 from utils.errors import DataError
 
+from ..class_maps import classes_for
 from .archive import ArchiveSource, Entry, inner_name, require_file
 
 LAYOUT = (
@@ -42,7 +43,7 @@ class ZipSource(ArchiveSource):
                 raise DataError(f"{map_path}: names {name!r}, which {path.name} does not hold; make both anew with scripts/prepare_data.py zip")
             if found[name].compress_type not in METHODS or found[name].flag_bits & 1:
                 raise DataError(f"{path}: {name!r} is encrypted or of a compression other than 'stored' and 'deflated'; make the zip anew")
-        classes = _classes(map_path, listed)
+        classes = _classes(map_path, listed, class_to_idx)
         if class_to_idx is not None:
             listed = [(name, class_to_idx[classes[label]]) for name, label in listed if classes[label] in class_to_idx]
             classes = sorted(class_to_idx, key=class_to_idx.__getitem__)
@@ -94,8 +95,10 @@ def _read_map(path: Path) -> list[tuple[str, int]]:
     return listed
 
 
-def _classes(path: Path, listed: Sequence[tuple[str, int]]) -> list[str]:
-    """The name of each label: the folder that its files lie in, else the number."""
+def _classes(path: Path, listed: Sequence[tuple[str, int]], class_to_idx: Optional[Mapping[str, int]]) -> list[str]:
+    """The name of each label: the folder that its files lie in; where they lie in none, as in Swin's own val.zip, see
+    `classes_for`.
+    """
     folders: dict[int, set[str]] = {}
     for name, label in listed:
         folders.setdefault(label, set()).add(name.split("/")[0] if "/" in name else "")
@@ -105,7 +108,10 @@ def _classes(path: Path, listed: Sequence[tuple[str, int]]) -> list[str]:
         raise DataError(f"{path}: has labels up to {count - 1}, but no image of label {missing}; number the classes from 0, without gaps")
     names = [folders[label] for label in range(count)]
     if all(found == {""} for found in names):
-        return [str(label) for label in range(count)]
+        flat = classes_for(count, class_to_idx)
+        if len(flat) < count:
+            raise DataError(f"{path}: has labels up to {count - 1}, but the class map names {len(flat)} classes; correct DATA.CLASS_MAP")
+        return flat
     for label, found in enumerate(names):
         if len(found) > 1:
             raise DataError(f"{path}: label {label} is that of the folders {', '.join(map(repr, sorted(found)[:3]))}; a class needs one of its own")
