@@ -8,6 +8,7 @@ import os
 import shutil
 import tarfile
 import threading
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -647,6 +648,82 @@ def test_what_is_said_of_damaged_ones(write_config, tmp_path, copied, checkpoint
     assert not (tmp_path / "output/fat_tiny/default/eval.json").exists()
 
 
+def shard_of(path: Path, **members: bytes) -> None:
+    """A shard of one image, 'a', with these members beside it."""
+    with tarfile.open(path, "w") as archive:
+        for extension, data in {"png": b"", **members}.items():
+            member = tarfile.TarInfo(f"a.{extension}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("about", [b'{"label": Infinity}', b"[" * 100_000, b"[1]", b'{"label": null}'])
+def test_a_label_that_is_none(tmp_path, about):
+    shard_of(tmp_path / "val-0.tar", json=about)
+    with pytest.raises(DataError, match="a: has no label"):
+        list(open_source("wds", "val", str(tmp_path), 3, 0).read(0))
+    shard_of(tmp_path / "val-0.tar", json=b"[1]", cls=b"2")
+    assert [sample.label for sample in open_source("wds", "val", str(tmp_path), 3, 0).read(0)] == [2]
+
+
+@pytest.mark.parametrize("about", [
+    {"filenames": ["pipe:touch {}", "val-000001.tar"]}, {"shard_lengths": [-1, 9]}, {"shard_lengths": [10**30, 1]},
+    {"shard_lengths": [float("inf"), 1]},
+])  # fmt: skip
+def test_an_info_that_cannot_be_trusted(copied, tmp_path, about):
+    path = copied / "wds/_info.json"
+    info = json.loads(path.read_text())
+    if "filenames" in about:
+        about = {"filenames": [name.format(tmp_path / "touched") for name in about["filenames"]]}
+    info["splits"]["val"].update(about)
+    path.write_text(json.dumps(info))
+    with pytest.raises(DataError, match="_info.json: its splits need"):
+        list(open_source("wds", "val", str(copied / "wds"), 0, 0).read(0))
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_shard_cut_between_samples_without_an_info(tmp_path):
+    shard_of(tmp_path / "val-0.tar", cls=b"0")
+    os.truncate(tmp_path / "val-0.tar", 3 * 512)  # header, header, label
+    with pytest.raises(DataError, match="no whole shard .it has no end"):
+        open_source("wds", "val", str(tmp_path), 3, 0)
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_an_image_that_is_a_link_is_not_left_out_in_silence(copied, kind):
+    with tarfile.open(copied / "tar/val.tar", "a") as archive:
+        member = tarfile.TarInfo("0/link.png")
+        member.type, member.linkname = kind, archive.getnames()[0]
+        archive.addfile(member)
+    with pytest.raises(DataError, match="'0/link.png' as a link; .* --hard-dereference"):
+        open_source("tar", "val", str(copied / "tar"), 0, 0)
+
+
+def test_a_tar_with_sizes_that_are_none(copied):
+    with tarfile.open(copied / "tar/val.tar", "w") as archive:
+        member = tarfile.TarInfo("0/large.png")
+        member.pax_headers = {"size": "9" * 30}
+        archive.addfile(member)
+    with pytest.raises(DataError, match="no whole tar file"):
+        open_source("tar", "val", str(copied / "tar"), 0, 0)
+
+
+def test_a_deflated_image_that_grows_without_end(tmp_path, formats):
+    with zipfile.ZipFile(tmp_path / "val.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0/bomb.png", bytes(10**8))
+    data = bytearray((tmp_path / "val.zip").read_bytes())
+    place = data.rindex(b"PK\1\2") + 24
+    data[place : place + 4] = (1000).to_bytes(4, "little")
+    (tmp_path / "val.zip").write_bytes(data)
+    (tmp_path / "val_map.txt").write_text("0/bomb.png\t0\n")
+    source = open_source("zip", "val", str(tmp_path), 0, 0)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="bad checksum"):
+        source.load(0)
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
+
+
 @pytest.mark.parametrize("name", INDEXED)
 def test_nothing_at_the_path(write_config, tmp_path, checkpoint, name):
     for data_path in ("", str(tmp_path / "nowhere")):
@@ -658,6 +735,10 @@ def test_nothing_at_the_path(write_config, tmp_path, checkpoint, name):
     (["DATA.DATASET", "webdataset"], ["webdataset", "known"]),
     (["DATA.DATASET", "wds"], ["no shards of 'val'", "val-{000..127}.tar"]),
     (["DATA.DATASET", "wds", "DATA.VAL_SPLIT", "v-{0..3}.tar"], ["v-0.tar", "no such shard"]),
+    (["DATA.DATASET", "wds", "DATA.VAL_SPLIT", "v-{0.tar"], ["v-{0.tar", "is no pattern of shards", "train-{000..127}.tar"]),
+    (["DATA.DATASET", "wds", "DATA.VAL_SPLIT", "v-{0..999999999}.tar"], ["1000000000 shards"]),
+    (["DATA.DATASET", "wds", "DATA.VAL_SPLIT", "val|many"], ["val|many", "number of images"]),
+    (["DATA.DATASET", "wds", "DATA.VAL_SPLIT", "v.tar|99999999999999999999"], ["number of images"]),
     (["DATA.DATASET", "wds", "DATA.VAL_SPLIT", "pipe:cat v-{0..3}.tar"], ["nothing says how many images", "|1281167"]),
     (["DATA.CLASS_MAP", "nothing"], ["DATA.CLASS_MAP", "imagenet-22k"]),
     (["DATA.CLASS_MAP", "imagenet-22k"], ["none of its folders", "'0'"]),

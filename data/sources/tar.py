@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional
 
 from utils.errors import DataError
 
-from .archive import ArchiveSource, Entry, by_class, inner_name, is_image, require_file
+from .archive import ArchiveSource, Entry, by_class, inner_name, is_image, require_end, require_file
 
 LAYOUT = "DATA.DATA_PATH (--data-path) must hold train.tar and val.tar with <class>/<file>, see scripts/prepare_data.py tar"
 
@@ -24,7 +24,7 @@ class TarSource(ArchiveSource):
         try:
             with tarfile.open(path, "r:") as archive:
                 found = {name: place for name, place in _members(path, archive) if is_image(name)}
-        except tarfile.TarError as error:
+        except (tarfile.TarError, ValueError, OverflowError) as error:  # of numbers in headers that are none
             with open(path, "rb") as file:
                 packed = file.read(6)[:3] in (b"\x1f\x8b\x08", b"BZh", b"\xfd7z")
             raise DataError(
@@ -45,6 +45,8 @@ class TarSource(ArchiveSource):
 def _members(path: Path, archive: tarfile.TarFile, offset: int = 0, folder: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
     """(name, (first byte, length)) of the files; those of a tar file in it are <its stem>/<name>."""
     for member in archive:
+        if (member.islnk() or member.issym()) and is_image(member.name):  # GNU tar writes a file with two names so
+            raise DataError(f"{path}: holds {member.name!r} as a link; make the archive anew with tar --dereference --hard-dereference")
         if not member.isreg():
             continue
         name = inner_name(path, member.name)
@@ -56,6 +58,4 @@ def _members(path: Path, archive: tarfile.TarFile, offset: int = 0, folder: str 
         else:
             yield folder + name, (offset + member.offset_data, member.size)
         archive.members = []  # tarfile keeps them all
-    archive.fileobj.seek(archive.offset)
-    if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile itself takes any end for the end
-        raise tarfile.ReadError("it has no end")
+    require_end(archive)

@@ -47,7 +47,7 @@ class ZipSource(ArchiveSource):
             listed = [(name, class_to_idx[classes[label]]) for name, label in listed if classes[label] in class_to_idx]
             classes = sorted(class_to_idx, key=class_to_idx.__getitem__)
         entries = [
-            Entry(name, label, (info.header_offset, info.compress_size, info.compress_type, info.CRC, len(info.filename)), info.file_size)
+            Entry(name, label, (info.header_offset, info.compress_size, info.compress_type, info.CRC, len(info.filename), info.file_size), info.file_size)
             for name, label in listed
             for info in [found[name]]
         ]
@@ -61,7 +61,7 @@ class ZipSource(ArchiveSource):
         return cls(Path(data_path) / name, decode, class_to_idx)
 
     def extract(self, place: Sequence[int]) -> bytes:
-        start, length, method, crc, name_length = place
+        start, length, method, crc, name_length, size = place
         guess = LOCAL_HEADER.size + name_length + 64  # the lengths in the directory may be other ones
         data = self.pread(start, min(guess + length, self.length - start))
         signature, *lengths = LOCAL_HEADER.unpack_from(data)
@@ -72,7 +72,7 @@ class ZipSource(ArchiveSource):
         if len(content) < length:
             content = self.pread(start + first, length)
         if method == zipfile.ZIP_DEFLATED:
-            content = zlib.decompress(content, wbits=-15)
+            content = zlib.decompressobj(wbits=-15).decompress(content, size + 1)  # no more than it says, or memory could run out
         if zlib.crc32(content) != crc:
             raise zipfile.BadZipFile("bad checksum")
         return content
