@@ -2,6 +2,7 @@
 
 import json
 import pkgutil
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
@@ -206,6 +207,13 @@ def match_labels(spec: SetSpec, source, num_classes: int) -> dict[str, list[int]
     return matched
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    twice = next((name for name, times in Counter(name for name, _ in pairs).items() if times > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} stands twice")
+    return dict(pairs)
+
+
 def _read_labels(spec: SetSpec, num_classes: int) -> dict[str, list[int]]:
     if spec.labels == REAL_LABELS:
         listed = json.loads(pkgutil.get_data("timm.data", f"_info/{REAL_LABELS}.json"))
@@ -213,7 +221,7 @@ def _read_labels(spec: SetSpec, num_classes: int) -> dict[str, list[int]]:
     else:
         path = spec.file.parent / spec.labels
         try:
-            given = json.loads(path.read_text(encoding="utf-8"))
+            given = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
         except (OSError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
             raise ConfigError(f"{path}: cannot be read as JSON ({reason}); it must hold {{file name: [labels]}}") from None

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import io
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import threading
 import tracemalloc
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from data.batches import Finish
 from data.class_maps import IMAGENET, read_class_map, wordnet_ids
 from data.loader import TrainStreamLoader, dataset_of, eval_loader
 from data.sources import open_source
+from data.stream import TrainStream
 from data.transforms import eval_transform, train_transform
 from engine.trainer import Trainer
 from utils.errors import ConfigError, DataError
@@ -246,9 +249,9 @@ def drawn(formats, monkeypatch, epoch, **settings):
         loader = stream_loader(formats, rank=rank, **settings)
         original = type(loader.dataset).item
 
-        def noting(self, sample, seed=None):
+        def noting(self, sample, seed=None, size=0):
             keys.append(sample.key)
-            return original(self, sample, seed)
+            return original(self, sample, seed, size)
 
         monkeypatch.setattr(type(loader.dataset), "item", noting)
         list(loader.epoch(epoch, 0))
@@ -270,6 +273,25 @@ def test_an_epoch_of_a_stream(formats, monkeypatch, world_size):
 def test_more_readers_than_shards_divide_them(formats, monkeypatch):
     keys = drawn(formats, monkeypatch, 0, world_size=12, batch_size=5, num_batches=1)
     assert len(keys) == len(set(keys)) == 60
+
+
+class Uneven:
+    """Shards of 1, 0 and 20 images."""
+
+    shards = ["a", "b", "c"]
+
+    def read(self, shard):
+        yield from [(shard, i) for i in range((1, 0, 20)[shard])]
+
+
+def test_a_reader_whose_shard_has_too_few_images_gets_another(monkeypatch):
+    stream = TrainStream(SimpleNamespace(source=Uneven()), 1, 1, 0, 1, seed=0, buffer=4)
+    for epoch, reader in itertools.product(range(5), range(8)):
+        given = list(itertools.islice(stream.samples(epoch, reader, 8), 30))
+        assert len(given) == 30 and given == list(itertools.islice(stream.samples(epoch, reader, 8), 30))
+    monkeypatch.setattr(Uneven, "read", lambda self, shard: iter(()))
+    with pytest.raises(DataError, match="holds no images for reader 5; use fewer DATA.NUM_WORKERS"):
+        next(stream.samples(0, 5, 8))
 
 
 def test_the_buffer_mixes(formats, monkeypatch):
@@ -687,6 +709,30 @@ def test_a_shard_cut_between_samples_without_an_info(tmp_path):
     os.truncate(tmp_path / "val-0.tar", 3 * 512)  # header, header, label
     with pytest.raises(DataError, match="no whole shard .it has no end"):
         open_source("wds", "val", str(tmp_path), 3, 0)
+
+
+@pytest.mark.parametrize("column, values, part", [
+    ("label", [0.5] * 2, "'label' holds no numbers"),
+    ("image", [{"bytes": None, "path": "/etc/hostname"}] * 2, "no file in"),
+    ("image", [{"bytes": None, "path": "../secret.png"}] * 2, "no file in"),
+    ("image", [{"bytes": None, "path": "pipe"}] * 2, "no file in"),
+])  # fmt: skip
+def test_parquet_that_cannot_be_trusted(tmp_path, column, values, part):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root = tmp_path / "root"
+    (root / "data").mkdir(parents=True)
+    os.mkfifo(root / "pipe")
+    table = {"image": [{"bytes": b"x", "path": "a.png"}] * 2, "label": [0, 1], column: values}
+    pq.write_table(pa.table(table), root / "data/val-0.parquet")
+    with pytest.raises(DataError, match=part):
+        open_source("hfds", "val", str(root), 3, 0).load(0)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    (tmp_path / "map.txt").write_text("a\nb\n", encoding="utf-8-sig")
+    assert list(read_class_map(str(tmp_path / "map.txt"))) == ["a", "b"]
 
 
 @pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])

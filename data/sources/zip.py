@@ -47,9 +47,10 @@ class ZipSource(ArchiveSource):
             listed = [(name, class_to_idx[classes[label]]) for name, label in listed if classes[label] in class_to_idx]
             classes = sorted(class_to_idx, key=class_to_idx.__getitem__)
         entries = [
-            Entry(name, label, (info.header_offset, info.compress_size, info.compress_type, info.CRC, len(info.filename), info.file_size), info.file_size)
+            Entry(name, label, (info.header_offset, info.compress_size, info.compress_type, info.CRC, len(info.filename), size), size)
             for name, label in listed
             for info in [found[name]]
+            for size in [info.file_size]
         ]
         if not entries:
             raise DataError(f"{map_path}: names no image of a class; check it and DATA.CLASS_MAP")
@@ -81,7 +82,7 @@ class ZipSource(ArchiveSource):
 def _read_map(path: Path) -> list[tuple[str, int]]:
     listed = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise DataError(f"{path}: is no text; each line must be <class>/<file>, a tab, and the label") from None
     for number, line in enumerate(lines, 1):
