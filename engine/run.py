@@ -131,17 +131,19 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
         evaluated = deploy_model(model, precision.dtype) if cfg.TEST.FUSED else model
         found = evaluate(evaluated, task, images, precision, device, log, peers, metrics=metrics)
         if found is None:
+            log.info(f"stopped by {peers.stop.reason or 'a signal'}; nothing is written of what was not done")
             raise Stopped
         return found
 
     facts = {"checkpoint": str(path), "precision": str(precision), "fused": cfg.TEST.FUSED}
-    if cfg.TEST.SETS:
-        results, summaries = evaluate_sets(
-            sets, cfg.TEST.SETS, list(weights), better_weights(checkpoint, weights), measured, loader, classes, task.best_metric,
-            device, log, peers, directory / "eval", facts, cfg.TEST.PREDICTIONS,
-        )  # fmt: skip
-    else:
-        results = {name: measured(name, loader(val_set())) for name in weights}
+    with stop_signals(peers.stop):  # an exception at any line could be lost in what ends the workers
+        if cfg.TEST.SETS:
+            results, summaries = evaluate_sets(
+                sets, cfg.TEST.SETS, list(weights), better_weights(checkpoint, weights), measured, loader, classes, task.best_metric,
+                device, log, peers, directory / "eval", facts, cfg.TEST.PREDICTIONS,
+            )  # fmt: skip
+        else:
+            results = {name: measured(name, loader(val_set())) for name in weights}
     if results:
         log.info(describe(results))
     if results and launch.rank == 0:
