@@ -52,7 +52,7 @@ def cached_indices(mode: str, num_images: int, rank: int, world_size: int) -> ra
     return range(rank, num_images, world_size) if mode == "part" else range(num_images)
 
 
-def cache_images(
+def plan_caches(
     sources: Sequence,
     mode: str,
     rank: int,
@@ -60,13 +60,13 @@ def cache_images(
     gather: Callable[[int], list[int]],
     local_processes: int,
     say: Callable[[str], None],
-) -> None:
-    """Reads the files of archives into memory, after saying how much that takes.
+) -> Callable[[], None]:
+    """Says how much memory the files of archives take; returns what reads them there.
 
     Args:
         sources: archives get a `cache`, others stay as they are.
         mode: 'no', 'full' or 'part'.
-        gather: a number of each process -> all numbers; no process begins to read before it has returned.
+        gather: a number of each process -> all numbers, by which all processes wait for one another.
         local_processes: how many of them this machine has.
         say: takes a line for the log.
 
@@ -75,7 +75,7 @@ def cache_images(
     """
     sources = list(filter(can_be_cached, sources))
     if mode == "no" or not sources:
-        return
+        return lambda: None
     shares = [cached_indices(mode, len(source), rank, world_size) for source in sources]
     own = int(sum(source.sizes[share].sum() for source, share in zip(sources, shares)))
     available = available_memory()
@@ -90,8 +90,12 @@ def cache_images(
         other = f"part, which takes {_gib(whole * local_processes // world_size)}, or no" if mode == "full" and world_size > 1 else "no"
         raise ConfigError(f"{text}, {SPARE:.0%} of which the run itself needs; use DATA.CACHE_MODE (--cache-mode) {other}")
     say(text)
-    for source, share in zip(sources, shares):
-        source.cache = ImageCache(share, source.sizes, source.read)
+
+    def fill() -> None:
+        for source, share in zip(sources, shares):
+            source.cache = ImageCache(share, source.sizes, source.read)
+
+    return fill
 
 
 def _gib(size: int) -> str:

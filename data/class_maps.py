@@ -29,7 +29,7 @@ def read_class_map(name: str, key: str = "DATA.CLASS_MAP") -> dict[str, int]:
         names = (resources.files("timm.data") / "_info" / f"{name}.txt").read_text().split()
     else:
         try:
-            names = [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines()]
+            names = [line.strip() for line in Path(name).read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError, ValueError):
             raise ConfigError(
                 f"{key} is {name!r}: no such text file, and none of {', '.join(IMAGENET + SUBSETS)}; give one of them, or a file with a "

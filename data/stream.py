@@ -145,9 +145,10 @@ class TrainStream(IterableDataset):
         """The endless stream of one reader.
 
         Raises:
-            DataError: its shards hold no images.
+            DataError: its shards hold no images, however they are dealt.
         """
         source = self.dataset.source
+        empty = 0
         for number in itertools.count():
             count = 0
             order = list(range(len(source.shards)))
@@ -156,7 +157,8 @@ class TrainStream(IterableDataset):
             mix = webdataset.shuffle(self.buffer, initial=self.buffer, rng=mixing)
             for count, sample in enumerate(mix(share(source, order, reader, readers)), 1):
                 yield from itertools.repeat(sample, self.repeats)
-            if not count:
+            empty = 0 if count else empty + 1  # a shard can have fewer images than readers in one deal, and none in another
+            if empty == MAX_IN_A_ROW:
                 raise DataError(f"{source.shards[order[reader % len(order)]]}: holds no images for reader {reader}; use fewer DATA.NUM_WORKERS")
 
 

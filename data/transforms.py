@@ -22,6 +22,7 @@ POLICY = re.compile(
     r"none|null||(rand|augmix|v0r?|originalr?|3a)(-(mstd|mmax|inc|[mnwdabp])\d+(\.\d+)?)*", re.IGNORECASE
 )
 POLICY_HELP = "it must be none, trivial, or one of timm's policies, like 'rand-m9-mstd0.5-inc1', 'original', '3a' or 'augmix-m3'"
+MOST = 100  # of a policy's ops, branches and their depth; more is a slip of the pen, and an image would take minutes
 TRIVIAL = "trivial"
 AUGMENT = ("augment", "jitter")  # names of timm's steps: one of both, or for 3a both
 
@@ -141,6 +142,9 @@ def train_transform(
     trivial = auto_augment_policy.lower() == TRIVIAL
     if not (trivial or POLICY.fullmatch(auto_augment_policy)):
         raise ConfigError(f"AUG.AUTO_AUGMENT is {auto_augment_policy!r}; {POLICY_HELP}")
+    counts = dict(re.findall(r"-([anwd])(\d+(?:\.\d+)?)", auto_augment_policy.lower()))
+    if float(counts.get("a", 1)) == 0 or max(map(float, counts.values()), default=0) > MOST:
+        raise ConfigError(f"AUG.AUTO_AUGMENT is {auto_augment_policy!r}; its a must be greater than 0, and a, n, w and d at most {MOST}")
     policy = None if trivial or auto_augment_policy.lower() in ("", "none", "null") else auto_augment_policy
     try:
         place, colour, _ = create_transform(

@@ -1,14 +1,14 @@
 """A training run from its config: data, model, optimizer, schedule and state, each given the values that it uses."""
 
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 import torch
 from timm.utils import ModelEmaV3
 from yacs.config import CfgNode
 
 from data.batches import Finish
-from data.cache import cache_images
+from data.cache import plan_caches
 from data.loader import eval_loader, train_loader
 from utils.config import to_dict
 from utils.device import is_out_of_memory
@@ -84,7 +84,6 @@ def build_trainer(
     reading = dict(buffer=cfg.DATA.SHUFFLE_BUFFER, cache_mode=cfg.DATA.CACHE_MODE)
     train_batches = train_loader(train_set, **epochs, **reading, **placing)
     val_batches = eval_loader(val_set, **placing)
-    fill_caches(cfg, [train_set, val_set], peers, log)
     distillation = build_distillation(cfg, classes, device, peers)
     task.prepare_training(len(classes), distillation)
 
@@ -211,12 +210,12 @@ def loading(cfg: CfgNode, device: torch.device) -> dict[str, Any]:
     )
 
 
-def fill_caches(cfg: CfgNode, datasets: Sequence[Any], peers: Peers, log: RunLog) -> None:
-    """Reads archives into memory, as DATA.CACHE_MODE says."""
+def caches(mode: str, datasets: Sequence[Any], peers: Peers, log: RunLog) -> Callable[[], None]:
+    """See `plan_caches`."""
     launch = peers.launch
-    cache_images(
+    return plan_caches(
         [dataset.source for dataset in datasets],
-        cfg.DATA.CACHE_MODE,
+        mode,
         launch.rank,
         launch.world_size,
         peers.gather,

@@ -52,6 +52,9 @@ def evaluate(
     if len(failures) == loader.num_images:
         raise DataError(f"{failures[0]}; none of the {len(failures)} images could be read")
     results = metrics.compute()
+    found = results.get("num_images", loader.num_images) + len(failures)
+    if found != loader.num_images:
+        log.warning(f"{found} images were read, {loader.num_images} were said to be there: check what says so of the shards")
     if failures:
         results["unreadable"] = len(failures)
         log.warning(

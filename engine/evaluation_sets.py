@@ -3,6 +3,7 @@
 import json
 import os
 import pkgutil
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
@@ -220,6 +221,13 @@ def match_labels(spec: SetSpec, source, classes: Sequence[str]) -> dict[str, lis
     return matched
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    twice = next((name for name, times in Counter(name for name, _ in pairs).items() if times > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} stands twice")
+    return dict(pairs)
+
+
 def _read_labels(spec: SetSpec, numbers: Sequence[Optional[int]]) -> dict[str, list[int]]:
     if spec.labels == REAL_LABELS:
         listed = json.loads(pkgutil.get_data("timm.data", f"_info/{REAL_LABELS}.json"))
@@ -227,7 +235,7 @@ def _read_labels(spec: SetSpec, numbers: Sequence[Optional[int]]) -> dict[str, l
     else:
         path = spec.file.parent / spec.labels
         try:
-            given = json.loads(path.read_text(encoding="utf-8"))
+            given = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
         except (OSError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
             raise ConfigError(f"{path}: cannot be read as JSON ({reason}); it must hold {{file name: [labels]}}") from None

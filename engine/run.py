@@ -25,8 +25,8 @@ from .build import (
     build_optimizer,
     build_precision,
     build_trainer,
+    caches,
     complexity_of,
-    fill_caches,
     loading,
     run_directory,
 )
@@ -58,7 +58,7 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> N
     found = find_for_all(cfg, directory, peers)
     if is_finished(cfg, found, log):
         return
-    trainer, introduction = prepare(cfg, launch, device, peers, log, found)
+    trainer, introduction, fill_caches = prepare(cfg, launch, device, peers, log, found)
     lock = RunLock(directory)
     try:
         if launch.rank == 0:
@@ -69,6 +69,7 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> N
             write_text(directory / "config.yaml", cfg.dump())
         peers.from_first(None)  # nobody goes on before the folder is rank 0's
         introduction()
+        fill_caches()
         found.checkpoint = None  # its memory is free for the training
         with stop_signals(peers.stop):
             trainer.fit()
@@ -85,7 +86,7 @@ def check(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> N
     found = find_for_all(cfg, directory, peers)
     if is_finished(cfg, found, log):
         return
-    _, introduction = prepare(cfg, launch, device, peers, log, found)
+    _, introduction, _ = prepare(cfg, launch, device, peers, log, found)
     introduction()
     log.info("all checks passed; nothing was written")
 
@@ -123,7 +124,7 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
 
     @functools.lru_cache(maxsize=1)  # the workers of the one before end
     def loader(dataset) -> Loader:
-        fill_caches(cfg, [dataset], peers, log)
+        caches("no" if cfg.DATA.CACHE_MODE == "no" else "part", [dataset], peers, log)()  # nobody reads another's share
         placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=launch.rank, world_size=launch.world_size)
         return eval_loader(dataset, **placing, **loading(cfg, device))
 
@@ -132,18 +133,20 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
         evaluated = deploy_model(model, precision.dtype) if cfg.TEST.FUSED else model
         found = evaluate(evaluated, task, images, precision, device, log, peers, metrics=metrics)
         if found is None:
+            log.info(f"stopped by {peers.stop.reason or 'a signal'}; nothing is written of what was not done")
             raise Stopped
         return found
 
     views = {"img_size": cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE, "crops": cfg.TEST.CROPS, "flip": cfg.TEST.FLIP}
     facts = {"checkpoint": str(path), "precision": str(precision), "fused": cfg.TEST.FUSED, **views}
-    if cfg.TEST.SETS:
-        results, summaries = evaluate_sets(
-            sets, cfg.TEST.SETS, list(weights), better_weights(checkpoint, weights), measured, loader, classes, task.best_metric,
-            device, log, peers, directory / "eval", facts, cfg.TEST.PREDICTIONS,
-        )  # fmt: skip
-    else:
-        results = {name: measured(name, loader(val_set())) for name in weights}
+    with stop_signals(peers.stop):  # an exception at any line could be lost in what ends the workers
+        if cfg.TEST.SETS:
+            results, summaries = evaluate_sets(
+                sets, cfg.TEST.SETS, list(weights), better_weights(checkpoint, weights), measured, loader, classes, task.best_metric,
+                device, log, peers, directory / "eval", facts, cfg.TEST.PREDICTIONS,
+            )  # fmt: skip
+        else:
+            results = {name: measured(name, loader(val_set())) for name in weights}
     if results:
         log.info(describe(results))
     if results and launch.rank == 0:
@@ -202,13 +205,16 @@ def is_finished(cfg: CfgNode, found: Found, log: RunLog) -> bool:
 
 def prepare(
     cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers, log: RunLog, found: Found
-) -> tuple[Trainer, Callable[[], None]]:
-    """A run that is ready for its next step, and a function that says what runs where on what. Writes nothing."""
+) -> tuple[Trainer, Callable[[], None], Callable[[], None]]:
+    """A run that is ready for its next step; what says what runs where on what; and what reads archives into memory.
+    Writes nothing.
+    """
     pretrained = "" if found.path else local_file(cfg.MODEL.PRETRAINED, launch, peers)
     trainer, complexity, note = build_trainer(cfg, device, peers, log, pretrained)
     findings = rehearse(trainer, lambda model: build_optimizer(cfg, model, trainer.plan.scale_lr(cfg.TRAIN.BASE_LR)))
     changes = restore(trainer, found) if found.path else []
     forecast = look_ahead(trainer, findings)
+    fill_caches = caches(cfg.DATA.CACHE_MODE, [trainer.train_loader.dataset, trainer.val_loader.dataset], peers, log)
 
     def introduction() -> None:
         introduce(log, cfg, launch, trainer, complexity, [*findings.lines(cfg.DATA.NUM_WORKERS), *forecast])
@@ -216,7 +222,7 @@ def prepare(
             if line:
                 log.info(line)
 
-    return trainer, introduction
+    return trainer, introduction, fill_caches
 
 
 def restore(trainer: Trainer, found: Found) -> list[str]:

@@ -79,8 +79,8 @@ def _read_set(name: str, values: Any, file: Path) -> SetSpec:
     where = f"{file}: {name}"
     if name == VAL:
         raise ConfigError(f"{where}: is the config's own validation images and needs no entry; use another name")
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ConfigError(f"{where}: files are named after it; use letters, digits, - and _")
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise ConfigError(f"{where}: files are named after it; use letters, digits, - and _, 100 at most")
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: is {values!r}; it must have keys, like {{path: my_images}}")
     kinds = {item.name: item.type for item in fields(SetSpec) if item.name not in ("name", "file")}
@@ -95,6 +95,8 @@ def _read_set(name: str, values: Any, file: Path) -> SetSpec:
     for problem, holds in (
         ("path: is missing; name the folder of its images", spec.of or spec.path),
         ("labels: is missing; name the file with the other labels", spec.labels or not spec.of),
+        ("labels: needs `of`, the set whose images they are for; add it", spec.of or not spec.labels),
+        ("only: names no class; name some, or leave it out", spec.only != []),
         (f"format is {spec.format!r}; {did_you_mean(spec.format, SOURCES)}", spec.format in SOURCES),
         ("of: contradicts path, only, folders, corruptions and generate, as the images are another set's; take one of them out",
          not spec.of or not (spec.path or spec.only or spec.corruptions or spec.generate or spec.folders != "names")),

@@ -205,6 +205,11 @@ def test_refused(write_config, values, parts):
 # Repeats
 
 
+@pytest.mark.parametrize("policy", ["augmix-m3-a0", "augmix-m3-w9999", "rand-m9-n1000000000"])
+def test_policies_that_no_image_survives(write_config, policy):
+    assert policy in str(error_of("--cfg", write_config(AUG={"AUTO_AUGMENT": policy}), "--check"))
+
+
 def test_repeats_are_seen_as_pictures(digits):
     """What two processes get in a micro-batch: four images three times each, every time another picture of the same label."""
     found = ImageDataset(open_source("folder", "train", str(digits), 0, 0), augmentation())

@@ -535,6 +535,10 @@ def test_published_figures_beside_imagenet_s_classes_only():
     ({"a": {"path": "x", "format": "foldr"}}, ["a"], "a: format is 'foldr'; did you mean 'folder'?"),
     ({"a": {"of": "val"}}, ["a"], "a: labels: is missing"),
     ({"a": {"of": "val", "labels": "x", "path": "y"}}, ["a"], "a: of: contradicts path"),
+    ({"a": {"path": "x", "labels": "y.json"}}, ["a"], "a: labels: needs `of`"),
+    ({"a": {"path": "x", "only": []}}, ["a"], "a: only: names no class"),
+    ({"a" * 101: {"path": "x"}}, ["val"], "files are named after it"),
+    ({"a": {"of": "val", "labels": "twice.json"}}, ["a"], "twice.json: cannot be read as JSON ('a' stands twice)"),
     ({"a": {"of": "b", "labels": "x"}}, ["a"], "a.of is 'b'; it must be val or another set"),
     ({"a": {"path": "x", "corruptions": {"fog": 0}}}, ["a"], "a: corruptions, extra: each needs a mean error"),
     ({"a": {"path": "x", "corruptions": {"a/b": 0.5}}}, ["a"], "a: corruptions, extra: must be names without '/'"),
@@ -564,6 +568,7 @@ def test_published_figures_beside_imagenet_s_classes_only():
 def test_refused_before_anything_is_evaluated(data, checkpoint, tmp_path, monkeypatch, sets, names, message):
     (tmp_path / "high.json").write_text('{"img_0001.png": [6]}')
     (tmp_path / "odd.json").write_text('{"img_0001.png": 3}')
+    (tmp_path / "twice.json").write_text('{"a": [1], "a": [2]}')
     (tmp_path / "other.json").write_text('{"x.png": [3]}')
     path = tmp_path / "sets.yaml"
     path.write_text(sets if isinstance(sets, str) else yaml.safe_dump(sets))

@@ -4,13 +4,16 @@ import functools
 import gzip
 import http.server
 import io
+import itertools
 import json
 import os
 import shutil
 import tarfile
 import threading
+import tracemalloc
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +25,7 @@ from data.batches import Finish
 from data.class_maps import IMAGENET, read_class_map, wordnet_ids
 from data.loader import TrainStreamLoader, dataset_of, eval_loader
 from data.sources import keys_of, open_source
+from data.stream import TrainStream
 from data.transforms import eval_transform, train_transform
 from engine.evaluation_sets import open_sets
 from engine.set_specs import SetSpec
@@ -208,7 +212,7 @@ def test_swin_s_flags(write_config, tmp_path, formats, checkpoint, capfd):
     path = write_config(DATA={"DATA_PATH": str(formats / "zip")})
     run("--cfg", path, "--zip", "--cache-mode", "full", "--eval", "--resume", checkpoint)
     assert json.loads((tmp_path / "output/fat_tiny/default/eval.json").read_text())["num_images"] == 29
-    assert "DATA.CACHE_MODE full: 0.00" in capfd.readouterr().out
+    assert "DATA.CACHE_MODE part: 0.00" in capfd.readouterr().out
     assert "--zip" in str(error_of("--cfg", path, "--zip", "--opts", "DATA.DATASET", "cifar10"))
 
 
@@ -273,6 +277,25 @@ def test_an_epoch_of_a_stream(formats, monkeypatch, world_size):
 def test_more_readers_than_shards_divide_them(formats, monkeypatch):
     keys = drawn(formats, monkeypatch, 0, world_size=12, batch_size=5, num_batches=1)
     assert len(keys) == len(set(keys)) == 60
+
+
+class Uneven:
+    """Shards of 1, 0 and 20 images."""
+
+    shards = ["a", "b", "c"]
+
+    def read(self, shard):
+        yield from [(shard, i) for i in range((1, 0, 20)[shard])]
+
+
+def test_a_reader_whose_shard_has_too_few_images_gets_another(monkeypatch):
+    stream = TrainStream(SimpleNamespace(source=Uneven()), 1, 1, 0, 1, seed=0, buffer=4)
+    for epoch, reader in itertools.product(range(5), range(8)):
+        given = list(itertools.islice(stream.samples(epoch, reader, 8), 30))
+        assert len(given) == 30 and given == list(itertools.islice(stream.samples(epoch, reader, 8), 30))
+    monkeypatch.setattr(Uneven, "read", lambda self, shard: iter(()))
+    with pytest.raises(DataError, match="holds no images for reader 5; use fewer DATA.NUM_WORKERS"):
+        next(stream.samples(0, 5, 8))
 
 
 def test_the_buffer_mixes(formats, monkeypatch):
@@ -472,7 +495,7 @@ def test_a_tar_whose_images_are_links_is_refused(tmp_path, kind):
         link = tarfile.TarInfo("1/b.png")
         link.type, link.linkname = kind, "0/a.png"
         archive.addfile(link)
-    with pytest.raises(DataError, match="'1/b.png' as a link to '0/a.png'"):
+    with pytest.raises(DataError, match="'1/b.png' as a link to '0/a.png'; .* --hard-dereference"):
         open_source("tar", "val", str(tmp_path), 0, 0)
 
 
@@ -482,7 +505,7 @@ def test_files_in_memory(formats, name, mode, monkeypatch):
     """They are read once, before workers are forked, and not again."""
     for rank in range(3):
         ours, folder, lines = source(name, formats), source("folder", formats), []
-        cache.cache_images([ours, folder], mode, rank, 3, lambda own: [own] * 3, 3, lines.append)
+        cache.plan_caches([ours, folder], mode, rank, 3, lambda own: [own] * 3, 3, lines.append)()
         held = [i for i in range(29) if mode == "full" or i % 3 == rank]
         assert [i for i in range(29) if i in ours.cache] == held and len(lines) == 1 and not hasattr(folder, "cache")
         os.close(ours.file)
@@ -498,10 +521,10 @@ def test_memory_is_refused_with_the_numbers(formats, monkeypatch):
     ours, lines = source("zip", formats), []
     own = int(ours.sizes.sum())
     monkeypatch.setattr(cache, "available_memory", lambda: 2 * own)
-    cache.cache_images([ours], "full", 0, 1, lambda own: [own], 1, lines.append)
-    ours.cache = None
+    cache.plan_caches([ours], "full", 0, 1, lambda own: [own], 1, lines.append)
+    assert ours.cache is None and len(lines) == 1
     with pytest.raises(ConfigError) as refused:
-        cache.cache_images([ours], "full", 0, 4, lambda own: [own] * 4, 2, lines.append)
+        cache.plan_caches([ours], "full", 0, 4, lambda own: [own] * 4, 2, lines.append)
     assert ours.cache is None and len(lines) == 1
     message = str(refused.value)
     assert f"{own / 2**20:.3g} MiB of images in each of 2 processes here, {2 * own / 2**20:.3g} MiB in all, of" in message
@@ -721,6 +744,96 @@ def test_what_is_said_of_damaged_ones(write_config, tmp_path, copied, checkpoint
     assert not (tmp_path / "output/fat_tiny/default/eval.json").exists()
 
 
+def shard_of(path: Path, **members: bytes) -> None:
+    """A shard of one image, 'a', with these members beside it."""
+    with tarfile.open(path, "w") as archive:
+        for extension, data in {"png": b"", **members}.items():
+            member = tarfile.TarInfo(f"a.{extension}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("about", [b'{"label": Infinity}', b"[" * 100_000, b"[1]", b'{"label": null}'])
+def test_a_label_that_is_none(tmp_path, about):
+    shard_of(tmp_path / "val-0.tar", json=about)
+    with pytest.raises(DataError, match="a: has no label"):
+        list(open_source("wds", "val", str(tmp_path), 3, 0).read(0))
+    shard_of(tmp_path / "val-0.tar", json=b"[1]", cls=b"2")
+    assert [sample.label for sample in open_source("wds", "val", str(tmp_path), 3, 0).read(0)] == [2]
+
+
+@pytest.mark.parametrize("about", [
+    {"filenames": ["pipe:touch {}", "val-000001.tar"]}, {"shard_lengths": [-1, 9]}, {"shard_lengths": [10**30, 1]},
+    {"shard_lengths": [float("inf"), 1]},
+])  # fmt: skip
+def test_an_info_that_cannot_be_trusted(copied, tmp_path, about):
+    path = copied / "wds/_info.json"
+    info = json.loads(path.read_text())
+    if "filenames" in about:
+        about = {"filenames": [name.format(tmp_path / "touched") for name in about["filenames"]]}
+    info["splits"]["val"].update(about)
+    path.write_text(json.dumps(info))
+    with pytest.raises(DataError, match="_info.json: its splits need"):
+        list(open_source("wds", "val", str(copied / "wds"), 0, 0).read(0))
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_shard_cut_between_samples_without_an_info(tmp_path):
+    shard_of(tmp_path / "val-0.tar", cls=b"0")
+    os.truncate(tmp_path / "val-0.tar", 3 * 512)  # header, header, label
+    with pytest.raises(DataError, match="no whole shard .it has no end"):
+        open_source("wds", "val", str(tmp_path), 3, 0)
+
+
+@pytest.mark.parametrize("column, values, part", [
+    ("label", [0.5] * 2, "'label' holds no numbers"),
+    ("image", [{"bytes": None, "path": "/etc/hostname"}] * 2, "no file in"),
+    ("image", [{"bytes": None, "path": "../secret.png"}] * 2, "no file in"),
+    ("image", [{"bytes": None, "path": "pipe"}] * 2, "no file in"),
+])  # fmt: skip
+def test_parquet_that_cannot_be_trusted(tmp_path, column, values, part):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root = tmp_path / "root"
+    (root / "data").mkdir(parents=True)
+    os.mkfifo(root / "pipe")
+    table = {"image": [{"bytes": b"x", "path": "a.png"}] * 2, "label": [0, 1], column: values}
+    pq.write_table(pa.table(table), root / "data/val-0.parquet")
+    with pytest.raises(DataError, match=part):
+        open_source("hfds", "val", str(root), 3, 0).load(0)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    (tmp_path / "map.txt").write_text("a\nb\n", encoding="utf-8-sig")
+    assert list(read_class_map(str(tmp_path / "map.txt"))) == ["a", "b"]
+
+
+def test_a_tar_with_sizes_that_are_none(copied):
+    with tarfile.open(copied / "tar/val.tar", "w") as archive:
+        member = tarfile.TarInfo("0/large.png")
+        member.pax_headers = {"size": "9" * 30}
+        archive.addfile(member)
+    with pytest.raises(DataError, match="no whole tar file"):
+        open_source("tar", "val", str(copied / "tar"), 0, 0)
+
+
+def test_a_deflated_image_that_grows_without_end(tmp_path, formats):
+    with zipfile.ZipFile(tmp_path / "val.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0/bomb.png", bytes(10**8))
+    data = bytearray((tmp_path / "val.zip").read_bytes())
+    place = data.rindex(b"PK\1\2") + 24
+    data[place : place + 4] = (1000).to_bytes(4, "little")
+    (tmp_path / "val.zip").write_bytes(data)
+    (tmp_path / "val_map.txt").write_text("0/bomb.png\t0\n")
+    source = open_source("zip", "val", str(tmp_path), 0, 0)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="bad checksum"):
+        source.load(0)
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
+
+
 @pytest.mark.parametrize("name", INDEXED)
 def test_nothing_at_the_path(write_config, tmp_path, checkpoint, name):
     for data_path in ("", str(tmp_path / "nowhere")):
@@ -732,6 +845,10 @@ def test_nothing_at_the_path(write_config, tmp_path, checkpoint, name):
     (["DATA.DATASET", "webdataset"], ["webdataset", "known"]),
     (["DATA.DATASET", "wds"], ["no shards of 'val'", "val-{000..127}.tar"]),
     (["DATA.DATASET", "wds", "DATA.VAL_SPLIT", "v-{0..3}.tar"], ["v-0.tar", "no such shard"]),
+    (["DATA.DATASET", "wds", "DATA.VAL_SPLIT", "v-{0.tar"], ["v-{0.tar", "is no pattern of shards", "train-{000..127}.tar"]),
+    (["DATA.DATASET", "wds", "DATA.VAL_SPLIT", "v-{0..999999999}.tar"], ["1000000000 shards"]),
+    (["DATA.DATASET", "wds", "DATA.VAL_SPLIT", "val|many"], ["val|many", "number of images"]),
+    (["DATA.DATASET", "wds", "DATA.VAL_SPLIT", "v.tar|99999999999999999999"], ["number of images"]),
     (["DATA.DATASET", "wds", "DATA.VAL_SPLIT", "pipe:cat v-{0..3}.tar"], ["nothing says how many images", "|1281167"]),
     (["DATA.CLASS_MAP", "nothing"], ["DATA.CLASS_MAP", "imagenet-22k"]),
     (["DATA.CLASS_MAP", "imagenet-22k"], ["none of its folders", "'0'"]),

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import tarfile
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterator, Mapping, NamedTuple, Optional, Sequence
 
@@ -107,6 +108,17 @@ def inner_name(path: Path, name: str) -> str:
     if ".." in parts or name.startswith("/") or "\0" in name:
         raise DataError(f"{path}: holds {name!r}, a name that leads out of it; make the archive anew from files that you trust")
     return "/".join(parts)
+
+
+def require_end(archive: tarfile.TarFile) -> None:
+    """To be called after the last member, as tarfile itself takes any end of the file for the archive's.
+
+    Raises:
+        tarfile.ReadError: there is no empty block.
+    """
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it has no end")
 
 
 def is_image(name: str) -> bool:

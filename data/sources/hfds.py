@@ -63,9 +63,12 @@ class HfdsSource:
             rows = rows.cast_column(image, datasets.Image())
         rows = rows.cast_column(image, datasets.Image(decode=False))
         self.rows, self.column, self.root, self.decode = rows, image, root, decode
+        given = rows.data.column(label)
         try:
-            self.labels = np.array(rows.data.column(label).to_numpy(), dtype=np.int64)
-        except (ValueError, TypeError):
+            self.labels = np.array(given.to_numpy(), dtype=np.int64)
+            if pa.types.is_floating(given.type) and not given.null_count and (self.labels != given.to_numpy()).any():
+                raise ValueError
+        except (ValueError, TypeError, OverflowError):
             raise DataError(f"{root}: the column {label!r} holds no numbers; name another in DATA.COLUMNS") from None
         own = wordnet_ids(labels.names) if isinstance(labels, datasets.ClassLabel) and labels.names else classes_for(num_classes, class_to_idx)
         if len(self.labels) == 0 or self.labels.min() < 0 or self.labels.max() >= len(own):
@@ -112,7 +115,10 @@ class HfdsSource:
             if cell["bytes"]:
                 yield io.BytesIO(cell["bytes"])
             else:
-                with open(self.root / cell["path"], "rb") as file:
+                path = os.path.realpath(self.root / cell["path"])
+                if not (path.startswith(os.path.realpath(self.root) + os.sep) and os.path.isfile(path)):  # a pipe would wait for ever
+                    raise OSError(f"no file in {self.root}, {cell['path']!r}")
+                with open(path, "rb") as file:
                     yield file
 
         return read_image(self.name(index), opened, self.decode, "make the parquet file anew without it"), int(self.labels[index])

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional
 
 from utils.errors import DataError
 
-from .archive import ArchiveSource, Entry, by_class, inner_name, is_image, require_file
+from .archive import ArchiveSource, Entry, by_class, inner_name, is_image, require_end, require_file
 
 LAYOUT = "DATA.DATA_PATH (--data-path) must hold train.tar and val.tar with <class>/<file>, see scripts/prepare_data.py tar"
 
@@ -24,7 +24,7 @@ class TarSource(ArchiveSource):
         try:
             with tarfile.open(path, "r:") as archive:
                 found = {name: place for name, place in _members(path, archive) if is_image(name)}
-        except tarfile.TarError as error:
+        except (tarfile.TarError, ValueError, OverflowError) as error:  # of numbers in headers that are none
             with open(path, "rb") as file:
                 packed = file.read(6)[:3] in (b"\x1f\x8b\x08", b"BZh", b"\xfd7z")
             raise DataError(
@@ -59,14 +59,3 @@ def _members(path: Path, archive: tarfile.TarFile, offset: int = 0, folder: str 
             yield folder + name, (offset + member.offset_data, member.size)
         archive.members = []  # tarfile keeps them all
     require_end(archive)
-
-
-def require_end(archive: tarfile.TarFile) -> None:
-    """After its last member; tarfile itself takes a damaged header, or no more bytes, for the end.
-
-    Raises:
-        tarfile.ReadError: there is none.
-    """
-    archive.fileobj.seek(archive.offset)
-    if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("it has no end")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import re
 import tarfile
@@ -13,13 +14,14 @@ from utils.errors import DataError
 from utils.rng import fingerprint
 
 from ..class_maps import classes_for
-from .archive import inner_name, is_image
+from .archive import inner_name, is_image, require_end
 from .reading import printable, read_image
-from .tar import require_end
 
 INFO = "_info.json"  # beside the shards, as timm's reader has it: what the splits are, with counts
 REMOTE = re.compile(r"^(pipe:|[a-z0-9+]+://)")
 LAYOUT = "see scripts/prepare_data.py shards"
+MAX_IMAGES = 10**12
+MAX_SHARDS = 1_000_000  # that a pattern may stand for; more is a slip of the pen, and would fill the memory
 
 
 class Sample(NamedTuple):
@@ -61,7 +63,7 @@ class WdsSource:
         shards = _find_shards(folder, split, info)
         self.decode = decode
         self.shards = [name if REMOTE.match(name) else os.path.join(folder, name) for name in shards.names]
-        local = [shard for shard in self.shards if not REMOTE.match(shard)]
+        local = {shard for shard in self.shards if not REMOTE.match(shard)}
         for shard, size in zip(self.shards, shards.sizes or [None] * len(self.shards)):
             if shard in local and not os.path.isfile(shard):
                 raise DataError(f"{shard}: no such shard, of {len(self.shards)} that {split!r} has; fetch it, or correct DATA.DATA_PATH and the split")
@@ -102,10 +104,10 @@ class WdsSource:
                 count += 1
         except DataError:
             raise
-        except (OSError, ValueError, EOFError, tarfile.TarError) as error:
-            reason = " ".join(str(error.args[0] if error.args else error).split(" @ ")[0].split())[:200]
+        except (OSError, ValueError, OverflowError, EOFError, tarfile.TarError) as error:
+            said = getattr(error, "strerror", None) or (error.args[0] if error.args else error)
             ended = re.search(r"\): exit (\d+) \(read\)", str(error))  # webdataset's words about a child process
-            reason = f"the command that fetches it ended with status {ended[1]}" if ended else reason
+            reason = f"the command that fetches it ended with status {ended[1]}" if ended else " ".join(str(said).split(" @ ")[0].split())[:200]
             raise DataError(f"{url}: cannot be read as a shard, after {count} images ({reason}); fetch or make it again") from None
         if self.lengths and count != self.lengths[shard]:
             raise DataError(f"{url}: holds {count} images, {INFO} says {self.lengths[shard]}; fetch or make it again")
@@ -123,8 +125,9 @@ class WdsSource:
             raise DataError(f"{name}: has no image, but {', '.join(part for part in parts if part[:2] != '__')}; each sample needs a .jpg, .png or the like")
         try:
             meta = json.loads(parts["json"]) if "json" in parts else {}
+            meta = meta if isinstance(meta, dict) else {}
             label = int(parts["cls"] if "cls" in parts else meta["label"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise DataError(f"{name}: has no label; each sample needs one as a number in .cls, or as 'label' in .json") from None
         if not 0 <= label < len(self.table):
             raise DataError(f"{name}: has label {label}, of {len(self.table)} classes; correct MODEL.NUM_CLASSES or the shards")
@@ -152,14 +155,16 @@ def _read_info(folder: str) -> dict[str, Any]:
         else:
             with open(path, "rb") as file:
                 text = file.read()
-    except OSError:
+    except OSError as error:
+        if not REMOTE.match(folder) and not isinstance(error, FileNotFoundError):
+            raise DataError(f"{path}: cannot be read ({error.strerror}); check it and its permissions") from None
         return {}
     try:
         info = json.loads(text)
         if not isinstance(info, dict):
             raise ValueError
         return info
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"{path}: is no JSON object; make it anew, {LAYOUT}") from None
 
 
@@ -167,12 +172,18 @@ def _find_shards(folder: str, split: str, info: dict[str, Any]) -> Shards:
     known = info.get("splits") if isinstance(info.get("splits"), dict) else {}
     try:
         lists = {name: _as_shards(entry) for name, entry in known.items()}
-    except (TypeError, KeyError, ValueError):
-        raise DataError(f"{os.path.join(folder, INFO)}: its splits need filenames and as many shard_lengths; make it anew, {LAYOUT}") from None
+    except (TypeError, KeyError, ValueError, OverflowError):
+        raise DataError(
+            f"{os.path.join(folder, INFO)}: its splits need filenames, of files beside it, and as many shard_lengths; make it anew, {LAYOUT}"
+        ) from None
     for name in (split, "validation") if split == "val" else (split,):
         if name in lists:
             return lists[name]
-    pattern, _, number = split.partition("|")
+    pattern, bar, number = split.rpartition("|")  # a pipe's command can have more of them
+    if not bar:
+        pattern, number = split, ""
+    if bar and not (number.isdecimal() and int(number[:20]) < MAX_IMAGES):
+        raise DataError(f"DATA.TRAIN_SPLIT or DATA.VAL_SPLIT is {split!r}: what follows '|' must be the number of images")
     if ".tar" not in pattern:
         found = sorted(name for name in os.listdir(folder) if re.fullmatch(re.escape(pattern) + r"-\d+\.tar", name)) if os.path.isdir(folder) else []
         if not found:
@@ -181,18 +192,33 @@ def _find_shards(folder: str, split: str, info: dict[str, Any]) -> Shards:
                 f"{folder}: has no shards of {split!r} ({there}); name them in DATA.TRAIN_SPLIT and DATA.VAL_SPLIT, as {pattern}-{{000..127}}.tar"
             )
         return Shards(found, [], [], 0)
-    names = webdataset.shardlists.expand_urls(pattern)
+    names = _expand(pattern)
     by_name = {name: length for shards in lists.values() for name, length in zip(shards.names, shards.lengths)}
     lengths = [by_name[name] for name in names] if all(name in by_name for name in names) else []
-    if number and not number.isdecimal():
-        raise DataError(f"DATA.TRAIN_SPLIT or DATA.VAL_SPLIT is {split!r}: what follows '|' must be the number of images")
     return Shards(names, lengths, [], int(number or 0))
+
+
+def _expand(pattern: str) -> list[str]:
+    """The names that a pattern such as 'train-{000..127}.tar' stands for."""
+    ranges = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(\d+)\.\.(\d+)", pattern)]
+    try:
+        if math.prod(ranges) > MAX_SHARDS:
+            raise ValueError(f"{math.prod(ranges)} shards")
+        return webdataset.shardlists.expand_urls(pattern)
+    except ValueError as error:  # braceexpand's are of that kind
+        raise DataError(
+            f"DATA.TRAIN_SPLIT or DATA.VAL_SPLIT is {pattern!r}: is no pattern of shards ({error}); write it as 'train-{{000..127}}.tar'"
+        ) from None
 
 
 def _as_shards(entry: Mapping[str, Any]) -> Shards:
     names, lengths = [str(name) for name in entry["filenames"]], [int(length) for length in entry["shard_lengths"]]
     sizes = [int(size) for size in entry.get("shard_bytes", [])]
     if not names or len(names) != len(lengths) or len(sizes) not in (0, len(names)):
+        raise ValueError
+    if not all(0 <= length < MAX_IMAGES for length in lengths):
+        raise ValueError
+    if any(REMOTE.match(name) for name in names):  # 'pipe:' would run a program of whoever made the data set
         raise ValueError
     return Shards(names, lengths, sizes, sum(lengths))
 
@@ -209,5 +235,6 @@ def _count(path: str) -> int:
                     count, last = count + 1, stem
             require_end(archive)
             return count
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"{path}: is no whole shard ({error}); fetch or make it again") from None
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
+        reason = "no tar file" if "method tar" in str(error) else " ".join(str(error).split())
+        raise DataError(f"{path}: is no whole shard ({reason}); fetch or make it again") from None

@@ -48,9 +48,10 @@ class ZipSource(ArchiveSource):
             listed = [(name, class_to_idx[classes[label]]) for name, label in listed if classes[label] in class_to_idx]
             classes = sorted(class_to_idx, key=class_to_idx.__getitem__)
         entries = [
-            Entry(name, label, (info.header_offset, info.compress_size, info.compress_type, info.CRC, len(info.filename)), info.file_size)
+            Entry(name, label, (info.header_offset, info.compress_size, info.compress_type, info.CRC, len(info.filename), size), size)
             for name, label in listed
             for info in [found[name]]
+            for size in [info.file_size]
         ]
         if not entries:
             raise DataError(f"{map_path}: names no image of a class; check it and DATA.CLASS_MAP")
@@ -62,7 +63,7 @@ class ZipSource(ArchiveSource):
         return cls(Path(data_path) / name, decode, class_to_idx)
 
     def extract(self, place: Sequence[int]) -> bytes:
-        start, length, method, crc, name_length = place
+        start, length, method, crc, name_length, size = place
         guess = LOCAL_HEADER.size + name_length + 64  # the lengths in the directory may be other ones
         data = self.pread(start, min(guess + length, self.length - start))
         signature, *lengths = LOCAL_HEADER.unpack_from(data)
@@ -73,7 +74,7 @@ class ZipSource(ArchiveSource):
         if len(content) < length:
             content = self.pread(start + first, length)
         if method == zipfile.ZIP_DEFLATED:
-            content = zlib.decompress(content, wbits=-15)
+            content = zlib.decompressobj(wbits=-15).decompress(content, size + 1)  # no more than it says, or memory could run out
         if zlib.crc32(content) != crc:
             raise zipfile.BadZipFile("bad checksum")
         return content
@@ -82,7 +83,7 @@ class ZipSource(ArchiveSource):
 def _read_map(path: Path) -> list[tuple[str, int]]:
     listed = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise DataError(f"{path}: is no text; each line must be <class>/<file>, a tab, and the label") from None
     for number, line in enumerate(lines, 1):

@@ -107,6 +107,10 @@ class Classification:
         if classes is not None and list(classes) != list(source.classes):
             only_known = sorted(set(classes) - set(source.classes))[:5]
             only_val = sorted(set(source.classes) - set(classes))[:5]
+            if not only_known and not only_val:
+                raise DataError(
+                    "DATA.DATA_PATH: the validation classes are the training classes in another order; make it the same (DATA.CLASS_MAP)"
+                )
             raise DataError(
                 f"DATA.DATA_PATH: the validation classes are not the training classes (only in train: "
                 f"{', '.join(map(_shown, only_known)) or 'none'}; only in val: {', '.join(map(_shown, only_val)) or 'none'}); make them the same"
