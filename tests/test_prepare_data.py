@@ -401,17 +401,28 @@ def test_what_is_said_to_be_done_is_on_the_disk(digits, downloads, tmp_path, mon
 
 def test_a_journal_cut_short_or_without_its_archive(digits, tmp_path, packed, monkeypatch):
     monkeypatch.setattr(archives, "STEP", 2000)
-    for number, harm in enumerate(("journal", "archive")):
+    lines = [b"[]\n", b"\0\n", b'{"bytes": 100000000, "crcs": []}\n', b'{"bytes": 1, "crcs": []}\n', b'{"crcs": [1]}\n']
+    for number, harm in enumerate(("journal", "archive", *lines)):
         out = tmp_path / str(number)
         child(lambda: setattr(job.Progress, "add", Events(40).counted(job.Progress.add)), "zip", digits, "--output", out)
         journal = out / "train.zip.journal"
         assert len(journal.read_bytes().splitlines()) > 2
         if harm == "journal":
             journal.write_bytes(journal.read_bytes()[:-5])
+        elif harm in lines:
+            journal.write_bytes(b"".join([*journal.read_bytes().splitlines(keepends=True)[:-1], harm]))
         else:
             (out / "train.zip.unfinished").unlink()
         prepare("zip", digits, "--output", out)
         assert (out / "train.zip").read_bytes() == (packed / "zip/train.zip").read_bytes()
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"splits": null}', '{"splits": {"val": 3}, "classes": []}', "[" * 100000])
+def test_verify_of_an_info_that_is_none(tmp_path, text):
+    (tmp_path / "_info.json").write_text(text)
+    (tmp_path / "val-000000.tar").write_bytes(b"")
+    status, said = spoken(lambda: None, "verify", tmp_path)
+    assert status == 2 and "_info.json: cannot be read" in said and len(said.splitlines()) == 1, said
 
 
 @pytest.mark.parametrize("kind", [*PACKED, "folders"])

@@ -257,7 +257,7 @@ RULES = {
     "AUG.RATIO": RANGE,
     "AUG.HFLIP": PROBABILITY,
     "AUG.COLOR_JITTER": NOT_NEGATIVE,
-    "AUG.SPLITS": Rule("0, or 2 or more", lambda value: value == 0 or value >= 2),
+    "AUG.SPLITS": Rule("0, or 2 to 16", lambda value: value == 0 or 2 <= value <= 16),
     "AUG.REPEATS": POSITIVE,
     "AUG.REPROB": PROBABILITY,
     "AUG.REMODE": one_of("pixel", "rand", "const"),

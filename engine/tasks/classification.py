@@ -135,9 +135,9 @@ class Classification:
         cfg = self.cfg
         dataset = cfg.DATA.DATASET
         if cfg.DATA.ZIP_MODE:
-            if dataset not in ("imagenet", "folder", "zip"):
+            if dataset.partition("/")[0] not in ("imagenet", "folder", "zip"):
                 raise ConfigError(f"DATA.ZIP_MODE (--zip) contradicts DATA.DATASET {dataset}; leave it out, or set DATA.DATASET zip")
-            dataset = "zip"
+            dataset = "/".join(["zip", *dataset.split("/")[1:]])
         source = open_source(
             dataset,
             split,

@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Optional
 
 from utils.files import write_text
 
@@ -136,6 +136,17 @@ def _write(kind: type, images: Images, target: Path) -> None:
         unfinished.rename(target)
 
 
+def _entry(line: bytes, least: int, most: int) -> Optional[tuple[int, list[int]]]:
+    """The archive's size and the new members' numbers that a line of a journal says; None if it is no whole line."""
+    try:
+        entry = json.loads(line) if line.endswith(b"\n") else None
+        size, crcs = entry["bytes"], entry["crcs"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    good = type(size) is int and least <= size <= most and isinstance(crcs, list) and all(type(crc) is int for crc in crcs)
+    return (size, crcs) if good else None
+
+
 class Journal:
     """An archive open for writing after the last member that is safely on the disk.
 
@@ -149,11 +160,11 @@ class Journal:
         self.crcs: list[int] = []
         whole = size = 0
         for line in lines:
-            if not line.endswith(b"\n"):  # the kill came while it was written
+            entry = _entry(line, size, path.stat().st_size)
+            if entry is None:  # the kill came while it was written
                 break
-            entry = json.loads(line)
-            self.crcs += entry["crcs"]
-            size = entry["bytes"]
+            size, crcs = entry
+            self.crcs += crcs
             whole += len(line)
         self.archive = open(path, "r+b" if lines else "wb")
         self.journal = open(journal, "r+b" if lines else "wb")

@@ -156,9 +156,9 @@ class Parquet:
             classes = features["label"]["names"]
 
         def items() -> Iterator[Item]:
-            expected = int(files[0].stem.rsplit("-", 1)[1])
-            if len(files) != expected:
-                problems.append(f"{path / 'data'}: has {len(files)} of {expected} files of {NAMES[split]}")
+            expected = files[0].stem.rsplit("-", 1)[1]
+            if expected.isdecimal() and len(files) != int(expected):
+                problems.append(f"{path / 'data'}: has {len(files)} of {int(expected)} files of {NAMES[split]}")
             for file in files:
                 with _noted(file, problems), pq.ParquetFile(file) as table:
                     for batch in table.iter_batches(batch_size=100):
@@ -186,10 +186,19 @@ def guess(path: Path) -> str:
 
 def _info(path: Path) -> dict:
     try:
-        return json.loads((path / INFO).read_text())
+        info = json.loads((path / INFO).read_text())
+        for about in info["splits"].values():
+            lists = (about["filenames"], about["shard_lengths"], about["shard_bytes"])
+            if not all(isinstance(item, list) for item in lists) or len(set(map(len, lists))) > 1 or type(about["num_samples"]) is not int:
+                raise ValueError
+            if not all(isinstance(name, str) for name in lists[0]) or not all(type(n) is int for n in lists[1] + lists[2]):
+                raise ValueError
+        if not all(isinstance(name, str) for name in info["classes"]):
+            raise ValueError
+        return info
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise DataError(f"{path / INFO}: cannot be read; remove it and start the conversion again") from None
 
 
