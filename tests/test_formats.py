@@ -379,7 +379,7 @@ def test_shards_over_http(formats, tmp_path):
         by_pattern = open_source("wds", "val-{000000..000003}.tar", url, 0, 0)
         assert len(by_pattern) == 29 and by_pattern.shards == ours.shards
         (tmp_path / "val-000001.tar").unlink()
-        with pytest.raises(DataError, match="val-000001.tar: cannot be read as a shard, after 0 images .*status 22"):
+        with pytest.raises(DataError, match="val-000001.tar: cannot be read as a shard, after 0 images"):
             list(ours.read(1))
         server.shutdown()
 
