@@ -207,3 +207,10 @@ def test_who_set_the_allocator_is_left_alone(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setenv(name, "1")
             assert not malloc.keep_freed_memory()
+
+
+def test_gradients_lie_as_the_weights_do():
+    """Else DDP copies them, and says so in the log."""
+    model = timm.create_model("fat_tiny", num_classes=3).to(memory_format=torch.channels_last)
+    model(torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)).sum().backward()
+    assert {name for name, parameter in model.named_parameters() if parameter.grad.stride() != parameter.stride()} == set()
