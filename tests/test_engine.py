@@ -55,7 +55,7 @@ def make_trainer(model, batch_size, accumulation_steps, num_images, precision=No
     settings["log"].picture = lambda *_: None
     trainer = Trainer(**{**settings, **changes})
     trainer.task.preview = lambda *_: None
-    trainer.train_loader = type("Loader", (), {"loader": type("L", (), {"dataset": type("D", (), {"classes": []})})})
+    trainer.train_loader = type("Loader", (), {"dataset": type("D", (), {"classes": []}), "sizes": ()})
     return trainer
 
 

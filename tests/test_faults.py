@@ -484,7 +484,7 @@ def poison(monkeypatch, places, what, rank=0):
         if what == "value":
             return value + math.nan
         if what == "loss":  # through the whole model, BatchNorm's statistics included
-            return loss(self, model, [batch[0] * math.nan, batch[1]])
+            return loss(self, model, batch._replace(images=batch.images * math.nan))
         return value + (next(model.parameters()).sum() * 0).sqrt()  # adds 0, whose gradient is inf * 0
 
     monkeypatch.setattr(Trainer, "update", noted)
