@@ -89,6 +89,8 @@ class HfdsSource:
 
     @classmethod
     def open(cls, split: str, data_path: str, num_classes: int, columns, class_to_idx, decode: Callable, **_) -> "HfdsSource":
+        if not data_path:
+            raise DataError("DATA.DATA_PATH: is not set; give --data-path, the folder that holds the parquet files")
         return cls(Path(data_path), split, columns, num_classes, class_to_idx, decode)
 
     def __len__(self) -> int:
