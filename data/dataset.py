@@ -21,17 +21,14 @@ class SeededIndex(NamedTuple):
     size: int = 0  # 0: the data set's own
 
 
-class ImageDataset(Dataset):
-    """Samples of a source.
-
-    Asked for a `SeededIndex`, it seeds the CPU's generators before it reads the image, so that an augmented image
-    depends on nothing but its index and seed. Asked for a plain index, it is for transforms without randomness.
+class Samples:
+    """A source with the transforms that make its images a model's.
 
     Args:
         source: see `data.sources`.
         transform: what the source gives -> `data.batches.Picture`, or several, its views.
         on_error: what an image does that cannot be read. 'raise': end the run. 'skip': in training another image,
-            drawn from the seed, takes its place; in evaluation there is no sample.
+            drawn from the seed, or the next one of a stream, takes its place; in evaluation there is no sample.
         sized: transforms by the sizes that a `SeededIndex` can ask for, in place of `transform`.
     """
 
@@ -44,6 +41,14 @@ class ImageDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.source)
+
+
+class ImageDataset(Samples, Dataset):
+    """Samples of a source that is read by index.
+
+    Asked for a `SeededIndex`, it seeds the CPU's generators before it reads the image, so that an augmented image
+    depends on nothing but its index and seed. Asked for a plain index, it is for transforms without randomness.
+    """
 
     def loads(self, count: int) -> Iterator[Callable[[], tuple[Any, int]]]:
         """So many of the images, not yet read, from all over the set: each gives (what the source gives, label)."""

@@ -7,7 +7,7 @@ gone on with at any batch: what was before is read again, but not decoded.
 
 import itertools
 import random
-from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence
 
 import torch
 import webdataset
@@ -17,34 +17,18 @@ from utils.errors import DataError
 from utils.rng import derive_seed, seed_cpu
 
 from .batches import Item
-from .dataset import MAX_IN_A_ROW
+from .dataset import MAX_IN_A_ROW, Samples
 from .samplers import size_at
 
 
-class StreamDataset:
-    """Samples of a source that is read in streams.
-
-    Args:
-        source: see `data.sources`.
-        transform, on_error, sized: see `data.dataset.ImageDataset`. In training, the next image of the stream takes the place of
-            one that cannot be read.
-    """
-
-    def __init__(self, source, transform: Callable, on_error: str = "raise", sized: Optional[Mapping[int, Callable]] = None):
-        self.source = source
-        self.transform = transform
-        self.sized = sized or {}
-        self.on_error = on_error
-        self.classes = source.classes
-
-    def __len__(self) -> int:
-        return len(self.source)
+class StreamDataset(Samples):
+    """Samples of a source that is read in streams."""
 
     def loads(self, count: int) -> Iterator[Callable[[], tuple[Any, int]]]:
         """So many of the images, read but not decoded: each gives (what the source gives, label)."""
         shards = itertools.chain.from_iterable(map(self.source.read, range(len(self.source.shards))))
         for sample in itertools.islice(shards, count):
-            yield lambda: (self.source.image(sample), sample.label)
+            yield lambda sample=sample: (self.source.image(sample), sample.label)
 
     def first(self, count: int, size: int = 0) -> list[Item]:
         """Some training samples, of the first shard.

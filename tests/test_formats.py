@@ -23,7 +23,7 @@ from timm.data import ImageNetInfo
 from data import cache
 from data.batches import Finish
 from data.class_maps import IMAGENET, read_class_map, wordnet_ids
-from data.loader import TrainStreamLoader, dataset_of, eval_loader
+from data.loader import TrainLoader, TrainStreamLoader, dataset_of, eval_loader
 from data.sources import keys_of, open_source
 from data.stream import TrainStream
 from data.transforms import eval_transform, train_transform
@@ -317,6 +317,15 @@ def test_repeated_augmentation_of_a_stream(formats):
     assert bits(loader.epoch(0, 1)) == bits(whole[1:])
 
 
+def test_shards_come_in_another_order_in_each_epoch(formats, monkeypatch):
+    shard_of = {sample.key: shard for shard in range(6) for sample in source("wds", formats, "train").read(shard)}
+    orders = []
+    for epoch in range(4):
+        keys = drawn(formats, monkeypatch, epoch, world_size=1, batch_size=60, num_batches=1, buffer=1)
+        orders.append(tuple(dict.fromkeys(shard_of[key] for key in keys)))
+    assert all(sorted(order) == list(range(6)) for order in orders) and len(set(orders)) == 4
+
+
 def test_training_on_shards(write_config, tmp_path, formats, monkeypatch):
     """Two processes with two workers each; cut off in mid-epoch, the run ends as one that was not."""
     path = write_config(DATA={"DATASET": "wds", "DATA_PATH": str(formats / "wds"), "NUM_WORKERS": 2}, TRAIN={"SAVE_EVERY_STEPS": 2})
@@ -393,6 +402,13 @@ def test_how_shards_can_be_named(copied):
     counted = open_source("wds", "val", str(root), 3, 0)
     assert len(counted) == 29 and counted.lengths == [8, 7, 7, 7] and counted.classes == ["0", "1", "2"]
     assert open_source("wds", "val", str(root), 1000, 0).classes == ImageNetInfo().label_names()
+
+
+def test_a_wrong_number_of_images_is_said(write_config, copied, checkpoint, capfd):
+    (copied / "wds/_info.json").unlink()
+    opts = ["DATA.DATASET", "wds", "DATA.VAL_SPLIT", f"pipe:cat {copied}/wds/val-{{000000..000003}}.tar|30", "MODEL.NUM_CLASSES", 3]
+    run("--cfg", write_config(DATA={"DATA_PATH": str(copied / "wds")}), "--eval", "--resume", checkpoint, "--opts", *opts)
+    assert "29 images were read, 30 were said to be there" in capfd.readouterr().out
 
 
 # Archives
@@ -497,6 +513,39 @@ def test_a_tar_whose_images_are_links_is_refused(tmp_path, kind):
         archive.addfile(link)
     with pytest.raises(DataError, match="'1/b.png' as a link to '0/a.png'; .* --hard-dereference"):
         open_source("tar", "val", str(tmp_path), 0, 0)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_zip_s_checksums_are_looked_at(tmp_path, formats, cached):
+    """A flipped pixel of a BMP is nothing that Pillow could find; the other images stay as they are."""
+    from PIL import Image
+
+    with zipfile.ZipFile(tmp_path / "val.zip", "w") as archive:
+        for label in range(2):
+            file = io.BytesIO()
+            Image.new("RGB", (8, 8), "white").save(file, "BMP")
+            archive.writestr(f"{label}/a.bmp", file.getvalue())
+        start = archive.infolist()[1].header_offset
+    data = bytearray((tmp_path / "val.zip").read_bytes())
+    data[start + 150] ^= 255
+    (tmp_path / "val.zip").write_bytes(data)
+    (tmp_path / "val_map.txt").write_text("0/a.bmp\t0\n1/a.bmp\t1\n")
+    ours = open_source("zip", "val", str(tmp_path), 0, 0)
+    if cached:
+        cache.plan_caches([ours], "full", 0, 1, lambda own: [own], 1, lambda line: None)()
+    assert ours.load(0)[1] == 0
+    with pytest.raises(DataError, match="1/a.bmp: cannot be read as an image .*bad checksum"):
+        ours.load(1)
+
+
+def test_another_number_of_processes_has_other_shares(formats):
+    """So that a run does not go on with them within an epoch; without shares it does."""
+    dataset = dataset_of(source("zip", formats), eval_transform(32, "bicubic", 0.875), "raise")
+
+    def orders(**shares):
+        return {TrainLoader(dataset, 1, 4, 0, world_size, seed=1, num_workers=0, **shares, **LOADING).order for world_size in (1, 2)}
+
+    assert len(orders(shares=True)) == 2 and orders() == {dataset.source.fingerprint}
 
 
 @pytest.mark.parametrize("name", ["zip", "tar"])
