@@ -274,7 +274,8 @@ def test_a_signal_in_training_saves_and_ends(write_config, tmp_path, number, wor
     job.send(number if number != signal.SIGINT else signal.SIGTERM)  # a second Ctrl-C means at once
     assert job.wait(20) == [143] * world_size and time.monotonic() - started < 20
     text = job.text()
-    assert f"stopped by {number.name}: saved at epoch" in text and "error" not in text and "Traceback" not in text
+    # Two threads of the process can take two signals, the second one first.
+    assert re.search(f"stopped by ({number.name}|SIGTERM): saved at epoch", text) and "error" not in text and "Traceback" not in text
     last = tmp_path / RUNS / "stopped/last.pth"
     stopped_at = load(last)["progress"]
     assert stopped_at["updates"] >= 15 // world_size + 4
