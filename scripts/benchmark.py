@@ -10,14 +10,11 @@ CUDA events. Synthetic images, no data loading. Writes OUTPUT.csv, OUTPUT.md and
 
 import argparse
 import csv
-import datetime
 import functools
 import gc
 import importlib.util
 import os
-import platform
 import shlex
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -40,6 +37,7 @@ from torch.distributed._tools.mem_tracker import MemTracker  # noqa: E402
 
 import models  # noqa: E402
 from models.fuse import is_native_on_cpu  # noqa: E402
+from utils import provenance  # noqa: E402
 from utils.malloc import keep_freed_memory  # noqa: E402
 
 FATS = ["fat_b0", "fat_b1", "fat_b2", "fat_b3"]
@@ -246,18 +244,8 @@ def rows_of(task: str, batch_size: int, candidates: Sequence[Candidate]) -> list
 
 def environment(device: torch.device, kept: bool) -> list[str]:
     """What the figures depend on, a line each."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    if device.type == "cuda":
-        machine = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
-    else:
-        cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
-        machine = f"{cpu}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s)"
-    return [
-        f"{datetime.date.today()}, commit {commit or 'unknown'}",
-        machine,
-        f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}",
-        "freed memory is kept (mallopt), for all candidates" if kept else "the C library's memory settings are the environment's",
-    ]
+    memory = "freed memory is kept (mallopt), for all candidates" if kept else "the C library's memory settings are the environment's"
+    return [*provenance.environment(device), memory]
 
 
 def write_results(output: Path, rows: list[dict], facts: list[str], command: str) -> None:

@@ -9,9 +9,7 @@ Writes OUTPUT.md. Ends with status 1 if a format gives another accuracy.
 """
 
 import argparse
-import datetime
 import json
-import platform
 import shlex
 import subprocess
 import sys
@@ -30,6 +28,7 @@ from data.loader import dataset_of  # noqa: E402
 from data.sources import open_source  # noqa: E402
 from data.transforms import train_transform  # noqa: E402
 from utils.config import load_config  # noqa: E402
+from utils.provenance import environment  # noqa: E402
 from utils.rng import seed_cpu  # noqa: E402
 
 PREPARED = {"zip": "zip", "tar": "tar", "wds": "shards", "hfds": "parquet"}  # DATA.DATASET: prepare_data.py's command
@@ -118,13 +117,11 @@ def main() -> None:
         results = evaluate(prepare(args.data_path.absolute(), work / "accuracy"), args.cfg, args.checkpoint, work)
         speed_data = args.speed_data and prepare(args.speed_data.absolute(), work / "speed")
         speeds = measure(speed_data, args.cfg, args.images, args.rounds) if speed_data else {}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
     lines = [
         "# Formats",
         "",
-        f"`{shlex.join(['python', 'scripts/compare_formats.py', *sys.argv[1:]])}`. {datetime.date.today()}, commit {commit or 'unknown'}; "
-        f"Python {platform.python_version()}, torch {torch.__version__}, {platform.processor() or platform.machine()}. The "
-        "accuracy is of the one checkpoint on the same images; the speed is that of reading, decoding and augmenting, in turns, "
+        f"`{shlex.join(['python', 'scripts/compare_formats.py', *sys.argv[1:]])}`. {'; '.join(environment(torch.device('cpu')))}. "
+        "The accuracy is of the one checkpoint on the same images; the speed is that of reading, decoding and augmenting, in turns, "
         f"medians of {args.rounds} rounds, files in the page cache.",
         "",
         *table(results, speeds),

@@ -1,0 +1,1 @@
+"""The targets of reproduce.py, one a file, and what they share."""

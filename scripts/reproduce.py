@@ -1,0 +1,90 @@
+"""Makes the paper's tables and figures: each target writes Markdown, CSV and PNG below --output (results/).
+
+    python scripts/reproduce.py --all                       # all that needs no ImageNet, on a CPU in less than 10 minutes
+    python scripts/reproduce.py classification --data-path /path/to/imagenet --checkpoints fat_b0=output/fat_b0/default/best.pth
+    python scripts/reproduce.py ablations --proxy
+    python scripts/reproduce.py figure4 --checkpoint best.pth --image photo.jpg
+    python scripts/reproduce.py <target> --help
+
+Exit statuses: 0 done; 1 a computed figure is not the expected one; 2 an argument or input cannot be used (what it was for
+stays "not measured", the rest is done); that of main.py where a training run ends with an error.
+"""
+
+import argparse
+import importlib
+import shlex
+import sys
+from pathlib import Path
+from typing import Optional, Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import matplotlib  # noqa: E402
+
+matplotlib.use("Agg")
+
+import torch  # noqa: E402
+
+from utils.errors import UserError  # noqa: E402
+
+TARGETS = {  # by name: what it makes; a module of paper/ each
+    "classification": "parameters, MACs, top-1 of FAT-B0 to B3, beside peers",
+}
+# What --all does, in this order.
+ALL: list[list[str]] = [
+    ["classification"],
+]
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser, targets = build_parser()
+    args = parser.parse_args(argv)
+    if args.all == bool(args.target):
+        parser.error(f"give --all, or one target: {', '.join(TARGETS)}")
+    torch.set_num_threads(1)  # figures of one core, the same on any machine
+    missed, refused = [], []
+    for words in ALL if args.all else [argv]:
+        if args.all:
+            words = [*words, "--output", str(args.output)]
+            print(f"== {shlex.join(words)}", flush=True)
+        args_of_target = parser.parse_args(words)
+        args_of_target.command = shlex.join(["python", "scripts/reproduce.py", *words])
+        outcome = targets[args_of_target.target].reproduce(args_of_target)
+        missed += outcome.missed
+        refused += outcome.refused
+    for line in missed:
+        print(f"error: {line}", file=sys.stderr)
+    for line in refused:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if missed else 2 if refused else 0
+
+
+def build_parser() -> tuple[argparse.ArgumentParser, dict]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="every target that needs neither ImageNet nor a GPU")
+    output = argparse.ArgumentParser(add_help=False)
+    for place in (parser, output):
+        place.add_argument("--output", type=Path, default=Path("results"), help="folder to write to (default: results)")
+    commands = parser.add_subparsers(dest="target")
+    modules = {}
+    for name, text in TARGETS.items():
+        modules[name] = importlib.import_module(f"paper.{name}")
+        modules[name].add_arguments(commands.add_parser(name, parents=[output], help=text, description=modules[name].__doc__))
+    return parser, modules
+
+
+def run_and_leave() -> None:
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run_and_leave()
