@@ -30,10 +30,14 @@ from utils.errors import UserError  # noqa: E402
 
 TARGETS = {  # by name: what it makes; a module of paper/ each
     "classification": "parameters, MACs, top-1 of FAT-B0 to B3, beside peers",
+    "speed": "images/s of FAT and peers",
+    "ablations": "parameters and MACs of FAT-B0 with parts changed; accuracy by a proxy",
 }
 # What --all does, in this order.
 ALL: list[list[str]] = [
     ["classification"],
+    ["speed", "--quick"],
+    ["ablations", "--proxy", "configs/proxy/tiny.yaml", "--seeds", "2"],
 ]
 
 
