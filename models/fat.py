@@ -71,6 +71,10 @@ class FAT(nn.Module):
         drop_rate: dropout before the head.
         drop_path_rate: drop path of the last block; it grows linearly from 0 at the first.
         interaction: how FASA's two sides meet, see `models.layers.FASA`.
+        downsampling: what makes the map of FASA's keys and values smaller, see there.
+        cpe: whether blocks have a conditional position encoding.
+        self_modulation: FASA's local side is l' = l * sigmoid(l); without it l' = l.
+        ffn: 'conv', or 'mlp' for no convolution in the feed-forward networks but a stage's strided one, see `FATBlock`.
         use_checkpoint: activation checkpointing of every block.
         global_pool: 'avg', or '' to leave the map unpooled, with num_classes 0.
         distilled: a second head, `head_dist`, for a teacher to train, as LeViT has one. The logits are the mean of both;
@@ -96,6 +100,10 @@ class FAT(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         interaction: str = "released",
+        downsampling: str = "fine_grained",
+        cpe: bool = True,
+        self_modulation: bool = True,
+        ffn: str = "conv",
         use_checkpoint: bool = False,
         global_pool: str = "avg",
         distilled: bool = False,
@@ -130,6 +138,10 @@ class FAT(nn.Module):
                 mlp_ratio=mlp_ratios[i],
                 mlp_kernel_size=mlp_kernel_sizes[i],
                 interaction=interaction,
+                downsampling=downsampling,
+                cpe=cpe,
+                self_modulation=self_modulation,
+                ffn=ffn,
             )
             for i in range(num_stages)
         )

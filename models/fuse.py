@@ -1,5 +1,6 @@
 """The deployed form of a FAT: the same function with fewer operators, for inference only."""
 
+import copy
 import platform
 from typing import Optional
 
@@ -10,7 +11,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .fat import FAT, FATStage
-from .layers import FASA, FATBlock, LayerNorm
+from .layers import (
+    FASA,
+    AvgPoolDownsample,
+    AvgPoolStridedConvDownsample,
+    ConvFFN,
+    DepthwiseConv2d,
+    FATBlock,
+    LayerNorm,
+)
 from .layers.depthwise import HALF, identity_kernel
 from .layers.fasa import interact
 
@@ -125,16 +134,17 @@ class FusedAttention(nn.Module):
     def __init__(self, fasa: FASA, norm: nn.GroupNorm, dtype: torch.dtype):
         super().__init__()
         self.num_heads, self.interaction = fasa.num_heads, fasa.interaction
-        pooled = self.interaction != "local" and fasa.pool.num_steps > 0
-        self.norm = fused_norm(norm, dtype, affine=pooled)
-        before = nn.Identity() if pooled else norm
+        padded = self.interaction != "local" and not isinstance(fasa.pool, (nn.Identity, AvgPoolDownsample))
+        self.norm = fused_norm(norm, dtype, affine=padded)
+        before = nn.Identity() if padded else norm
         self.q = FusedConv2d(*after_norm(before, fasa.q.weight, fasa.q.bias), dtype)
         if self.interaction != "local":
             self.pool = fused_downsample(fasa.pool, dtype)
             self.kv = FusedConv2d(*after_norm(before, fasa.kv.weight, fasa.kv.bias), dtype)
         if self.interaction != "global":
             local = fasa.local_mixer
-            self.local_mixer = FusedConv2d(local.weight, local.bias, dtype, groups=local.groups, activation="silu")
+            activation = "silu" if fasa.self_modulation else "none"
+            self.local_mixer = FusedConv2d(local.weight, local.bias, dtype, groups=local.groups, activation=activation)
         self.mixer = FusedConv2d(fasa.mixer.weight, fasa.mixer.bias, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -160,14 +170,17 @@ class FusedAttention(nn.Module):
 
 
 class FusedBlock(nn.Module):
-    """One FAT block: CPE, FASA, ConvFFN."""
+    """One FAT block: CPE, FASA, ConvFFN or MLP."""
 
     def __init__(self, block: FATBlock, dtype: torch.dtype):
         super().__init__()
         self.sums = dtype in HALF  # x + DWConv(x) as a sum
         ffn = block.ffn
-        self.has_residual = ffn.dwconv.residual
-        self.cpe = FusedConv2d(self._with_identity(block.cpe.weight), block.cpe.bias, dtype, groups=block.cpe.groups)
+        convolves = isinstance(ffn, ConvFFN)
+        self.has_residual = convolves and ffn.dwconv.residual
+        self.cpe = self.dwconv = None
+        if isinstance(block.cpe, DepthwiseConv2d):
+            self.cpe = FusedConv2d(self._with_identity(block.cpe.weight), block.cpe.bias, dtype, groups=block.cpe.groups)
         self.attn = FusedAttention(block.attn, block.norm1, dtype)
         self.norm2 = fused_norm(block.norm2, dtype, affine=False)
         self.fc1 = FusedConv2d(*after_norm(block.norm2, ffn.fc1.weight, ffn.fc1.bias), dtype, activation="gelu")
@@ -175,20 +188,35 @@ class FusedBlock(nn.Module):
             self.dwconv = FusedConv2d(ffn.dwconv.weight, ffn.dwconv.bias, dtype, groups=ffn.dwconv.groups)
             self.fc2 = FusedConv2d(*after_norm(ffn.bn, ffn.fc2.weight, ffn.fc2.bias), dtype)
         else:
-            weight = self._with_identity(ffn.dwconv.weight) if self.has_residual else ffn.dwconv.weight
-            self.dwconv = FusedConv2d(*before_norm(weight, ffn.dwconv.bias, ffn.bn), dtype, ffn.dwconv.stride[0], ffn.dwconv.groups)
+            if convolves:
+                weight = self._with_identity(ffn.dwconv.weight) if self.has_residual else ffn.dwconv.weight
+                self.dwconv = FusedConv2d(*before_norm(weight, ffn.dwconv.bias, ffn.bn), dtype, ffn.dwconv.stride[0], ffn.dwconv.groups)
             self.fc2 = FusedConv2d(ffn.fc2.weight, ffn.fc2.bias, dtype)
-        self.shortcut = nn.Identity() if self.has_residual else fused_downsample(block.downsample, dtype)
+        self.shortcut = fused_downsample(block.downsample, dtype)
 
     def _with_identity(self, weight: torch.Tensor) -> torch.Tensor:
         return weight if self.sums else weight + identity_kernel(weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.cpe(x, x if self.sums else None)
+        if self.cpe is not None:
+            x = self.cpe(x, x if self.sums else None)
         y = self.attn(x)
         hidden = self.fc1(self.norm2(y))
-        hidden = self.dwconv(hidden, hidden if self.sums and self.has_residual else None)
+        if self.dwconv is not None:
+            hidden = self.dwconv(hidden, hidden if self.sums and self.has_residual else None)
         return self.fc2(hidden, self.shortcut(y))
+
+
+class FusedAvgPoolStridedConv(nn.Module):
+    """AvgPoolStridedConvDownsample: the sum in the convolution's pass."""
+
+    def __init__(self, layer: AvgPoolStridedConvDownsample, dtype: torch.dtype):
+        super().__init__()
+        self.avg_pool = copy.deepcopy(layer.avg_pool)
+        (self.strided_conv,) = fused_downsample(layer.strided_conv, dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.strided_conv(x, self.avg_pool(x))
 
 
 class FusedFAT(nn.Module):
@@ -256,10 +284,14 @@ def fused_norm(norm: nn.GroupNorm, dtype: torch.dtype, affine: bool = True) -> L
     return fused.to(dtype)
 
 
-def fused_downsample(layers: nn.Module, dtype: torch.dtype) -> nn.Sequential:
-    """FASA's fine-grained downsampling or a stage's shortcut: its depthwise and 1x1 convolutions in turn, without the norms."""
+def fused_downsample(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A downsampling of FASA's tokens, or a block's shortcut: its depthwise and 1x1 convolutions in turn, without the norms."""
+    if isinstance(layer, AvgPoolDownsample):
+        return copy.deepcopy(layer)
+    if isinstance(layer, AvgPoolStridedConvDownsample):
+        return FusedAvgPoolStridedConv(layer, dtype)
     fused = nn.Sequential()
-    layers = list(layers.children())
+    layers = list(layer.children())
     for layer, following in zip(layers, [*layers[1:], None]):
         if isinstance(following, _BatchNorm):
             fused.append(FusedConv2d(*before_norm(layer.weight, layer.bias, following), dtype, layer.stride[0], layer.groups))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.fat import FAT
+from models.layers import ConvFFN, DepthwiseConv2d, FATBlock, FineGrainedDownsample
 
 
 def depthwise(channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
@@ -127,9 +128,12 @@ class PlainStem(nn.Module):
 
 
 class PlainFAT(nn.Module):
-    """The plain form of a FAT with the released interaction: the same parameters, values and gradients.
+    """The plain form of a FAT as it is released: the same parameters, values and gradients.
 
     Drop path and dropout are left out; they are no part of what is timed.
+
+    Raises:
+        ValueError: the model is one of the paper's ablations.
     """
 
     def __init__(self, model: FAT):
@@ -143,14 +147,27 @@ class PlainFAT(nn.Module):
         self.load_state_dict(model.state_dict())
 
     @staticmethod
-    def _block(block) -> PlainBlock:
-        dim, ffn = block.cpe.in_channels, block.ffn
+    def _block(block: FATBlock) -> PlainBlock:
+        attn, ffn = block.attn, block.ffn
+        released = (
+            attn.interaction == "released"
+            and attn.self_modulation
+            and isinstance(attn.pool, (FineGrainedDownsample, nn.Identity))
+            and isinstance(block.cpe, DepthwiseConv2d)
+            and isinstance(ffn, ConvFFN)
+        )
+        if not released:
+            raise ValueError(
+                "the plain form is that of the released FAT, this model has another interaction, downsampling, cpe, "
+                "self_modulation or ffn"
+            )
+        dim = block.cpe.in_channels
         return PlainBlock(
             dim,
             ffn.fc2.out_channels,
-            block.attn.num_heads,
+            attn.num_heads,
             block.cpe.kernel_size[0],
-            2**block.attn.pool.num_steps,
+            attn.window_size,
             ffn.fc1.out_channels / dim,
             ffn.dwconv.kernel_size[0],
             ffn.dwconv.stride[0],

@@ -65,7 +65,11 @@ DEFAULTS.MODEL.FAT.num_heads = []
 DEFAULTS.MODEL.FAT.window_sizes = []
 DEFAULTS.MODEL.FAT.mlp_kernel_sizes = []
 DEFAULTS.MODEL.FAT.mlp_ratios = []
-DEFAULTS.MODEL.FAT.interaction = "released"
+DEFAULTS.MODEL.FAT.interaction = "released"  # of FASA's two sides: released, bidirectional, add, concat, local, global
+DEFAULTS.MODEL.FAT.downsampling = "fine_grained"  # of FASA's keys and values: fine_grained, avg_pool, strided_conv, avg_pool_strided_conv
+DEFAULTS.MODEL.FAT.cpe = True  # conditional position encoding
+DEFAULTS.MODEL.FAT.self_modulation = True  # FASA's local side is l * sigmoid(l); False: l
+DEFAULTS.MODEL.FAT.ffn = "conv"  # conv (ConvFFN), or mlp: without its convolution in blocks with stride 1
 DEFAULTS.MODEL.FAT.distilled = False  # a second head, which DISTILL's teacher trains
 
 DEFAULTS.TRAIN = Node()

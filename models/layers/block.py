@@ -4,7 +4,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from .conv_ffn import ConvFFN
+from .conv_ffn import FFNS, MLP, ConvFFN
 from .depthwise import DepthwiseConv2d
 from .downsample import StridedShortcut
 from .fasa import FASA
@@ -21,14 +21,23 @@ class FATBlock(nn.Module):
     ShortCut is the identity, except in the last block of a stage, where ConvFFN and ShortCut have stride 2 and change
     the channels.
 
+    Without `cpe` X = X_in. With `ffn` 'mlp' an MLP takes ConvFFN's place, Z = MLP(LN(Y)) + Y, in blocks with stride 1; one
+    with stride 2 keeps ConvFFN, whose strided convolution is what makes the map smaller.
+
     Args:
         dim, out_dim: channels before and after; `stride` 1 asks for `out_dim == dim`.
-        num_heads, kernel_size, window_size, interaction: as in `FASA`; CPE has the same `kernel_size`.
-        mlp_ratio, mlp_kernel_size: ConvFFN's hidden channels over `dim`, and its kernel.
+        num_heads, kernel_size, window_size, interaction, downsampling, self_modulation: as in `FASA`; CPE has the same
+            `kernel_size`.
+        mlp_ratio, mlp_kernel_size: ConvFFN's (and MLP's) hidden channels over `dim`, and ConvFFN's kernel.
         stride: 1, or 2 to make the map smaller.
         drop_path_rate: probability of dropping a residual branch per sample.
+        cpe: whether there is a CPE.
+        ffn: 'conv' or 'mlp'.
 
     Shapes: (B, dim, H, W) -> (B, out_dim, ceil(H/stride), ceil(W/stride)).
+
+    Raises:
+        ValueError: unknown `ffn`, or a value that `FASA` refuses.
     """
 
     def __init__(
@@ -43,14 +52,24 @@ class FATBlock(nn.Module):
         stride: int = 1,
         drop_path_rate: float = 0.0,
         interaction: str = "released",
+        downsampling: str = "fine_grained",
+        cpe: bool = True,
+        self_modulation: bool = True,
+        ffn: str = "conv",
     ):
         super().__init__()
-        self.cpe = DepthwiseConv2d(dim, kernel_size, residual=True)
+        if ffn not in FFNS:
+            raise ValueError(f"ffn is {ffn!r}; known: {', '.join(FFNS)}")
+        hidden_dim = int(mlp_ratio * dim)
+        self.cpe = DepthwiseConv2d(dim, kernel_size, residual=True) if cpe else nn.Identity()
         self.norm1 = LayerNorm(dim)
-        self.attn = FASA(dim, num_heads, kernel_size, window_size, interaction)
+        self.attn = FASA(dim, num_heads, kernel_size, window_size, interaction, downsampling, self_modulation)
         self.norm2 = LayerNorm(dim)
         self.downsample = StridedShortcut(dim, out_dim) if stride == 2 else nn.Identity()
-        self.ffn = ConvFFN(dim, int(mlp_ratio * dim), out_dim, mlp_kernel_size, stride)
+        if ffn == "mlp" and stride == 1:
+            self.ffn = MLP(dim, hidden_dim)
+        else:
+            self.ffn = ConvFFN(dim, hidden_dim, out_dim, mlp_kernel_size, stride)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

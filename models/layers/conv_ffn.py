@@ -1,10 +1,12 @@
-"""ConvFFN: the feed-forward network with a depthwise convolution inside (paper, Section 3.1)."""
+"""The feed-forward networks: ConvFFN, with a depthwise convolution inside (paper, Section 3.1), and one without."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .depthwise import DepthwiseConv2d
+
+FFNS = ("conv", "mlp")
 
 
 class ConvFFN(nn.Module):
@@ -32,3 +34,21 @@ class ConvFFN(nn.Module):
         x = F.gelu(self.fc1(x))  # (B, hidden, H, W)
         x = self.dwconv(x)  # with stride 1: DWConv(x) + x; (B, hidden, H/stride, W/stride)
         return self.fc2(self.bn(x))  # (B, out, H/stride, W/stride)
+
+
+class MLP(nn.Module):
+    """1x1 convolution, GELU, 1x1 convolution: ConvFFN without its depthwise convolution and BatchNorm.
+
+    Args:
+        channels, hidden_channels: channels outside and inside.
+
+    Shapes: (B, channels, H, W) -> the same.
+    """
+
+    def __init__(self, channels: int, hidden_channels: int):
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, hidden_channels, 1)
+        self.fc2 = nn.Conv2d(hidden_channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))  # (B, channels, H, W)

@@ -17,7 +17,7 @@ class DepthwiseConv2d(nn.Conv2d):
     Args:
         dim: channels.
         kernel_size: side of the kernel, odd.
-        stride: 1 or 2.
+        stride: 1, or at most half of the kernel's side.
         residual: DWConv(x) + x, with stride 1.
 
     Shapes: (B, dim, H, W) -> (B, dim, ceil(H/stride), ceil(W/stride)).

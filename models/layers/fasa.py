@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .depthwise import DepthwiseConv2d
-from .downsample import FineGrainedDownsample
+from .downsample import DOWNSAMPLINGS, downsample_tokens
 
 INTERACTIONS = ("released", "bidirectional", "add", "concat", "local", "global")
 
@@ -13,7 +13,7 @@ INTERACTIONS = ("released", "bidirectional", "add", "concat", "local", "global")
 class FASA(nn.Module):
     """Fully Adaptive Self-Attention.
 
-    With Q = W_q X, D the fine-grained downsampling and `*` the point-wise product:
+    With Q = W_q X, D the downsampling of the tokens and `*` the point-wise product:
 
         l  = DWConv(Q)                                   local aggregation
         l' = l * sigmoid(l) = SiLU(l)                    its self-modulation
@@ -33,27 +33,51 @@ class FASA(nn.Module):
     the other's sigmoid once, if the self-modulation is counted as the global side's factor. `bidirectional` keeps the
     self-modulation and adds that factor. Both forms have the same parameters.
 
+    `self_modulation` False leaves l' = l. As SiLU(l) * SiLU(g) reads both ways, `bidirectional` without it is the same
+    function as `released` with it; `released` without it is W(l * sigmoid(g) * g), where l modulates nothing.
+
+    `downsampling` says what D is; each makes the map smaller by `window_size`, and is the identity for a window of 1:
+
+        fine_grained            halvings in turn, each a 5x5 depthwise convolution and a BatchNorm (the paper's)
+        avg_pool                the mean of each window
+        strided_conv            one depthwise convolution with stride window_size, and a BatchNorm
+        avg_pool_strided_conv   the sum of these two
+
     Args:
         dim: channels C, divisible by `num_heads`.
         num_heads: attention heads.
         kernel_size: side of the local depthwise convolution, odd.
         window_size: reduction of the keys' and values' map, a power of two.
         interaction: one of `INTERACTIONS`.
+        downsampling: one of `DOWNSAMPLINGS`; `local` has none.
+        self_modulation: l' = l * sigmoid(l); without it l' = l. `global` has no l.
 
     Shapes: (B, C, H, W) -> (B, C, H, W), any H and W.
 
     Raises:
-        ValueError: unknown `interaction`, or `dim` not divisible by `num_heads`.
+        ValueError: unknown `interaction` or `downsampling`, `dim` not divisible by `num_heads`, or `window_size` no power of two.
     """
 
-    def __init__(self, dim: int, num_heads: int, kernel_size: int, window_size: int, interaction: str = "released"):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: int,
+        window_size: int,
+        interaction: str = "released",
+        downsampling: str = "fine_grained",
+        self_modulation: bool = True,
+    ):
         super().__init__()
         if interaction not in INTERACTIONS:
             raise ValueError(f"interaction is {interaction!r}; known: {', '.join(INTERACTIONS)}")
+        if downsampling not in DOWNSAMPLINGS:
+            raise ValueError(f"downsampling is {downsampling!r}; known: {', '.join(DOWNSAMPLINGS)}")
         if dim % num_heads:
             raise ValueError(f"dim {dim} is not divisible by num_heads {num_heads}")
-        self.num_heads = num_heads
+        self.num_heads, self.window_size = num_heads, window_size
         self.interaction = interaction
+        self.self_modulation = self_modulation
         # Layers stand in the order of the released state dict.
         self.q = nn.Conv2d(dim, dim, 1)
         if interaction != "local":
@@ -62,7 +86,7 @@ class FASA(nn.Module):
             self.local_mixer = DepthwiseConv2d(dim, kernel_size)
         self.mixer = nn.Conv2d(2 * dim if interaction == "concat" else dim, dim, 1)
         if interaction != "local":
-            self.pool = FineGrainedDownsample(dim, window_size)
+            self.pool = downsample_tokens(downsampling, dim, window_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q = self.q(x)  # (B, C, H, W)
@@ -73,7 +97,8 @@ class FASA(nn.Module):
         return self.mixer(interact(self.interaction, self.local_aggregation(q), self.global_aggregation(q, x)))
 
     def local_aggregation(self, q: torch.Tensor) -> torch.Tensor:
-        return F.silu(self.local_mixer(q))  # l' = l * sigmoid(l): (B, C, H, W)
+        l = self.local_mixer(q)  # noqa: E741
+        return F.silu(l) if self.self_modulation else l  # l' = l * sigmoid(l): (B, C, H, W)
 
     def global_aggregation(self, q: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         k, v = self.kv(self.pool(x)).chunk(2, dim=1)  # (B, C, h, w) each
