@@ -13,9 +13,10 @@ stays "not measured", the rest is done); that of main.py where a training run en
 import argparse
 import importlib
 import shlex
+import signal
 import sys
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import NoReturn, Optional, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -26,7 +27,7 @@ matplotlib.use("Agg")
 
 import torch  # noqa: E402
 
-from utils.errors import UserError  # noqa: E402
+from utils.errors import ConfigError, UserError  # noqa: E402
 
 TARGETS = {  # by name: what it makes; a module of paper/ each
     "classification": "parameters, MACs, top-1 of FAT-B0 to B3, beside peers",
@@ -66,8 +67,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return 1 if missed else 2 if refused else 0
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see --help)")
+
+
 def build_parser() -> tuple[argparse.ArgumentParser, dict]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="every target that needs neither ImageNet nor a GPU")
     output = argparse.ArgumentParser(add_help=False)
     for place in (parser, output):
@@ -81,6 +89,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict]:
 
 
 def run_and_leave() -> None:
+    """`main`, with its errors as one line and an exit status; a scheduler's SIGTERM ends training runs as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(main())
     except UserError as error:

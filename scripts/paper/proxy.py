@@ -39,6 +39,8 @@ def reproduce(args: argparse.Namespace, variants: Mapping[str, Mapping[str, Any]
     """
     if args.seeds < 1 or args.jobs < 1:
         raise ConfigError(f"--seeds {args.seeds}, --jobs {args.jobs}: must be 1 or more")
+    if not args.proxy.is_file():
+        raise ConfigError(f"--proxy {args.proxy}: no such file; give a config such as configs/proxy/short.yaml")
     recipe = load_config(args.proxy)
     make_images(recipe)
     runs = {
