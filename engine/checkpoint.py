@@ -176,7 +176,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Pa
     """
     difference = first_difference(model, weights)
     if difference:
-        key = "MODEL.FAT.distilled" if "head_dist." in difference else "MODEL.NAME and MODEL.NUM_CLASSES"
+        key = "MODEL.FAT.distilled" if "head_dist." in difference else "MODEL.NAME, MODEL.FAT and MODEL.NUM_CLASSES"
         raise CheckpointError(f"{path}: is of another model: {difference}; check {key}")
     model.load_state_dict(weights)
 

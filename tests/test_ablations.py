@@ -401,6 +401,8 @@ def test_a_checkpoint_of_before_these_keys(write_config, tmp_path, capsys):
     assert "MODEL.FAT" not in capsys.readouterr().out
     run("--cfg", path, "--eval", "--resume", last, "--opts", "MODEL.FAT.self_modulation", "False")
     assert "since training MODEL.FAT.self_modulation changed from None to False" in capsys.readouterr().out
+    message = str(error_of("--cfg", path, "--eval", "--resume", last, "--opts", "MODEL.FAT.cpe", "False"))
+    assert "layers.0.blocks.0.cpe.weight (16, 1, 3, 3) is not in the model; check MODEL.NAME, MODEL.FAT and" in message
     run("--cfg", path, "--opts", "TRAIN.EPOCHS", 2)
     output = capsys.readouterr().out
     assert "resumed from" in output and "MODEL.FAT" not in output

@@ -15,7 +15,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from models.fuse import FusedConv2d, is_native_on_cpu
-from models.layers import INTERACTIONS
+from models.layers import DOWNSAMPLINGS, FFNS, INTERACTIONS
 
 
 def realistic(name="fat_tiny", **settings):
@@ -63,6 +63,26 @@ def test_every_interaction(interaction):
         assert difference(models.fuse(model)(images), model(images)) < 1e-5
 
 
+ABLATIONS = [
+    *({"downsampling": name, "interaction": interaction} for name in DOWNSAMPLINGS for interaction in ("released", "global")),
+    {"downsampling": "avg_pool_strided_conv", "window_sizes": (1, 2, 1, 1)},
+    *({"ffn": name, "cpe": cpe, "self_modulation": not cpe} for name in FFNS for cpe in (True, False)),
+]
+
+
+@pytest.mark.parametrize("settings", ABLATIONS, ids=lambda s: "_".join(map(str, s.values())))
+def test_every_ablation(settings):
+    """Maps of one position and maps that windows do not divide too; in 16 bits only their rounding differs."""
+    model = realistic("fat_small", **settings)
+    fused = models.fuse(model)
+    with torch.no_grad():
+        for shape in [(2, 3, 64, 96), (1, 3, 32, 32), (2, 3, 75, 50)]:
+            images = torch.randn(shape)
+            assert difference(fused(images), model(images)) < 1e-5, shape
+        if is_native_on_cpu(torch.bfloat16):
+            assert 1e-5 < difference(models.fuse(model, torch.bfloat16)(images), model(images)) < 0.1
+
+
 @pytest.mark.parametrize("settings", [{"num_classes": 0}, {"num_classes": 0, "global_pool": ""}, {"window_sizes": (1, 1, 1, 1)}, {"kernel_sizes": (1, 3, 1, 3)}])
 def test_other_settings(settings):
     model = realistic(**settings)
@@ -82,9 +102,10 @@ def test_other_sizes_and_batches_after_the_first():
             assert difference(fused(images.to(memory_format=torch.channels_last)), model(images)) < 1e-5, shape
 
 
-def test_without_onednn(monkeypatch):
+@pytest.mark.parametrize("downsampling", DOWNSAMPLINGS)
+def test_without_onednn(monkeypatch, downsampling):
     """As on a GPU or under a compiler: torch's own convolutions."""
-    model, images = realistic(), torch.randn(2, 3, 64, 64)
+    model, images = realistic(downsampling=downsampling), torch.randn(2, 3, 64, 64)
     monkeypatch.setattr(FusedConv2d, "_packed", lambda self, x: None)
     with torch.no_grad():
         assert difference(models.fuse(model)(images), model(images)) < 1e-5
@@ -145,8 +166,9 @@ def test_synchronised_norms_and_what_is_done_with_it_later():
     assert difference(torch.export.export(fused, (images,)).module()(images), logits) < 1e-5
 
 
-def test_maps_stay_channels_last():
-    fused, seen = models.fuse(realistic()), []
+@pytest.mark.parametrize("downsampling", DOWNSAMPLINGS)
+def test_maps_stay_channels_last(downsampling):
+    fused, seen = models.fuse(realistic(downsampling=downsampling)), []
     for module in fused.modules():
         module.register_forward_hook(
             lambda _, inputs, y: seen.append(y.is_contiguous(memory_format=torch.channels_last)) if y.ndim == 4 else None
