@@ -76,7 +76,7 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> N
         log.info(f"finished: best {describe_best(trainer.progress.best)}; everything is in {directory}")
         if cfg.REPRODUCES and trainer.facts["imagenet"]:
             target = cfg.REPRODUCES.rpartition("/")[0] or "classification"
-            log.info(f"`python scripts/reproduce.py {target} --runs {directory}` puts it into the tables, as {cfg.REPRODUCES}")
+            log.info(f"`python scripts/reproduce.py {target} --runs {directory}` puts it into the tables, if it is the recipe of configs/{cfg.REPRODUCES}.yaml")
         log.close()
     finally:
         lock.release()

@@ -30,14 +30,14 @@ def thousand(tmp_path_factory):
             Image.new("RGB", (32, 32), (number % 256, number // 4, 90)).save(root / split / name / "a.png")
     config = {
         "REPRODUCES": "fat_b0", "DEVICE": "cpu",
-        "DATA": {"DATASET": "folder", "IMG_SIZE": 32, "BATCH_SIZE": 100, "NUM_WORKERS": 0},
+        "DATA": {"DATASET": "folder", "IMG_SIZE": 32, "BATCH_SIZE": 200, "NUM_WORKERS": 0},
         "MODEL": {"NAME": "fat_tiny", "NUM_CLASSES": 1000},
-        "TRAIN": {"EPOCHS": 2, "WARMUP_EPOCHS": 1, "TOTAL_BATCH_SIZE": 100, "BASE_LR": 0.02},
+        "TRAIN": {"EPOCHS": 2, "WARMUP_EPOCHS": 1, "TOTAL_BATCH_SIZE": 200, "BASE_LR": 0.02},
         "AUG": {"AUTO_AUGMENT": "none", "REPROB": 0.0},
     }  # fmt: skip
     (root / "configs").mkdir()
     (root / "configs/fat_b0.yaml").write_text(yaml.safe_dump(config))
-    run("--cfg", root / "configs/fat_b0.yaml", "--data-path", root, "--output", root / "output", "--batch-size", 50)
+    run("--cfg", root / "configs/fat_b0.yaml", "--data-path", root, "--output", root / "output", "--batch-size", 100)
     return root
 
 
@@ -177,6 +177,13 @@ def test_a_finished_run_feeds_its_cell(table, small_cells, thousand, tmp_path):
     assert json.loads(kept)["acc1"] == result["best"]["acc1"] and json.loads(kept)["num_images"] == 1000
 
 
+def test_a_kept_measurement_that_is_none(table, tmp_path):
+    (tmp_path / "committed").mkdir()
+    (tmp_path / "committed/fat_b0.json").write_text('{"cell": "fat_b0", "acc1": 77.6}')
+    status, row, [line] = table()
+    assert status == 2 and "fat_b0.json: is no measurement" in line and row["top1_verdict"] == "not measured"
+
+
 def test_the_newest_run_counts(table, small_cells, thousand, tmp_path):
     for name, year in (("a", "2090"), ("b", "2080")):
         shutil.copytree(thousand / "output/fat_tiny/default", tmp_path / "output/fat_tiny" / name)
@@ -209,11 +216,13 @@ def spoil_result(**values):
 
 @pytest.mark.parametrize("spoil, reason", [
     (spoil_config("TRAIN", "BASE_LR", 0.03), "TRAIN.BASE_LR is 0.03, not 0.02"),
-    (spoil_config("TRAIN", "TOTAL_BATCH_SIZE", 200), "TRAIN.TOTAL_BATCH_SIZE is 200, not 100"),
+    (spoil_config("TRAIN", "TOTAL_BATCH_SIZE", 400), "TRAIN.TOTAL_BATCH_SIZE is 400, not 200"),
     (spoil_config("MODEL", "PRETRAINED", "x.pth"), "MODEL.PRETRAINED"),
     (lambda folder: (folder / "result.json").unlink(), "not finished"),
     (lambda folder: (folder / "result.json").write_text('{"best":'), "cannot be read"),
     (lambda folder: (folder / "result.json").write_text("{}"), "is no run's result"),
+    (spoil_result(best={"acc1": "77.6"}), "is no run's result"),
+    (spoil_result(seed=None), "is no run's result"),
     (spoil_result(last={"epoch": 0}), "1 of 2 epochs"),
     (spoil_result(cell="fat_b1"), "fat_b1"),
     (spoil_result(changes=["TRAIN.BASE_LR changed from 0.1 to 0.02"]), "changed on the way: TRAIN.BASE_LR"),

@@ -33,7 +33,7 @@ CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1_000, 1_281_167, 50_000  # ImageNet-1k's
 
 # Keys in which a run may differ from its cell's config: all others shape what is trained and how it is evaluated.
 WHERE = {
-    "BASE", "OUTPUT", "TAG", "REPRODUCES", "DEVICE", "RANK_TIMEOUT", "SAVE_FREQ", "PRINT_FREQ",  # where it lies and is watched
+    "SEED", "BASE", "OUTPUT", "TAG", "REPRODUCES", "DEVICE", "RANK_TIMEOUT", "SAVE_FREQ", "PRINT_FREQ",  # which run it is, where it lies
     "DATA.DATASET", "DATA.DATA_PATH", "DATA.TRAIN_SPLIT", "DATA.VAL_SPLIT", "DATA.COLUMNS", "DATA.ZIP_MODE", "DATA.CLASS_MAP",
     "DATA.OUTSIDE_LINKS", "DATA.SYNTHETIC_IMAGES", "MODEL.NUM_CLASSES",  # which data: images are counted, classes compared
     "DATA.NUM_WORKERS", "DATA.PREFETCH", "DATA.PIN_MEMORY",  # the same images and draws, sooner or later
@@ -43,7 +43,7 @@ WHERE = {
 }  # fmt: skip
 # Also free, but said beside the figure: they change the numbers a little, not the recipe.
 HOW = {
-    "SEED", "DETERMINISTIC", "DATA.BACKEND", "DATA.CACHE_MODE", "DATA.ON_ERROR", "TRAIN.NONFINITE",
+    "DETERMINISTIC", "DATA.BACKEND", "DATA.CACHE_MODE", "DATA.ON_ERROR", "TRAIN.NONFINITE",
     "AMP.ENABLED", "AMP.DTYPE", "AMP.BACKEND", "AMP.OPT_LEVEL",
 }  # fmt: skip
 SPLIT_OF_BATCH = {"DATA.BATCH_SIZE", "TRAIN.ACCUMULATION_STEPS"}  # free where TRAIN.TOTAL_BATCH_SIZE says their product
@@ -102,13 +102,22 @@ def read_measured(output: Path, cell: str) -> Optional[dict[str, Any]]:
         path = folder / f"{cell}.json"
         if path.is_file():
             found = read_json(path)
-            figures = [found.get(key) for key in ("acc1", "acc5")]
-            if found.get("cell") != cell or not all(type(f) in (int, float) for f in figures) or not all(
-                isinstance(found.get(key), str) for key in ("source", "date", "commit", "machine", "versions", "weights")
-            ):
+            if not is_measurement(found, cell):
                 raise DataError(f"{path}: is no measurement of {cell}; restore it, or remove it and measure again")
             return found
     return None
+
+
+def is_measurement(found: Mapping[str, Any], cell: str) -> bool:
+    """Whether it has all that `measurement` says of a cell, in the right types."""
+    numbers = ["acc1", "acc5", "loss", "num_images", *(["last_acc1", "epoch", "epochs", "seed"] if "last_acc1" in found else [])]
+    texts = ["source", "weights", "date", "commit", "machine", "versions"]
+    return (
+        found.get("cell") == cell
+        and all(type(found.get(key)) in (int, float) for key in numbers)
+        and all(isinstance(found.get(key), str) for key in texts)
+        and isinstance(found.get("other_settings"), dict)
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -211,9 +220,12 @@ def measurement_of_run(folder: Path, cell: str) -> dict[str, Any]:
             )
         facts = {key: result[key] for key in ("seed", "unreadable", "left_out", "precision", "processes", "date", "commit", "machine", "versions")}
         facts.update(epoch=best["epoch"], epochs=epochs, last_acc1=last["acc1"], other_settings=how)
-        return measurement(cell, best, f"training run {folder}", **facts)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is no run's result ({type(error).__name__}: {error}); train again, or evaluate its best.pth with --checkpoints") from None
+        found = measurement(cell, best, f"training run {folder}", **facts)
+    except (KeyError, TypeError, AttributeError):
+        found = {}
+    if not is_measurement(found, cell):
+        raise DataError(f"{path}: is no run's result; train again, or evaluate its best.pth with --checkpoints")
+    return found
 
 
 # Checkpoints
