@@ -27,6 +27,7 @@ from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
 from .plan import accumulation_for, plan_batches
 from .precision import create_precision
 from .progress import Progress
+from .reports import is_imagenet
 from .resume import progress_of
 from .tasks import create_task
 from .trainer import Trainer
@@ -163,6 +164,19 @@ def build_trainer(
         save_freq=cfg.SAVE_FREQ,
         save_every_steps=cfg.TRAIN.SAVE_EVERY_STEPS,
         save_every_minutes=cfg.TRAIN.SAVE_EVERY_MINUTES,
+        facts={
+            "cell": cfg.REPRODUCES,
+            "model": cfg.MODEL.NAME,
+            "epochs": cfg.TRAIN.EPOCHS,
+            "seed": cfg.SEED,
+            "classes": len(classes),
+            "imagenet": is_imagenet(classes),
+            "train_images": len(train_set),
+            "val_images": len(val_set),
+            "total_batch_size": plan.total_batch_size,
+            "processes": launch.world_size,
+            "precision": str(precision),
+        },
     )
     return trainer, complexity, pretrained_note
 

@@ -25,6 +25,8 @@ class Progress:
     left_out: list[int] = field(default_factory=lambda: [0, 0])  # updates that were not finite: in all, in a row
     rolled_back: list[list[int]] = field(default_factory=list)  # [epoch, step] of updates to be left out
     best: dict[str, Any] = field(default_factory=dict)  # {metric: value, "weights": "raw" or "ema", "epoch": number}
+    best_metrics: dict[str, Any] = field(default_factory=dict)  # all of that evaluation's
+    changes: list[str] = field(default_factory=list)  # what had changed each time that the run was gone on with, see `config_changes`
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch, self.step, self.loss_sum, self.images = epoch, 0, 0.0, 0
@@ -35,7 +37,7 @@ class Progress:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises KeyError, TypeError or ValueError for what is no place in a run."""
-        loaded = Progress(**{**state, "best": dict(state["best"])})
+        loaded = Progress(**{**state, "best": dict(state["best"]), "best_metrics": dict(state.get("best_metrics", {}))})
         counts = (loaded.epoch, loaded.step, loaded.updates, loaded.images, loaded.window_images, *loaded.left_out)
         sums = (loaded.loss_sum, *loaded.window_loss_sums)
         places = [operator.index(number) for place in loaded.rolled_back for number in place]
@@ -46,6 +48,10 @@ class Progress:
             if loaded.best["weights"] not in ("raw", "ema") or not metrics or not all(map(math.isfinite, metrics)):
                 raise ValueError("no such best metric")
             operator.index(loaded.best["epoch"])
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in loaded.best_metrics.values()):
+            raise ValueError("no such metrics")
+        if not isinstance(loaded.changes, list) or not all(type(change) is str for change in loaded.changes):
+            raise ValueError("no such changes")
         if min(*map(operator.index, counts), 0, *places) < 0 or not all(map(math.isfinite, sums)) or len(loaded.left_out) != 2:
             raise ValueError("no such place in a run")
         self.__dict__.update(loaded.__dict__)

@@ -43,7 +43,7 @@ from .resume import Found, config_changes, find_checkpoint, fit_progress, progre
 from .set_specs import VAL, read_sets
 from .tasks import create_task
 from .throughput import measure_throughput
-from .trainer import Trainer, describe_best, require_same_place
+from .trainer import RESULT, Trainer, describe_best, require_same_place
 
 INPUT_KEYS = (  # shape what a model sees
     "DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "TEST.IMG_SIZE", "TEST.CROP_PCT", "TEST.CROPS", "TEST.FLIP",
@@ -74,6 +74,9 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> N
         with stop_signals(peers.stop):
             trainer.fit()
         log.info(f"finished: best {describe_best(trainer.progress.best)}; everything is in {directory}")
+        if cfg.REPRODUCES and trainer.facts["imagenet"]:
+            target = cfg.REPRODUCES.rpartition("/")[0] or "classification"
+            log.info(f"`python scripts/reproduce.py {target} --runs {directory}` puts it into the tables, if it is the recipe of configs/{cfg.REPRODUCES}.yaml")
         log.close()
     finally:
         lock.release()
@@ -153,7 +156,8 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
         summary = summarize(results, task.best_metric)
         images = {"dataset": cfg.DATA.DATASET, "data_path": cfg.DATA.DATA_PATH, "crop_pct": cfg.TEST.CROP_PCT}
         complete = {"complete": summary["num_images"] == len(val_set())}
-        write_json(directory / "eval.json", {**summary, **images, **complete, **facts})
+        measured_as = {"cell": cfg.REPRODUCES, "classes": len(classes), "imagenet": is_imagenet(classes)}
+        write_json(directory / "eval.json", {**summary, **images, **complete, **facts, **measured_as})
         log.info(f"wrote {directory / 'eval.json'}")
     if cfg.TEST.SETS and launch.rank == 0:
         columns = {name: spec.published for name, spec in specs.items()}
@@ -235,7 +239,9 @@ def restore(trainer: Trainer, found: Found) -> list[str]:
     progress, checkpointer = trainer.progress, trainer.checkpointer
     checkpointer.restore(found.checkpoint, found.path)
     require_same_place(progress, trainer.peers, found.path)
-    changes = fit_progress(progress, found.checkpoint, checkpointer.metadata, found.path)
+    changes = config_changes(found.checkpoint["config"], checkpointer.metadata["config"])
+    changes += fit_progress(progress, found.checkpoint, checkpointer.metadata, found.path)
+    progress.changes = progress.changes + changes
     if progress.epoch >= trainer.epochs:
         raise ConfigError(
             f"{found.path}: is finished, epoch {progress.epoch} of TRAIN.EPOCHS {trainer.epochs}; to train on from its "
@@ -261,7 +267,7 @@ def claim(directory: Path, found: Found, auto_resume: bool) -> None:
     if replaced:
         away = directory / time.strftime("replaced_%Y%m%d_%H%M%S")
         away.mkdir(exist_ok=True)
-        others = (directory / name for name in ("metrics.jsonl", "config.yaml", "tensorboard"))
+        others = (directory / name for name in ("metrics.jsonl", "config.yaml", "tensorboard", RESULT))
         for path in [*replaced, *(path for path in others if path.exists())]:
             path.replace(away / path.name)
 
@@ -311,7 +317,6 @@ def describe_start(cfg: CfgNode, found: Found, changes: list[str], trainer: Trai
         return lines
     progress = trainer.progress
     lines.append(f"resumed from {found.path}: epoch {progress.epoch}, update {progress.step}")
-    changes = config_changes(found.checkpoint["config"], to_dict(cfg)) + changes
     lines += [f"warning: since that checkpoint {change}" for change in changes]
     if cfg.MODEL.RESUME and Path(cfg.MODEL.RESUME) != found.path:
         lines.append(f"warning: MODEL.RESUME {cfg.MODEL.RESUME} is not used: the run has its own {found.path}")

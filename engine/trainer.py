@@ -19,6 +19,7 @@ from utils.distributed import broadcast_buffers, sum_over_ranks
 from utils.errors import CheckpointError, NonFiniteError, Stopped
 from utils.files import write_json
 from utils.peers import Peers
+from utils.provenance import record
 from utils.rng import seed_all
 from utils.run_log import RunLog
 
@@ -28,6 +29,8 @@ from .nonfinite import MAX_ROLLBACKS, FiniteGuard
 from .plan import BatchPlan
 from .progress import Progress, Window
 from .waits import Waits
+
+RESULT = "result.json"  # in the folder of a finished run
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Trainer:
     save_freq: int
     save_every_steps: int
     save_every_minutes: float
+    facts: dict[str, Any]  # of the run, for its result
     compiling: bool = False  # the next update begins with that
     img_size: int = 0  # of the training images, where it changes
 
@@ -254,13 +258,13 @@ class Trainer:
         Raises:
             NonFiniteError: it has happened too often.
         """
-        rolled_back = [*self.progress.rolled_back, found.place]
+        rolled_back, changes = [*self.progress.rolled_back, found.place], self.progress.changes
         if len(rolled_back) > MAX_ROLLBACKS:
             raise NonFiniteError(f"{found}; the run has gone back {MAX_ROLLBACKS} times")
         path = Path(self.peers.from_first(str(checkpoints_of(self.checkpointer.directory)[0])))
         self.checkpointer.restore(read_checkpoint(path), path)
         require_same_place(self.progress, self.peers, path)
-        self.progress.rolled_back = rolled_back
+        self.progress.rolled_back, self.progress.changes = rolled_back, changes
         self.optimizer.zero_grad()
         self.guard.start(self.progress.left_out)
         self.log.rewind(self.progress.updates, self.progress.epoch)
@@ -332,6 +336,7 @@ class Trainer:
         improved = metric not in progress.best or summary[metric] > progress.best[metric]
         if improved:
             progress.best = {metric: summary[metric], "weights": summary["weights"], "epoch": progress.epoch}
+            progress.best_metrics = results[summary["weights"]]
         self.log.info(
             f"epoch {progress.epoch} done in {seconds:.1f} s: train loss {train_loss:.4f}; {describe(results)}; "
             f"best {describe_best(progress.best)}"
@@ -342,6 +347,8 @@ class Trainer:
             {f"val/{k}{'_ema' if n == 'ema' else ''}": v for n, r in results.items() for k, v in r.items()},
         )
         self.list_unreadable()
+        if progress.epoch + 1 == self.epochs:
+            self.write_result(summary)  # before the save after which the run is finished
         progress.start_epoch(progress.epoch + 1)
         names = [BEST] if improved else []
         if self.save_freq and progress.epoch % self.save_freq == 0:
@@ -349,6 +356,26 @@ class Trainer:
         self.save(*names, LAST)
         if progress.epoch < self.epochs and self.peers.agree([self.peers.stop], now=True)[0]:
             self.end_stopped()
+
+    def write_result(self, last: dict[str, Any]) -> None:
+        """Writes result.json: the run's figures as they are in its record, and where they come from; `last` are those of
+        the last epoch.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        if not self.log.enabled:
+            return
+        progress = self.progress
+        figures = {
+            "best": {**progress.best, **progress.best_metrics},
+            "last": {**last, "epoch": progress.epoch},
+            "updates": progress.updates,
+            "left_out": progress.left_out[0],
+            "unreadable": self.log.count_unreadable(),
+            "changes": progress.changes,
+        }
+        write_json(self.checkpointer.directory / RESULT, {**self.facts, **figures, **record(self.device)})
 
     def save(self, *names: str) -> None:
         self.saved_at, self.save_asked = time.monotonic(), False

@@ -5,10 +5,13 @@ uses; `MODEL.FAT` has the released lower-case names.
 """
 
 import math
+import re
+from pathlib import Path
 from typing import Any, Callable
 
 from yacs.config import CfgNode as Node
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 BACKENDS = ("pil", "cv2", "nvimgcodec")
 
 DEFAULTS = Node()
@@ -16,6 +19,7 @@ DEFAULTS.BASE = []  # configs to start from, paths relative to this file
 DEFAULTS.TASK = "classification"
 DEFAULTS.OUTPUT = "output"  # a run lies in OUTPUT/MODEL.NAME/TAG
 DEFAULTS.TAG = "default"
+DEFAULTS.REPRODUCES = ""  # the cell of the results tables that a run measures: its config's path below configs/, without .yaml
 DEFAULTS.SEED = 0
 DEFAULTS.DEVICE = "auto"  # auto, cuda, cpu
 DEFAULTS.DETERMINISTIC = False  # only algorithms that give the same bits in each run; slower on GPUs
@@ -172,6 +176,11 @@ def one_of(*choices: str) -> Rule:
     return Rule("one of " + ", ".join(choices), lambda value: value in choices)
 
 
+def is_cell(name: str) -> bool:
+    """Whether configs/<name>.yaml is there; a path that leads out of configs/ is none."""
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name) is not None and (CONFIGS / f"{name}.yaml").is_file()
+
+
 NOT_EMPTY = Rule("a name", bool)
 POSITIVE = Rule("greater than 0", lambda value: value > 0)
 NOT_NEGATIVE = Rule("0 or greater", lambda value: value >= 0)
@@ -194,6 +203,7 @@ SIZE_STEPS = Rule(
 RULES = {
     "SEED": NOT_NEGATIVE,
     "TAG": Rule("a folder name", lambda value: value not in ("", ".", "..") and "/" not in value),
+    "REPRODUCES": Rule("empty, or a config's path below configs/ without .yaml, such as fat_b0", lambda value: not value or is_cell(value)),
     "DEVICE": one_of("auto", "cuda", "cpu"),
     "RANK_TIMEOUT": Rule("between 3 and 86400 seconds", lambda value: 3 <= value <= 86400),
     "SAVE_FREQ": NOT_NEGATIVE,

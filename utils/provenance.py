@@ -35,6 +35,12 @@ def versions() -> str:
     return f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}"
 
 
+def record(device: torch.device) -> dict[str, str]:
+    """What figures that are written now depend on, for a JSON file; the time is UTC."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {"date": now, "commit": commit(), "machine": machine(device), "versions": versions()}
+
+
 def environment(device: torch.device) -> list[str]:
     """What figures measured now depend on, a line each."""
     return [f"{datetime.date.today()}, commit {commit()}", machine(device), versions()]

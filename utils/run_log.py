@@ -138,6 +138,11 @@ class RunLog:
             write_text(path, "".join(line + "\n" for line in sorted(listed | new)))
             self.warning(f"{len(new)} more images could not be read and were left out, {len(listed | new)} in all: see {path}")
 
+    def count_unreadable(self) -> int:
+        """How many images unreadable.txt lists."""
+        path = self.directory / "unreadable.txt"
+        return len(path.read_text(errors="replace").splitlines()) if path.exists() else 0
+
     def flush(self) -> None:
         """Writes out what TensorBoard still buffers; the other files are written line by line."""
         if self.writer:

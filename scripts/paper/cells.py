@@ -1,0 +1,328 @@
+"""The measured cells: which runs and checkpoints may fill a cell of the tables, and the files that keep the figures.
+
+A cell is named by its config's path below configs/, without .yaml. <output>/measured/<cell>.json holds the newest
+measurement that was accepted; the ones of this repository's results/measured/ stand in for what is not there.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Iterator, Mapping, Optional, Sequence
+
+import torch
+import yaml
+
+from engine.checkpoint import load_weights, read_checkpoint, weights_of
+from engine.reports import is_imagenet
+from engine.tasks import create_task
+from utils.config import leaf_keys, load_config, to_dict
+from utils.defaults import DEFAULTS
+from utils.errors import CheckpointError, ConfigError, DataError, UserError, did_you_mean
+from utils.files import write_json
+from utils.provenance import record
+
+from .results import ROOT
+
+CONFIGS = ROOT / "configs"
+MEASURED = ROOT / "results" / "measured"
+CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1_000, 1_281_167, 50_000  # ImageNet-1k's
+
+# Keys in which a run may differ from its cell's config: all others shape what is trained and how it is evaluated.
+WHERE = {
+    "SEED", "BASE", "OUTPUT", "TAG", "REPRODUCES", "DEVICE", "RANK_TIMEOUT", "SAVE_FREQ", "PRINT_FREQ",  # which run it is, where it lies
+    "DATA.DATASET", "DATA.DATA_PATH", "DATA.TRAIN_SPLIT", "DATA.VAL_SPLIT", "DATA.COLUMNS", "DATA.ZIP_MODE", "DATA.CLASS_MAP",
+    "DATA.OUTSIDE_LINKS", "DATA.SYNTHETIC_IMAGES", "MODEL.NUM_CLASSES",  # which data: images are counted, classes compared
+    "DATA.NUM_WORKERS", "DATA.PREFETCH", "DATA.PIN_MEMORY",  # the same images and draws, sooner or later
+    "TRAIN.USE_CHECKPOINT", "TRAIN.CHANNELS_LAST", "TRAIN.COMPILE", "TRAIN.COMPILE_MODE",  # the same function
+    "MODEL.RESUME", "TRAIN.AUTO_RESUME", "TRAIN.SAVE_EVERY_STEPS", "TRAIN.SAVE_EVERY_MINUTES",  # goes on; see `require_no_changes`
+    "TEST.FUSED", "TEST.SETS", "TEST.SETS_FILE", "TEST.SETS_PATH", "TEST.PREDICTIONS",  # of --eval only
+}  # fmt: skip
+# Also free, but said beside the figure: they change the numbers a little, not the recipe.
+HOW = {
+    "DETERMINISTIC", "DATA.BACKEND", "DATA.CACHE_MODE", "DATA.ON_ERROR", "TRAIN.NONFINITE",
+    "AMP.ENABLED", "AMP.DTYPE", "AMP.BACKEND", "AMP.OPT_LEVEL",
+}  # fmt: skip
+SPLIT_OF_BATCH = {"DATA.BATCH_SIZE", "TRAIN.ACCUMULATION_STEPS"}  # free where TRAIN.TOTAL_BATCH_SIZE says their product
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="look below this folder for finished runs (default: output, if it is there)")
+    parser.add_argument("--data-path", metavar="DIR", help="ImageNet, to evaluate --checkpoints on its validation images")
+    parser.add_argument("--dataset", default="imagenet", metavar="FORMAT", help="its format, DATA.DATASET (default: imagenet, folders)")
+    parser.add_argument("--checkpoints", nargs="+", default=[], metavar="CELL=FILE", help="checkpoints to evaluate, such as fat_b0=best.pth")
+
+
+def measure(args: argparse.Namespace, cells: Sequence[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The cells' accepted measurements, after the runs and checkpoints of the arguments have been looked at.
+
+    The newest one counts. What is found below the default folder and is not what a cell means is said and left; what
+    --runs or --checkpoints name and cannot be used is refused.
+
+    Returns:
+        By cell, the measurement, see `measurement`; cells without one are not in it. And what was refused, a line each.
+    """
+    known, refused = {}, []
+    for cell in cells:
+        try:
+            found = read_measured(args.output, cell)
+            if found:
+                known[cell] = found
+        except DataError as error:
+            refused.append(str(error))
+    fresh = []
+    for folder, cell in runs_below(args.runs or Path("output"), cells):
+        try:
+            fresh.append(measurement_of_run(folder, cell))
+        except UserError as error:
+            if args.runs:
+                refused.append(str(error))
+            else:
+                print(f"not used: {error}")
+    if args.runs and not args.runs.is_dir():
+        refused.append(f"--runs: {args.runs}: no such folder; give a run's, or one that holds runs")
+    elif args.runs and not fresh and not refused:
+        refused.append(f"--runs: {args.runs} holds no run whose config says REPRODUCES {', '.join(cells)}; train with configs/<cell>.yaml")
+    evaluated, lines = measure_checkpoints(args, cells)
+    for new in sorted(fresh, key=lambda new: new["date"]) + evaluated:
+        cell = new["cell"]
+        if cell not in known or new["date"] > known[cell]["date"]:
+            known[cell] = new
+            write_json(args.output / "measured" / f"{cell}.json", new)
+            print(f"{cell}: {new['acc1']:.2f} % top-1 measured by {new['source']}")
+    return known, refused + lines
+
+
+def read_measured(output: Path, cell: str) -> Optional[dict[str, Any]]:
+    """Raises DataError: the file is no measurement of this cell."""
+    for folder in (output / "measured", MEASURED):
+        path = folder / f"{cell}.json"
+        if path.is_file():
+            found = read_json(path)
+            if not is_measurement(found, cell):
+                raise DataError(f"{path}: is no measurement of {cell}; restore it, or remove it and measure again")
+            return found
+    return None
+
+
+def is_measurement(found: Mapping[str, Any], cell: str) -> bool:
+    """Whether it has all that `measurement` says of a cell, in the right types."""
+    numbers = ["acc1", "acc5", "loss", "num_images", *(["last_acc1", "epoch", "epochs", "seed"] if "last_acc1" in found else [])]
+    texts = ["source", "weights", "date", "commit", "machine", "versions"]
+    return (
+        found.get("cell") == cell
+        and all(type(found.get(key)) in (int, float) for key in numbers)
+        and all(isinstance(found.get(key), str) for key in texts)
+        and isinstance(found.get("other_settings"), dict)
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises DataError: it cannot be read, or is no JSON object."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}); restore it, or measure again") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a {type(content).__name__}, no result; restore it, or measure again")
+    return content
+
+
+# What a cell means
+
+
+def require_recipe(config: Mapping[str, Any], cell: str, what: str) -> dict[str, Any]:
+    """Holds a run's config against its cell's.
+
+    Returns:
+        What differs of `HOW`: {key: value}.
+
+    Raises:
+        DataError: something else differs.
+    """
+    expected = to_dict(load_config(CONFIGS / f"{cell}.yaml"))
+    free = WHERE | (SPLIT_OF_BATCH if expected["TRAIN"]["TOTAL_BATCH_SIZE"] else set())
+    differences, how = [], {}
+    for key in leaf_keys():
+        value, wanted = value_of(config, key), value_of(expected, key)
+        if key in HOW and value != wanted:
+            how[key] = value
+        elif key not in free and value != wanted:
+            differences.append(f"{key} is {value!r}, not {wanted!r}")
+    if differences:
+        more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise DataError(f"{what}: is another recipe than configs/{cell}.yaml: {', '.join(differences[:3])}{more}")
+    return how
+
+
+def value_of(config: Mapping[str, Any], key: str) -> Any:
+    """The value of SECTION.KEY; the default if the config is older than the key."""
+    node: Any = config
+    default: Any = DEFAULTS
+    for name in key.split("."):
+        node, default = node.get(name) if isinstance(node, Mapping) else None, default[name]
+    return default if node is None else node
+
+
+def require_no_changes(changes: Any, cell: str, what: str) -> None:
+    """Raises DataError: a run was gone on with, once, with other settings or data."""
+    expected = load_config(CONFIGS / f"{cell}.yaml")
+    free = WHERE | HOW | {"seed"} | (SPLIT_OF_BATCH if expected.TRAIN.TOTAL_BATCH_SIZE else set())
+    real = [change for change in changes if str(change).partition(" changed from ")[0] not in free]
+    if real:
+        raise DataError(f"{what}: changed on the way: {', '.join(map(str, real[:3]))}; a cell takes one recipe from beginning to end")
+
+
+def measurement(cell: str, figures: Mapping[str, Any], source: str, **facts: Any) -> dict[str, Any]:
+    """What a measured cell consists of; `figures` are of the weights that were better on the validation images."""
+    found = {key: figures[key] for key in ("acc1", "acc5", "loss", "num_images", "weights")}
+    return {"cell": cell, **found, "source": source, **facts}
+
+
+# Runs
+
+
+def runs_below(folder: Path, cells: Sequence[str]) -> Iterator[tuple[Path, str]]:
+    """The folders of runs, finished or not, that measure one of the cells, with the cell."""
+    for path in sorted(folder.rglob("config.yaml")):
+        try:
+            config = yaml.safe_load(path.read_text())
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # nobody's config, or a damaged one: it names no cell
+        cell = config.get("REPRODUCES") if isinstance(config, dict) else None
+        if cell in cells:
+            yield path.parent, cell
+
+
+def measurement_of_run(folder: Path, cell: str) -> dict[str, Any]:
+    """Raises DataError: the run is not finished, or not what the cell means."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    how = require_recipe(config, cell, str(folder))
+    path, epochs = folder / "result.json", value_of(config, "TRAIN.EPOCHS")
+    if not path.is_file():
+        raise DataError(f"{folder}: has no result.json, as it is not finished; start its command again")
+    result = read_json(path)
+    try:
+        best, last = result["best"], result["last"]
+        if result["cell"] != cell or last["epoch"] + 1 != epochs:
+            raise DataError(f"{folder}: its result is of {last['epoch'] + 1} of {epochs} epochs, for cell {result['cell']!r}; let it finish")
+        require_no_changes(result["changes"], cell, str(folder))
+        if not result["imagenet"] or result["classes"] != CLASSES:
+            raise DataError(f"{folder}: is not of ImageNet: its {result['classes']} classes are not ImageNet's {CLASSES:,}")
+        counts = result["train_images"], result["val_images"], best.get("num_images")
+        if counts != (TRAIN_IMAGES, VAL_IMAGES, VAL_IMAGES):
+            raise DataError(
+                f"{folder}: is of {counts[0]} training and {counts[1]} validation images, of which {counts[2]} were counted in its best "
+                f"epoch; ImageNet has {TRAIN_IMAGES:,} and {VAL_IMAGES:,}"
+            )
+        facts = {key: result[key] for key in ("seed", "unreadable", "left_out", "precision", "processes", "date", "commit", "machine", "versions")}
+        facts.update(epoch=best["epoch"], epochs=epochs, last_acc1=last["acc1"], other_settings=how)
+        found = measurement(cell, best, f"training run {folder}", **facts)
+    except (KeyError, TypeError, AttributeError):
+        found = {}
+    if not is_measurement(found, cell):
+        raise DataError(f"{path}: is no run's result; train again, or evaluate its best.pth with --checkpoints")
+    return found
+
+
+# Checkpoints
+
+
+def measure_checkpoints(args: argparse.Namespace, cells: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Evaluates --checkpoints; returns the measurements and what was refused."""
+    wanted, refused, found = {}, [], []
+    for text in args.checkpoints:
+        cell, _, name = text.partition("=")
+        if not name:
+            refused.append(f"--checkpoints: {text!r} must be CELL=FILE, such as {cells[0]}=best.pth")
+        elif cell not in cells:
+            refused.append(f"--checkpoints: {cell!r} is no cell of this table; {did_you_mean(cell, cells)}")
+        elif cell in wanted:
+            refused.append(f"--checkpoints: {cell} is given twice, {wanted[cell]} and {name}; leave one out")
+        else:
+            wanted[cell] = Path(name)
+    if args.checkpoints and not args.data_path:
+        refused.append("--checkpoints: no images to evaluate on; add --data-path, the folder that holds ImageNet's val/")
+    elif args.data_path and not args.checkpoints:
+        refused.append(f"--data-path: nothing to evaluate; add --checkpoints {cells[0]}=best.pth")
+    elif wanted:
+        good = {}
+        for cell, path in wanted.items():
+            try:
+                good[cell] = facts_of_checkpoint(cell, path)
+            except UserError as error:
+                refused.append(str(error))
+        try:
+            require_imagenet(next(iter(wanted)), args.data_path, args.dataset)
+        except UserError as error:
+            return [], [*refused, str(error)]
+        for cell, facts in good.items():
+            try:
+                found.append(measurement_of_checkpoint(cell, wanted[cell], facts, args.data_path, args.dataset))
+            except UserError as error:
+                refused.append(str(error))
+    return found, refused
+
+
+def require_imagenet(cell: str, data_path: str, dataset: str) -> None:
+    """Raises DataError: these are not ImageNet's validation images, by number and classes."""
+    flags = {"DATA.DATA_PATH": data_path, "DATA.DATASET": dataset, "MODEL.NUM_CLASSES": 0}
+    images = create_task(load_config(CONFIGS / f"{cell}.yaml", flags=flags)).val_dataset()
+    if (len(images), len(images.classes)) != (VAL_IMAGES, CLASSES):
+        raise DataError(
+            f"--data-path: {data_path}: {len(images):,} images in {len(images.classes):,} classes; ImageNet's validation set has "
+            f"{VAL_IMAGES:,} in {CLASSES:,}; give the folder that holds its val/"
+        )
+    if not is_imagenet(images.classes):
+        raise DataError(f"--data-path: {data_path}: its classes, {images.classes[0]!r} and so on, are not ImageNet's (n01440764, ...)")
+
+
+def facts_of_checkpoint(cell: str, path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; one of another tool need not say how it was trained.
+
+    Raises:
+        CheckpointError: there is no such file, or it is of another model or other classes.
+        DataError: it says that it was trained with another recipe.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint for {cell}; check the path")
+    checkpoint = read_checkpoint(path)
+    model = create_task(load_config(CONFIGS / f"{cell}.yaml")).build_model(CLASSES)
+    for weights in weights_of(checkpoint, path).values():
+        load_weights(model, weights, path)
+    classes, config, how = checkpoint.get("classes"), checkpoint.get("config"), {}
+    if isinstance(classes, list) and not is_imagenet(classes):
+        raise CheckpointError(f"{path}: knows other classes than ImageNet's {CLASSES:,}; use one that was trained on it")
+    if isinstance(config, dict):
+        progress, plan = checkpoint.get("progress"), checkpoint.get("plan")
+        how = require_recipe(config, cell, str(path))
+        require_no_changes(progress.get("changes", []) if isinstance(progress, dict) else [], cell, str(path))
+        images = plan.get("num_images") if isinstance(plan, dict) else None
+        if images != TRAIN_IMAGES:
+            raise DataError(f"{path}: was trained on {images} images; ImageNet has {TRAIN_IMAGES:,}")
+    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "recipe_known": isinstance(config, dict), "other_settings": how}
+
+
+def measurement_of_checkpoint(cell: str, path: Path, facts: Mapping[str, Any], data_path: str, dataset: str) -> dict[str, Any]:
+    """Evaluates with main.py, in a folder that is removed again.
+
+    Raises:
+        DataError: the evaluation failed, or left images out.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, ROOT / "main.py", "--cfg", CONFIGS / f"{cell}.yaml", "--eval", "--resume", path]
+        command += ["--data-path", data_path, "--output", folder, "--opts", "DATA.DATASET", dataset]
+        done = subprocess.run([str(word) for word in command], stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if line.strip()] or [f"ended with status {done.returncode}"]
+            raise DataError(f"{path}: its evaluation failed: {said[-1].removeprefix('error: ')}")
+        [written] = Path(folder).rglob("eval.json")
+        result = read_json(written)
+    if result["num_images"] != VAL_IMAGES:
+        raise DataError(f"{path}: its evaluation counted {result['num_images']:,} of {VAL_IMAGES:,} images; see the warnings above")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    source = f"evaluation of a checkpoint, {path.name}, sha256 {facts['sha256'][:12]}"
+    return measurement(cell, result, source, precision=result["precision"], **facts, **record(device))
