@@ -172,12 +172,13 @@ def test_every_ablation_has_its_config():
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_config_changes_one_key_of_the_base(name):
-    """And the run's folder."""
+    """And the run's folder and cell."""
     path = FOLDER / f"{name}.yaml"
     cfg, reference = load_config(path), load_config(ROOT / "configs/fat_b0.yaml" if name == "base" else FOLDER / "base.yaml")
     values = [{key: value_of(node, key) for key in leaf_keys()} for node in (cfg, reference)]
     changed = {key: value for key, value in values[0].items() if values[1][key] != value}
-    assert changed == {**{f"MODEL.FAT.{key}": value for key, value in CHANGES[name].items()}, "TAG": f"ablation_{name}"}
+    own = {"TAG": f"ablation_{name}", "REPRODUCES": f"ablations/{name}"}
+    assert changed == {**{f"MODEL.FAT.{key}": value for key, value in CHANGES[name].items()}, **own}
     if name != "base":
         assert yaml.safe_load(path.read_text())["BASE"] == "base.yaml"
 

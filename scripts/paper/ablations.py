@@ -9,7 +9,7 @@ import functools
 import operator
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping, Optional
 
 import matplotlib.pyplot as plt
 import torch
@@ -20,8 +20,8 @@ from utils.config import leaf_keys, load_config
 from utils.macs import Complexity, measure_complexity
 from utils.provenance import environment
 
-from . import proxy
-from .results import REPRODUCED, ROOT, Outcome, markdown_table, read_expected, save_figure, write_results
+from . import cells, proxy
+from .results import NOT_MEASURED, REPRODUCED, ROOT, Outcome, markdown_table, read_expected, save_figure, write_results
 
 CONFIGS = ROOT / "configs" / "ablations"
 BASE = "base"
@@ -29,6 +29,7 @@ PROXY = ROOT / "configs" / "proxy" / "short.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    cells.add_arguments(parser)
     parser.add_argument(
         "--proxy", nargs="?", type=Path, const=PROXY, metavar="YAML",
         help="train all variants by this config's short schedule (default: configs/proxy/short.yaml)",
@@ -41,8 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def reproduce(args: argparse.Namespace) -> Outcome:
     """Counts each variant, compares with configs/expected.csv, and trains the proxy if asked to."""
     names = variants()
-    outcome = Outcome()
-    rows = [row_of(name, outcome) for name in names]
+    measured, refused = cells.measure(args, [f"ablations/{name}" for name in names])
+    outcome = Outcome(refused=refused)
+    rows = [row_of(name, measured.get(f"ablations/{name}"), outcome) for name in names]
     write_table(args, rows)
     if args.proxy:
         proxy.reproduce(args, {name: changes_of(name) for name in names}, BASE)
@@ -70,7 +72,7 @@ def count(name: str) -> Complexity:
     return measure_complexity(create_task(cfg).build_model(cfg.MODEL.NUM_CLASSES), (3, cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE))
 
 
-def row_of(name: str, outcome: Outcome) -> dict[str, Any]:
+def row_of(name: str, measured: Optional[Mapping[str, Any]], outcome: Outcome) -> dict[str, Any]:
     """A variant's row; what misses its expected value is added to `outcome`."""
     counted, expected = count(name), read_expected()
     row = {"variant": name, "change": describe(changes_of(name))}
@@ -80,7 +82,7 @@ def row_of(name: str, outcome: Outcome) -> dict[str, Any]:
         row |= {quantity: value, f"expected_{quantity}": wanted.text, f"{quantity}_verdict": verdict}
         if verdict != REPRODUCED:
             outcome.missed.append(f"ablations/{name}: {quantity} is {value}, expected {wanted.text} ({wanted.source})")
-    return row
+    return {**row, "top1": f"{measured['acc1']:.2f}" if measured else NOT_MEASURED, "top1_source": cells.provenance(measured) if measured else ""}
 
 
 def describe(changes: dict[str, Any]) -> str:
@@ -90,17 +92,25 @@ def describe(changes: dict[str, Any]) -> str:
 def write_table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """results/ablations.md, .csv and .png."""
     base = rows[0]
-    table = [["config", "change", "parameters, M", "to base", "MACs, convolutions, G", "to base", "MACs, all matrix products, G", "to base", "verdict"]]
+    table = [["config", "change", "parameters, M", "to base", "MACs, convolutions, G", "to base", "MACs, all matrix products, G", "to base", "verdict", "ImageNet top-1, %"]]
     for row in rows:
         cells = [f"[{row['variant']}](../configs/ablations/{row['variant']}.yaml)", row["change"]]
         for quantity, unit in (("params", 1e6), ("conv_macs", 1e9), ("macs", 1e9)):
             cells += [f"{row[quantity] / unit:.3f}", f"{(row[quantity] - base[quantity]) / unit:+.3f}" if row is not base else ""]
         verdicts = {row[f"{quantity}_verdict"] for quantity in ("params", "conv_macs", "macs")}
-        table.append([*cells, ", ".join(sorted(verdicts))])
+        table.append([*cells, ", ".join(sorted(verdicts)), row["top1"]])
+    sources = "\n\n".join(f"{row['variant']}: {row['top1_source']}" for row in rows if row["top1_source"])
     body = f"""FAT-B0 at 224 px with one part changed. The verdict compares the counts, to the last unit, with a closed form of each variant's
-equations ([configs/expected.csv](../configs/expected.csv)); the paper's own ablation figures were not at hand.
+equations ([configs/expected.csv](../configs/expected.csv)); the paper's own ablation figures were not at hand. Top-1 is of finished runs of
+these configs on ImageNet; ablations_short.md compares the variants on a small set, which says little about ImageNet.
 
 {markdown_table(table)}
+
+SiLU(l) SiLU(g) reads both ways: as local side with its self-modulation times the modulated global side, and as each side modulated by
+the other. So `interaction_bidirectional` without self-modulation is the base itself; `no_self_modulation` leaves W(l sigmoid(g) g). `ffn_mlp`
+keeps the ConvFFN of the three blocks that make the map smaller. The strided convolution's kernel, 2 window + 1, is this project's choice.
+
+{sources}
 """
     write_results(args.output / "ablations", "Ablations: sizes", args.command, environment(torch.device("cpu")), body, rows)
     draw(args.output / "ablations.png", rows)

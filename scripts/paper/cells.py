@@ -21,7 +21,7 @@ from engine.reports import is_imagenet
 from engine.tasks import create_task
 from utils.config import leaf_keys, load_config, to_dict
 from utils.defaults import DEFAULTS
-from utils.errors import CheckpointError, ConfigError, DataError, UserError, did_you_mean
+from utils.errors import CheckpointError, DataError, UserError, did_you_mean
 from utils.files import write_json
 from utils.provenance import record
 
@@ -180,6 +180,17 @@ def measurement(cell: str, figures: Mapping[str, Any], source: str, **facts: Any
     """What a measured cell consists of; `figures` are of the weights that were better on the validation images."""
     found = {key: figures[key] for key in ("acc1", "acc5", "loss", "num_images", "weights")}
     return {"cell": cell, **found, "source": source, **facts}
+
+
+def provenance(measured: Mapping[str, Any]) -> str:
+    """Where a measured figure comes from, in one line."""
+    parts = [measured["source"], f"{measured['weights']} weights"]
+    if "last_acc1" in measured:
+        parts.append(f"epoch {measured['epoch'] + 1} of {measured['epochs']} (the last one: {measured['last_acc1']:.2f} %), seed {measured['seed']}")
+    parts += [f"{key} {value}" for key, value in measured.get("other_settings", {}).items()]
+    if measured.get("recipe_known") is False:
+        parts.append("which does not say how it was trained")
+    return "; ".join([*parts, measured["date"][:10], f"commit {measured['commit']}", measured["machine"], measured["versions"]])
 
 
 # Runs

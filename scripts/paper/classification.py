@@ -13,13 +13,12 @@ import torch
 
 from engine.tasks import create_task
 from utils.config import load_config
-from utils.files import atomic_write
 from utils.macs import Complexity, measure_complexity
 from utils.provenance import environment
 
 from . import cells
 from .cells import CONFIGS
-from .results import DIFFERS, REPRODUCED, Expected, Outcome, markdown_table, read_expected, read_published, write_results
+from .results import DIFFERS, REPRODUCED, Expected, Outcome, markdown_table, read_expected, read_published, save_figure, write_results
 
 CELLS = ["fat_b0", "fat_b1", "fat_b2", "fat_b3"]
 NOTES = """Verdicts: a computed figure is "reproduced" where it rounds to what is printed (parameters: is the released code's number, too).
@@ -63,7 +62,7 @@ def reproduce(args: argparse.Namespace) -> Outcome:
                 top1_text(row), row["top1_verdict"],
             ] for row in rows),
         ]),
-        *(f"{cell}: {provenance(measured[cell])}" for cell in CELLS if cell in measured),
+        *(f"{cell}: {cells.provenance(measured[cell])}" for cell in CELLS if cell in measured),
         NOTES,
         "## Beside models of their sizes",
         "All at their published input size; GMACs and top-1 of the others as published, FAT's GMACs those of all matrix products. "
@@ -116,7 +115,7 @@ def row_of(
         "top1_measured": f"{measured['acc1']:.2f}" if measured else "",
         "top1_published": acc1.text,
         "top1_verdict": acc1.verdict(measured and measured["acc1"]),
-        "source": provenance(measured) if measured else acc1.source,
+        "source": cells.provenance(measured) if measured else acc1.source,
     }
 
 
@@ -137,17 +136,6 @@ def top1_text(row: Mapping[str, Any]) -> str:
     if row["top1_measured"]:
         return f"{row['top1_measured']} measured (paper: {row['top1_published']})"
     return f"{row['top1_published']} (the paper's)"
-
-
-def provenance(measured: Mapping[str, Any]) -> str:
-    """Where a measured figure comes from, in one line."""
-    parts = [measured["source"], f"{measured['weights']} weights"]
-    if "last_acc1" in measured:
-        parts.append(f"epoch {measured['epoch'] + 1} of {measured['epochs']} (the last one: {measured['last_acc1']:.2f} %), seed {measured['seed']}")
-    parts += [f"{key} {value}" for key, value in measured.get("other_settings", {}).items()]
-    if measured.get("recipe_known") is False:
-        parts.append("which does not say how it was trained")
-    return "; ".join([*parts, measured["date"][:10], f"commit {measured['commit']}", measured["machine"], measured["versions"]])
 
 
 def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -176,6 +164,4 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=130)
-    plt.close(figure)
+    save_figure(figure, path)

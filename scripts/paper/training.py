@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import runpy
 import sys
 import threading
 import time
@@ -14,6 +15,8 @@ import torch
 from tqdm import tqdm
 
 from utils.errors import UserError
+
+from .results import ROOT
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def train_all(jobs: Sequence[Job], at_a_time: int, done: Callable[[Job, float], 
     """
     # Its processes fork from one that has imported torch and has no threads yet.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "main", "engine.run"])
+    context.set_forkserver_preload(["__main__", "engine.run"])
     threads = max(1, len(os.sched_getaffinity(0)) // at_a_time)
     waiting, running = list(jobs), {}
     try:
@@ -75,9 +78,8 @@ def _train(argv: Sequence[str], log: str, threads: int) -> None:
             os.dup2(file.fileno(), stream.fileno())
     torch.set_num_threads(threads)
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a process that ends like main.py leaves to be cleaned up
-    import main
-
-    main.run_and_leave(argv)
+    sys.argv = ["main.py", *argv]
+    runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
 
 
 def _failed(job: Job, status: int) -> TrainingError:
