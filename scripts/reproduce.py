@@ -30,10 +30,17 @@ from utils.errors import UserError  # noqa: E402
 
 TARGETS = {  # by name: what it makes; a module of paper/ each
     "classification": "parameters, MACs, top-1 of FAT-B0 to B3, beside peers",
+    "figure2": "top-1 over MACs and over images/s, FAT and peers",
+    "figure4": "Fourier magnitudes of what FASA computes of an image",
+    "overlays": "attention maps and Grad-CAM over an image",
+    "curves": "training curves of two or more runs",
 }
 # What --all does, in this order.
 ALL: list[list[str]] = [
     ["classification"],
+    ["figure2"],
+    ["figure4"],
+    ["overlays"],
 ]
 
 
