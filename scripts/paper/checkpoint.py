@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 import torch
@@ -36,12 +37,16 @@ class Trained:
     def is_of_imagenet(self) -> bool:
         return is_imagenet(self.classes)
 
+    @property
+    def own_size(self) -> int:
+        """px of the images it was evaluated on."""
+        return self.cfg.TEST.IMG_SIZE or self.cfg.DATA.IMG_SIZE
+
     def introduce(self, img_size: int) -> str:
         """What a figure of it must say of the weights."""
         data = "ImageNet-1k" if self.is_of_imagenet else f"{self.cfg.DATA.DATA_PATH or self.cfg.DATA.DATASET}, not on ImageNet"
-        size = self.cfg.DATA.IMG_SIZE
-        text = f"{self.cfg.MODEL.NAME} ({self.weights} weights of {self.path}) trained on {data}: {len(self.classes)} classes, {size} px"
-        return text + (f"; shown here with {img_size} px" if img_size != size else "")
+        text = f"{self.cfg.MODEL.NAME} ({self.weights} weights of {self.path}) trained on {data}: {len(self.classes)} classes, {self.own_size} px"
+        return text + (f"; shown here with {img_size} px" if img_size != self.own_size else "")
 
     @property
     def limits(self) -> str:
@@ -114,11 +119,12 @@ def require_number(flag: str, number: int, size: int, of: str) -> int:
     return number - 1
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which weights and which image."""
+def add_arguments(parser: argparse.ArgumentParser, img_size: Optional[int]) -> None:
+    """Which weights and which image; `img_size` is the default, None for the size that the model was evaluated on."""
     parser.add_argument("--checkpoint", type=Path, help="a FAT's, of main.py (default: the quickstart's, trained if it is not there)")
     parser.add_argument("--image", type=Path, help="an image file (default, with the default checkpoint: one of the quickstart's)")
-    parser.add_argument("--img-size", type=int, default=224, metavar="PX", help="the image's, for the model (default: 224)")
+    shown = img_size or "what the checkpoint was evaluated on"
+    parser.add_argument("--img-size", type=int, default=img_size, metavar="PX", help=f"the image's, for the model (default: {shown})")
 
 
 def inputs_of(args: argparse.Namespace) -> tuple[Trained, Path]:

@@ -30,7 +30,7 @@ OWN = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    checkpoint.add_arguments(parser)
+    checkpoint.add_arguments(parser, img_size=224)
     parser.add_argument("--stage", type=int, default=1, help="from 1 (default: 1)")
     parser.add_argument("--block", type=int, default=1, help="in the stage, from 1 (default: 1)")
     parser.add_argument(

@@ -40,7 +40,7 @@ def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], size: f
         px, py = axes.transData.transform((x, y))
         taken.append(Bbox.from_extents(px - 5, py - 5, px + 5, py + 5))
     for x, y, text in sorted(labels, key=lambda label: -label[1]):
-        note = axes.annotate(text, (x, y), fontsize=size, textcoords="offset points")
+        note = axes.annotate(text, (x, y), xytext=(0, 0), fontsize=size, textcoords="offset points")
         found = []
         for dx, dy in PLACES:
             note.set_position((dx, dy))
@@ -54,6 +54,5 @@ def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], size: f
         note.set_position((dx, dy))
         note.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
         if max(abs(dx), abs(dy)) > 10:
-            note.arrow_patch = None
             axes.annotate("", (x, y), xytext=(dx, dy), textcoords="offset points", arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "gray"})
         taken.append(box)
