@@ -47,7 +47,7 @@ class Panel:
     def note(self) -> str:
         """What there is to say of a map without a peak."""
         if self.heat.size == 1:
-            return "one key, weight 1" if self.kind == "attention" else "one position"
+            return "one key" if self.kind == "attention" else "one position"
         return "" if self.heat.any() else "zero everywhere"
 
 

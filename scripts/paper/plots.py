@@ -11,8 +11,9 @@ from matplotlib.transforms import Bbox
 
 from utils.files import atomic_write
 
-# Where a label may stand beside its point, in points of 1/72 inch: the nearest places first.
-PLACES = [(x * far, y * far) for far in (1, 2, 3.5, 5) for x, y in ((6, 4), (6, -9), (-6, 4), (-6, -9), (0, 8), (0, -13), (9, -2), (-9, -2))]
+# Where a label may stand beside its point, in points of 1/72 inch, the nearest places first.
+NEAR = [(6, 4), (-6, 4), (0, 8), (6, -9), (-6, -9), (0, -13), (9, -2), (-9, -2)]
+PLACES = [(x * far, y * far) for far in (1, 2, 3.5, 5) for x, y in NEAR]
 
 
 def save_png(figure: Figure, path: Path) -> None:
