@@ -107,6 +107,9 @@ def test_grad_cam_by_hand():
     found, classes = grad_cam(model, maps, layer)
     assert classes.tolist() == [1]  # logits: 3 * 6.5 - 2 * 7 < 6.5 + 4 * 7, over 3
     torch.testing.assert_close(found, torch.tensor([[[9 / 3, 9 / 3, 16.5 / 3]]]))
+    by_place = nn.Sequential(layer, nn.Flatten(), nn.Linear(6, 1))
+    by_place[2].weight.data = torch.tensor([[1.0, 2.0, 6.0, -3.0, 0.0, 0.0]])  # means 3 and -1
+    torch.testing.assert_close(grad_cam(by_place, maps, layer)[0], torch.tensor([[[1.0, 14.0, 0.0]]]))
     with pytest.raises(ValueError, match="Linear gives no maps"):
         grad_cam(model, maps, head)
 
