@@ -5,13 +5,18 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from statistics import median
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import matplotlib
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import matplotlib  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from run_records import Records, median_speed, read_records, weights_in  # noqa: E402
+
+from utils.errors import UserError  # noqa: E402
 
 
 def fail(message: str) -> NoReturn:
@@ -19,27 +24,10 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def read_records(run: Path) -> dict[str, list[dict[str, Any]]]:
-    """metrics.jsonl by kind of record."""
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        fail(f"{path}: no such file; give the folder of a run, such as output/fat_b0/default")
-    records: dict[str, list[dict[str, Any]]] = {"start": [], "train": [], "epoch": []}
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-            records[record["kind"]].append(record)
-        except (ValueError, KeyError, TypeError):
-            print(f"warning: {path}: left out a line that is no record: {line[:60]!r}", file=sys.stderr)
-    if not all(records.values()):
-        fail(f"{path}: has no finished epoch yet; try again later")
-    return records
-
-
-def draw_curves(records: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def draw_curves(records: Records, path: Path) -> None:
     """Loss and accuracy over epochs, as a PNG."""
     epochs = [r["epoch"] + 1 for r in records["epoch"]]
-    weights = [name for name in ("raw", "ema") if name in records["epoch"][0]]
+    weights = weights_in(records)
     figure, (loss_axes, accuracy_axes) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     loss_axes.plot(epochs, [r["train_loss"] for r in records["epoch"]], label="training (augmented, smoothed)")
     for name in weights:
@@ -53,7 +41,7 @@ def draw_curves(records: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def table_rows(run: Path, records: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str]]:
+def table_rows(run: Path, records: Records) -> list[tuple[str, str]]:
     start = records["start"][-1]
     rows = [
         ("model", f"{start['model']}, {start['params'] / 1e6:.2f} M parameters, {start['img_size']} px"),
@@ -83,15 +71,17 @@ def table_rows(run: Path, records: dict[str, list[dict[str, Any]]]) -> list[tupl
     if result.get("unreadable") or result.get("raw", {}).get("unreadable"):
         missing = result.get("unreadable") or result["raw"]["unreadable"]
         rows.append(("NOT THE FULL SET", f"{missing} images could not be read and are in no metric"))
-    speed = median(r["images_per_second"] for r in records["train"])
-    return rows + [("training speed", f"{speed:.1f} images/s (median, {start['device']})"), ("run", str(run))]
+    return rows + [("training speed", f"{median_speed(records):.1f} images/s (median, {start['device']})"), ("run", str(run))]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run")
     run = parser.parse_args().run
-    records = read_records(run)
+    try:
+        records = read_records(run)
+    except UserError as error:
+        fail(str(error))
     draw_curves(records, run / "curves.png")
     rows = [*table_rows(run, records), ("curves", str(run / "curves.png"))]
     width = max(len(name) for name, _ in rows)

@@ -36,6 +36,19 @@ def load_config(
     return cfg
 
 
+def config_from(values: dict[str, Any], where: str) -> CfgNode:
+    """The frozen config of plain dictionaries, which a checkpoint holds; keys that are younger than it have their defaults.
+
+    Raises:
+        ConfigError: a key or value that cannot be used; the message names it and `where` it stands.
+    """
+    cfg = DEFAULTS.clone()
+    for key, value in _flatten({name: value for name, value in values.items() if name != "BASE"}):
+        _set(cfg, key, value, where)
+    cfg.freeze()
+    return cfg
+
+
 def leaf_keys(node: CfgNode = DEFAULTS, prefix: str = "") -> list[str]:
     """All keys with a value, as SECTION.KEY."""
     keys = []

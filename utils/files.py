@@ -42,7 +42,8 @@ def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None) -> Itera
     except OSError as error:
         raise unwritable(error.filename2 or path, error) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):  # a file stands where the folder should be
+            temporary.unlink(missing_ok=True)
 
 
 def is_of_the_machine(error: BaseException) -> bool:

@@ -21,15 +21,37 @@ def montage(
     """
     scale, shift = torch.tensor(std).view(3, 1, 1), torch.tensor(mean).view(3, 1, 1)
     pixels = ((images.cpu().float() * scale + shift).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()
-    side = max(96, images.shape[-1])
+    return grid(pixels, captions, max(96, images.shape[-1]), columns)
+
+
+def grid(pictures: Sequence[np.ndarray], captions: Sequence[str], side: int, columns: int) -> np.ndarray:
+    """RGB pictures (height, width, 3), uint8, each as a square of `side` px under its caption, `columns` in a row."""
     tiles = []
-    for image, caption in zip(pixels, captions):
-        tile = cv2.resize(np.ascontiguousarray(image), (side, side), interpolation=cv2.INTER_NEAREST)
+    for picture, caption in zip(pictures, captions, strict=True):
+        tile = cv2.resize(np.ascontiguousarray(picture), (side, side), interpolation=cv2.INTER_NEAREST)
         tile = cv2.copyMakeBorder(tile, 18, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))
-        cv2.putText(tile, caption[:16].encode("ascii", "replace").decode(), (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+        text = caption[: max(16, side // 7)].encode("ascii", "replace").decode()
+        cv2.putText(tile, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
         tiles.append(tile)
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
     return cv2.vconcat([cv2.hconcat(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
+
+
+def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A map's values as colours, blue for its least to red for its largest, half transparent over a picture.
+
+    Args:
+        picture: RGB (height, width, 3), uint8.
+        heat: (h, w), finite; it is stretched to the picture. One that is the same everywhere has no colours: the picture
+            comes back in grey.
+    """
+    low, high = float(heat.min()), float(heat.max())
+    if high - low <= 1e-6 * max(abs(low), abs(high)):
+        return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    levels = ((heat - low) / (high - low) * 255).astype(np.float32)
+    levels = cv2.resize(levels, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    colours = cv2.applyColorMap(levels.round().astype(np.uint8), cv2.COLORMAP_JET)
+    return cv2.addWeighted(picture, 0.5, cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), 0.5, 0)
 
 
 def encode_png(picture: np.ndarray) -> bytes:

@@ -1,0 +1,54 @@
+"""What a run has written of itself, metrics.jsonl, for the scripts that show it."""
+
+import json
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from utils.errors import DataError
+
+Records = dict[str, list[dict[str, Any]]]  # by kind: start, train, epoch
+
+NEEDED = {"start": ("model", "params"), "train": ("update", "images_per_second"), "epoch": ("epoch", "train_loss", "raw")}
+
+
+def read_records(run: Path) -> Records:
+    """The records of a run's folder; lines that are none are left out with a warning.
+
+    Raises:
+        DataError: there are none, or the first epoch is not finished.
+    """
+    path = run / "metrics.jsonl"
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); give the folder of a run, such as output/fat_b0/default"
+        ) from None
+    records: Records = {kind: [] for kind in NEEDED}
+    for line in lines:
+        try:
+            record = json.loads(line)
+            kind = record["kind"]
+            for key in NEEDED[kind]:
+                record[key]
+            for weights in ("raw", "ema") if kind == "epoch" else ():
+                if weights in record:
+                    record[weights]["acc1"], record[weights]["loss"]
+            records[kind].append(record)
+        except (ValueError, KeyError, TypeError):
+            print(f"warning: {path}: left out a line that is no record: {line[:60]!r}", file=sys.stderr)
+    if not all(records.values()):
+        raise DataError(f"{path}: has no finished epoch yet; try again later")
+    return records
+
+
+def weights_in(records: Records) -> list[str]:
+    """Which weights each epoch was evaluated with: 'raw', and 'ema' if there was an average."""
+    return [name for name in ("raw", "ema") if name in records["epoch"][0]]
+
+
+def median_speed(records: Records) -> float:
+    """Images/s of training, of all processes."""
+    return median(record["images_per_second"] for record in records["train"])
