@@ -15,6 +15,7 @@ from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError
 from utils.macs import Complexity, measure_complexity
 from utils.peers import Peers
+from utils.provenance import commit
 from utils.rng import seed_all
 from utils.run_log import RunLog
 
@@ -176,6 +177,7 @@ def build_trainer(
             "total_batch_size": plan.total_batch_size,
             "processes": launch.world_size,
             "precision": str(precision),
+            "commit": commit(),  # of the code that trains, which may be another one at the end
         },
     )
     return trainer, complexity, pretrained_note

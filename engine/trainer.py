@@ -375,7 +375,7 @@ class Trainer:
             "unreadable": self.log.count_unreadable(),
             "changes": progress.changes,
         }
-        write_json(self.checkpointer.directory / RESULT, {**self.facts, **figures, **record(self.device)})
+        write_json(self.checkpointer.directory / RESULT, {**record(self.device), **self.facts, **figures})
 
     def save(self, *names: str) -> None:
         self.saved_at, self.save_asked = time.monotonic(), False

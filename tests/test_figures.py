@@ -288,7 +288,7 @@ def test_points_of_figure2_are_the_published_and_the_measured_ones(tmp_path, mon
     with open(ROOT / "configs" / "published.csv") as file:
         published = {row["model"]: row for row in csv.DictReader(file)}
     assert sorted(points[2][1]) == sorted((float(r["gmacs"]), float(r["top1"])) for r in published.values() if r["weights"])
-    assert points[4][1] == [(30, 77.6)] and points[5][1] == [(12, 70.654)]
+    assert points[4][1] == [(29, 77.6)] and points[5][1] == [(12, 70.654)]
     by_model = {row["model"]: row for row in rows}
     assert by_model["fat_b0"]["form"] == "fused" and by_model["fat_b2"]["top1_source"] == "measured here"
     assert by_model["swin_tiny_patch4_window7_224"]["images_per_second"] == ""
@@ -445,9 +445,9 @@ def test_refused(runs, image, tmp_path):
         (["overlays", *both, "--queries", *(f"0.{n},0" for n in range(9))], ConfigError, "9 points; give at most 8"),
         (["overlays", *both, "--output", tmp_path / "file" / "x"], OutputError, "cannot be written"),
         (["figure2", "--speed", tmp_path / "none.csv"], DataError, "none.csv: cannot be read"),
-        (["figure2", "--speed", tmp_path / "bad.csv"], DataError, "bad.csv: is no CSV of scripts/benchmark.py"),
+        (["figure2", "--speed", tmp_path / "bad.csv"], DataError, "bad.csv: is no table of scripts/benchmark.py"),
         (["figure2", "--speed", tmp_path / "train.csv"], DataError, "train.csv: has no inference"),
-        (["figure2", "--speed", good], DataError, "best.pth: is no CSV"),
+        (["figure2", "--speed", good], DataError, "best.pth: is no table"),
         (["curves", runs["small"]], ConfigError, "1 run(s); give between 2 and 10"),
         (["curves", runs["small"], runs["small"] / ".." / "small"], ConfigError, "stands twice"),
         (["curves", runs["small"], tmp_path / "nope"], DataError, "nope/metrics.jsonl: cannot be read"),

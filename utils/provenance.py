@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def commit() -> str:
     """The commit of this code, with `-dirty` if files differ from it; 'unknown' outside of a git checkout."""
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=10"], cwd=ROOT, capture_output=True, text=True)
-    except OSError:
+        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=10"], cwd=ROOT, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return done.stdout.strip() or "unknown"
 

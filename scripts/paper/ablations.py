@@ -21,7 +21,8 @@ from utils.macs import Complexity, measure_complexity
 from utils.provenance import environment
 
 from . import cells, proxy
-from .results import NOT_MEASURED, REPRODUCED, ROOT, Outcome, markdown_table, read_expected, save_figure, write_results
+from .plots import save_png
+from .results import NOT_MEASURED, REPRODUCED, ROOT, Outcome, markdown_table, read_expected, write_results
 
 CONFIGS = ROOT / "configs" / "ablations"
 BASE = "base"
@@ -131,4 +132,4 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set(xlabel="difference from FAT-B0, %")
     axes.legend(loc="lower left", fontsize=8)
-    save_figure(figure, path)
+    save_png(figure, path)

@@ -18,7 +18,8 @@ from utils.provenance import environment
 
 from . import cells
 from .cells import CONFIGS
-from .results import DIFFERS, REPRODUCED, Expected, Outcome, markdown_table, read_expected, read_published, save_figure, write_results
+from .plots import save_png
+from .results import DIFFERS, REPRODUCED, Expected, Outcome, markdown_table, read_expected, read_published, write_results
 
 CELLS = ["fat_b0", "fat_b1", "fat_b2", "fat_b3"]
 NOTES = """Verdicts: a computed figure is "reproduced" where it rounds to what is printed (parameters: is the released code's number, too).
@@ -164,4 +165,4 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    save_figure(figure, path)
+    save_png(figure, path)

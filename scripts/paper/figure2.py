@@ -6,9 +6,7 @@ OUTPUT/measured/<cell>.json has it. Images/s come from a CSV of scripts/benchmar
 """
 
 import argparse
-import csv
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +18,14 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-import models  # noqa: F401  (registers FAT with timm)
+import models  # noqa: F401 (registers FAT with timm)
 from utils.errors import DataError
 from utils.macs import measure_complexity
 from utils.provenance import environment
 
 from .plots import label_points, save_png
 from .results import ROOT, Outcome, markdown_table, read_published, write_results
+from .speed import fastest, read_speed
 
 FALLBACK = ROOT / "results" / "benchmark_cpu.csv"
 IMG_SIZE = 224
@@ -140,26 +139,16 @@ def read_speeds(path: Path) -> Speeds:
     such ones at the largest batch, and in float32.
 
     Raises:
-        DataError: no such file, or none of scripts/benchmark.py.
+        DataError: no such file, or none of scripts/benchmark.py, or none of inference.
     """
-    groups: dict[tuple[int, str], dict[str, tuple[float, str]]] = {}
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row["task"].startswith("inference") and "OpenVINO" not in row["form"]:
-                    group = groups.setdefault((int(row["batch_size"]), row["precision"]), {})
-                    speed = float(row["images_per_second"])
-                    if not 0 < speed < math.inf:
-                        raise ValueError
-                    group[row["model"]] = max(group.get(row["model"], (0.0, "")), (speed, row["form"]))
-    except OSError as error:
-        raise DataError(f"--speed: {path}: cannot be read ({error.strerror}); make it with scripts/benchmark.py") from None
-    except (KeyError, TypeError, ValueError, AttributeError, csv.Error):
-        raise DataError(f"--speed: {path}: is no CSV of scripts/benchmark.py; make it with that") from None
+    rows = read_speed(path)
+    kinds = {(row["batch_size"], row["precision"]) for row in rows if row["task"].startswith("inference")}
+    groups = {kind: fastest(rows, "inference", *kind) for kind in kinds}
     if not groups:
-        raise DataError(f"--speed: {path}: has no inference; run scripts/benchmark.py --tasks inference")
-    batch_size, precision = max(groups, key=lambda key: (len(groups[key]), key[0], key[1] == "float32", key[1]))
-    return Speeds(groups[batch_size, precision], batch_size, precision, machine_of(path))
+        raise DataError(f"{path}: has no inference; run scripts/benchmark.py --tasks inference")
+    batch_size, precision = max(groups, key=lambda kind: (len(groups[kind]), int(kind[0]), kind[1] == "float32"))
+    by_model = {name: (float(row["images_per_second"]), row["form"]) for name, row in groups[batch_size, precision].items()}
+    return Speeds(by_model, int(batch_size), precision, machine_of(path))
 
 
 def machine_of(path: Path) -> str:

@@ -1,29 +1,25 @@
 """The ablations' accuracy by a short schedule on a small set: all variants with the same seeds, and a paired test."""
 
 import argparse
-import json
-import subprocess
-import sys
 from pathlib import Path
-from statistics import median
 from typing import Any, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import torch
 import yaml
+from run_records import median_speed, read_records
 from yacs.config import CfgNode
 
 from engine.resume import config_changes
 from utils.config import load_config, to_dict
-from utils.errors import ConfigError, DataError, OutputError
+from utils.errors import ConfigError, OutputError
 from utils.provenance import environment
 
-from .results import ROOT, markdown_table, save_figure, write_results
+from .plots import save_png
+from .quickstart import make_images
+from .results import markdown_table, write_results
 from .statistics import Comparison, compare
 from .training import Job, train_all
-
-MADE = {"digits", "emoji"}  # below datasets/, by scripts/make_quickstart_data.py
-SELF = ("OUTPUT", "TAG")
 
 
 def reproduce(args: argparse.Namespace, variants: Mapping[str, Mapping[str, Any]], base: str) -> None:
@@ -42,7 +38,7 @@ def reproduce(args: argparse.Namespace, variants: Mapping[str, Mapping[str, Any]
     if not args.proxy.is_file():
         raise ConfigError(f"--proxy {args.proxy}: no such file; give a config such as configs/proxy/short.yaml")
     recipe = load_config(args.proxy)
-    make_images(recipe)
+    make_images(Path(recipe.DATA.DATA_PATH))
     runs = {
         (name, seed): run_of(args.proxy, args.proxy_runs / args.proxy.stem, name, seed, changes)
         for seed in range(args.seeds)
@@ -61,21 +57,6 @@ def reproduce(args: argparse.Namespace, variants: Mapping[str, Mapping[str, Any]
     rows = [{"variant": name, "seed": seed, **figures_of(directory)} for (name, seed), (_, _, directory) in runs.items()]
     figures = {name: [row["acc1"] for row in rows if row["variant"] == name] for name in variants}
     write(args, recipe, rows, figures, compare(figures, base), base)
-
-
-def make_images(recipe: CfgNode) -> None:
-    """Makes the quickstart's images where they are missing.
-
-    Raises:
-        DataError: they cannot be made.
-    """
-    path = Path(recipe.DATA.DATA_PATH)
-    if path.is_dir() or path.parent != Path("datasets") or path.name not in MADE:
-        return  # other data are the user's; training says what is wrong with them
-    made = subprocess.run([sys.executable, ROOT / "scripts" / "make_quickstart_data.py", path.name, path], capture_output=True, text=True)
-    if made.returncode:
-        reason = (made.stderr.strip().splitlines() or ["no output"])[-1].removeprefix("error: ")
-        raise DataError(f"{path}: cannot be made ({reason}); see scripts/make_quickstart_data.py")
 
 
 def run_of(recipe: Path, root: Path, name: str, seed: int, changes: Mapping[str, Any]) -> tuple[list[str], CfgNode, Path]:
@@ -102,15 +83,17 @@ def require_same_recipe(cfg: CfgNode, directory: Path) -> None:
 
 
 def figures_of(directory: Path) -> dict[str, Any]:
-    """Of a finished run: its last epoch's metrics, which no choice among epochs has made better."""
-    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    epochs = [record for record in records if record["kind"] == "epoch"]
-    last, start = epochs[-1], next(record for record in records if record["kind"] == "start")
-    speed = median(record["images_per_second"] for record in records if record["kind"] == "train")
+    """Of a finished run: its last epoch's metrics, which no choice among epochs has made better.
+
+    Raises:
+        DataError: its record is not there or incomplete.
+    """
+    records = read_records(directory)
+    last, start = records["epoch"][-1], records["start"][-1]
     return {
         "acc1": last["raw"]["acc1"], "loss": last["raw"]["loss"], "train_loss": last["train_loss"], "epochs": last["epoch"] + 1,
         "train_images": start["train_images"], "val_images": last["raw"]["num_images"], "params": start["params"],
-        "images_per_second": round(speed, 1),
+        "images_per_second": round(median_speed(records), 1),
     }  # fmt: skip
 
 
@@ -167,4 +150,4 @@ def draw(path: Path, figures: Mapping[str, Sequence[float]], base: str, title: s
     axes.grid(axis="x", alpha=0.3)
     axes.set(xlabel="top-1 of the last epoch, %", title=f"Proxy: {title}")
     axes.title.set_fontsize(9)
-    save_figure(figure, path)
+    save_png(figure, path)

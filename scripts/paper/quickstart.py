@@ -26,7 +26,7 @@ def checkpoint() -> Path:
     run = ROOT / run_directory(cfg)
     if not _is_finished(run, cfg.TRAIN.EPOCHS):
         print(f"{_shown(run)}: is not there or not finished; training it", flush=True)
-        _run("scripts/make_quickstart_data.py", "digits", cfg.DATA.DATA_PATH)
+        make_images(Path(cfg.DATA.DATA_PATH))
         _run("-m", "torch.distributed.launch", "--nproc_per_node", "2", "main.py", "--cfg", str(CONFIG.relative_to(ROOT)))
     return _shown(run / BEST)
 
@@ -38,9 +38,18 @@ def image() -> Path:
         ProcessError: the images could not be made.
     """
     folder = ROOT / load_config(CONFIG).DATA.DATA_PATH
-    if not folder.is_dir():
-        _run("scripts/make_quickstart_data.py", "digits", str(folder))
+    make_images(folder.relative_to(ROOT))
     return _shown(min((folder / "val").rglob("*.png")))
+
+
+def make_images(path: Path) -> None:
+    """Makes the images of scripts/make_quickstart_data.py in datasets/digits or datasets/emoji, if they are not there.
+
+    Raises:
+        ProcessError: they could not be made.
+    """
+    if path in (Path("datasets/digits"), Path("datasets/emoji")) and not (ROOT / path).is_dir():
+        _run("scripts/make_quickstart_data.py", path.name, str(path))
 
 
 def _is_finished(run: Path, epochs: int) -> bool:

@@ -6,10 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
-
-from utils.files import atomic_write, write_text
+from utils.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXPECTED = ROOT / "configs" / "expected.csv"
@@ -87,12 +84,3 @@ def write_results(output: Path, title: str, command: str, facts: Sequence[str], 
     writer.writeheader()
     writer.writerows(rows)
     write_text(output.with_suffix(".csv"), text.getvalue())
-
-
-def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
-    """Writes a PNG, whole or not at all, and closes the figure."""
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=dpi, metadata={"Software": None})
-    plt.close(figure)
-    with atomic_write(path) as file:
-        file.write(image.getvalue())

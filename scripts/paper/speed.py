@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import math
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from .results import ROOT, Outcome, markdown_table, read_published, write_result
 
 # A few minutes on one core, where benchmark.py's own settings take an hour.
 QUICK = ["--tasks", "inference", "--precisions", "float32", "--compile-mode", "", "--batch-sizes", "8", "--rounds", "3", "--seconds", "0.1"]
-COLUMNS = {"task", "batch_size", "model", "form", "precision", "images_per_second", "ratio_to_plain"}
+COLUMNS = {"task", "batch_size", "model", "form", "precision", "images_per_second"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,17 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def reproduce(args: argparse.Namespace) -> Outcome:
-    """Times, unless `--csv` gives the figures, and writes results/speed.md, .csv and .png."""
+    """Times, unless `--csv` gives the figures, and writes results/speed.md, .csv and .png; with `--quick` results/speed_quick.*."""
     if args.csv and args.quick:
         raise ConfigError("--csv contradicts --quick, which times; give one of them")
+    output = args.output / ("speed_quick" if args.quick else "speed")  # what took an hour is not overwritten
     with tempfile.TemporaryDirectory() as folder:
         source = args.csv or benchmark(Path(folder) / "speed", QUICK if args.quick else [])
         rows = read_speed(source)
         facts = facts_of(source.with_suffix(".md"))
-        write_results(args.output / "speed", "Speed", args.command, facts, body_of(rows), rows)
+        write_results(output, "Speed", args.command, facts, body_of(rows), rows)
         picture = source.with_suffix(".png")
         if picture.is_file():
-            with atomic_write(args.output / "speed.png") as file:
+            with atomic_write(output.with_suffix(".png")) as file:
                 file.write(picture.read_bytes())
     return Outcome()
 
@@ -54,13 +56,17 @@ def read_speed(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: it is not there, or none of those.
     """
+    what = "make it with scripts/benchmark.py"
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give a CSV that scripts/benchmark.py wrote") from None
-    if not rows or not COLUMNS <= set(rows[0]):
-        raise DataError(f"{path}: is no table of scripts/benchmark.py; give one that it wrote")
+        good = bool(rows) and COLUMNS <= set(rows[0]) and all(0 < float(row["images_per_second"]) < math.inf for row in rows)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {what}") from None
+    except (ValueError, TypeError, csv.Error):
+        good = False
+    if not good:
+        raise DataError(f"{path}: is no table of scripts/benchmark.py; {what}")
     return rows
 
 
@@ -90,7 +96,7 @@ def body_of(rows: list[dict[str, Any]]) -> str:
             top1 = published.get(name, {}).get("top1", "")
             size = published.get(name, {}).get("img_size", "")
             note = f" (at {size} px)" if size not in ("", "224") else ""
-            table.append([f"**{name}**" if name.startswith("fat_") else name, row["form"], f"{float(row['images_per_second']):.1f}", row["ratio_to_plain"], top1 + note])
+            table.append([f"**{name}**" if name.startswith("fat_") else name, row["form"], f"{float(row['images_per_second']):.1f}", row.get("ratio_to_plain", ""), top1 + note])
         parts.append(f"## {task}, batch {batch_size}, {precision}\n\n{markdown_table(table)}")
     return "\n\n".join(parts)
 
