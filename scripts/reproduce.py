@@ -21,12 +21,6 @@ from typing import NoReturn, Optional, Sequence
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import matplotlib  # noqa: E402
-
-matplotlib.use("Agg")
-
-import torch  # noqa: E402
-
 from utils.errors import ConfigError, UserError  # noqa: E402
 
 TARGETS = {  # by name: what it makes; a module of paper/ each
@@ -57,7 +51,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parser.parse_args(argv)
     if args.all == bool(args.target):
         parser.error(f"give --all, or one target: {', '.join(TARGETS)}")
-    torch.set_num_threads(1)  # figures of one core, the same on any machine
     missed, refused, status = [], [], 0
     for words in ALL if args.all else [argv]:
         if args.all:
@@ -94,9 +87,17 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict]:
     for place in (parser, output):
         place.add_argument("--output", type=Path, default=Path("results"), help="folder to write to (default: results)")
     commands = parser.add_subparsers(dest="target")
-    modules = {}
+    try:
+        import matplotlib
+        import torch
+
+        matplotlib.use("Agg")
+        torch.set_num_threads(1)  # figures of one core, the same on any machine
+        modules = {name: importlib.import_module(f"paper.{name}") for name in TARGETS}
+    except ImportError as error:
+        needed = "pip install -r requirements.txt -r scripts/quickstart-requirements.txt"
+        raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); {needed}") from None
     for name, text in TARGETS.items():
-        modules[name] = importlib.import_module(f"paper.{name}")
         modules[name].add_arguments(commands.add_parser(name, parents=[output], help=text, description=modules[name].__doc__))
     return parser, modules
 

@@ -11,7 +11,7 @@ import timm
 import torch
 import yaml
 from conftest import ROOT, Stop, error_of, run, stop_at_update
-from paper import cells, classification, results
+from paper import ablations, cells, classification, results
 from PIL import Image
 from timm.data import ImageNetInfo
 
@@ -166,7 +166,7 @@ def test_a_cell_that_does_not_exist_is_refused(write_config, name):
 
 
 def test_every_cell_s_config_names_it():
-    for cell in classification.CELLS:
+    for cell in [*classification.CELLS, *(f"ablations/{name}" for name in ablations.variants())]:
         assert load_config(ROOT / "configs" / f"{cell}.yaml").REPRODUCES == cell
 
 
