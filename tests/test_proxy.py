@@ -55,6 +55,16 @@ def test_no_test_without_a_spread(values):
     """One seed, or the same difference in each of two, says nothing of chance."""
     found = compare({"base": values[0], "other": values[1]}, "base")["other"]
     assert found.p_value is None and found.adjusted is None and found.difference == pytest.approx(values[1][0] - values[0][0])
+    assert found.interval is None and (found.deviation is None) == (len(values[0]) == 1)
+
+
+def test_one_image_more_with_each_seed_is_no_spread():
+    """Percentages of whole images differ by the same in all but the last bits, against which any difference would be large."""
+    base, other = ([100 * (right + more) / 359 for right in (352, 349, 351)] for more in (0, 1))
+    assert len({b - a for a, b in zip(base, other)}) > 1
+    found = compare({"base": base, "other": other, "varied": [98.0, 97.0, 98.5]}, "base")
+    assert found["other"].p_value is None and found["other"].interval is None
+    assert found["varied"].adjusted == pytest.approx(min(1, 2 * found["varied"].p_value))  # of two that are compared
 
 
 # Training
