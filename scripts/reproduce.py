@@ -91,8 +91,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict]:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="every target that needs neither ImageNet nor a GPU")
     output = argparse.ArgumentParser(add_help=False)
-    for place in (parser, output):
-        place.add_argument("--output", type=Path, default=Path("results"), help="folder to write to (default: results)")
+    for place, default in ((parser, Path("results")), (output, argparse.SUPPRESS)):  # a target's would hide one given before it
+        place.add_argument("--output", type=Path, default=default, help="folder to write to (default: results)")
     commands = parser.add_subparsers(dest="target")
     modules = {}
     for name, text in TARGETS.items():

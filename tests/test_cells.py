@@ -100,6 +100,13 @@ def test_peers_have_a_source_and_gmacs():
     assert len({row["weights"] or row["model"] for row in rows}) == len(rows)
 
 
+def test_the_output_may_stand_before_the_target():
+    parser, _ = reproduce.build_parser()
+    for words in (["--output", "x", "classification"], ["classification", "--output", "x"]):
+        assert str(parser.parse_args(words).output) == "x"
+    assert str(parser.parse_args(["classification"]).output) == "results"
+
+
 # A run's result
 
 

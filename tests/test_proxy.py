@@ -85,6 +85,8 @@ def test_all_variants_with_all_seeds(proxy_args, capfd):
     assert len({row["loss"] for row in rows}) == 4  # other seeds and variants are other runs
     text = (proxy_args.output / "ablations_recipe.md").read_text()
     mean = sum(float(row["acc1"]) for row in rows if row["variant"] == "added") / 2
+    trained = {json.loads(path.read_text())["commit"] for path in proxy_args.proxy_runs.rglob("result.json")}
+    assert {row["commit"] for row in rows} == trained and f"commit {', '.join(trained)}; " in text
     assert "says little about ImageNet" in text and f"| added | {mean:.2f} |" in text and "60 images" in text
     assert (proxy_args.output / "ablations_recipe.png").read_bytes().startswith(b"\x89PNG")
     assert capfd.readouterr().out.count("top-1") == 4
@@ -140,6 +142,14 @@ def test_refused(proxy_args, values, error, message):
     assert not proxy_args.proxy_runs.exists() and not proxy_args.output.exists()
 
 
+def test_the_table_says_where_its_runs_were_trained():
+    """Not where it was written."""
+    one = {"date": "2026-02-03T10:00:00", "commit": "abc", "machine": "a GPU", "versions": "torch 3"}
+    assert proxy.facts_of([one, one]) == ["Trained 2026-02-03, commit abc", "a GPU", "torch 3"]
+    other = {**one, "date": "2026-02-01T10:00:00", "commit": "def", "machine": "a CPU"}
+    assert proxy.facts_of([one, other]) == ["Trained 2026-02-01 to 2026-02-03, commit abc, def", "a GPU / a CPU", "torch 3"]
+
+
 # Speed
 
 
@@ -166,7 +176,7 @@ def test_the_speed_table_has_the_fastest_forms(tmp_path):
     lines = [line for line in text.splitlines() if line.startswith(("| **fat", "| pvt"))]
     # FAT-B0's figure is the one of its turn with the peers.
     assert lines == ["| **fat_b0** | fused | 27.0 |  | 77.6 |", "| pvt_v2_b0 | eager NHWC | 26.0 |  | 70.654 |", "| **fat_b1** | fused | 20.0 |  | 80.1 |"]
-    assert "timed by `python scripts/benchmark.py --rounds 3`. here, today." in text
+    assert "timed by `python scripts/benchmark.py --rounds 3`. here, today." in text and "Every form and spread: speed.csv." in text
     assert (tmp_path / "results" / "speed.csv").read_text().splitlines() == source.read_text().splitlines()
 
 
