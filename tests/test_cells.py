@@ -94,6 +94,17 @@ def test_a_computed_figure_that_is_not_expected_ends_with_1(table, monkeypatch, 
     assert status == 1 and all(part in line for part in (cell, f"{quantity} is", text, "a source"))
 
 
+def test_the_readme_s_table_is_the_one_that_was_made():
+    with open(ROOT / "results" / "classification.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["kind"] == "FAT"]
+    made = [
+        f"| {row['model'].upper().replace('_', '-')} | {int(row['params']) / 1e6:.2f} M | {row['conv_gmacs']} | {row['gmacs']} | {row['top1_published']} % |"
+        for row in rows
+    ]
+    assert len(made) == 4
+    assert [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| FAT-B")] == made
+
+
 def test_peers_have_a_source_and_gmacs():
     rows = results.read_published()
     assert all(row["source"] and float(row["gmacs"]) > 0 for row in rows)

@@ -1,5 +1,6 @@
 """Pictures of what a run sees."""
 
+import textwrap
 from typing import Sequence
 
 import cv2
@@ -52,6 +53,16 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
     levels = cv2.resize(levels, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     colours = cv2.applyColorMap(levels.round().astype(np.uint8), cv2.COLORMAP_JET)
     return cv2.addWeighted(picture, 0.5, cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), 0.5, 0)
+
+
+def titled(picture: np.ndarray, text: str) -> np.ndarray:
+    """An RGB picture (height, width, 3) with lines of text above it, broken where they are too long."""
+    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, max(16, picture.shape[1] // 6))]
+    picture = cv2.copyMakeBorder(picture, 16 * len(lines) + 6, 0, 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    for number, line in enumerate(lines, 1):
+        place = (4, 16 * number - 3)
+        cv2.putText(picture, line.encode("ascii", "replace").decode(), place, cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
+    return picture
 
 
 def encode_png(picture: np.ndarray) -> bytes:

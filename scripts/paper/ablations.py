@@ -95,11 +95,11 @@ def write_table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     base = rows[0]
     table = [["config", "change", "parameters, M", "to base", "MACs, convolutions, G", "to base", "MACs, all matrix products, G", "to base", "verdict", "ImageNet top-1, %"]]
     for row in rows:
-        cells = [f"[{row['variant']}](../configs/ablations/{row['variant']}.yaml)", row["change"]]
+        line = [f"[{row['variant']}](../configs/ablations/{row['variant']}.yaml)", row["change"]]
         for quantity, unit in (("params", 1e6), ("conv_macs", 1e9), ("macs", 1e9)):
-            cells += [f"{row[quantity] / unit:.3f}", f"{(row[quantity] - base[quantity]) / unit:+.3f}" if row is not base else ""]
+            line += [f"{row[quantity] / unit:.3f}", f"{(row[quantity] - base[quantity]) / unit:+.3f}" if row is not base else ""]
         verdicts = {row[f"{quantity}_verdict"] for quantity in ("params", "conv_macs", "macs")}
-        table.append([*cells, ", ".join(sorted(verdicts)), row["top1"]])
+        table.append([*line, ", ".join(sorted(verdicts)), row["top1"]])
     sources = "\n\n".join(f"{row['variant']}: {row['top1_source']}" for row in rows if row["top1_source"])
     body = f"""FAT-B0 at 224 px with one part changed. The verdict compares the counts, to the last unit, with a closed form of each variant's
 equations ([configs/expected.csv](../configs/expected.csv)); the paper's own ablation figures were not at hand. Top-1 is of finished runs of

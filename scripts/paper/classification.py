@@ -18,7 +18,7 @@ from utils.provenance import environment
 
 from . import cells
 from .cells import CONFIGS
-from .plots import save_png
+from .plots import label_points, point_name, save_png
 from .results import DIFFERS, REPRODUCED, Expected, Outcome, markdown_table, read_expected, read_published, write_results
 
 CELLS = ["fat_b0", "fat_b1", "fat_b2", "fat_b3"]
@@ -147,17 +147,10 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         ("FAT, the paper's figure", "s", "none", "FAT", "top1_published"),
         ("FAT, measured", "s", "tab:red", "FAT", "top1_measured"),
     ):
-        shown = [row for row in rows if row["kind"] == kind and row[key]]
-        if not shown:
-            continue
+        shown = [(row["params"] / 1e6, float(row[key])) for row in rows if row["kind"] == kind and row[key]]
         edge = "tab:gray" if kind == "peer" else "tab:red"
-        places = [(row["params"] / 1e6, float(row[key])) for row in shown]
-        axes.scatter([x for x, _ in places], [y for _, y in places], marker=marker, facecolors=face, edgecolors=edge, s=18 if kind == "peer" else 50, label=label)
-        for row, place in zip(shown, places):
-            name = row["model"].partition(".")[0].replace("_patch4_window7_224", "") if key == "top1_published" else ""
-            size = f" ({row['img_size']} px)" if str(row["img_size"]) != "224" else ""
-            font = {"fontsize": 10, "weight": "bold", "xytext": (-36, 5)} if kind == "FAT" else {"fontsize": 6, "xytext": (4, 3)}
-            axes.annotate(name + size, place, color=edge, textcoords="offset points", **font)
+        if shown:
+            axes.scatter(*zip(*shown), marker=marker, facecolors=face, edgecolors=edge, s=18 if kind == "peer" else 50, label=label)
     axes.set(xscale="log", xlim=(3.3, 40), xlabel="parameters, M", ylabel="ImageNet-1k top-1, %")
     ticks = [3, 5, 7, 10, 15, 20, 30]
     axes.set_xticks(ticks, labels=map(str, ticks))
@@ -165,4 +158,5 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
+    label_points(axes, [(row["params"] / 1e6, float(row["top1_published"]), point_name(row["model"], row["img_size"])) for row in rows])
     save_png(figure, path)

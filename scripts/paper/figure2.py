@@ -23,7 +23,7 @@ from utils.macs import measure_complexity
 from utils.provenance import environment
 
 from . import cells
-from .plots import label_points, save_png
+from .plots import label_points, point_name, save_png
 from .results import ROOT, Outcome, markdown_table, read_published, write_results
 from .speed import fastest, read_speed
 
@@ -45,11 +45,6 @@ class Point:
     conv_gmacs: Optional[float]  # of FAT only
     images_per_second: Optional[float] = None
     form: str = ""
-
-    @property
-    def label(self) -> str:
-        name = re.sub(r"_patch\d+|_window\d+|_224$", "", self.model)
-        return name + (f" ({self.img_size} px)" if self.img_size != IMG_SIZE else "")
 
 
 @dataclass
@@ -175,8 +170,8 @@ def draw(points: list[Point], speeds: Speeds) -> plt.Figure:
         axes.grid(alpha=0.3, which="both")
     macs.legend(fontsize=8, loc="lower right")
     speed.legend(fontsize=8, loc="lower left")
-    label_points(macs, [(point.gmacs, point.top1, point.label) for point in points])
-    label_points(speed, [(point.images_per_second, point.top1, point.label) for point in timed])
+    label_points(macs, [(point.gmacs, point.top1, point_name(point.model, point.img_size)) for point in points])
+    label_points(speed, [(point.images_per_second, point.top1, point_name(point.model, point.img_size)) for point in timed])
     return figure
 
 

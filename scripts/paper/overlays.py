@@ -17,7 +17,7 @@ from models import FAT
 from models.inspection import grad_cam, inspect_fasa
 from utils.errors import CheckpointError, ConfigError
 from utils.files import atomic_write
-from utils.pictures import encode_png, grid, overlay
+from utils.pictures import encode_png, grid, overlay, titled
 from utils.provenance import environment
 
 from . import checkpoint
@@ -75,7 +75,8 @@ def reproduce(args: argparse.Namespace) -> Outcome:
     cams = grad_cam_panels(trained.model, image)
 
     with atomic_write(args.output / "overlays.png") as file:
-        file.write(encode_png(sheet(pixels, points, predictions, attention, cams)))
+        title = "\n".join(filter(None, [f"{path}, {trained.introduce(img_size)}", trained.limits]))
+        file.write(encode_png(titled(sheet(pixels, points, predictions, attention, cams), title)))
     rows = [prediction_row(rank, *prediction) for rank, prediction in enumerate(predictions, 1)]
     rows += [panel_row(panel) for panel in [*attention, *cams]]
     single = sorted({panel.stage for panel in attention if panel.heat.size == 1})

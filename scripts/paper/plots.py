@@ -1,8 +1,9 @@
 """What the figures have in common."""
 
 import io
+import re
 from pathlib import Path
-from typing import Sequence
+from typing import Sequence, Union
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -27,6 +28,12 @@ def save_png(figure: Figure, path: Path) -> None:
     plt.close(figure)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
+
+
+def point_name(model: str, img_size: Union[int, str]) -> str:
+    """A model as a label has it: short, with its size where that is not 224 px."""
+    name = re.sub(r"\..*|_patch\d+|_window\d+|_224(?=\.|$)", "", model)
+    return name + (f" ({img_size} px)" if str(img_size) != "224" else "")
 
 
 def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], size: float = 7) -> None:
