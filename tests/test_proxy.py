@@ -9,10 +9,11 @@ import time
 import pytest
 import yaml
 from conftest import ROOT
-from paper import proxy, speed, training
+from paper import proxy, quickstart, speed, training
 from paper.statistics import compare, holm
 from scipy import stats
 
+from utils.config import load_config
 from utils.errors import ConfigError, DataError, OutputError
 
 VARIANTS = {"base": {}, "added": {"MODEL.FAT.interaction": "add"}}
@@ -140,6 +141,22 @@ def test_refused(proxy_args, values, error, message):
     with pytest.raises(error, match=message):
         proxy.reproduce(argparse.Namespace(**{**vars(proxy_args), **values}), VARIANTS, "base")
     assert not proxy_args.proxy_runs.exists() and not proxy_args.output.exists()
+
+
+def test_called_from_another_folder(tmp_path, monkeypatch):
+    """The quickstart's images lie in the repository; those of other recipes where these say."""
+    monkeypatch.setattr(quickstart, "ROOT", tmp_path)
+    (tmp_path / "datasets/digits").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert quickstart.make_images("datasets/digits") == "datasets/digits"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    images = quickstart.make_images("datasets/digits")
+    assert images == str(tmp_path / "datasets/digits") and quickstart.make_images("mine") == "mine"
+    argv, cfg, _ = proxy.run_of(ROOT / "configs/proxy/tiny.yaml", tmp_path / "runs", images, "base", 3, {"MODEL.FAT.cpe": False})
+    parsed = load_config(argv[1], argv[argv.index("--opts") + 1 :])
+    assert argv[argv.index("--data-path") + 1] == images == cfg.DATA.DATA_PATH
+    assert parsed.SEED == cfg.SEED == 3 and parsed.MODEL.FAT.cpe is cfg.MODEL.FAT.cpe is False
 
 
 def test_the_table_says_where_its_runs_were_trained():

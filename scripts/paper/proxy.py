@@ -40,9 +40,9 @@ def reproduce(args: argparse.Namespace, variants: Mapping[str, Mapping[str, Any]
     if not args.proxy.is_file():
         raise ConfigError(f"--proxy {args.proxy}: no such file; give a config such as configs/proxy/short.yaml")
     recipe = load_config(args.proxy)
-    make_images(Path(recipe.DATA.DATA_PATH))
+    images = make_images(recipe.DATA.DATA_PATH)
     runs = {
-        (name, seed): run_of(args.proxy, args.proxy_runs / args.proxy.stem, name, seed, changes)
+        (name, seed): run_of(args.proxy, args.proxy_runs / args.proxy.stem, images, name, seed, changes)
         for seed in range(args.seeds)
         for name, changes in variants.items()
     }
@@ -61,13 +61,13 @@ def reproduce(args: argparse.Namespace, variants: Mapping[str, Mapping[str, Any]
     write(args, recipe, rows, figures, compare(figures, base), base)
 
 
-def run_of(recipe: Path, root: Path, name: str, seed: int, changes: Mapping[str, Any]) -> tuple[list[str], CfgNode, Path]:
-    """main.py's arguments for a run, the config that they give, and the run's folder."""
+def run_of(recipe: Path, root: Path, images: str, name: str, seed: int, changes: Mapping[str, Any]) -> tuple[list[str], CfgNode, Path]:
+    """main.py's arguments for a run on the images of a folder, the config that they give, and the run's folder."""
     opts = [word for key, value in changes.items() for word in (key, yaml.safe_dump(value, default_flow_style=True).split("\n")[0])]
     opts += ["SEED", str(seed)]
-    flags = {"OUTPUT": str(root), "TAG": f"{name}_seed{seed}"}
+    flags = {"OUTPUT": str(root), "TAG": f"{name}_seed{seed}", "DATA.DATA_PATH": images}
     cfg = load_config(recipe, opts, flags)
-    argv = ["--cfg", str(recipe), "--output", flags["OUTPUT"], "--tag", flags["TAG"], "--opts", *opts]
+    argv = ["--cfg", str(recipe), "--output", flags["OUTPUT"], "--tag", flags["TAG"], "--data-path", images, "--opts", *opts]
     return argv, cfg, root / cfg.MODEL.NAME / flags["TAG"]
 
 
