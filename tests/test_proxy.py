@@ -159,6 +159,29 @@ def test_called_from_another_folder(tmp_path, monkeypatch):
     assert parsed.SEED == cfg.SEED == 3 and parsed.MODEL.FAT.cpe is cfg.MODEL.FAT.cpe is False
 
 
+def test_the_last_epoch_counts_not_the_best(tmp_path):
+    records = [{"kind": "start", "model": "m", "params": 9, "train_images": 60}, {"kind": "train", "update": 1, "images_per_second": 5.0}]
+    for epoch, acc1 in enumerate((50.0, 90.0, 70.0)):
+        raw, ema = ({"acc1": value, "loss": value / 100, "num_images": 29} for value in (acc1, 99.0))
+        records.append({"kind": "epoch", "epoch": epoch, "train_loss": epoch + 0.5, "raw": raw, "ema": ema})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "result.json").write_text('{"commit": "abc"}')
+    found = proxy.figures_of(tmp_path)
+    known = {"acc1": 70.0, "loss": 0.7, "train_loss": 2.5, "epochs": 3, "train_images": 60, "val_images": 29, "commit": "abc", "date": "unknown"}
+    assert known.items() <= found.items()
+
+
+def test_what_the_table_calls_different_is_so_after_holm(proxy_args):
+    proxy_args.seeds = 3
+    figures = {"base": [80.0, 81.0, 82.0], "far": [90.0, 91.1, 92.0], "near": [80.5, 81.7, 82.4], "level": [81.0, 82.0, 83.0]}
+    compared = compare(figures, "base")
+    assert compared["near"].p_value < 0.05 < compared["near"].adjusted
+    row = {"params": 9, "epochs": 1, "train_images": 60, "val_images": 29, **dict.fromkeys(proxy.TRAINED, "x")}
+    proxy.write(proxy_args, load_config(proxy_args.proxy), [row], figures, compared, "base")
+    text = (proxy_args.output / "ablations_recipe.md").read_text()
+    assert "at Holm's 5 %: far (not tested, as one seed or the same difference with each says nothing of chance: level)." in text
+
+
 def test_the_table_says_where_its_runs_were_trained():
     """Not where it was written."""
     one = {"date": "2026-02-03T10:00:00", "commit": "abc", "machine": "a GPU", "versions": "torch 3"}
