@@ -12,6 +12,7 @@ stays "not measured", the rest is done); that of main.py where a training run en
 
 import argparse
 import importlib
+import os
 import shlex
 import signal
 import sys
@@ -36,7 +37,7 @@ TARGETS = {  # by name: what it makes; a module of paper/ each
 ALL: list[list[str]] = [
     ["classification"],
     ["speed", "--quick"],
-    ["ablations", "--proxy", "configs/proxy/tiny.yaml", "--seeds", "2"],
+    ["ablations", "--proxy", "{configs}/proxy/tiny.yaml", "--seeds", "2"],
     ["figure2", "--speed", "{output}/speed_quick.csv"],
     ["figure4"],
     ["overlays", "--img-size", "224"],  # at its own 32 px the quickstart's model has one key per stage
@@ -54,7 +55,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     missed, refused, status = [], [], 0
     for words in ALL if args.all else [argv]:
         if args.all:
-            words = [*(word.format(output=args.output) for word in words), "--output", str(args.output)]
+            places = {"output": args.output, "configs": os.path.relpath(ROOT / "configs")}
+            words = [*(word.format(**places) for word in words), "--output", str(args.output)]
             print(f"== {shlex.join(words)}", flush=True)
         own = parser.parse_args(words)
         own.command = shlex.join(["python", "scripts/reproduce.py", *words])
@@ -84,8 +86,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict]:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="every target that needs neither ImageNet nor a GPU")
     output = argparse.ArgumentParser(add_help=False)
-    for place in (parser, output):
-        place.add_argument("--output", type=Path, default=Path("results"), help="folder to write to (default: results)")
+    for place, default in ((parser, Path("results")), (output, argparse.SUPPRESS)):  # a target's would hide one given before it
+        place.add_argument("--output", type=Path, default=default, help="folder to write to (default: results)")
     commands = parser.add_subparsers(dest="target")
     try:
         import matplotlib

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import torch
 import torch.nn.functional as F
 import yaml
 from conftest import ROOT, error_of, load, run
-from paper.results import read_expected
+from matplotlib.axes import Axes
+from paper import ablations
+from paper.results import Expected, Outcome, read_expected
 from plain_fat import PlainFAT
 from torch import nn
 
@@ -407,3 +410,31 @@ def test_a_checkpoint_of_before_these_keys(write_config, tmp_path, capsys):
     run("--cfg", path, "--opts", "TRAIN.EPOCHS", 2)
     output = capsys.readouterr().out
     assert "resumed from" in output and "MODEL.FAT" not in output
+
+
+# The table
+
+
+def test_the_table_has_each_count_beside_the_base_s(tmp_path, monkeypatch):
+    counts = {"base": (4_000_000, 1_000_000_000, 2_000_000_000), "no_cpe": (3_000_000, 1_250_000_000, 2_500_000_000)}
+    expected = {
+        (f"ablations/{name}", quantity): Expected(str(value), "", "a source")
+        for name, values in counts.items()
+        for quantity, value in zip(("params", "conv_macs", "macs"), values)
+    }
+    expected["ablations/no_cpe", "macs"] = Expected("2500000001", "", "a source")
+    monkeypatch.setattr(ablations, "read_expected", lambda: expected)
+    monkeypatch.setattr(
+        ablations, "count", lambda name: SimpleNamespace(**dict(zip(("params", "conv_macs", "macs"), counts[name])))
+    )
+    bars, barh = [], Axes.barh
+    monkeypatch.setattr(Axes, "barh", lambda axes, y, width, **how: bars.append(list(width)) or barh(axes, y, width, **how))
+    outcome = Outcome()
+    rows = [ablations.row_of(name, None, outcome) for name in counts]
+    assert outcome.missed == ["ablations/no_cpe: macs is 2500000000, expected 2500000001 (a source)"]
+    assert [row["top1"] for row in rows] == ["not measured"] * 2 and rows[1]["change"] == "cpe: False"
+    ablations.write_table(SimpleNamespace(output=tmp_path, command="a command"), rows)
+    [line] = [line for line in (tmp_path / "ablations.md").read_text().splitlines() if line.startswith("| [no_cpe]")]
+    cells = ["cpe: False", "3.000", "-1.000", "1.250", "+0.250", "2.500", "+0.500", "differs, reproduced", "not measured"]
+    assert line.strip("| ").split(" | ")[1:] == cells
+    assert bars == [[-25.0], [25.0]]

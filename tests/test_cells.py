@@ -79,7 +79,9 @@ def test_computed_figures_are_the_expected_ones(table, tmp_path, monkeypatch):
     with open(tmp_path / "made/classification.csv") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["params"]) for row in rows] == sorted(float(row["params"]) for row in rows)
-    assert all(row["source"] and row["gmacs"] for row in rows) and sum(row["kind"] == "peer" for row in rows) > 40
+    assert all(row["source"] and row["gmacs"] for row in rows)
+    peers = {row["model"]: row["top1_published"] for row in rows if row["kind"] == "peer"}
+    assert peers == {row["weights"]: row["top1"] for row in results.read_published() if row["weights"]}
 
 
 @pytest.mark.parametrize("cell, quantity, text", [
@@ -109,6 +111,13 @@ def test_peers_have_a_source_and_gmacs():
     rows = results.read_published()
     assert all(row["source"] and float(row["gmacs"]) > 0 for row in rows)
     assert len({row["weights"] or row["model"] for row in rows}) == len(rows)
+
+
+def test_the_output_may_stand_before_the_target():
+    parser, _ = reproduce.build_parser()
+    for words in (["--output", "x", "classification"], ["classification", "--output", "x"]):
+        assert str(parser.parse_args(words).output) == "x"
+    assert str(parser.parse_args(["classification"]).output) == "results"
 
 
 # A run's result
@@ -267,6 +276,22 @@ def test_what_may_differ_is_said(table, small_cells, thousand, tmp_path):
     assert "DATA.BACKEND cv2; AMP.ENABLED False" in (tmp_path / "made/classification.md").read_text()
 
 
+def test_what_was_left_out_is_said(table, small_cells, thousand, tmp_path):
+    shutil.copytree(thousand / "output/fat_tiny/default", tmp_path / "run")
+    spoil_result(unreadable=1234, left_out=7)(tmp_path / "run")
+    source = table("--runs", tmp_path / "run")[1]["source"]
+    assert "; without 1,234 training images that could not be read; without 7 updates that were not finite; " in source
+
+
+def test_a_run_that_was_begun_anew_counts_as_it_is_now(table, small_cells, thousand, tmp_path):
+    folder = tmp_path / "output/fat_tiny/run"
+    shutil.copytree(thousand / "output/fat_tiny/default", folder)
+    (folder / "replaced_20260101_000000").mkdir()
+    shutil.copy(folder / "config.yaml", folder / "replaced_20260101_000000")
+    status, row, lines = table("--runs", folder)
+    assert (status, lines) == (0, []) and row["top1_measured"]
+
+
 def test_keys_that_may_differ_are_keys():
     assert cells.WHERE | cells.HOW | cells.SPLIT_OF_BATCH <= set(leaf_keys())
     assert not cells.WHERE & cells.HOW
@@ -282,6 +307,7 @@ def test_a_checkpoint_is_evaluated(table, small_cells, thousand, tmp_path):
     kept = json.loads((tmp_path / "made/measured/fat_b0.json").read_text())
     assert kept["acc1"] == facts_of(best.parent)["best"]["acc1"] and row["top1_measured"] == f"{kept['acc1']:.2f}"
     assert kept["source"] == f"evaluation of a checkpoint, best.pth, sha256 {kept['sha256'][:12]}" and kept["source"] in row["source"]
+    assert f"; saved after {facts_of(best.parent)['best']['epoch'] + 1} of 2 epochs; " in row["source"]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from torch import nn
 
 from models.inspection import captured, fasa_of, grad_cam, inspect_fasa
-from paper import checkpoint, curves, figure2, figure4, overlays, quickstart
+from paper import cells, checkpoint, curves, figure2, figure4, overlays, quickstart
 from utils.errors import CheckpointError, ConfigError, DataError, OutputError, ProcessError, UserError
 from utils.macs import measure_complexity
 
@@ -269,11 +269,17 @@ def tiny_only(monkeypatch):
     return sizes
 
 
+MEASURED = {
+    "cell": "fat_b2", "acc1": 81.5, "acc5": 95, "loss": 1, "num_images": 50000, "weights": "ema", "source": "a run", "date": "2026-01-01",
+    "commit": "abc", "machine": "a machine", "versions": "torch 3", "other_settings": {},
+}  # fmt: skip
+
+
 def test_points_of_figure2_are_the_published_and_the_measured_ones(tmp_path, monkeypatch, tiny_only):
     (tmp_path / "speed.csv").write_text(SPEEDS)
     (tmp_path / "speed.md").write_text("# B\n\n`command`. 2026-01-01, commit abc; A machine, 1 thread(s); Python 3\n")
     (tmp_path / "measured").mkdir()
-    (tmp_path / "measured" / "fat_b2.json").write_text(json.dumps({"cell": "fat_b2", "acc1": 81.5}))
+    (tmp_path / "measured" / "fat_b2.json").write_text(json.dumps(MEASURED))
     points = []
     scatter = Axes.scatter
     monkeypatch.setattr(Axes, "scatter", lambda axes, x, y, **how: points.append((how["label"], [*zip(x, y)])) or scatter(axes, x, y, **how))
@@ -469,10 +475,19 @@ def test_refused(runs, image, tmp_path):
 
 
 def test_a_measurement_that_is_none_is_refused(tmp_path, tiny_only):
-    (tmp_path / "fat_b0.json").write_text("{}")
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured/fat_b0.json").write_text("{}")
     row = {"model": "fat_b0", "weights": "", "img_size": "224", "top1": "77.6", "source": "paper"}
-    with pytest.raises(DataError, match="fat_b0.json: holds no acc1"):
+    with pytest.raises(DataError, match="fat_b0.json: is no measurement"):
         figure2.point_of(row, tmp_path)
+
+
+def test_a_measurement_of_the_repository_stands_in(tmp_path, monkeypatch, tiny_only):
+    """As in the classification table."""
+    monkeypatch.setattr(cells, "MEASURED", tmp_path)
+    (tmp_path / "fat_b2.json").write_text(json.dumps(MEASURED))
+    row = {"model": "fat_b2", "weights": "", "img_size": "224", "top1": "81.9", "source": "paper"}
+    assert figure2.point_of(row, tmp_path / "elsewhere").top1 == 81.5
 
 
 def test_default_channels_are_evenly_spaced():

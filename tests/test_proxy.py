@@ -9,10 +9,11 @@ import time
 import pytest
 import yaml
 from conftest import ROOT
-from paper import proxy, speed, training
+from paper import proxy, quickstart, speed, training
 from paper.statistics import compare, holm
 from scipy import stats
 
+from utils.config import load_config
 from utils.errors import ConfigError, DataError, OutputError
 
 VARIANTS = {"base": {}, "added": {"MODEL.FAT.interaction": "add"}}
@@ -55,6 +56,16 @@ def test_no_test_without_a_spread(values):
     """One seed, or the same difference in each of two, says nothing of chance."""
     found = compare({"base": values[0], "other": values[1]}, "base")["other"]
     assert found.p_value is None and found.adjusted is None and found.difference == pytest.approx(values[1][0] - values[0][0])
+    assert found.interval is None and (found.deviation is None) == (len(values[0]) == 1)
+
+
+def test_one_image_more_with_each_seed_is_no_spread():
+    """Percentages of whole images differ by the same in all but the last bits, against which any difference would be large."""
+    base, other = ([100 * (right + more) / 359 for right in (352, 349, 351)] for more in (0, 1))
+    assert len({b - a for a, b in zip(base, other)}) > 1
+    found = compare({"base": base, "other": other, "varied": [98.0, 97.0, 98.5]}, "base")
+    assert found["other"].p_value is None and found["other"].interval is None
+    assert found["varied"].adjusted == pytest.approx(min(1, 2 * found["varied"].p_value))  # of two that are compared
 
 
 # Training
@@ -75,6 +86,8 @@ def test_all_variants_with_all_seeds(proxy_args, capfd):
     assert len({row["loss"] for row in rows}) == 4  # other seeds and variants are other runs
     text = (proxy_args.output / "ablations_recipe.md").read_text()
     mean = sum(float(row["acc1"]) for row in rows if row["variant"] == "added") / 2
+    trained = {json.loads(path.read_text())["commit"] for path in proxy_args.proxy_runs.rglob("result.json")}
+    assert {row["commit"] for row in rows} == trained and f"commit {', '.join(trained)}; " in text
     assert "says little about ImageNet" in text and f"| added | {mean:.2f} |" in text and "60 images" in text
     assert (proxy_args.output / "ablations_recipe.png").read_bytes().startswith(b"\x89PNG")
     assert capfd.readouterr().out.count("top-1") == 4
@@ -130,6 +143,53 @@ def test_refused(proxy_args, values, error, message):
     assert not proxy_args.proxy_runs.exists() and not proxy_args.output.exists()
 
 
+def test_called_from_another_folder(tmp_path, monkeypatch):
+    """The quickstart's images lie in the repository; those of other recipes where these say."""
+    monkeypatch.setattr(quickstart, "ROOT", tmp_path)
+    (tmp_path / "datasets/digits").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert quickstart.make_images("datasets/digits") == "datasets/digits"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    images = quickstart.make_images("datasets/digits")
+    assert images == str(tmp_path / "datasets/digits") and quickstart.make_images("mine") == "mine"
+    argv, cfg, _ = proxy.run_of(ROOT / "configs/proxy/tiny.yaml", tmp_path / "runs", images, "base", 3, {"MODEL.FAT.cpe": False})
+    parsed = load_config(argv[1], argv[argv.index("--opts") + 1 :])
+    assert argv[argv.index("--data-path") + 1] == images == cfg.DATA.DATA_PATH
+    assert parsed.SEED == cfg.SEED == 3 and parsed.MODEL.FAT.cpe is cfg.MODEL.FAT.cpe is False
+
+
+def test_the_last_epoch_counts_not_the_best(tmp_path):
+    records = [{"kind": "start", "model": "m", "params": 9, "train_images": 60}, {"kind": "train", "update": 1, "images_per_second": 5.0}]
+    for epoch, acc1 in enumerate((50.0, 90.0, 70.0)):
+        raw, ema = ({"acc1": value, "loss": value / 100, "num_images": 29} for value in (acc1, 99.0))
+        records.append({"kind": "epoch", "epoch": epoch, "train_loss": epoch + 0.5, "raw": raw, "ema": ema})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "result.json").write_text('{"commit": "abc"}')
+    found = proxy.figures_of(tmp_path)
+    known = {"acc1": 70.0, "loss": 0.7, "train_loss": 2.5, "epochs": 3, "train_images": 60, "val_images": 29, "commit": "abc", "date": "unknown"}
+    assert known.items() <= found.items()
+
+
+def test_what_the_table_calls_different_is_so_after_holm(proxy_args):
+    proxy_args.seeds = 3
+    figures = {"base": [80.0, 81.0, 82.0], "far": [90.0, 91.1, 92.0], "near": [80.5, 81.7, 82.4], "level": [81.0, 82.0, 83.0]}
+    compared = compare(figures, "base")
+    assert compared["near"].p_value < 0.05 < compared["near"].adjusted
+    row = {"params": 9, "epochs": 1, "train_images": 60, "val_images": 29, **dict.fromkeys(proxy.TRAINED, "x")}
+    proxy.write(proxy_args, load_config(proxy_args.proxy), [row], figures, compared, "base")
+    text = (proxy_args.output / "ablations_recipe.md").read_text()
+    assert "at Holm's 5 %: far (not tested, as one seed or the same difference with each says nothing of chance: level)." in text
+
+
+def test_the_table_says_where_its_runs_were_trained():
+    """Not where it was written."""
+    one = {"date": "2026-02-03T10:00:00", "commit": "abc", "machine": "a GPU", "versions": "torch 3"}
+    assert proxy.facts_of([one, one]) == ["Trained 2026-02-03, commit abc", "a GPU", "torch 3"]
+    other = {**one, "date": "2026-02-01T10:00:00", "commit": "def", "machine": "a CPU"}
+    assert proxy.facts_of([one, other]) == ["Trained 2026-02-01 to 2026-02-03, commit abc, def", "a GPU / a CPU", "torch 3"]
+
+
 # Speed
 
 
@@ -156,7 +216,7 @@ def test_the_speed_table_has_the_fastest_forms(tmp_path):
     lines = [line for line in text.splitlines() if line.startswith(("| **fat", "| pvt"))]
     # FAT-B0's figure is the one of its turn with the peers.
     assert lines == ["| **fat_b0** | fused | 27.0 |  | 77.6 |", "| pvt_v2_b0 | eager NHWC | 26.0 |  | 70.654 |", "| **fat_b1** | fused | 20.0 |  | 80.1 |"]
-    assert "timed by `python scripts/benchmark.py --rounds 3`. here, today." in text
+    assert "timed by `python scripts/benchmark.py --rounds 3`. here, today." in text and "Every form and spread: speed.csv." in text
     assert (tmp_path / "results" / "speed.csv").read_text().splitlines() == source.read_text().splitlines()
 
 

@@ -12,12 +12,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def commit() -> str:
-    """The commit of this code, with `-dirty` if files differ from it; 'unknown' outside of a git checkout."""
+    """The commit of this code, with `-dirty` if files other than those of results/ differ from it: these are what is made.
+
+    'unknown' outside of a git checkout.
+    """
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=10"], cwd=ROOT, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        known = _git("rev-parse", "--short=10", "HEAD")
+        return known + "-dirty" * bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results"))
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return done.stdout.strip() or "unknown"
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
 
 
 def machine(device: torch.device) -> str:

@@ -18,6 +18,7 @@ import yaml
 
 from engine.checkpoint import load_weights, read_checkpoint, weights_of
 from engine.reports import is_imagenet
+from engine.resume import progress_of
 from engine.tasks import create_task
 from utils.config import leaf_keys, load_config, to_dict
 from utils.defaults import DEFAULTS
@@ -187,7 +188,12 @@ def provenance(measured: Mapping[str, Any]) -> str:
     parts = [measured["source"], f"{measured['weights']} weights"]
     if "last_acc1" in measured:
         parts.append(f"epoch {measured['epoch'] + 1} of {measured['epochs']} (the last one: {measured['last_acc1']:.2f} %), seed {measured['seed']}")
+    if "saved_after" in measured:
+        parts.append(f"saved after {measured['saved_after']} of {measured['epochs']} epochs")
     parts += [f"{key} {value}" for key, value in measured.get("other_settings", {}).items()]
+    for key, what in (("unreadable", "training images that could not be read"), ("left_out", "updates that were not finite")):
+        if measured.get(key):
+            parts.append(f"without {measured[key]:,} {what}")
     if measured.get("recipe_known") is False:
         parts.append("which does not say how it was trained")
     return "; ".join([*parts, measured["date"][:10], f"commit {measured['commit']}", measured["machine"], measured["versions"]])
@@ -199,6 +205,8 @@ def provenance(measured: Mapping[str, Any]) -> str:
 def runs_below(folder: Path, cells: Sequence[str]) -> Iterator[tuple[Path, str]]:
     """The folders of runs, finished or not, that measure one of the cells, with the cell."""
     for path in sorted(folder.rglob("config.yaml")):
+        if path.parent.name.startswith("replaced_") and path.parent != folder:
+            continue  # what main.py moved away when the run was begun anew
         try:
             config = yaml.safe_load(path.read_text())
         except (OSError, ValueError, yaml.YAMLError):
@@ -304,17 +312,18 @@ def facts_of_checkpoint(cell: str, path: Path) -> dict[str, Any]:
     model = create_task(load_config(CONFIGS / f"{cell}.yaml")).build_model(CLASSES)
     for weights in weights_of(checkpoint, path).values():
         load_weights(model, weights, path)
-    classes, config, how = checkpoint.get("classes"), checkpoint.get("config"), {}
+    classes, config, known = checkpoint.get("classes"), checkpoint.get("config"), {"recipe_known": False, "other_settings": {}}
     if isinstance(classes, list) and not is_imagenet(classes):
         raise CheckpointError(f"{path}: knows other classes than ImageNet's {CLASSES:,}; use one that was trained on it")
     if isinstance(config, dict):
         progress, plan = checkpoint.get("progress"), checkpoint.get("plan")
-        how = require_recipe(config, cell, str(path))
+        known = {"recipe_known": True, "other_settings": require_recipe(config, cell, str(path))}
         require_no_changes(progress.get("changes", []) if isinstance(progress, dict) else [], cell, str(path))
         images = plan.get("num_images") if isinstance(plan, dict) else None
         if images != TRAIN_IMAGES:
             raise DataError(f"{path}: was trained on {images} images; ImageNet has {TRAIN_IMAGES:,}")
-    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "recipe_known": isinstance(config, dict), "other_settings": how}
+        known |= {"saved_after": progress_of(checkpoint, path).epoch, "epochs": value_of(config, "TRAIN.EPOCHS")}
+    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **known}
 
 
 def measurement_of_checkpoint(cell: str, path: Path, facts: Mapping[str, Any], data_path: str, dataset: str) -> dict[str, Any]:

@@ -2,11 +2,10 @@
 
 MACs of FAT are counted here at 224 px: all matrix products (filled markers), as timm's tables count, and convolutions only
 (hollow ones), as the paper does. Accuracies are published ones (configs/published.csv), of FAT the measured one where
-OUTPUT/measured/<cell>.json has it. Images/s come from a CSV of scripts/benchmark.py.
+OUTPUT/measured/<cell>.json or results/measured/ has it. Images/s come from a CSV of scripts/benchmark.py.
 """
 
 import argparse
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from utils.errors import DataError
 from utils.macs import measure_complexity
 from utils.provenance import environment
 
+from . import cells
 from .plots import label_points, point_name, save_png
 from .results import ROOT, Outcome, markdown_table, read_published, write_results
 from .speed import fastest, read_speed
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def reproduce(args: argparse.Namespace) -> Outcome:
     path = args.speed or next(filter(Path.is_file, [args.output / "speed.csv"]), FALLBACK)
     speeds = read_speeds(path)
-    points = [point_of(row, args.output / "measured") for row in read_published()]
+    points = [point_of(row, args.output) for row in read_published()]
     for point in points:
         point.images_per_second, point.form = speeds.by_model.get(point.model, (None, ""))
     unmeasured = [point.model for point in points if point.images_per_second is None]
@@ -108,8 +108,8 @@ def reproduce(args: argparse.Namespace) -> Outcome:
     return Outcome()
 
 
-def point_of(row: dict[str, str], measured: Path) -> Point:
-    """A row of configs/published.csv as a point.
+def point_of(row: dict[str, str], output: Path) -> Point:
+    """A row of configs/published.csv as a point; FAT's top-1 is what the classification table below `output` has, too.
 
     Raises:
         DataError: a measurement's file that holds none.
@@ -120,12 +120,9 @@ def point_of(row: dict[str, str], measured: Path) -> Point:
         return point
     complexity = measure_complexity(timm.create_model(point.model), (3, IMG_SIZE, IMG_SIZE))
     point.gmacs, point.conv_gmacs = complexity.macs / 1e9, complexity.conv_macs / 1e9
-    path = measured / f"{point.model}.json"
-    if path.is_file():
-        try:
-            point.top1, point.top1_source = float(json.loads(path.read_text())["acc1"]), "measured here"
-        except (OSError, ValueError, KeyError, TypeError):
-            raise DataError(f"{path}: holds no acc1; measure it again with the target classification, or remove it") from None
+    measured = cells.read_measured(output, point.model)
+    if measured:
+        point.top1, point.top1_source = measured["acc1"], "measured here"
     return point
 
 

@@ -5,21 +5,23 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import matplotlib.pyplot as plt
-import torch
 import yaml
 from run_records import median_speed, read_records
 from yacs.config import CfgNode
 
 from engine.resume import config_changes
+from engine.trainer import RESULT
 from utils.config import load_config, to_dict
 from utils.errors import ConfigError, OutputError
-from utils.provenance import environment
 
+from .cells import read_json
 from .plots import save_png
 from .quickstart import make_images
 from .results import markdown_table, write_results
 from .statistics import Comparison, compare
 from .training import Job, train_all
+
+TRAINED = ("date", "commit", "machine", "versions")  # of a run's result: what its figures depend on
 
 
 def reproduce(args: argparse.Namespace, variants: Mapping[str, Mapping[str, Any]], base: str) -> None:
@@ -38,9 +40,9 @@ def reproduce(args: argparse.Namespace, variants: Mapping[str, Mapping[str, Any]
     if not args.proxy.is_file():
         raise ConfigError(f"--proxy {args.proxy}: no such file; give a config such as configs/proxy/short.yaml")
     recipe = load_config(args.proxy)
-    make_images(Path(recipe.DATA.DATA_PATH))
+    images = make_images(recipe.DATA.DATA_PATH)
     runs = {
-        (name, seed): run_of(args.proxy, args.proxy_runs / args.proxy.stem, name, seed, changes)
+        (name, seed): run_of(args.proxy, args.proxy_runs / args.proxy.stem, images, name, seed, changes)
         for seed in range(args.seeds)
         for name, changes in variants.items()
     }
@@ -59,13 +61,13 @@ def reproduce(args: argparse.Namespace, variants: Mapping[str, Mapping[str, Any]
     write(args, recipe, rows, figures, compare(figures, base), base)
 
 
-def run_of(recipe: Path, root: Path, name: str, seed: int, changes: Mapping[str, Any]) -> tuple[list[str], CfgNode, Path]:
-    """main.py's arguments for a run, the config that they give, and the run's folder."""
+def run_of(recipe: Path, root: Path, images: str, name: str, seed: int, changes: Mapping[str, Any]) -> tuple[list[str], CfgNode, Path]:
+    """main.py's arguments for a run on the images of a folder, the config that they give, and the run's folder."""
     opts = [word for key, value in changes.items() for word in (key, yaml.safe_dump(value, default_flow_style=True).split("\n")[0])]
     opts += ["SEED", str(seed)]
-    flags = {"OUTPUT": str(root), "TAG": f"{name}_seed{seed}"}
+    flags = {"OUTPUT": str(root), "TAG": f"{name}_seed{seed}", "DATA.DATA_PATH": images}
     cfg = load_config(recipe, opts, flags)
-    argv = ["--cfg", str(recipe), "--output", flags["OUTPUT"], "--tag", flags["TAG"], "--opts", *opts]
+    argv = ["--cfg", str(recipe), "--output", flags["OUTPUT"], "--tag", flags["TAG"], "--data-path", images, "--opts", *opts]
     return argv, cfg, root / cfg.MODEL.NAME / flags["TAG"]
 
 
@@ -86,15 +88,22 @@ def figures_of(directory: Path) -> dict[str, Any]:
     """Of a finished run: its last epoch's metrics, which no choice among epochs has made better.
 
     Raises:
-        DataError: its record is not there or incomplete.
+        DataError: its record or result is not there or incomplete.
     """
-    records = read_records(directory)
+    records, result = read_records(directory), read_json(directory / RESULT)
     last, start = records["epoch"][-1], records["start"][-1]
     return {
         "acc1": last["raw"]["acc1"], "loss": last["raw"]["loss"], "train_loss": last["train_loss"], "epochs": last["epoch"] + 1,
         "train_images": start["train_images"], "val_images": last["raw"]["num_images"], "params": start["params"],
-        "images_per_second": round(median_speed(records), 1),
+        "images_per_second": round(median_speed(records), 1), **{key: str(result.get(key, "unknown")) for key in TRAINED},
     }  # fmt: skip
+
+
+def facts_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """When, with which code and where the runs were trained, which may be long before their table is written."""
+    days, commits, machines, versions = (list(dict.fromkeys(row[key] for row in rows)) for key in TRAINED)
+    days = sorted({day[:10] for day in days})
+    return [f"Trained {' to '.join(dict.fromkeys((days[0], days[-1])))}, commit {', '.join(commits)}", " / ".join(machines), " / ".join(versions)]
 
 
 def write(
@@ -113,7 +122,9 @@ def write(
             _number(found.adjusted, ".3f"),
         ])  # fmt: skip
     different = [name for name, found in compared.items() if found.adjusted is not None and found.adjusted < 0.05]
-    said = ", ".join(different) if different else "none"
+    said = ", ".join(different) or "none"
+    untested = ", ".join(name for name, found in compared.items() if name != base and found.p_value is None)
+    said += f" (not tested, as one seed or the same difference with each says nothing of chance: {untested})" if untested else ""
     first = rows[0]
     body = f"""**A proxy that says little about ImageNet.** {recipe.MODEL.NAME} ({first['params'] / 1e6:.2f} M parameters) with the same parts changed as in
 configs/ablations/, trained by [{args.proxy.name}](../configs/proxy/{args.proxy.name}): {first['epochs']} epochs of {first['train_images']:,} images at
@@ -127,7 +138,7 @@ runs of a seed, and cannot tell what other validation images would say. Differen
 {markdown_table(table)}
 """
     output = args.output / f"ablations_{args.proxy.stem}"
-    write_results(output, f"Ablations: {args.proxy.stem} proxy", args.command, environment(torch.device("cpu")), body, rows)
+    write_results(output, f"Ablations: {args.proxy.stem} proxy", args.command, facts_of(rows), body, rows)
     draw(output.with_suffix(".png"), figures, base, f"{recipe.MODEL.NAME}, {first['epochs']} epochs of {first['train_images']} images, {args.seeds} seed(s)")
 
 

@@ -26,7 +26,7 @@ def checkpoint() -> Path:
     run = ROOT / run_directory(cfg)
     if not _is_finished(run, cfg.TRAIN.EPOCHS):
         print(f"{_shown(run)}: is not there or not finished; training it", flush=True)
-        make_images(Path(cfg.DATA.DATA_PATH))
+        make_images(cfg.DATA.DATA_PATH)
         _run("-m", "torch.distributed.launch", "--nproc_per_node", "2", "main.py", "--cfg", str(CONFIG.relative_to(ROOT)))
     return _shown(run / BEST)
 
@@ -37,19 +37,23 @@ def image() -> Path:
     Raises:
         ProcessError: the images could not be made.
     """
-    folder = ROOT / load_config(CONFIG).DATA.DATA_PATH
-    make_images(folder.relative_to(ROOT))
-    return _shown(min((folder / "val").rglob("*.png")))
+    return min((Path(make_images(load_config(CONFIG).DATA.DATA_PATH)) / "val").rglob("*.png"))
 
 
-def make_images(path: Path) -> None:
+def make_images(path: str) -> str:
     """Makes the images of scripts/make_quickstart_data.py in datasets/digits or datasets/emoji, if they are not there.
+
+    Returns:
+        Where these lie, seen from the working directory; another path as it is.
 
     Raises:
         ProcessError: they could not be made.
     """
-    if path in (Path("datasets/digits"), Path("datasets/emoji")) and not (ROOT / path).is_dir():
-        _run("scripts/make_quickstart_data.py", path.name, str(path))
+    if path not in ("datasets/digits", "datasets/emoji"):
+        return path
+    if not (ROOT / path).is_dir():
+        _run("scripts/make_quickstart_data.py", Path(path).name, path)
+    return str(_shown(ROOT / path))
 
 
 def _is_finished(run: Path, epochs: int) -> bool:

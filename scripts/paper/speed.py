@@ -34,7 +34,7 @@ def reproduce(args: argparse.Namespace) -> Outcome:
         source = args.csv or benchmark(Path(folder) / "speed", QUICK if args.quick else [])
         rows = read_speed(source)
         facts = facts_of(source.with_suffix(".md"))
-        write_results(output, "Speed", args.command, facts, body_of(rows), rows)
+        write_results(output, "Speed", args.command, facts, body_of(rows, f"{output.name}.csv"), rows)
         picture = source.with_suffix(".png")
         if picture.is_file():
             with atomic_write(output.with_suffix(".png")) as file:
@@ -85,9 +85,13 @@ def fastest(rows: list[dict[str, Any]], task: str, batch_size: str, precision: s
     return found
 
 
-def body_of(rows: list[dict[str, Any]]) -> str:
+def body_of(rows: list[dict[str, Any]], every_form: str) -> str:
+    """The tables; `every_form` is the file that has what they leave out."""
     published = {row["model"]: row for row in read_published()}
-    parts = ["Each model in the fastest of its forms that was timed; top-1 as published, not measured here. The ratio is to FAT's plain form\n(`scripts/plain_fat.py`) in the same precision. Every form and spread: speed.csv."]
+    parts = [
+        "Each model in the fastest of its forms in torch that was timed; top-1 as published, not measured here. The ratio is to FAT's plain form\n"
+        f"(`scripts/plain_fat.py`) in the same precision. Every form and spread: {every_form}."
+    ]
     tasks = dict.fromkeys((row["task"].removesuffix(" beside peers"), row["batch_size"], row["precision"]) for row in rows)
     for task, batch_size, precision in tasks:
         table = [["model", "form", "images/s", "to plain", "top-1, %, published"]]

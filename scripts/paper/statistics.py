@@ -1,18 +1,22 @@
 """Are two variants different? Runs are paired by their seed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Mapping, Optional, Sequence
 
 import numpy as np
 from scipy import stats
 
+# Percent points. One image of ImageNet's 50,000 is 0.002; differences that are closer than this are rounded forms of the same one.
+RESOLUTION = 1e-6
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """A variant's figures over the seeds, and its difference from the base; None where too few seeds say nothing.
+    """A variant's figures over the seeds, and its difference from the base; None where the seeds say nothing of chance: there is
+    one, or the difference is the same with each.
 
     `deviation` is the sample standard deviation. `interval`: of the mean difference, 95 %, by Student's t. `p_value`: of the
-    paired two-sided t-test. `adjusted`: by Holm's method for all variants that are compared.
+    paired two-sided t-test. `adjusted`: by Holm's method for all variants that are compared, tested or not.
     """
 
     mean: float
@@ -26,27 +30,25 @@ class Comparison:
 def compare(figures: Mapping[str, Sequence[float]], base: str) -> dict[str, Comparison]:
     """Compares all with `base`; each has one figure per seed, in the same order of seeds."""
     reference = np.asarray(figures[base], dtype=float)
-    p_values = {}
-    for name, values in figures.items():
-        differences = np.asarray(values, dtype=float) - reference
-        if name != base and len(differences) > 1 and np.ptp(differences):  # equal ones have no spread to test against
-            p_values[name] = float(stats.ttest_1samp(differences, 0).pvalue)
-    adjusted = dict(zip(p_values, holm(list(p_values.values()))))
-    return {name: _comparison(values, reference, name == base, p_values.get(name), adjusted.get(name)) for name, values in figures.items()}
+    found = {name: _comparison(np.asarray(values, dtype=float), None if name == base else reference) for name, values in figures.items()}
+    others = [name for name in figures if name != base]
+    adjusted = holm([1.0 if found[name].p_value is None else found[name].p_value for name in others])
+    for name, value in zip(others, adjusted):
+        if found[name].p_value is not None:
+            found[name] = replace(found[name], adjusted=value)
+    return found
 
 
-def _comparison(values, reference, is_base: bool, p_value: Optional[float], adjusted: Optional[float]) -> Comparison:
-    values = np.asarray(values, dtype=float)
+def _comparison(values: np.ndarray, reference: Optional[np.ndarray]) -> Comparison:
     mean, deviation = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
-    if is_base:
+    if reference is None:
         return Comparison(mean, deviation)
     differences = values - reference
     middle = float(differences.mean())
-    interval = None
-    if len(values) > 1:
-        half = float(stats.t.ppf(0.975, len(values) - 1) * differences.std(ddof=1) / len(values) ** 0.5)
-        interval = (middle - half, middle + half)
-    return Comparison(mean, deviation, middle, interval, p_value, adjusted)
+    if len(values) < 2 or np.ptp(differences) < RESOLUTION:
+        return Comparison(mean, deviation, middle)
+    half = float(stats.t.ppf(0.975, len(values) - 1) * differences.std(ddof=1) / len(values) ** 0.5)
+    return Comparison(mean, deviation, middle, (middle - half, middle + half), float(stats.ttest_1samp(differences, 0).pvalue))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
