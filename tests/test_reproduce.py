@@ -28,7 +28,7 @@ def target(tmp_path, *argv) -> int:
 
 def test_all_makes_every_target():
     parser, modules = reproduce.build_parser()
-    words = [[word.format(output="results") for word in line] for line in reproduce.ALL]
+    words = [[word.format(output="results", configs="configs") for word in line] for line in reproduce.ALL]
     assert [parser.parse_args(line).target for line in words] == [line[0] for line in words]
     assert {line[0] for line in words} == set(reproduce.TARGETS) == set(modules)
 
