@@ -141,8 +141,9 @@ def weights_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Mapping[s
         found = {"raw": checkpoint["state_dict"], "ema": checkpoint.get("state_dict_ema")}
     else:
         found = {"raw": checkpoint}
-    found = {name: weights for name, weights in found.items() if weights}
-    if "raw" not in found or not all(isinstance(v, torch.Tensor) for w in found.values() for v in w.values()):
+    found = {name: weights for name, weights in found.items() if weights is not None and weights != {}}
+    mappings = all(isinstance(weights, Mapping) for weights in found.values())
+    if "raw" not in found or not mappings or not all(isinstance(v, torch.Tensor) for w in found.values() for v in w.values()):
         raise CheckpointError(f"{path}: holds no model weights; use a checkpoint or a state dict")
     return found
 

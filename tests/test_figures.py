@@ -245,6 +245,10 @@ def test_overlay_is_red_where_the_map_is_largest():
 # Figure 2
 
 
+MEASURED = {
+    "acc1": 77.5, "acc5": 95.0, "loss": 1.0, "num_images": 50_000, "weights": "raw", "source": "a run", "other_settings": {},
+    "date": "2026-11-01T00:00:00+00:00", "commit": "abc", "machine": "a machine", "versions": "Python 3",
+}  # fmt: skip
 SPEEDS = """task,batch_size,model,form,precision,images_per_second
 inference,16,fat_b0,plain,float32,10
 inference,16,fat_b0,fused,float32,30
@@ -273,7 +277,7 @@ def test_points_of_figure2_are_the_published_and_the_measured_ones(tmp_path, mon
     (tmp_path / "speed.csv").write_text(SPEEDS)
     (tmp_path / "speed.md").write_text("# B\n\n`command`. 2026-01-01, commit abc; A machine, 1 thread(s); Python 3\n")
     (tmp_path / "measured").mkdir()
-    (tmp_path / "measured" / "fat_b2.json").write_text(json.dumps({"cell": "fat_b2", "acc1": 81.5}))
+    (tmp_path / "measured" / "fat_b2.json").write_text(json.dumps({**MEASURED, "cell": "fat_b2", "acc1": 81.5}))
     points = []
     scatter = Axes.scatter
     monkeypatch.setattr(Axes, "scatter", lambda axes, x, y, **how: points.append((how["label"], [*zip(x, y)])) or scatter(axes, x, y, **how))
@@ -468,11 +472,16 @@ def test_refused(runs, image, tmp_path):
         figure4.channels_shown(range(17), 32)
 
 
-def test_a_measurement_that_is_none_is_refused(tmp_path, tiny_only):
-    (tmp_path / "fat_b0.json").write_text("{}")
-    row = {"model": "fat_b0", "weights": "", "img_size": "224", "top1": "77.6", "source": "paper"}
-    with pytest.raises(DataError, match="fat_b0.json: holds no acc1"):
-        figure2.point_of(row, tmp_path)
+@pytest.mark.parametrize("text", ["{}", '{"cell": "fat_b0", "acc1": 77.6}', "[", None])
+def test_a_measurement_that_is_none_is_refused(tmp_path, tiny_only, capsys, text):
+    path = tmp_path / "measured/fat_b0.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({**MEASURED, "cell": "fat_b0", "num_images": 49_999}) if text is None else text)
+    (tmp_path / "speed.csv").write_text(SPEEDS)
+    assert reproduce.main(["figure2", "--output", str(tmp_path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}: ")
+    assert "measured here" not in (tmp_path / "figure2.csv").read_text()
 
 
 def test_default_channels_are_evenly_spaced():

@@ -65,7 +65,7 @@ def remove_unfinished(directory: Path) -> list[str]:
 
 def write_text(path: os.PathLike, text: str) -> None:
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))  # of names that are no UTF-8
 
 
 def write_json(path: os.PathLike, value: Any) -> None:
