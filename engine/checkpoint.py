@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from utils.errors import CheckpointError, OutputError
-from utils.files import atomic_write, is_of_the_machine
+from utils.files import atomic_write, is_of_the_machine, require_no_device
 from utils.rng import get_rng_state, set_rng_state
 
 LAST, PREVIOUS, BEST = "last.pth", "previous.pth", "best.pth"
@@ -95,6 +95,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             is not run.
     """
     try:
+        require_no_device(path)
         if zipfile.is_zipfile(path):  # torch.load does not compare the checksums that torch.save writes
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import cv2
@@ -13,6 +14,7 @@ import torch
 import yaml
 from conftest import ROOT, SMALL, run
 from matplotlib.axes import Axes
+from run_records import read_records
 from torch import nn
 
 from models.inspection import captured, fasa_of, grad_cam, inspect_fasa
@@ -361,6 +363,36 @@ def test_runs_of_one_name_are_told_apart_and_lines_that_are_no_records_left_out(
     assert names == {f"{runs['small'].parts[-3]}/fat_tiny/small", "moved/fat_tiny/small"} and len(rows) == 4
     assert capsys.readouterr().err.count("left out a line that is no record") == 3
     assert "the same in every key" in text
+
+
+@pytest.mark.parametrize("kind, key, value", [
+    ("epoch", "raw", {"acc1": "77", "loss": 1.0}), ("epoch", "raw", {"acc1": float("nan"), "loss": 1.0}), ("epoch", "raw", []),
+    ("epoch", "epoch", "x"), ("epoch", "train_loss", None), ("epoch", "train_loss", 10**400), ("start", "params", "x"),
+    ("start", "model", None), ("train", "images_per_second", [1]),
+])  # fmt: skip
+def test_records_whose_figures_are_none_are_left_out(runs, tmp_path, capsys, kind, key, value):
+    lines = [json.loads(line) for line in (runs["small"] / "metrics.jsonl").read_text().splitlines()]
+    lines.append({**next(line for line in lines if line["kind"] == kind), key: value})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "[" * 100_000)
+    records = read_records(tmp_path)
+    assert records == read_records(runs["small"]) and capsys.readouterr().err.count("left out a line") == 2
+
+
+@pytest.mark.parametrize("name", ["$x_{^$", "a\nb|c", "\udcff"])
+def test_names_are_drawn_as_they_are(runs, tmp_path, name):
+    shutil.copytree(runs["small"], tmp_path / name)
+    text, _ = made(tmp_path / "out", "curves", runs["paper"], tmp_path / name)
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in table[:4]}) == 1
+
+
+def test_pipes_are_not_waited_for(runs, image, tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    for argv in (["curves", runs["small"], tmp_path], ["figure2", "--speed", tmp_path / "metrics.jsonl"],
+                 ["figure4", "--checkpoint", tmp_path / "metrics.jsonl", "--image", image],
+                 ["overlays", "--checkpoint", runs["small"] / "best.pth", "--image", tmp_path / "metrics.jsonl"]):  # fmt: skip
+        with pytest.raises(UserError, match="metrics.jsonl: cannot be read .is no regular file"):
+            reproduce.main([str(arg) for arg in (*argv, "--output", tmp_path / "out")])
 
 
 # Without arguments

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator, Optional
 
@@ -53,6 +54,13 @@ def is_of_the_machine(error: BaseException) -> bool:
 
 def unwritable(path: os.PathLike, error: OSError) -> OutputError:
     return OutputError(f"{path}: cannot be written ({error.strerror or error}); free space or change --output")
+
+
+def require_no_device(path: os.PathLike) -> None:
+    """Raises OSError for a pipe or a device, which reading would wait at for ever."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "is no regular file")
 
 
 def remove_unfinished(directory: Path) -> list[str]:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from utils.errors import printable
 from utils.files import atomic_write
 
 # Where a label may stand beside its point, in points of 1/72 inch, the nearest places first.
@@ -27,6 +28,11 @@ def save_png(figure: Figure, path: Path) -> None:
     plt.close(figure)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
+
+
+def literal(text: object) -> str:
+    """A name as matplotlib draws it: no formula between two dollars."""
+    return printable(text).replace("$", r"\$")
 
 
 def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], size: float = 7) -> None:
