@@ -15,7 +15,7 @@ import time
 from typing import Any, NoReturn, Optional, Sequence
 
 from utils.config import load_config
-from utils.errors import ConfigError, OutputError, Stopped, UserError, did_you_mean
+from utils.errors import ConfigError, OutputError, Stopped, UserError, did_you_mean, printable
 
 
 PARENT = os.getppid()  # the launcher, if there is one; taken early, before it can be gone
@@ -177,7 +177,7 @@ def report(error: UserError) -> NoReturn:
         time.sleep(3)
     if not _reporting.acquire(blocking=False):  # another thread of this process says it and exits
         time.sleep(60)
-    line = "error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
+    line = f"error: {printable(error)}"
     with contextlib.suppress(OSError, ValueError):  # nowhere left to say it: the status still does
         print(line, file=sys.stderr, flush=True)
     if os.environ.get("TORCHELASTIC_ERROR_FILE"):  # the launcher shows this in its own closing report

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from utils.errors import CheckpointError, OutputError
-from utils.files import atomic_write, is_of_the_machine
+from utils.files import atomic_write, is_of_the_machine, require_no_device
 from utils.rng import get_rng_state, set_rng_state
 
 LAST, PREVIOUS, BEST = "last.pth", "previous.pth", "best.pth"
@@ -95,6 +95,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             is not run.
     """
     try:
+        require_no_device(path)
         if zipfile.is_zipfile(path):  # torch.load does not compare the checksums that torch.save writes
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
@@ -141,8 +142,9 @@ def weights_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Mapping[s
         found = {"raw": checkpoint["state_dict"], "ema": checkpoint.get("state_dict_ema")}
     else:
         found = {"raw": checkpoint}
-    found = {name: weights for name, weights in found.items() if weights}
-    if "raw" not in found or not all(isinstance(v, torch.Tensor) for w in found.values() for v in w.values()):
+    found = {name: weights for name, weights in found.items() if weights is not None and weights != {}}
+    mappings = all(isinstance(weights, Mapping) for weights in found.values())
+    if "raw" not in found or not mappings or not all(isinstance(v, torch.Tensor) for w in found.values() for v in w.values()):
         raise CheckpointError(f"{path}: holds no model weights; use a checkpoint or a state dict")
     return found
 

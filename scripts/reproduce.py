@@ -22,7 +22,7 @@ from typing import NoReturn, Optional, Sequence
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.errors import ConfigError, UserError  # noqa: E402
+from utils.errors import ConfigError, UserError, printable  # noqa: E402
 
 TARGETS = {  # by name: what it makes; a module of paper/ each
     "classification": "parameters, MACs, top-1 of FAT-B0 to B3, beside peers",
@@ -71,7 +71,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         missed += outcome.missed
         refused += outcome.refused
     for line in missed + refused:
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {printable(line)}", file=sys.stderr)
     return 1 if missed else status or (2 if refused else 0)
 
 
@@ -110,7 +110,7 @@ def run_and_leave() -> None:
     try:
         sys.exit(main())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(error.status)
     except KeyboardInterrupt:
         sys.exit(130)

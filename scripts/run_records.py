@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from utils.errors import DataError
+from utils.files import require_no_device
 
 Records = dict[str, list[dict[str, Any]]]  # by kind: start, train, epoch
 
@@ -21,6 +22,7 @@ def read_records(run: Path) -> Records:
     """
     path = run / "metrics.jsonl"
     try:
+        require_no_device(path)
         lines = path.read_text(errors="replace").splitlines()
     except OSError as error:
         raise DataError(
@@ -31,13 +33,16 @@ def read_records(run: Path) -> Records:
         try:
             record = json.loads(line)
             kind = record["kind"]
-            for key in NEEDED[kind]:
-                record[key]
+            needed = {key: record[key] for key in NEEDED[kind]}
+            figures = [value for key, value in needed.items() if key not in ("model", "raw")]
             for weights in ("raw", "ema") if kind == "epoch" else ():
                 if weights in record:
-                    record[weights]["acc1"], record[weights]["loss"]
+                    figures += [record[weights]["acc1"], record[weights]["loss"]]
+            whole = type(record.get("epoch", 0)) is int and isinstance(record.get("model", ""), str)
+            if not whole or not all(type(figure) in (int, float) and abs(figure) < 1e300 for figure in figures):
+                raise ValueError("no figures")
             records[kind].append(record)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             print(f"warning: {path}: left out a line that is no record: {line[:60]!r}", file=sys.stderr)
     if not all(records.values()):
         raise DataError(f"{path}: has no finished epoch yet; try again later")

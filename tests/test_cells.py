@@ -210,6 +210,7 @@ def test_the_newest_run_counts(table, small_cells, thousand, tmp_path):
         path = tmp_path / "output/fat_tiny" / name / "result.json"
         result = json.loads(path.read_text())
         result["date"], result["best"]["acc1"] = year + result["date"][4:], 77.5 if name == "a" else 78.5
+        result["best"]["acc5"] = 95.0
         path.write_text(json.dumps(result))
     assert table()[1]["top1_measured"] == "77.50" and table()[1]["top1_verdict"] == "reproduced"
     assert table("--runs", thousand / "output")[1]["top1_measured"] == "77.50"  # the older one that is named
@@ -243,6 +244,18 @@ def spoil_result(**values):
     (lambda folder: (folder / "result.json").write_text("{}"), "is no run's result"),
     (spoil_result(best={"acc1": "77.6"}), "is no run's result"),
     (spoil_result(seed=None), "is no run's result"),
+    *((spoil_result(best=values), "is no run's result") for values in (
+        {"acc1": float("nan")}, {"acc1": float("inf")}, {"acc1": 101.0, "acc5": 102.0}, {"acc1": -1.0}, {"acc1": 10**400}, {"acc1": True},
+        {"acc1": 50.0, "acc5": 40.0}, {"acc5": float("nan")}, {"loss": float("nan")}, {"epoch": 2}, {"epoch": 0.5}, {"epoch": -1},
+        {"weights": "raw\n| a |"}, {"num_images": 1000.0},
+    )),
+    *((spoil_result(**values), "is no run's result") for values in (
+        {"last": {"acc1": 99.0}}, {"date": "yesterday"}, {"commit": "a\nb"}, {"machine": "\ud800"}, {"seed": -1}, {"left_out": "x"},
+        {"best": {"acc1": 0.0, "acc5": 0.0}, "last": {"acc1": 1.0}}, {"unreadable": -1},
+    )),
+    (spoil_result(unreadable=2), "2 images could not be read"),
+    (spoil_result(imagenet="yes"), "not of ImageNet"),
+    (spoil_result(changes="abc"), "no list"),
     (spoil_result(last={"epoch": 0}), "1 of 2 epochs"),
     (spoil_result(cell="fat_b1"), "fat_b1"),
     (spoil_result(changes=["TRAIN.BASE_LR changed from 0.1 to 0.02"]), "changed on the way: TRAIN.BASE_LR"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import cv2
@@ -13,6 +14,7 @@ import torch
 import yaml
 from conftest import ROOT, SMALL, run
 from matplotlib.axes import Axes
+from run_records import read_records
 from torch import nn
 
 from models.inspection import captured, fasa_of, grad_cam, inspect_fasa
@@ -245,6 +247,10 @@ def test_overlay_is_red_where_the_map_is_largest():
 # Figure 2
 
 
+MEASURED = {
+    "acc1": 77.5, "acc5": 95.0, "loss": 1.0, "num_images": 50_000, "weights": "raw", "source": "a run", "other_settings": {},
+    "date": "2026-11-01T00:00:00+00:00", "commit": "abc", "machine": "a machine", "versions": "Python 3",
+}  # fmt: skip
 SPEEDS = """task,batch_size,model,form,precision,images_per_second
 inference,16,fat_b0,plain,float32,10
 inference,16,fat_b0,fused,float32,30
@@ -269,17 +275,11 @@ def tiny_only(monkeypatch):
     return sizes
 
 
-MEASURED = {
-    "cell": "fat_b2", "acc1": 81.5, "acc5": 95, "loss": 1, "num_images": 50000, "weights": "ema", "source": "a run", "date": "2026-01-01",
-    "commit": "abc", "machine": "a machine", "versions": "torch 3", "other_settings": {},
-}  # fmt: skip
-
-
 def test_points_of_figure2_are_the_published_and_the_measured_ones(tmp_path, monkeypatch, tiny_only):
     (tmp_path / "speed.csv").write_text(SPEEDS)
     (tmp_path / "speed.md").write_text("# B\n\n`command`. 2026-01-01, commit abc; A machine, 1 thread(s); Python 3\n")
     (tmp_path / "measured").mkdir()
-    (tmp_path / "measured" / "fat_b2.json").write_text(json.dumps(MEASURED))
+    (tmp_path / "measured" / "fat_b2.json").write_text(json.dumps({**MEASURED, "cell": "fat_b2", "acc1": 81.5}))
     points = []
     scatter = Axes.scatter
     monkeypatch.setattr(Axes, "scatter", lambda axes, x, y, **how: points.append((how["label"], [*zip(x, y)])) or scatter(axes, x, y, **how))
@@ -363,6 +363,36 @@ def test_runs_of_one_name_are_told_apart_and_lines_that_are_no_records_left_out(
     assert names == {f"{runs['small'].parts[-3]}/fat_tiny/small", "moved/fat_tiny/small"} and len(rows) == 4
     assert capsys.readouterr().err.count("left out a line that is no record") == 3
     assert "the same in every key" in text
+
+
+@pytest.mark.parametrize("kind, key, value", [
+    ("epoch", "raw", {"acc1": "77", "loss": 1.0}), ("epoch", "raw", {"acc1": float("nan"), "loss": 1.0}), ("epoch", "raw", []),
+    ("epoch", "epoch", "x"), ("epoch", "train_loss", None), ("epoch", "train_loss", 10**400), ("start", "params", "x"),
+    ("start", "model", None), ("train", "images_per_second", [1]),
+])  # fmt: skip
+def test_records_whose_figures_are_none_are_left_out(runs, tmp_path, capsys, kind, key, value):
+    lines = [json.loads(line) for line in (runs["small"] / "metrics.jsonl").read_text().splitlines()]
+    lines.append({**next(line for line in lines if line["kind"] == kind), key: value})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "[" * 100_000)
+    records = read_records(tmp_path)
+    assert records == read_records(runs["small"]) and capsys.readouterr().err.count("left out a line") == 2
+
+
+@pytest.mark.parametrize("name", ["$x_{^$", "a\nb|c", "\udcff"])
+def test_names_are_drawn_as_they_are(runs, tmp_path, name):
+    shutil.copytree(runs["small"], tmp_path / name)
+    text, _ = made(tmp_path / "out", "curves", runs["paper"], tmp_path / name)
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in table[:4]}) == 1
+
+
+def test_pipes_are_not_waited_for(runs, image, tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    for argv in (["curves", runs["small"], tmp_path], ["figure2", "--speed", tmp_path / "metrics.jsonl"],
+                 ["figure4", "--checkpoint", tmp_path / "metrics.jsonl", "--image", image],
+                 ["overlays", "--checkpoint", runs["small"] / "best.pth", "--image", tmp_path / "metrics.jsonl"]):  # fmt: skip
+        with pytest.raises(UserError, match="metrics.jsonl: cannot be read .is no regular file"):
+            reproduce.main([str(arg) for arg in (*argv, "--output", tmp_path / "out")])
 
 
 # Without arguments
@@ -474,20 +504,25 @@ def test_refused(runs, image, tmp_path):
         figure4.channels_shown(range(17), 32)
 
 
-def test_a_measurement_that_is_none_is_refused(tmp_path, tiny_only):
-    (tmp_path / "measured").mkdir()
-    (tmp_path / "measured/fat_b0.json").write_text("{}")
-    row = {"model": "fat_b0", "weights": "", "img_size": "224", "top1": "77.6", "source": "paper"}
-    with pytest.raises(DataError, match="fat_b0.json: is no measurement"):
-        figure2.point_of(row, tmp_path)
+@pytest.mark.parametrize("text", ["{}", '{"cell": "fat_b0", "acc1": 77.6}', "[", None])
+def test_a_measurement_that_is_none_is_refused(tmp_path, tiny_only, capsys, text):
+    path = tmp_path / "measured/fat_b0.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({**MEASURED, "cell": "fat_b0", "num_images": 49_999}) if text is None else text)
+    (tmp_path / "speed.csv").write_text(SPEEDS)
+    assert reproduce.main(["figure2", "--output", str(tmp_path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}: ")
+    assert "measured here" not in (tmp_path / "figure2.csv").read_text()
 
 
 def test_a_measurement_of_the_repository_stands_in(tmp_path, monkeypatch, tiny_only):
     """As in the classification table."""
     monkeypatch.setattr(cells, "MEASURED", tmp_path)
-    (tmp_path / "fat_b2.json").write_text(json.dumps(MEASURED))
+    (tmp_path / "fat_b2.json").write_text(json.dumps({**MEASURED, "cell": "fat_b2", "acc1": 81.5}))
+    measured, refused = cells.kept(tmp_path / "elsewhere", ["fat_b2", "fat_b0"])
     row = {"model": "fat_b2", "weights": "", "img_size": "224", "top1": "81.9", "source": "paper"}
-    assert figure2.point_of(row, tmp_path / "elsewhere").top1 == 81.5
+    assert figure2.point_of(row, measured["fat_b2"]).top1 == 81.5 and list(measured) == ["fat_b2"] and not refused
 
 
 def test_default_channels_are_evenly_spaced():

@@ -74,7 +74,7 @@ def test_the_table_of_ablations(two_variants, tmp_path, monkeypatch):
     """Counts, what differs, and a measured cell; the next run without that file says not measured."""
     monkeypatch.setattr(cells, "MEASURED", tmp_path / "committed")
     measured = {
-        "cell": "ablations/no_cpe", "acc1": 76.543, "acc5": 93.0, "loss": 1.0, "num_images": 50000, "weights": "raw", "source": "a run", "date": "2026-01-01",
+        "cell": "ablations/no_cpe", "acc1": 76.543, "acc5": 93.0, "loss": 1.0, "num_images": 50000, "weights": "raw", "source": "a run", "date": "2026-01-01T00:00:00+00:00",
         "commit": "abc", "machine": "m", "versions": "v", "other_settings": {},
     }  # fmt: skip
     (tmp_path / "committed/ablations").mkdir(parents=True)

@@ -54,6 +54,11 @@ class Stopped(Exception):
     status = 128 + 15  # as a shell says of SIGTERM
 
 
+def printable(text: object) -> str:
+    """As one line: what is no printable character, as in a file's name, is written as Python writes it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns `did you mean 'x'?` with the known name nearest to `name`, or `known: a, b, c` if none is near."""
     known = list(known)

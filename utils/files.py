@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator, Optional
 
@@ -55,6 +56,13 @@ def unwritable(path: os.PathLike, error: OSError) -> OutputError:
     return OutputError(f"{path}: cannot be written ({error.strerror or error}); free space or change --output")
 
 
+def require_no_device(path: os.PathLike) -> None:
+    """Raises OSError for a pipe or a device, which reading would wait at for ever."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "is no regular file")
+
+
 def remove_unfinished(directory: Path) -> list[str]:
     """Removes what killed processes left of `atomic_write` in a folder that nobody else writes to; returns the names."""
     found = [p for p in directory.glob(".*.tmp") if p.stem.rsplit(".", 1)[-1].isdigit() and not p.is_dir()]
@@ -65,7 +73,7 @@ def remove_unfinished(directory: Path) -> list[str]:
 
 def write_text(path: os.PathLike, text: str) -> None:
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))  # of names that are no UTF-8
 
 
 def write_json(path: os.PathLike, value: Any) -> None:

@@ -5,13 +5,15 @@ measurement that was accepted; the ones of this repository's results/measured/ s
 """
 
 import argparse
+import datetime
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Optional, Sequence
 
 import torch
 import yaml
@@ -22,7 +24,7 @@ from engine.resume import progress_of
 from engine.tasks import create_task
 from utils.config import leaf_keys, load_config, to_dict
 from utils.defaults import DEFAULTS
-from utils.errors import CheckpointError, DataError, UserError, did_you_mean
+from utils.errors import CheckpointError, DataError, UserError, did_you_mean, printable
 from utils.files import write_json
 from utils.provenance import record
 
@@ -66,14 +68,7 @@ def measure(args: argparse.Namespace, cells: Sequence[str]) -> tuple[dict[str, d
     Returns:
         By cell, the measurement, see `measurement`; cells without one are not in it. And what was refused, a line each.
     """
-    known, refused = {}, []
-    for cell in cells:
-        try:
-            found = read_measured(args.output, cell)
-            if found:
-                known[cell] = found
-        except DataError as error:
-            refused.append(str(error))
+    known, refused = kept(args.output, cells)
     fresh = []
     for folder, cell in runs_below(args.runs or Path("output"), cells):
         try:
@@ -97,6 +92,19 @@ def measure(args: argparse.Namespace, cells: Sequence[str]) -> tuple[dict[str, d
     return known, refused + lines
 
 
+def kept(output: Path, cells: Iterable[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The measurements that were accepted before, by cell, and what is none of them, a line each."""
+    known, refused = {}, []
+    for cell in cells:
+        try:
+            found = read_measured(output, cell)
+            if found:
+                known[cell] = found
+        except DataError as error:
+            refused.append(str(error))
+    return known, refused
+
+
 def read_measured(output: Path, cell: str) -> Optional[dict[str, Any]]:
     """Raises DataError: the file is no measurement of this cell."""
     for folder in (output / "measured", MEASURED):
@@ -110,15 +118,38 @@ def read_measured(output: Path, cell: str) -> Optional[dict[str, Any]]:
 
 
 def is_measurement(found: Mapping[str, Any], cell: str) -> bool:
-    """Whether it has all that `measurement` says of a cell, in the right types."""
-    numbers = ["acc1", "acc5", "loss", "num_images", *(["last_acc1", "epoch", "epochs", "seed"] if "last_acc1" in found else [])]
-    texts = ["source", "weights", "date", "commit", "machine", "versions"]
+    """Whether it has all that `measurement` says of a cell, with values that a measurement can have."""
+    other = found.get("other_settings")
+    numbers: dict[str, tuple[float, float]] = {"acc1": (0, 100), "acc5": (0, 100), "loss": (0, sys.float_info.max)}
+    counts: dict[str, tuple[float, float]] = {"num_images": (VAL_IMAGES, VAL_IMAGES)}
+    if "last_acc1" in found:  # of a run
+        numbers["last_acc1"] = (0, 100)
+        counts |= dict.fromkeys(("epoch", "epochs", "seed", "unreadable", "left_out"), (0, sys.maxsize))
     return (
         found.get("cell") == cell
-        and all(type(found.get(key)) in (int, float) for key in numbers)
-        and all(isinstance(found.get(key), str) for key in texts)
-        and isinstance(found.get("other_settings"), dict)
+        and all(type(found.get(key)) in (int, float) and least <= found[key] <= most for key, (least, most) in numbers.items())
+        and all(type(found.get(key)) is int and least <= found[key] <= most for key, (least, most) in counts.items())
+        and found["acc1"] <= found["acc5"]
+        and ("last_acc1" not in found or (found["last_acc1"] <= found["acc1"] and found["epoch"] < found["epochs"]))
+        and all(_is_line(found.get(key)) for key in ("source", "commit", "machine", "versions"))
+        and found.get("weights") in ("raw", "ema")
+        and _is_time(found.get("date"))
+        and isinstance(other, dict)
+        and HOW.issuperset(other)
+        and all(_is_line(str(value)) for value in other.values())
     )
+
+
+def _is_line(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and value.isprintable()
+
+
+def _is_time(value: Any) -> bool:
+    """Whether it is a time of `utils.provenance.record`."""
+    try:
+        return datetime.datetime.fromisoformat(value).utcoffset() == datetime.timedelta(0)
+    except (TypeError, ValueError):
+        return False
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -172,6 +203,8 @@ def require_no_changes(changes: Any, cell: str, what: str) -> None:
     """Raises DataError: a run was gone on with, once, with other settings or data."""
     expected = load_config(CONFIGS / f"{cell}.yaml")
     free = WHERE | HOW | {"seed"} | (SPLIT_OF_BATCH if expected.TRAIN.TOTAL_BATCH_SIZE else set())
+    if not isinstance(changes, list):
+        raise DataError(f"{what}: what changed on the way is {changes!r}, no list; restore the file")
     real = [change for change in changes if str(change).partition(" changed from ")[0] not in free]
     if real:
         raise DataError(f"{what}: changed on the way: {', '.join(map(str, real[:3]))}; a cell takes one recipe from beginning to end")
@@ -204,12 +237,16 @@ def provenance(measured: Mapping[str, Any]) -> str:
 
 def runs_below(folder: Path, cells: Sequence[str]) -> Iterator[tuple[Path, str]]:
     """The folders of runs, finished or not, that measure one of the cells, with the cell."""
-    for path in sorted(folder.rglob("config.yaml")):
+    for parent, _, names in sorted(os.walk(folder)):  # which leaves out what cannot be listed
+        path = Path(parent, "config.yaml")
+        if path.name not in names or not path.is_file():
+            continue
         if path.parent.name.startswith("replaced_") and path.parent != folder:
             continue  # what main.py moved away when the run was begun anew
         try:
-            config = yaml.safe_load(path.read_text())
-        except (OSError, ValueError, yaml.YAMLError):
+            text = path.read_text()
+            config = yaml.safe_load(text) if any(cell in text for cell in cells) else None  # parsing takes 50 ms
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
             continue  # nobody's config, or a damaged one: it names no cell
         cell = config.get("REPRODUCES") if isinstance(config, dict) else None
         if cell in cells:
@@ -229,7 +266,7 @@ def measurement_of_run(folder: Path, cell: str) -> dict[str, Any]:
         if result["cell"] != cell or last["epoch"] + 1 != epochs:
             raise DataError(f"{folder}: its result is of {last['epoch'] + 1} of {epochs} epochs, for cell {result['cell']!r}; let it finish")
         require_no_changes(result["changes"], cell, str(folder))
-        if not result["imagenet"] or result["classes"] != CLASSES:
+        if result["imagenet"] is not True or result["classes"] != CLASSES:
             raise DataError(f"{folder}: is not of ImageNet: its {result['classes']} classes are not ImageNet's {CLASSES:,}")
         counts = result["train_images"], result["val_images"], best.get("num_images")
         if counts != (TRAIN_IMAGES, VAL_IMAGES, VAL_IMAGES):
@@ -237,9 +274,11 @@ def measurement_of_run(folder: Path, cell: str) -> dict[str, Any]:
                 f"{folder}: is of {counts[0]} training and {counts[1]} validation images, of which {counts[2]} were counted in its best "
                 f"epoch; ImageNet has {TRAIN_IMAGES:,} and {VAL_IMAGES:,}"
             )
+        if result["unreadable"] > TRAIN_IMAGES // 1000:
+            raise DataError(f"{folder}: {result['unreadable']:,} images could not be read; mend them and train again")
         facts = {key: result[key] for key in ("seed", "unreadable", "left_out", "precision", "processes", "date", "commit", "machine", "versions")}
         facts.update(epoch=best["epoch"], epochs=epochs, last_acc1=last["acc1"], other_settings=how)
-        found = measurement(cell, best, f"training run {folder}", **facts)
+        found = measurement(cell, best, f"training run {printable(folder)}", **facts)
     except (KeyError, TypeError, AttributeError):
         found = {}
     if not is_measurement(found, cell):
@@ -344,5 +383,8 @@ def measurement_of_checkpoint(cell: str, path: Path, facts: Mapping[str, Any], d
     if result["num_images"] != VAL_IMAGES:
         raise DataError(f"{path}: its evaluation counted {result['num_images']:,} of {VAL_IMAGES:,} images; see the warnings above")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    source = f"evaluation of a checkpoint, {path.name}, sha256 {facts['sha256'][:12]}"
-    return measurement(cell, result, source, precision=result["precision"], **facts, **record(device))
+    source = f"evaluation of a checkpoint, {printable(path.name)}, sha256 {facts['sha256'][:12]}"
+    found = measurement(cell, result, source, precision=result["precision"], **facts, **record(device))
+    if not is_measurement(found, cell):
+        raise DataError(f"{path}: its evaluation gave a loss of {result['loss']}; its weights may not be finite, use another one")
+    return found

@@ -19,6 +19,7 @@ from models import FAT
 from utils.config import config_from
 from utils.defaults import RULES
 from utils.errors import CheckpointError, ConfigError, DataError
+from utils.files import require_no_device
 
 from . import quickstart
 
@@ -96,6 +97,7 @@ def read_image(path: Path, trained: Trained, img_size: int) -> tuple[np.ndarray,
     cfg = trained.cfg
     transform = eval_transform(img_size, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT, cfg.DATA.EXIF)
     try:
+        require_no_device(path)
         with open(path, "rb") as file:
             picture = transform(transform.decode(file))
     except MemoryError:

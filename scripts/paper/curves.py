@@ -16,7 +16,7 @@ from utils.config import leaf_keys, load_config, to_dict
 from utils.errors import ConfigError, DataError
 from utils.provenance import environment
 
-from .plots import save_png
+from .plots import literal, save_png
 from .results import Outcome, markdown_table, write_results
 
 MOST_RUNS = 10  # as many as there are colours
@@ -138,9 +138,9 @@ def draw(runs: Sequence[Run]) -> plt.Figure:
     for number, run in enumerate(runs):
         colour, dot = f"C{number}", "o" if len(run.epochs) == 1 else ""
         epochs = [record["epoch"] + 1 for record in run.epochs]
-        training.plot(epochs, [record["train_loss"] for record in run.epochs], color=colour, marker=dot, label=run.name)
+        training.plot(epochs, [record["train_loss"] for record in run.epochs], color=colour, marker=dot, label=literal(run.name))
         for name in run.weights:
-            how = dict(color=colour, marker=dot, linestyle=STYLES[name], label=f"{run.name}, {name}")
+            how = dict(color=colour, marker=dot, linestyle=STYLES[name], label=literal(f"{run.name}, {name}"))
             own = [(record["epoch"] + 1, record[name]) for record in run.epochs if name in record]
             validation.plot([epoch for epoch, _ in own], [found["loss"] for _, found in own], **how)
             accuracy.plot([epoch for epoch, _ in own], [found["acc1"] for _, found in own], **how)

@@ -9,7 +9,7 @@ import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Mapping, Optional
 
 import matplotlib.pyplot as plt
 import timm
@@ -67,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def reproduce(args: argparse.Namespace) -> Outcome:
     path = args.speed or next(filter(Path.is_file, [args.output / "speed.csv"]), FALLBACK)
     speeds = read_speeds(path)
-    points = [point_of(row, args.output) for row in read_published()]
+    published = read_published()
+    measured, refused = cells.kept(args.output, [row["model"] for row in published if not row["weights"]])
+    points = [point_of(row, measured.get(row["model"])) for row in published]
     for point in points:
         point.images_per_second, point.form = speeds.by_model.get(point.model, (None, ""))
     unmeasured = [point.model for point in points if point.images_per_second is None]
@@ -105,22 +107,17 @@ def reproduce(args: argparse.Namespace) -> Outcome:
     ]  # fmt: skip
     body = "\n\n".join([*notes, markdown_table([head, *lines]), *(f"[{number}] {text}" for number, text in enumerate(sources, 1))])
     write_results(args.output / "figure2", "Figure 2: accuracy over cost", args.command, environment(torch.device("cpu")), body, rows)
-    return Outcome()
+    return Outcome(refused=refused)
 
 
-def point_of(row: dict[str, str], output: Path) -> Point:
-    """A row of configs/published.csv as a point; FAT's top-1 is what the classification table below `output` has, too.
-
-    Raises:
-        DataError: a measurement's file that holds none.
-    """
+def point_of(row: Mapping[str, str], measured: Optional[Mapping[str, Any]]) -> Point:
+    """A row of configs/published.csv as a point, with what was measured of its cell."""
     point = Point(row["model"], not row["weights"], int(row["img_size"]), float(row["top1"]), row["source"], 0.0, None)
     if not point.is_fat:
         point.gmacs = float(row["gmacs"])
         return point
     complexity = measure_complexity(timm.create_model(point.model), (3, IMG_SIZE, IMG_SIZE))
     point.gmacs, point.conv_gmacs = complexity.macs / 1e9, complexity.conv_macs / 1e9
-    measured = cells.read_measured(output, point.model)
     if measured:
         point.top1, point.top1_source = measured["acc1"], "measured here"
     return point

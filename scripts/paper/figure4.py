@@ -17,7 +17,7 @@ from utils.errors import CheckpointError, ConfigError
 from utils.provenance import environment
 
 from . import checkpoint
-from .plots import save_png
+from .plots import literal, save_png
 from .results import Outcome, markdown_table, write_results
 
 MOST_CHANNELS = 16  # in a figure
@@ -58,7 +58,7 @@ def reproduce(args: argparse.Namespace) -> Outcome:
     where = f"FASA of stage {args.stage}, block {args.block}: maps of {channels} x {side} x {side}"
     introduction = trained.introduce(args.img_size)
     figure = draw({name: magnitudes[shown] for name, magnitudes in spectra.items()}, shown)
-    figure.suptitle("\n".join(filter(None, [f"{where}, image {path}", introduction, trained.limits])), fontsize=8)
+    figure.suptitle("\n".join(map(literal, filter(None, [f"{where}, image {path}", introduction, trained.limits]))), fontsize=8)
     save_png(figure, args.output / "figure4.png")
 
     rows = [

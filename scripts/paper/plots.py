@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from utils.errors import printable
 from utils.files import atomic_write
 
 # Where a label may stand beside its point, in points of 1/72 inch, the nearest places first.
@@ -34,6 +35,11 @@ def point_name(model: str, img_size: Union[int, str]) -> str:
     """A model as a label has it: short, with its size where that is not 224 px."""
     name = re.sub(r"\..*|_patch\d+|_window\d+|_224(?=\.|$)", "", model)
     return name + (f" ({img_size} px)" if str(img_size) != "224" else "")
+
+
+def literal(text: object) -> str:
+    """A name as matplotlib draws it: no formula between two dollars."""
+    return printable(text).replace("$", r"\$")
 
 
 def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], size: float = 7) -> None:

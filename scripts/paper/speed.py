@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import ConfigError, DataError
-from utils.files import atomic_write
+from utils.files import atomic_write, require_no_device
 
 from .results import ROOT, Outcome, markdown_table, read_published, write_results
 
@@ -58,6 +58,7 @@ def read_speed(path: Path) -> list[dict[str, Any]]:
     """
     what = "make it with scripts/benchmark.py"
     try:
+        require_no_device(path)
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         good = bool(rows) and COLUMNS <= set(rows[0]) and all(0 < float(row["images_per_second"]) < math.inf for row in rows)
