@@ -4,6 +4,8 @@ import argparse
 import csv
 import json
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -124,6 +126,24 @@ def test_a_run_that_fails_is_named_and_the_others_saved(proxy_args):
     with pytest.raises(training.TrainingError, match="^bad: its training ended with status 2 .*interaction is 'none'.*bad.txt$") as caught:
         training.train_all([long, first, bad], 2, done)
     assert caught.value.status == 2 and "stopped by SIGTERM: saved" in long.log.read_text()
+
+
+def test_runs_end_with_what_runs_them(proxy_args, tmp_path):
+    """It is killed; the run saves, so that nothing goes on unseen, nor holds its folder against the next command."""
+    script, log = tmp_path / "runs.py", proxy_args.proxy_runs / "long.txt"
+    argv = ("--cfg", str(proxy_args.proxy), "--output", str(proxy_args.proxy_runs), "--tag", "long", "--opts", "TRAIN.EPOCHS", "5000")
+    script.write_text(
+        f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'scripts')!r}]\nfrom pathlib import Path\nfrom paper import training\n"
+        f"if __name__ == '__main__':\n    training.train_all([training.Job('long', {argv!r}, Path({str(log)!r}))], 1, print)\n"
+    )
+    process = subprocess.Popen([sys.executable, script])
+    for text in ("epoch 1 ", "stopped by SIGTERM: saved"):
+        deadline = time.monotonic() + 60
+        while not (log.is_file() and text in log.read_text()):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.05)
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
 
 
 def test_a_killed_run_is_an_error(proxy_args):

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import threading
 import time
@@ -71,6 +72,7 @@ def train_all(jobs: Sequence[Job], at_a_time: int, done: Callable[[Job, float], 
 
 def _train(argv: Sequence[str], log: str, threads: int) -> None:
     os.setsid()  # Ctrl-C reaches them through the parent alone
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file:
         for stream in (sys.stdout, sys.stderr):
@@ -80,6 +82,12 @@ def _train(argv: Sequence[str], log: str, threads: int) -> None:
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a process that ends like main.py leaves to be cleaned up
     sys.argv = ["main.py", *argv]
     runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
+
+
+def _end_with_parent() -> None:
+    """Asks this process to save and end when the one that runs all of them is gone, even by kill -9."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _failed(job: Job, status: int) -> TrainingError:
