@@ -49,7 +49,7 @@ def make_trainer(model, batch_size, accumulation_steps, num_images, precision=No
         precision=precision or NativePrecision(CPU, None), model_ema=None, train_loader=None, val_loader=None, plan=plan,
         progress=Progress(), checkpointer=None, log=log or RunLog(None, enabled=False), device=CPU, peers=Peers(Launch()),
         waits=Waits(0, "pil", 1), epochs=10, seed=0, clip_grad=clip_grad, compile_mode="", print_freq=1, save_freq=0, save_every_steps=0,
-        save_every_minutes=0.0,
+        save_every_minutes=0.0, facts={},
     )  # fmt: skip
     settings["guard"] = FiniteGuard("raise", settings["precision"].skips_overflows, model, CPU)
     settings["log"].picture = lambda *_: None

@@ -198,7 +198,7 @@ def test_validation_is_the_plain_evaluation(evaluate, tmp_path, checkpoint, sets
     assert beside == expected and not (tmp_path / "fat_tiny/plain/eval").exists()
     assert list(expected) == [
         *("acc1", "acc5", "loss", "num_images", "weights", "raw", "ema", "dataset", "data_path", "crop_pct", "complete"),
-        *("checkpoint", "precision", "fused", "img_size", "crops", "flip"),
+        *("checkpoint", "precision", "fused", "img_size", "crops", "flip", "cell", "classes", "imagenet"),
     ]
     found = json.loads((folder / "val.json").read_text())
     better = max(("raw", "ema"), key=lambda name: (expected[name]["acc1"], name == "raw"))
