@@ -566,3 +566,15 @@ def test_weights_that_evaluate_to_nan_are_not_saved(write_config, tmp_path):
     before = last.read_bytes()
     error = error_of("--cfg", path, "--opts", "TRAIN.EPOCHS", 2, "TRAIN.OPTIMIZER.EPS", 1e-300, "TRAIN.BASE_LR", 1e30)
     assert error.status == 4 and "validation" in str(error) and last.read_bytes() == before
+
+
+def test_the_best_weights_metrics_are_kept():
+    """Of the epoch and the weights that were best, which need not be the last ones nor the raw ones."""
+    trainer = make_trainer(nn.Linear(1, 1), 4, 1, 24)
+    trainer.task.best_metric = "acc1"
+    trainer.list_unreadable = lambda: None
+    epochs = [(50.0, 60.0), (55.0, 58.0)]
+    for raw, ema in epochs:
+        results = {name: {"acc1": acc1, "acc5": 99.0, "loss": 1.0, "num_images": 4} for name, acc1 in (("raw", raw), ("ema", ema))}
+        trainer.finish_epoch(1.0, results, 1.0)
+    assert trainer.progress.best == {"acc1": 60.0, "weights": "ema", "epoch": 0} and trainer.progress.best_metrics["acc1"] == 60.0

@@ -148,6 +148,10 @@ def test_spectrum_of_known_maps(size):
     row = figure4.measured(figure4.spectrum(fast + wave + 1))
     # Energies: the mean 1, each wave 1/2.
     assert row["high_share"] == pytest.approx(25) and row["high_share_without_mean"] == pytest.approx(50)
+    # Of 40 positions, the Nyquist frequency is 20 cycles: 9 are below its half, 11 above.
+    for cycles, share in ((9, 0), (11, 100)):
+        waves = np.cos(2 * np.pi * cycles * np.arange(40) / 40)[None, :] * np.ones((40, 1))
+        assert figure4.measured(figure4.spectrum(waves))["high_share"] == pytest.approx(share)
     profile = [value for key, value in figure4.measured(slow).items() if key.startswith("log10")]
     assert profile[0] == pytest.approx(np.log10(size**2), abs=1e-3) and profile[0] > profile[1] > profile[2]
 
@@ -303,6 +307,16 @@ def test_points_of_figure2_are_the_published_and_the_measured_ones(tmp_path, mon
     assert "batch 16, float32, A machine, 1 thread(s)" in text and "neither panel: repvit_m1." in text
     left_out = next(line for line in text.splitlines() if line.startswith("Without a measurement"))
     assert "swin_tiny" in left_out and "fat_b1" in left_out and "fat_b0" not in left_out and "pvt_v2_b0" not in left_out
+
+
+def test_the_largest_batch_and_float32_where_as_many_models_were_timed(tmp_path):
+    head, *lines = SPEEDS.splitlines()
+    kinds = [("1", "float32"), ("16", "bfloat16"), ("16", "float32"), ("4", "float32")]
+    for order in (kinds, kinds[::-1]):
+        rows = [f"inference,{batch_size},fat_b0,fused,{precision},{number}" for number, (batch_size, precision) in enumerate(order, 1)]
+        (tmp_path / "speed.csv").write_text("\n".join([head, *rows]))
+        found = figure2.read_speeds(tmp_path / "speed.csv")
+        assert (found.batch_size, found.precision) == (16, "float32") and found.by_model["fat_b0"][0] == order.index(("16", "float32")) + 1
 
 
 def test_published_macs_are_those_of_the_tables():

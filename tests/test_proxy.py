@@ -219,7 +219,7 @@ ROWS = [
         ("inference", "fat_b0", "plain", 10.0), ("inference", "fat_b0", "fused", 30.0), ("inference", "fat_b1", "fused", 20.0),
         ("inference beside peers", "fat_b0", "plain", 9.0), ("inference beside peers", "fat_b0", "fused", 27.0),
         ("inference beside peers", "pvt_v2_b0", "eager NCHW", 25.0), ("inference beside peers", "pvt_v2_b0", "eager NHWC", 26.0),
-        ("inference", "fat_b0", "fused, OpenVINO", 99.0),
+        ("inference", "fat_b0", "fused, OpenVINO", 99.0), ("inference beside peers", "fat_b0", "fused, OpenVINO", 98.0),
     ]
 ]  # fmt: skip
 
