@@ -203,6 +203,9 @@ def test_the_same_training_to_the_bit(write_config, tmp_path, formats, monkeypat
     restore()
     run("--cfg", path, "--tag", "both", "--opts", "DATA.DATASET", "hfds/hfds", "DATA.DATA_PATH", formats)
     runs["both"] = trained(tmp_path / "output/fat_tiny/both")
+    changes = runs["both"][0]["progress"]["changes"]
+    assert [change.partition(" ")[0] for change in changes] == ["DATA.DATASET", "DATA.DATA_PATH"]
+    changes.clear()
     for name, (saved, logged) in runs.items():
         assert_same(saved, runs["folder"][0], name)
         assert logged == runs["folder"][1], name
