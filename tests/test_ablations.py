@@ -20,7 +20,7 @@ from torch import nn
 import models
 from engine.tasks import create_task
 from models.layers import DOWNSAMPLINGS, FASA, ConvFFN, FATBlock
-from utils.config import leaf_keys, load_config
+from utils.config import leaf_keys, load_config, value_of
 from utils.macs import measure_complexity
 
 FOLDER = ROOT / "configs" / "ablations"
@@ -192,12 +192,6 @@ def test_a_config_s_header_has_its_command_and_costs(name):
     params, conv_macs, macs = expected_cost(f"ablations/{name}")
     assert f"--cfg configs/ablations/{name}.yaml --data-path /path/to/imagenet" in header
     assert f"{params / 1e6:.2f} M parameters, {conv_macs / 1e9:.3f} GMACs in convolutions ({macs / 1e9:.3f} with" in header
-
-
-def value_of(node, key):
-    for name in key.split("."):
-        node = node[name]
-    return node
 
 
 # Equations

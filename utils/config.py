@@ -1,8 +1,10 @@
 """Reads a config: defaults, then YAML files (base first), then --opts, then flags. The result is frozen."""
 
+import functools
+import operator
 import os
 from pathlib import Path
-from typing import Any, Iterable, Optional, Sequence
+from typing import Any, Iterable, Mapping, Optional, Sequence
 
 import yaml
 from yacs.config import CfgNode
@@ -55,6 +57,11 @@ def leaf_keys(node: CfgNode = DEFAULTS, prefix: str = "") -> list[str]:
     for name, value in node.items():
         keys += leaf_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
     return keys
+
+
+def value_of(config: Mapping[str, Any], key: str) -> Any:
+    """The value of SECTION.KEY, which has to be there."""
+    return functools.reduce(operator.getitem, key.split("."), config)
 
 
 def to_dict(node: CfgNode) -> dict[str, Any]:

@@ -5,18 +5,15 @@ figure then stands here), or with --proxy by a short schedule on a small set, se
 """
 
 import argparse
-import functools
-import operator
 import os
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
 import matplotlib.pyplot as plt
 import torch
-from yacs.config import CfgNode
 
 from engine.tasks import create_task
-from utils.config import leaf_keys, load_config
+from utils.config import leaf_keys, load_config, value_of
 from utils.macs import Complexity, measure_complexity
 from utils.provenance import environment
 
@@ -60,12 +57,8 @@ def variants() -> list[str]:
 def changes_of(name: str) -> dict[str, Any]:
     """{config key: value} of what a variant has and the base has not."""
     cfg, base = (load_config(CONFIGS / f"{n}.yaml") for n in (name, BASE))
-    values = {key: (_value(cfg, key), _value(base, key)) for key in leaf_keys() if key.startswith("MODEL.")}
+    values = {key: (value_of(cfg, key), value_of(base, key)) for key in leaf_keys() if key.startswith("MODEL.")}
     return {key: own for key, (own, of_base) in values.items() if own != of_base}
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    return functools.reduce(operator.getitem, key.split("."), cfg)
 
 
 def count(name: str) -> Complexity:

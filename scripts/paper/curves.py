@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import torch
 from run_records import Records, median_speed, read_records, weights_in
 
-from utils.config import leaf_keys, load_config, to_dict
+from utils.config import leaf_keys, load_config, to_dict, value_of
 from utils.errors import ConfigError, DataError
 from utils.provenance import environment
 
@@ -95,12 +95,6 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     for run, path in zip(runs, real):
         run.name = "/".join(path.parts[-max(length, 2) :])
     return runs
-
-
-def value_of(config: dict[str, Any], key: str) -> Any:
-    for name in key.split("."):
-        config = config[name]
-    return config
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
