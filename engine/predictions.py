@@ -63,7 +63,9 @@ class Predictions(ClassificationMetrics):
         empty = np.empty((0, min(5, len(self.subset))))
         self.parts = [Records([], empty[:, 0].astype(int), empty.astype(int), np.float32(empty), np.float32(empty[:, 0]))]
 
-    def update(self, logits: torch.Tensor, targets: torch.Tensor, keys: Sequence[str] = ()) -> None:
+    def update(
+        self, logits: torch.Tensor, targets: torch.Tensor, keys: Sequence[str] = (), images: Optional[torch.Tensor] = None
+    ) -> None:
         """As `ClassificationMetrics`; each target is in the subset."""
         logits, places = logits.float()[:, self.subset], self.place[targets]
         super().update(logits, places)

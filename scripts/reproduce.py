@@ -14,15 +14,13 @@ import argparse
 import importlib
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
-from typing import NoReturn, Optional, Sequence
+from typing import Optional, Sequence
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from cli import ROOT, Parser, run_and_leave
 
-from utils.errors import ConfigError, UserError, printable  # noqa: E402
+from utils.errors import ConfigError, UserError, printable
 
 TARGETS = {  # by name: what it makes; a module of paper/ each
     "classification": "parameters, MACs, top-1 of FAT-B0 to B3, beside peers",
@@ -75,15 +73,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return 1 if missed else status or (2 if refused else 0)
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see --help)")
-
-
 def build_parser() -> tuple[argparse.ArgumentParser, dict]:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="every target that needs neither ImageNet nor a GPU")
     output = argparse.ArgumentParser(add_help=False)
     for place, default in ((parser, Path("results")), (output, argparse.SUPPRESS)):  # a target's would hide one given before it
@@ -104,17 +95,5 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict]:
     return parser, modules
 
 
-def run_and_leave() -> None:
-    """`main`, with its errors as one line and an exit status; a scheduler's SIGTERM ends training runs as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
-        sys.exit(error.status)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    run_and_leave()
+    run_and_leave(main)

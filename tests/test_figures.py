@@ -19,6 +19,7 @@ from torch import nn
 
 from models.inspection import captured, fasa_of, grad_cam, inspect_fasa
 from paper import cells, checkpoint, curves, figure2, figure4, overlays, quickstart
+from utils.config import config_from
 from utils.errors import CheckpointError, ConfigError, DataError, OutputError, ProcessError, UserError
 from utils.macs import measure_complexity
 
@@ -162,7 +163,7 @@ def test_figure4_shows_the_checkpoint_s_own_spectra(runs, image, tmp_path, monke
     monkeypatch.setattr(Axes, "imshow", lambda axes, data, **how: panels.append((data, how)) or imshow(axes, data, **how))
     chosen = ["--stage", "2", "--block", "1", "--channels", "3", "31", "0", "--img-size", "64"]
     text, rows = made(tmp_path, "figure4", "--checkpoint", runs["paper"] / "best.pth", "--image", image, *chosen)
-    trained = checkpoint.load_trained(runs["paper"] / "best.pth")
+    trained = checkpoint.load_fat(runs["paper"] / "best.pth")
     maps = inspect_fasa(trained.model, checkpoint.read_image(image, trained, 64)[1], 1, 0)
     expected = [maps.local_aggregation, maps.global_aggregation, maps.fasa.mixer(maps.local_aggregation + maps.global_aggregation), maps.output]
     assert len(panels) == 12 and all(how["interpolation"] == "nearest" and how["cmap"] == "viridis" for _, how in panels)
@@ -190,10 +191,10 @@ def test_what_figure4_says_follows_from_its_shares():
 def test_imagenet_s_classes_carry_no_warning():
     from timm.data import ImageNetInfo
 
-    cfg = checkpoint.config_from({"MODEL": {"NAME": "fat_b0"}, "BASE": ["x.yaml"]}, "here")
-    trained = checkpoint.Trained(ROOT / "best.pth", None, cfg, ImageNetInfo("imagenet-1k").label_names(), "ema")
+    cfg = config_from({"MODEL": {"NAME": "fat_b0"}, "BASE": ["x.yaml"]}, "here")
+    trained = checkpoint.TrainedFAT(ROOT / "best.pth", None, cfg, ImageNetInfo("imagenet-1k").label_names(), "ema")
     assert trained.introduce(224).endswith("trained on ImageNet-1k: 1000 classes, 224 px") and trained.limits == ""
-    assert trained.name_of(0) == "tench"
+    assert trained.names[0] == "tench"
 
 
 # Overlays
@@ -203,7 +204,7 @@ def test_overlays_panels_are_the_model_s_maps(runs, image, tmp_path):
     queries = ["0.5,0.5", "0,0", "1,1"]
     path = runs["paper"] / "best.pth"
     text, rows = made(tmp_path, "overlays", "--checkpoint", path, "--image", image, "--img-size", "128", "--queries", *queries)
-    trained = checkpoint.load_trained(path)
+    trained = checkpoint.load_fat(path)
     _, normalised = checkpoint.read_image(image, trained, 128)
     probabilities = trained.model(normalised).detach().softmax(1)[0]
     first, *others = [row for row in rows if row["kind"] == "prediction"]
@@ -407,7 +408,7 @@ def test_pipes_are_not_waited_for(runs, image, tmp_path):
     for argv in (["curves", runs["small"], tmp_path], ["figure2", "--speed", tmp_path / "metrics.jsonl"],
                  ["figure4", "--checkpoint", tmp_path / "metrics.jsonl", "--image", image],
                  ["overlays", "--checkpoint", runs["small"] / "best.pth", "--image", tmp_path / "metrics.jsonl"]):  # fmt: skip
-        with pytest.raises(UserError, match="metrics.jsonl: cannot be read .is no regular file"):
+        with pytest.raises(UserError, match="metrics.jsonl: cannot be read .*is no regular file"):
             reproduce.main([str(arg) for arg in (*argv, "--output", tmp_path / "out")])
 
 
@@ -459,7 +460,8 @@ def test_refused(runs, image, tmp_path):
         model = timm.create_model("fat_tiny", num_classes=3, interaction=interaction)
         config = {**content["config"], "MODEL": {"NAME": "fat_tiny", "FAT": {"interaction": interaction}}}
         torch.save({**content, "config": config, "model": model.state_dict(), "ema": None}, path)
-    torch.save({**content, "config": {"MODEL": {"TYPE": "timm", "NAME": "resnet10t"}}}, other)
+    resnet = timm.create_model("resnet10t", num_classes=3).state_dict()
+    torch.save({**content, "config": {"MODEL": {"TYPE": "timm", "NAME": "resnet10t"}}, "model": resnet, "ema": None}, other)
     torch.save({**content, "classes": ["a", "b"]}, clash)
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
@@ -472,7 +474,7 @@ def test_refused(runs, image, tmp_path):
         (["figure4", "--checkpoint", tmp_path / "none.pth", "--image", image], CheckpointError, "none.pth: cannot be read"),
         (["figure4", "--checkpoint", tmp_path, "--image", image], CheckpointError, "cannot be read"),
         (["figure4", "--checkpoint", damaged, "--image", image], CheckpointError, "damaged.pth: is damaged"),
-        (["figure4", "--checkpoint", bare, "--image", image], CheckpointError, "bare.pth: has no config and class names"),
+        (["figure4", "--checkpoint", bare, "--image", image], CheckpointError, "bare.pth: has no config; say which model"),
         (["figure4", "--checkpoint", strange, "--image", image], CheckpointError, "strange.pth: its config: unknown key MODEL.NO_KEY"),
         (["figure4", "--checkpoint", clash, "--image", image], CheckpointError, "clash.pth: is of another model"),
         (["figure4", "--checkpoint", other, "--image", image], CheckpointError, "is of resnet10t, no FAT"),
@@ -481,7 +483,7 @@ def test_refused(runs, image, tmp_path):
         (["figure4", "--checkpoint", concat, "--image", image], CheckpointError, "'concat' has no W for l' + g"),
         (["overlays", "--checkpoint", local, "--image", image], CheckpointError, "'local' has no attention"),
         (["figure4", "--checkpoint", good], ConfigError, "--image: which one"),
-        (["figure4", "--checkpoint", good, "--image", tmp_path / "none.png"], DataError, "none.png: cannot be read (No such file"),
+        (["figure4", "--checkpoint", good, "--image", tmp_path / "none.png"], DataError, "none.png: cannot be read as an image (FileNotFoundError: No such file"),
         (["overlays", "--checkpoint", good, "--image", text], DataError, "text.png: cannot be read"),
         (["figure4", *both, "--stage", 5], ConfigError, "--stage: there is no 5; fat_tiny has 4"),
         (["figure4", *both, "--stage", 0], ConfigError, "--stage: there is no 0"),

@@ -18,8 +18,13 @@ class ClassificationMetrics:
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)  # correct@1, correct@5, loss, images
 
-    def update(self, logits: torch.Tensor, targets: torch.Tensor, keys: Sequence[str] = ()) -> None:
-        """Adds a batch: logits (B, classes), targets (B,) class indices. `keys` say which images, which no sum needs."""
+    def update(
+        self, logits: torch.Tensor, targets: torch.Tensor, keys: Sequence[str] = (), images: Optional[torch.Tensor] = None
+    ) -> None:
+        """Adds a batch: logits (B, classes), targets (B,) class indices.
+
+        `keys` say which images they are, `images` (B, 3, H, W) are these, normalised: no sum needs them.
+        """
         logits = logits.float()
         top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (B, 5)
         hits = top5 == targets[:, None]

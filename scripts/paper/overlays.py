@@ -101,12 +101,12 @@ def reproduce(args: argparse.Namespace) -> Outcome:
     return Outcome()
 
 
-def predict(trained: checkpoint.Trained, image: torch.Tensor) -> list[tuple[str, float]]:
+def predict(trained: checkpoint.TrainedFAT, image: torch.Tensor) -> list[tuple[str, float]]:
     """The first five classes and their probabilities."""
     with torch.no_grad():
         probabilities = trained.model(image)[0].softmax(dim=0)
     top = probabilities.topk(min(5, len(trained.classes)))
-    return [(trained.name_of(label), share) for label, share in zip(top.indices.tolist(), top.values.tolist())]
+    return [(trained.names[label], share) for label, share in zip(top.indices.tolist(), top.values.tolist())]
 
 
 def said(prediction: tuple[str, float]) -> str:

@@ -1,0 +1,112 @@
+"""A trained model with all that it needs to look at an image, from a checkpoint alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional, Sequence
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from data.batches import Finish, Item, Picture, collate_items
+from data.class_maps import read_class_map
+from data.sources.reading import read_image
+from data.transforms import Transform, eval_transform
+from utils.config import config_from, load_config
+from utils.errors import CheckpointError, ConfigError, DataError
+from utils.files import require_no_device
+
+from .build import better_weights
+from .checkpoint import load_weights, read_checkpoint, weights_of
+from .reports import is_imagenet, meanings
+from .tasks import create_task
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in evaluation mode, and what it was trained on."""
+
+    path: Path
+    model: nn.Module
+    cfg: CfgNode
+    classes: list[str]  # in label order
+    weights: str  # 'raw' or 'ema'
+
+    @property
+    def is_of_imagenet(self) -> bool:
+        return is_imagenet(self.classes)
+
+    @property
+    def own_size(self) -> int:
+        """px of the images it was evaluated on."""
+        return self.cfg.TEST.IMG_SIZE or self.cfg.DATA.IMG_SIZE
+
+    @property
+    def names(self) -> list[str]:
+        """What the classes are called: ImageNet's ids by their first English name, others as they are."""
+        return [text.split(",")[0] or name for text, name in zip(meanings(self.classes), self.classes)]
+
+    def transform(self, img_size: int = 0) -> Transform:
+        """Its evaluation's transform to one view of a size, 0 for its own; `.decode` reads an open file."""
+        cfg = self.cfg
+        return eval_transform(img_size or self.own_size, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT, cfg.DATA.EXIF)
+
+    def read(self, path: Path, img_size: int = 0) -> Picture:
+        """An image file as its evaluation sees it, before the normalisation.
+
+        Raises:
+            DataError: no such file, or no image.
+            OutputError: it cannot be read just now.
+        """
+        transform = self.transform(img_size)
+
+        def opened():
+            require_no_device(path)  # opening a pipe would wait for ever
+            return open(path, "rb")
+
+        try:
+            return transform(read_image(str(path), opened, transform.decode, ""))
+        except DataError as error:
+            raise DataError(f"{str(error).rsplit('; ', 1)[0]}; give an image file") from None
+
+    def normalise(self, pictures: Sequence[Picture], device: torch.device = torch.device("cpu")) -> torch.Tensor:
+        """The pictures as what the model takes: (B, 3, H, W), float32, on the device."""
+        batch, _ = collate_items([Item((picture, 0)) for picture in pictures])
+        return Finish(self.cfg.DATA.MEAN, self.cfg.DATA.STD, device, self.cfg.TRAIN.CHANNELS_LAST)(batch).images
+
+
+def load_trained(path: Path, cfg_file: Optional[Path] = None, class_map: str = "") -> Trained:
+    """The model of a checkpoint; its averaged weights if these were what made it the best one.
+
+    Args:
+        cfg_file: config for a checkpoint that carries none (a state dict, the released code's); it wins over the checkpoint's.
+        class_map: names of the classes for one that carries none, as DATA.CLASS_MAP: a text file, a name in each line, or one
+            of timm's lists; they win over the checkpoint's.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, one of another model, or without a config or class names.
+        ConfigError: the config or the list of names cannot be used.
+    """
+    checkpoint = read_checkpoint(path)
+    weights = weights_of(checkpoint, path)
+    if cfg_file:
+        cfg = load_config(cfg_file)
+    elif isinstance(checkpoint.get("config"), dict):
+        try:
+            cfg = config_from(checkpoint["config"], f"{path}: its config")
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from None
+    else:
+        raise CheckpointError(f"{path}: has no config; say which model it is of with --cfg configs/fat_b0.yaml, or use a run's best.pth")
+    classes = checkpoint.get("classes")
+    if class_map:
+        classes = list(read_class_map(class_map, "--classes"))
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise CheckpointError(f"{path}: has no class names; give them with --classes names.txt (one in each line) or --classes imagenet-1k")
+    try:
+        model = create_task(cfg).build_model(len(classes))
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    name = better_weights(checkpoint, weights)
+    load_weights(model, weights[name], path)
+    return Trained(path, model.eval(), cfg, classes, name)

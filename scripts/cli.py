@@ -1,0 +1,58 @@
+"""What command lines share: arguments with errors of one line, and an end with a status."""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import Callable, NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from utils.errors import ConfigError, OutputError, UserError, did_you_mean, printable  # noqa: E402
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings})
+
+    def parse_args(self, args=None, namespace=None):
+        args, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            self.error(f"{unknown[0]}: unknown; {did_you_mean(unknown[0], flags)}")
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see --help)")
+
+
+def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """A type for argparse: a whole number from `least` to `most`."""
+
+    def read(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def run_and_leave(main: Callable[[], int]) -> NoReturn:
+    """Ends with the status that `main` returns; its errors are one line, and a scheduler's SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        sys.exit(main())
+    except UserError as error:
+        status, line = error.status, str(error)
+    except BrokenPipeError:  # of `| head`
+        sys.stdout = None
+        sys.exit(141)
+    except OSError as error:
+        status, line = OutputError.status, f"{error.filename or 'a file'}: cannot be used ({error.strerror or error}); check it and its permissions"
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(f"error: {printable(line)}", file=sys.stderr)
+    sys.exit(status)
