@@ -240,11 +240,11 @@ def test_a_run_with_repeats_resumes_to_the_same_bits_and_refuses_others(write_co
     assert_same_run(tmp_path / "output/fat_tiny/whole", tmp_path / "output/fat_tiny/cut")
 
 
-# The README's recipes
+# The recipes of docs/training.md
 
 
-def test_the_readme_s_recipes_are_configs(tmp_path, digits):
-    text = (ROOT / "README.md").read_text().split("## Augmentation and losses")[1].split("\n## ")[0]
+def test_the_pages_recipes_are_configs(tmp_path, digits):
+    text = (ROOT / "docs/training.md").read_text().split("## Augmentation and losses")[1].split("\n## ")[0]
     recipes = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert len(recipes) == 3
     for number, recipe in enumerate(recipes):

@@ -106,8 +106,11 @@ def class_tar(digits: Path, name: str) -> bytes:
 
 @pytest.fixture
 def downloads(digits, tmp_path):
+    return write_downloads(tmp_path / "downloads", digits)
+
+
+def write_downloads(root: Path, digits: Path) -> Path:
     """ImageNet's three archives in small, with the digits' images."""
-    root = tmp_path / "downloads"
     root.mkdir()
     with tarfile.open(root / "ILSVRC2012_img_train.tar", "w") as archive:
         for name in SYNSETS:

@@ -66,8 +66,9 @@ def test_apex_is_optional():
             assert not any("apex" in ast.unparse(node) for node in top_level), path
 
 
-def test_the_readme_names_tests_that_exist():
+def test_the_pages_name_tests_that_exist():
     text = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text()))
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    named = set().union(*(re.findall(r"`(test_\w+)`", page.read_text()) for page in pages))
     missing = {name for name in named if f"def {name}(" not in text}
     assert len(named) > 50 and not missing

@@ -1,0 +1,391 @@
+"""Every command and Python block of the README, results/README.md and docs/ runs; every link leads somewhere.
+
+A command runs for real, by the repository's code, in a copy of the repository of its own, so that nothing is written here
+and paths such as configs/ and output/ mean what they say. It is made small, or else it would take days:
+
+    SUBSTITUTED    a pattern in the command, and what stands in for it: a data set, a number of processes
+    APPENDED       a pattern, and the words that are added to a command with it: a small model, one epoch
+    MADE           a pattern, and the files that such a command must have written
+    EARLIER        a path that a command may name, and the command that makes it, which then runs first
+    NOT_RUN        commands that cannot run in a test: why, and the test that has what they do
+
+A new command in a page needs nothing if it is quick. Else add one line to one of these. A command that is neither run nor
+in NOT_RUN fails, and so does a line that no command needs any more.
+"""
+
+import os
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Callable
+
+import matplotlib
+import pytest
+import torch
+import yaml
+from conftest import ROOT, free_port
+from make_quickstart_data import digits as all_digits
+from pages import PAGES, anchors_of, blocks, commands_of, links_of, markdown_files, prose, words_of
+from PIL import Image
+from timm.data import ImageNetInfo
+
+import engine.run  # noqa: F401  (with the packages that it needs, so that no command has to import them again)
+from models.fuse import is_native_on_cpu
+
+matplotlib.use("Agg")
+import matplotlib.pyplot  # noqa: E402, F401  (once here, instead of in each command)
+
+SECONDS = 120  # for one command
+
+SUBSTITUTED = [
+    (r"--nproc_per_node 8", "--nproc_per_node 2"),
+    (r"(scripts/(?:train|eval)\.sh \S+) 8", r"\1 2"),
+    (r"--batch-size 64", "--batch-size 4"),
+    (r"TRAIN.TOTAL_BATCH_SIZE 64", "TRAIN.TOTAL_BATCH_SIZE 8"),
+    (r"/path/to/imagenet (.*)output/fat_b0/default(\S+ --opts TEST.SETS \"\[val, real)", r"/path/to/thousand \1output/fat_b0/thousand\2"),
+    (r"--data-path /path/to/(\w+)", r"--data-path {stand_ins}/\1"),
+    (r"folders /downloads --output /data/imagenet", "folders {stand_ins}/downloads --output prepared --partial"),
+    (r"--output /data/", "--output prepared/"),
+    (r"verify /data/imagenet_wds", "verify {stand_ins}/shards"),
+    (r" /data/imagenet", " {stand_ins}/yours"),
+    (r"datasets/photos 64", "datasets/new_photos 4"),
+    (r"--benchmark-data 5000", "--benchmark-data 50"),
+    (r"curves RUN RUN", "curves output/fat_b0/default output/fat_b0/yours"),
+    (r"([ =])best\.pth", r"\1output/fat_b0/default/best.pth"),
+]
+
+TINY = "MODEL.FAT.embed_dims [8,16,24,32] MODEL.FAT.depths [1,1,1,1] MODEL.FAT.num_heads [1,2,2,2]"
+QUICK = "DEVICE cpu DATA.IMG_SIZE 32 DATA.NUM_WORKERS 0 TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 PRINT_FREQ 1"
+APPENDED = [
+    (r"main\.py", f"--opts {QUICK}"),
+    (r"main\.py (?!.* TYPE timm).*configs/(fat_b0|ablations/)", f"--opts {TINY}"),
+    (r"main\.py .*stand_ins/imagenet", "--opts MODEL.NUM_CLASSES 0 TRAIN.TOTAL_BATCH_SIZE 16 DATA.BATCH_SIZE 8"),
+    (r"main\.py .*stand_ins/thousand", "--opts TRAIN.TOTAL_BATCH_SIZE 500 DATA.BATCH_SIZE 250 AUG.AUTO_AUGMENT none"),
+    (r"scripts/benchmark\.py", "--models fat_tiny --peers --tasks inference --batch-sizes 1 --rounds 1 --seconds 0.01 --img-size 32 --compile-mode '' --device cpu"),
+]
+
+TRAINS = r"main\.py (?!.*--(eval|check|throughput|benchmark-data))"
+MADE = [
+    (TRAINS, ["output/*/*/last.pth", "output/*/*/best.pth", "output/*/*/result.json"]),
+    (r"--eval", ["output/*/*/eval.json"]),
+    (r"TEST\.SETS ", ["output/*/*/eval/table.md", "output/*/*/eval/val.json"]),
+    (r"summarize_run\.py (\S+)", [r"\1/curves.png"]),
+    (r"reproduce\.py (\w+)", [r"results/\1.md"]),
+    (r"scripts/benchmark\.py", [f"results/benchmark_cpu.{suffix}" for suffix in ("csv", "md", "png")]),
+    (r"prepare_data\.py \w+ .*--output (\S+)", [r"\1/*"]),
+    (r"make_benchmark_photos\.py (\S+)", [r"\1/train/*/*.jpg", r"\1/val/*/*.jpg"]),
+]
+
+EARLIER = {
+    "output/fat_b0/default": "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet",
+    "output/fat_b0/yours": (
+        "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/yours --pretrained output/fat_b0/default/best.pth --tag yours "
+        "--batch-size 64 --opts MODEL.NUM_CLASSES 0 TRAIN.TOTAL_BATCH_SIZE 64 TRAIN.EPOCHS 30 TRAIN.WARMUP_EPOCHS 3"
+    ),
+    "output/fat_b0/thousand": "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/thousand --tag thousand",
+    "output/fat_tiny/digits": "bash scripts/quickstart.sh",
+}
+
+CHECKPOINTS = ("it takes FAT-B0 itself and ImageNet's 50,000 images", "test_a_checkpoint_is_evaluated")
+NOT_RUN = {  # command: (why, the test that has what it does)
+    "bash scripts/test.sh": ("it is this suite", "test_the_command_runs"),
+    "bash scripts/test.sh -k fasa": ("it is a part of this suite", "test_the_command_runs"),
+    "bash scripts/quickstart.sh emoji": ("npm fetches 75 MB; the digits' quickstart is run", "test_the_command_runs"),
+    ". .venv/bin/activate": ("it changes the shell", "test_error_is_one_line_without_traceback"),
+    "python scripts/reproduce.py --all": ("minutes; its targets are run", "test_all_makes_every_target"),
+    "python scripts/reproduce.py classification --data-path /path/to/imagenet --checkpoints fat_b0=best.pth": CHECKPOINTS,
+    "python scripts/reproduce.py classification --data-path /path/to/imagenet --checkpoints fat_b0=output/fat_b0/default/best.pth": CHECKPOINTS,
+    "python scripts/reproduce.py speed --quick": ("minutes; benchmark.py and a table of its figures are run", "test_the_speed_table_has_the_fastest_forms"),
+    "python scripts/reproduce.py ablations --proxy": ("an hour, and npm", "test_all_variants_with_all_seeds"),
+    "python scripts/reproduce.py ablations --proxy configs/proxy/tiny.yaml --seeds 2": ("minutes", "test_all_variants_with_all_seeds"),
+    (
+        "python scripts/compare_formats.py --cfg configs/fat_quickstart.yaml --checkpoint output/fat_tiny/digits/best.pth "
+        "--data-path datasets/digits --speed-data datasets/photos"
+    ): ("it starts Python ten times, for a minute", "test_the_comparison_of_formats"),
+    "python scripts/fault_test.py --kills 50": ("minutes", "test_killed_and_started_again"),
+    "srun python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet": ("no Slurm", "test_srun_starts_a_process_group"),
+    '[ $? -eq 143 ] && scontrol requeue "$SLURM_JOB_ID"': ("no Slurm", "test_a_signal_in_training_saves_and_ends"),
+}
+
+
+# Running
+
+
+def made_small(command: str) -> str:
+    for pattern, stand_in in SUBSTITUTED:
+        command = re.sub(pattern, stand_in, command)
+    return command
+
+
+def appended(command: str) -> list[str]:
+    return [word for pattern, words in APPENDED if re.search(pattern, command) for word in shlex.split(words)]
+
+
+class Sandboxes:
+    """Runs commands, each once, in a copy of the repository of its own.
+
+    Args:
+        folder: where these lie.
+        stand_ins: what stands in for data.
+        template: the copy that all begin with.
+    """
+
+    def __init__(self, folder: Path, stand_ins: Path, template: Path):
+        self.folder, self.stand_ins, self.template = folder, stand_ins, template
+        self.done: dict[str, Path] = {}
+
+    def ran(self, command: str) -> Path:
+        """The sandbox in which the command of a page ended well."""
+        small = made_small(command)
+        if small not in self.done:
+            place = self.new(small)
+            self._run(small.replace("{stand_ins}", str(self.stand_ins)), place)
+            self.done[small] = place
+        return self.done[small]
+
+    def new(self, text: str) -> Path:
+        """A copy of the repository with what the text names, made by earlier commands."""
+        place = self.folder / str(len(list(self.folder.iterdir())))
+        shutil.copytree(self.template, place, symlinks=True)
+        for path, command in EARLIER.items():
+            if path in text:
+                shutil.copytree(self.ran(command) / path, place / path)
+        return place
+
+    def _run(self, command: str, place: Path) -> None:
+        words = words_of(command, place)
+        lines = recorded(words, place) if words[0] == "bash" else [words]
+        for line in lines:
+            line = line + appended(" ".join(line).replace(str(self.stand_ins), "stand_ins"))
+            started, text = time.time(), " ".join(line)
+            finish([start(argv, environment, place) for argv, environment in processes(line)], text)
+            for pattern, globs in MADE:
+                for glob in [match.expand(glob) for match in re.finditer(pattern, text) for glob in globs]:
+                    # Clocks of file systems lag behind by some milliseconds.
+                    assert any(path.stat().st_mtime > started - 0.1 for path in place.glob(glob)), f"{text}: has not written {glob}"
+
+
+def recorded(words: list[str], place: Path) -> list[list[str]]:
+    """The Python commands that a shell script would run; `python` is a stand-in that notes them."""
+    record, environment = place / "recorded", {**os.environ, "PATH": f"{place}/stand_in_bin:{os.environ['PATH']}"}
+    done = subprocess.run(words, cwd=place, env={**environment, "RECORD": str(record)}, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
+    return [line.split("\0")[:-1] for line in record.read_text().split("\n\0")[:-1]]
+
+
+def processes(words: list[str]) -> list[tuple[list[str], dict[str, str]]]:
+    """Script and arguments of each process that a command starts, and its environment."""
+    assert words[0] == "python", f"{words[0]}: is no command that this test knows; see its first lines"
+    words = words[1:]
+    if words[:2] != ["-m", "torch.distributed.launch"]:
+        assert words[0].endswith(".py"), words
+        return [(words, {})]
+    assert words[2] == "--nproc_per_node" and words[4].endswith(".py"), f"{words[2]}: unknown to this test"
+    world = {"WORLD_SIZE": words[3], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [(words[4:], {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(int(words[3]))]
+
+
+def start(argv: list[str], environment: dict[str, str], place: Path) -> tuple[int, Path]:
+    """A Python script in a forked process, which saves the seconds that imports take."""
+
+    def script() -> None:
+        sys.argv = argv
+        sys.path.insert(0, str((place / argv[0]).parent))
+        runpy.run_path(str(place / argv[0]), run_name="__main__")
+
+    return fork(script, environment, place)
+
+
+def fork(work: Callable[[], None], environment: dict[str, str], place: Path) -> tuple[int, Path]:
+    """Calls it in a new process in a sandbox, as if Python had been started there; returns its id and its output's file."""
+    output = place / f"said_{time.monotonic_ns()}"
+    pid = os.fork()
+    if pid:
+        return pid, output
+    status = 1
+    try:
+        os.setsid()
+        with open(output, "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.stdout, sys.stderr = (os.fdopen(os.dup(fd), "w", buffering=1) for fd in (1, 2))
+        os.chdir(place)
+        os.environ.update(environment)
+        forget_the_checkout()
+        work()
+        status = 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else print(ended.code, file=sys.stderr) or 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def forget_the_checkout() -> None:
+    """The repository's modules are imported anew, from the sandbox."""
+    parts = {path.name.removesuffix(".py") for path in ROOT.iterdir()} | {path.stem for path in (ROOT / "scripts").iterdir()}
+    for name in [name for name in sys.modules if name.partition(".")[0] in parts - {"tests"}]:
+        del sys.modules[name]
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() not in (ROOT, ROOT / "scripts", ROOT / "tests")]
+
+
+def finish(started: list[tuple[int, Path]], what: str) -> None:
+    """Waits for the processes; all must end with 0 in time."""
+    statuses: dict[int, int] = {}
+    deadline = time.monotonic() + SECONDS
+    while len(statuses) < len(started) and time.monotonic() < deadline:
+        for pid, _ in started:
+            if pid not in statuses and (found := os.waitpid(pid, os.WNOHANG))[0]:
+                statuses[pid] = os.waitstatus_to_exitcode(found[1])
+        time.sleep(0.005)
+    late = [pid for pid, _ in started if pid not in statuses]
+    for pid in late:
+        os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    said = "".join(output.read_text() for _, output in started)
+    assert not late, f"{what}: still running after {SECONDS} s\n{said}"
+    assert not any(statuses.values()), f"{what}: exit statuses {list(statuses.values())}\n{said}"
+
+
+# Stand-ins
+
+
+def pictures(folder: Path, names, suffix: str = ".png", size: tuple[int, int] = (16, 16)) -> None:
+    for number, name in enumerate(names):
+        path = folder / f"{name}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (number % 256, number * 7 % 256, number * 31 % 256)).save(path)
+
+
+def write_thousand(root: Path) -> None:
+    """ImageNet's 1000 classes with an image each, and its evaluation sets with a few."""
+    names = sorted(ImageNetInfo("imagenet-1k").label_names())
+    pictures(root / "train", [f"{name}/{name}_1" for name in names], ".JPEG")
+    pictures(root / "val", [f"{name}/ILSVRC2012_val_{number:08d}" for number, name in enumerate(names, 1)], ".JPEG")
+    pictures(root / "imagenetv2-matched-frequency-format-val", ["0/a", "10/b", "999/c"], ".jpeg")
+    pictures(root / "imagenet-a", ["n01498041/a", "n01531178/b"], ".jpg")
+    pictures(root / "imagenet-r", ["n01443537/a", "n01484850/b"], ".jpg")
+    pictures(root / "sketch", ["n01440764/a", "n01443537/b"], ".JPEG")
+    pictures(root / "imagenet-c", [f"noise/gaussian_noise/{severity}/n01440764/a" for severity in range(1, 6)], ".JPEG")
+
+
+def write_template(template: Path, stand_ins: Path) -> None:
+    """The repository without its runs, data and tests, and the files that pages name."""
+    left_out = shutil.ignore_patterns(".*", "output", "datasets", "tests")
+    shutil.copytree(ROOT, template, ignore=left_out)
+    (template / "scripts/environment.sh").write_text("use_environment() { :; }  # it would install packages\n")
+    python = template / "stand_in_bin/python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\nprintf '%s\\0' python \"$@\" >> \"$RECORD\"\nprintf '\\n\\0' >> \"$RECORD\"\n")
+    python.chmod(0o755)
+    pictures(template, ["photo"], ".jpg", (200, 150))
+    wanted = {(split, str(label)): number for split, number in (("train", 8), ("val", 3)) for label in range(10)}
+    for split, label, name, image in all_digits():
+        if wanted[split, label]:
+            wanted[split, label] -= 1
+            path = template / "datasets/digits" / split / label / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    pictures(template / "datasets/photos/train", ["a/1", "b/2"], ".jpg", (200, 150))
+    pictures(template / "datasets/photos/val", ["a/3", "b/4"], ".jpg", (200, 150))
+    for label in range(5):
+        shutil.copytree(template / f"datasets/digits/val/{label}", template / f"datasets/digits/low/{label}")
+    pictures(template / "datasets/c/fog/1", ["0/a", "7/b"], size=(8, 8))
+    (template / "released.pth").symlink_to(stand_ins / "released.pth")
+    corruptions = {"corruptions": {"fog": 0.8}, "severities": [1]}
+    sets = {"seen": {"path": "train"}, "low": {"path": "low", "only": [str(n) for n in range(5)]}, "c": {"path": "../c", **corruptions}}
+    (template / "digits_sets.yaml").write_text(yaml.safe_dump(sets))
+
+
+@pytest.fixture(scope="module")
+def sandboxes(digits, tmp_path_factory):
+    import timm
+    from prepare_data import main as prepare_data
+    from test_prepare_data import write_downloads
+
+    stand_ins = tmp_path_factory.mktemp("docs") / "stand_ins"
+    write_thousand(stand_ins / "thousand")
+    for name in ("imagenet", "yours"):
+        shutil.copytree(digits, stand_ins / name)
+    write_downloads(stand_ins / "downloads", digits)
+    assert prepare_data(["shards", str(digits), "--output", str(stand_ins / "shards")]) == 0
+    torch.save(timm.create_model("fat_b0").state_dict(), stand_ins / "released.pth")
+    template = stand_ins.parent / "repository"
+    write_template(template, stand_ins)
+    places = stand_ins.parent / "places"
+    places.mkdir()
+    before = committed_figures()
+    yield Sandboxes(places, stand_ins, template)
+    assert committed_figures() == before, "a command has written into the repository, not into its sandbox"
+
+
+def committed_figures() -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (ROOT / "results").rglob("*")}
+
+
+# Tests
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands_of(page)))
+RUN = {made_small(command): command for command in reversed(COMMANDS) if command not in NOT_RUN}
+BLOCKS = [block for page in PAGES for block in blocks(page) if block.language == "python"]
+
+
+@pytest.mark.parametrize("command", sorted(RUN.values(), key=COMMANDS.index))
+def test_the_command_runs(sandboxes, command):
+    sandboxes.ran(command)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.page}:{block.line}")
+def test_the_python_block_runs(sandboxes, block):
+    if "bfloat16" in block.text and not is_native_on_cpu(torch.bfloat16):
+        pytest.skip("this CPU only emulates bfloat16")
+    place = sandboxes.new(block.text)
+
+    def work() -> None:
+        sys.path.insert(0, str(place))
+        exec(compile("\n" * (block.line - 1) + block.text, block.page, "exec"), {"__name__": "__main__"})
+
+    finish([fork(work, {}, place)], f"{block.page}:{block.line}")
+
+
+def test_what_is_not_run_has_a_test_and_known_flags():
+    """What stands in for running them: each is still in a page, its test exists, its script knows its flags."""
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    for command, (why, test) in NOT_RUN.items():
+        assert command in COMMANDS, f"{command}: is in no page any more"
+        assert why and f"def {test}(" in tests, f"{command}: {test}: is no test"
+        scripts = re.findall(r"scripts/(\w+)\.py", command)
+        sources = "".join(path.read_text() for name in [*scripts, "paper/*"] for path in (ROOT / "scripts").glob(f"{name}.py")) if scripts else ""
+        for flag in re.findall(r"--[\w-]+", command) if scripts else []:
+            assert f'"{flag}"' in sources, f"{command}: {flag}: is unknown to its script"
+
+
+def test_no_line_of_the_tables_is_left_over():
+    small = [made_small(command) for command in RUN.values()]
+    for pattern, _ in SUBSTITUTED:
+        assert any(re.search(pattern, command) for command in COMMANDS + small), f"SUBSTITUTED: {pattern}"
+    run = [command.replace("{stand_ins}", "stand_ins") for command in [*small, *map(made_small, EARLIER.values())]]
+    for pattern, _ in APPENDED + MADE:
+        assert any(re.search(pattern, command) for command in run), pattern
+    for path in EARLIER:
+        assert any(path in text for text in [*small, *(block.text for block in BLOCKS)]), f"EARLIER: {path}"
+
+
+@pytest.mark.parametrize("page", markdown_files(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    for link in links_of(page):
+        if not re.match(r"https?://", link):
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists() and target.is_relative_to(ROOT), f"{page.name}: {link}: is not there"
+            assert not anchor or anchor in anchors_of(target), f"{page.name}: {link}: there is no such heading"
