@@ -15,6 +15,7 @@ from utils.distributed import Launch
 from utils.errors import ConfigError, OutputError, Stopped
 from utils.files import remove_unfinished, write_json, write_text
 from utils.lock import RunLock
+from utils.loggers import require_loggers
 from utils.macs import Complexity
 from utils.peers import Peers
 from utils.run_log import RunLog
@@ -54,7 +55,7 @@ INPUT_KEYS = (  # shape what a model sees
 def train(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> None:
     """Trains to the last epoch, from the run's newest checkpoint if it has one; a finished run is left alone."""
     directory = run_directory(cfg)
-    log = RunLog(directory, enabled=launch.rank == 0)
+    log = RunLog(directory, launch.rank == 0, cfg.LOGGERS, to_dict(cfg))
     found = find_for_all(cfg, directory, peers)
     if is_finished(cfg, found, log):
         return
@@ -79,6 +80,7 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> N
             log.info(f"`python scripts/reproduce.py {target} --runs {directory}` puts it into the tables, if it is the recipe of configs/{cfg.REPRODUCES}.yaml")
         log.close()
     finally:
+        log.abandon()
         lock.release()
 
 
@@ -213,6 +215,7 @@ def prepare(
     """A run that is ready for its next step; what says what runs where on what; and what reads archives into memory.
     Writes nothing.
     """
+    require_loggers(cfg.LOGGERS)
     pretrained = "" if found.path else local_file(cfg.MODEL.PRETRAINED, launch, peers)
     trainer, complexity, note = build_trainer(cfg, device, peers, log, pretrained)
     findings = rehearse(trainer, lambda model: build_optimizer(cfg, model, trainer.plan.scale_lr(cfg.TRAIN.BASE_LR)))

@@ -337,6 +337,7 @@ class Trainer:
         if improved:
             progress.best = {metric: summary[metric], "weights": summary["weights"], "epoch": progress.epoch}
             progress.best_metrics = results[summary["weights"]]
+            self.log.best(progress.best)
         self.log.info(
             f"epoch {progress.epoch} done in {seconds:.1f} s: train loss {train_loss:.4f}; {describe(results)}; "
             f"best {describe_best(progress.best)}"
