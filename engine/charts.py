@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Optional, Sequence
+from typing import Mapping, Optional, Sequence
 
 from matplotlib.ticker import MaxNLocator
 
@@ -18,6 +18,7 @@ class Line:
     """A drawn line: `path` in SVG's language, `dots` where a point has no neighbours, `last` its last value."""
 
     name: str
+    style: int
     path: str
     dots: list[tuple[float, float]]
     last: str
@@ -38,12 +39,12 @@ class Chart:
     bottom: int = field(default=HEIGHT - BOTTOM, init=False)
 
 
-def chart(title: str, x_label: str, series: dict[str, Points], unit: str = "") -> Optional[Chart]:
+def chart(title: str, x_label: str, series: Mapping[str, Points], styles: Mapping[str, int]) -> Optional[Chart]:
     """A chart of the named lines that have points; None if none has.
 
     Args:
         series: (x, y) by rising x; a y of None is a gap.
-        unit: follows the values, such as ' %'.
+        styles: of lines by name; 0 for others.
     """
     series = {name: thinned(points) for name, points in series.items() if any(y is not None for _, y in points)}
     if not series:
@@ -61,7 +62,7 @@ def chart(title: str, x_label: str, series: dict[str, Points], unit: str = "") -
         parts = [[at(*point) for point in part] for part in unbroken(points)]
         path = " ".join("M" + " L".join(f"{x:g},{y:g}" for x, y in part) for part in parts if len(part) > 1)
         last = next(y for _, y in reversed(points) if y is not None)
-        lines.append(Line(name, path, [part[0] for part in parts if len(part) == 1], f"{last:.4g}{unit}"))
+        lines.append(Line(name, styles.get(name, 0), path, [part[0] for part in parts if len(part) == 1], f"{last:.4g}"))
     label = f"{title} by {x_label}: " + "; ".join(f"{line.name}, at the end {line.last}" for line in lines)
     return Chart(
         title, label, x_label, lines,

@@ -200,7 +200,7 @@ def headline(best, epochs, metric, start, train, waited) -> list[tuple[str, str,
         rows.append(("Parameters", f"{start['params'] / 1e6:.2f} M", f"{macs / 1e9:.3f} GMACs at {start.get('img_size')} px" if macs else ""))
     speeds = [speed for record in train if (speed := number(record.get("images_per_second"))) is not None]
     if speeds:
-        rows.append(("Training speed", f"{median(speeds):,.0f} images/s", f"median, {start.get('device', 'all processes')}"))
+        rows.append(("Images per second", f"{median(speeds):,.0f}", f"in training, median; {start.get('device', 'all processes')}"))
     batch = number(start.get("total_batch_size"))
     if batch and spans(train):
         rows.append(("Time in training", long_time(batch * sum(seconds for _, seconds in spans(train))), "without evaluation and saving"))
@@ -215,7 +215,7 @@ def figure(value: Optional[float], digits: int) -> str:
 
 def long_time(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
-    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+    return f"{hours:,} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"
 
 
 def count(value: int, what: str) -> str:
@@ -224,6 +224,8 @@ def count(value: int, what: str) -> str:
 
 def unfinished(train: Sequence[Record], epochs: Sequence[Record], planned: int) -> str:
     done = epochs[-1]["epoch"] + 1 if epochs else 0
+    if done >= planned:
+        return f"{count(done, 'epoch')} done, but there is no {RESULT} of them"
     return f"not finished: {done} of {count(planned, 'epoch')}, {count(train[-1]['update'] if train else 0, 'update')} so far"
 
 
@@ -257,12 +259,13 @@ def charts(train: Sequence[Record], epochs: Sequence[Record], metric: str) -> li
         }
 
     losses = {f"validation, {name}": points for name, points in evaluated("loss").items()}
+    styles = {"raw": 1, "ema": 2, "validation, raw": 1, "validation, ema": 2}
     drawn = [
-        chart("Loss", x_label, {"training": logged("loss"), **losses}),
-        chart(f"Validation {NAMES.get(metric, metric)}", "epoch", evaluated(metric)),
-        chart("Learning rate", x_label, {"learning rate": logged("lr")}),
-        chart("Images per second", x_label, {"all processes": logged("images_per_second")}),
-        chart("Waiting for images, %", x_label, {"share of the time": logged("data_wait", 100)}),
+        chart("Loss", x_label, {"training": logged("loss"), **losses}, styles),
+        chart(f"Validation {NAMES.get(metric, metric)}", "epoch", evaluated(metric), styles),
+        chart("Learning rate", x_label, {"learning rate": logged("lr")}, styles),
+        chart("Images per second", x_label, {"all processes": logged("images_per_second")}, styles),
+        chart("Waiting for images, %", x_label, {"share of the time": logged("data_wait", 100)}, styles),
     ]
     return [one for one in drawn if one]
 
