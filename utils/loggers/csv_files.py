@@ -3,7 +3,7 @@
 import csv
 import io
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 from ..files import Appender, write_text
 from .base import Logger
@@ -19,8 +19,7 @@ class CsvFiles(Logger):
         self.tables = {}
         for kind, name in FILES.items():
             table = self.tables[kind] = Table(self.directory / name)
-            last_epoch = epochs - (kind == "epoch")
-            table.keep(lambda row: int(row["update"]) <= last_update and int(row["epoch"]) <= last_epoch)
+            table.keep(lambda row: int(row["update"]) <= last_update and (kind == "train" or int(row["epoch"]) < epochs))
 
     def record(self, kind: str, update: int, values: Mapping[str, Any]) -> None:
         """Raises OutputError."""
@@ -40,7 +39,7 @@ class Table:
         self.columns: list[str] = []
         self.file: Optional[Appender] = None
 
-    def keep(self, wanted) -> None:
+    def keep(self, wanted: Callable[[Mapping[str, str]], bool]) -> None:
         """Leaves of an earlier file the rows that are `wanted`; one that was cut short is not."""
         if not self.path.exists():
             return
