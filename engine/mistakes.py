@@ -109,7 +109,7 @@ def worst_mistakes(errors: Errors, classes: Sequence[str]) -> dict[str, Any]:
             "size": [mistake.pixels.shape[1], mistake.pixels.shape[0]],
             "jpeg": base64.b64encode(encode_jpeg(mistake.pixels)).decode(),
             "key": mistake.key,
-            "title": f"{names[mistake.target]} \u2192 {names[mistake.predicted]}",
+            "title": f"{_short(names[mistake.target])} \u2192 {_short(names[mistake.predicted])}",
             "notes": [f"predicted with {mistake.probability:.1%}", f"loss {mistake.loss:.2f}" if math.isfinite(mistake.loss) else "loss not finite"],
         }
         for mistake in errors.worst
@@ -135,3 +135,7 @@ def frequent_confusions(errors: Errors, classes: Sequence[str]) -> dict[str, Any
 
 def _names(classes: Sequence[str]) -> list[str]:
     return [f"{name} {told.split(', ')[0]}" if told else name for name, told in zip(classes, meanings(classes))]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 40 else name[:39] + "\u2026"

@@ -69,6 +69,7 @@ def test_mistakes_are_those_of_the_last_evaluation_and_cost_no_accuracy(finished
         wrong = round(29 * (1 - last[name]["acc1"] / 100))
         assert confusions["text"].startswith(f"{wrong} of 29 images") and sum(int(row[2]) for row in confusions["rows"]) == wrong
         assert len(worst["pictures"]) == min(wrong, 24)
+        assert all(len(picture["title"]) <= 83 for picture in worst["pictures"])  # of a class with 200 letters
         assert worst["pictures"] == [] or {"size", "jpeg", "key", "title", "notes"} == set(worst["pictures"][0])
 
 
