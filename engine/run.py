@@ -10,11 +10,13 @@ import torch
 from yacs.config import CfgNode
 
 from data.loader import Loader, eval_loader
+from utils import provenance
 from utils.config import to_dict
 from utils.distributed import Launch
 from utils.errors import ConfigError, OutputError, Stopped
 from utils.files import remove_unfinished, write_json, write_text
 from utils.lock import RunLock
+from utils.loggers import require_loggers
 from utils.macs import Complexity
 from utils.peers import Peers
 from utils.run_log import RunLog
@@ -38,13 +40,18 @@ from .evaluation_sets import open_sets
 from .model import deploy_model, prepare_model
 from .predictions import Predictions
 from .preflight import look_ahead, rehearse
+from .report import MISTAKES, REPORT, RESULT, write_report
 from .reports import is_imagenet, table
 from .resume import Found, config_changes, find_checkpoint, fit_progress, progress_of, stamp_of
 from .set_specs import VAL, read_sets
 from .tasks import create_task
 from .throughput import measure_throughput
-from .trainer import RESULT, Trainer, describe_best, require_same_place
+from .trainer import Trainer, describe_best, require_same_place
 
+# Besides checkpoints: what a run that starts over puts away.
+OF_ONE_RUN = (
+    "metrics.jsonl", "config.yaml", "tensorboard", "train.csv", "epochs.csv", "wandb_id.txt", RESULT, MISTAKES, REPORT,
+)  # fmt: skip
 INPUT_KEYS = (  # shape what a model sees
     "DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "TEST.IMG_SIZE", "TEST.CROP_PCT", "TEST.CROPS", "TEST.FLIP",
     "MODEL.FAT",
@@ -54,7 +61,7 @@ INPUT_KEYS = (  # shape what a model sees
 def train(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> None:
     """Trains to the last epoch, from the run's newest checkpoint if it has one; a finished run is left alone."""
     directory = run_directory(cfg)
-    log = RunLog(directory, enabled=launch.rank == 0)
+    log = RunLog(directory, launch.rank == 0, cfg.LOGGERS, to_dict(cfg))
     found = find_for_all(cfg, directory, peers)
     if is_finished(cfg, found, log):
         return
@@ -77,8 +84,11 @@ def train(cfg: CfgNode, launch: Launch, device: torch.device, peers: Peers) -> N
         if cfg.REPRODUCES and trainer.facts["imagenet"]:
             target = cfg.REPRODUCES.rpartition("/")[0] or "classification"
             log.info(f"`python scripts/reproduce.py {target} --runs {directory}` puts it into the tables, if it is the recipe of configs/{cfg.REPRODUCES}.yaml")
+        if launch.rank == 0:
+            report_if_possible(directory, log)
         log.close()
     finally:
+        log.abandon()
         lock.release()
 
 
@@ -213,6 +223,7 @@ def prepare(
     """A run that is ready for its next step; what says what runs where on what; and what reads archives into memory.
     Writes nothing.
     """
+    require_loggers(cfg.LOGGERS)
     pretrained = "" if found.path else local_file(cfg.MODEL.PRETRAINED, launch, peers)
     trainer, complexity, note = build_trainer(cfg, device, peers, log, pretrained)
     findings = rehearse(trainer, lambda model: build_optimizer(cfg, model, trainer.plan.scale_lr(cfg.TRAIN.BASE_LR)))
@@ -267,9 +278,18 @@ def claim(directory: Path, found: Found, auto_resume: bool) -> None:
     if replaced:
         away = directory / time.strftime("replaced_%Y%m%d_%H%M%S")
         away.mkdir(exist_ok=True)
-        others = (directory / name for name in ("metrics.jsonl", "config.yaml", "tensorboard", RESULT))
+        others = (directory / name for name in OF_ONE_RUN)
         for path in [*replaced, *(path for path in others if path.exists())]:
             path.replace(away / path.name)
+
+
+def report_if_possible(directory: Path, log: RunLog) -> None:
+    """Writes report.html; whatever fails is a warning, as the run itself is done."""
+    try:
+        log.info(f"wrote {write_report(directory)}")
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning(f"{directory / REPORT}: not written ({reason[:300]}); `python scripts/report.py {directory}` writes it")
 
 
 def introduce(
@@ -306,6 +326,11 @@ def introduce(
             "val_images": len(val_set),
             "classes": len(train_set.classes),
             "device": f"{launch.world_size} x {device.type}",
+            "processes": launch.world_size,
+            "precision": str(trainer.precision),
+            "total_batch_size": plan.total_batch_size,
+            "changes": trainer.progress.changes,
+            **provenance.record(device),
         },
     )
 

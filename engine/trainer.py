@@ -28,9 +28,9 @@ from .evaluate import describe, evaluate, summarize
 from .nonfinite import MAX_ROLLBACKS, FiniteGuard
 from .plan import BatchPlan
 from .progress import Progress, Window
+from .report import MISTAKES, RESULT
 from .waits import Waits
 
-RESULT = "result.json"  # in the folder of a finished run
 
 
 @dataclass
@@ -304,19 +304,36 @@ class Trainer:
         found = {"raw": self.model}
         if self.model_ema:
             found["ema"] = self.model_ema.module
-        results = {}
+        closing = self.progress.epoch + 1 == self.epochs
+        results, gathered = {}, {}
         for name, model in found.items():
             broadcast_buffers(model)
+            gathering = (self.task.closing_metrics if closing else self.task.metrics)(self.device)
             metrics = evaluate(
                 model, self.task, self.val_loader, self.precision, self.device, self.log, self.peers,
-                whole_batches=self.plan.batch_size if self.compile_mode else 0,
+                whole_batches=self.plan.batch_size if self.compile_mode else 0, metrics=gathering,
             )  # fmt: skip
             if metrics is None:
                 self.list_unreadable()
                 self.save(LAST)
                 self.end_stopped()
             results[name] = metrics
+            if closing:
+                gathered[name] = gathering.gather(self.peers)
+        if closing and self.log.enabled:
+            self.write_mistakes(gathered)
         return results
+
+    def write_mistakes(self, gathered: dict[str, Any]) -> None:
+        """Writes what the last evaluation showed besides figures, for the report; a failure of that ends no run."""
+        classes = self.train_loader.dataset.classes
+        try:
+            weights = {name: self.task.findings(errors, classes) for name, errors in gathered.items()}
+            value = {"epoch": self.progress.epoch, "update": self.progress.updates, "weights": weights}
+            write_json(self.checkpointer.directory / MISTAKES, value)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self.log.warning(f"{MISTAKES} is not written ({reason[:300]}); the report will do without")
 
     def finish_epoch(self, train_loss: float, results: dict[str, dict[str, Any]], seconds: float) -> None:
         """Logs the epoch, notes a new best, and saves.
@@ -337,6 +354,7 @@ class Trainer:
         if improved:
             progress.best = {metric: summary[metric], "weights": summary["weights"], "epoch": progress.epoch}
             progress.best_metrics = results[summary["weights"]]
+            self.log.best(progress.best)
         self.log.info(
             f"epoch {progress.epoch} done in {seconds:.1f} s: train loss {train_loss:.4f}; {describe(results)}; "
             f"best {describe_best(progress.best)}"

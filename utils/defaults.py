@@ -26,6 +26,7 @@ DEFAULTS.DETERMINISTIC = False  # only algorithms that give the same bits in eac
 DEFAULTS.RANK_TIMEOUT = 60.0  # seconds without a sign of life from a process after which the run ends and names it
 DEFAULTS.SAVE_FREQ = 50  # keep a checkpoint of every n-th epoch, besides last and best; 0: none
 DEFAULTS.PRINT_FREQ = 10  # updates between two lines of the log
+DEFAULTS.LOGGERS = []  # besides TensorBoard: csv, wandb (Weights & Biases, whose own WANDB_... variables say where to)
 
 DEFAULTS.DATA = Node()
 DEFAULTS.DATA.DATASET = "imagenet"  # imagenet or folder (train/ and val/ with a folder per class), zip, tar, wds, hfds, cifar10, cifar100, synthetic
@@ -208,6 +209,7 @@ RULES = {
     "RANK_TIMEOUT": Rule("between 3 and 86400 seconds", lambda value: 3 <= value <= 86400),
     "SAVE_FREQ": NOT_NEGATIVE,
     "PRINT_FREQ": POSITIVE,
+    "LOGGERS": Rule("names among csv, wandb, each once", lambda v: len(set(v)) == len(v) and set(v) <= {"csv", "wandb"}),
     "DATA.TRAIN_SPLIT": NOT_EMPTY,
     "DATA.VAL_SPLIT": NOT_EMPTY,
     "DATA.COLUMNS": Rule("two different names", lambda v: len(v) == 2 and v[0] != v[1] and all(isinstance(n, str) and n for n in v)),

@@ -78,3 +78,25 @@ def write_text(path: os.PathLike, text: str) -> None:
 
 def write_json(path: os.PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+class Appender:
+    """A text file to which whole lines are added: a line that does not fit on the disk leaves nothing of it there."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.file = open(path, "ab", buffering=0)
+
+    def write(self, text: str) -> None:
+        """Raises OutputError."""
+        data = text.encode()
+        position = os.fstat(self.file.fileno()).st_size
+        try:
+            while data:
+                data = data[self.file.write(data) :]
+        except OSError as error:
+            os.ftruncate(self.file.fileno(), position)
+            raise unwritable(self.path, error) from None
+
+    def close(self) -> None:
+        self.file.close()

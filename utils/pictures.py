@@ -68,3 +68,8 @@ def titled(picture: np.ndarray, text: str) -> np.ndarray:
 def encode_png(picture: np.ndarray) -> bytes:
     """An RGB picture (height, width, 3) as a PNG file's bytes."""
     return cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def encode_jpeg(picture: np.ndarray) -> bytes:
+    """An RGB picture (height, width, 3) as a JPEG file's bytes, in a quality for looking at."""
+    return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()

@@ -1,21 +1,18 @@
-"""A run's records: console, log.txt, metrics.jsonl, TensorBoard and pictures. Only rank 0 writes."""
+"""A run's records: console, log.txt, metrics.jsonl, pictures, and what loggers make of them. Only rank 0 writes."""
 
-import contextlib
 import json
-import os
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import Any, Iterable, Iterator, NoReturn, Optional
+from typing import Any, Iterable, Iterator, Mapping, NoReturn, Optional, Sequence
 
 import numpy as np
 from termcolor import colored
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from .errors import OutputError
-from .files import atomic_write, unwritable, write_text
+from .files import Appender, atomic_write, write_text
+from .loggers import Logger, create_loggers
 from .pictures import encode_png
 
 
@@ -25,14 +22,17 @@ class RunLog:
     Args:
         directory: the run's folder.
         enabled: False on ranks other than 0, whose log does nothing.
+        loggers: those besides TensorBoard, see `utils.loggers`.
+        config: the run's, which they may show.
     """
 
-    def __init__(self, directory: Path, enabled: bool):
+    def __init__(self, directory: Path, enabled: bool, loggers: Sequence[str] = (), config: Optional[Mapping[str, Any]] = None):
         self.directory = directory
         self.enabled = enabled
-        self.file = None
-        self.metrics = None
-        self.writer: Optional[SummaryWriter] = None
+        self.file: Optional[Appender] = None
+        self.metrics: Optional[Appender] = None
+        self.known = create_loggers(loggers, directory, config or {}, self.warning)
+        self.loggers: list[Logger] = []  # those that are open
 
     def open(self) -> None:
         """Opens log.txt for appending.
@@ -49,31 +49,41 @@ class RunLog:
             self._refuse(error)
 
     def open_records(self, last_update: int, epochs: int) -> None:
-        """Opens metrics.jsonl and TensorBoard's files for appending. What they hold of updates after `last_update` and
-        of the ends of epochs after the first `epochs`, which a resumed run repeats, goes; a new run has `last_update` -1.
+        """Opens metrics.jsonl and the loggers for appending. What they hold of updates after `last_update` and of the
+        ends of epochs after the first `epochs`, which a resumed run repeats, goes; a new run has `last_update` -1.
 
         Raises:
             OutputError: the folder cannot be written to.
+            ConfigError: a logger cannot be used.
         """
         if not self.enabled:
             return
-        metrics = self.directory / "metrics.jsonl"
         try:
-            if metrics.exists():
-                lines = metrics.read_text(errors="replace").splitlines()
-                kept = [line for line in lines if _is_before(line, last_update, epochs)]
-                write_text(metrics, "".join(line + "\n" for line in kept))
-            self.metrics = Appender(metrics)
-            self.writer = SummaryWriter(self.directory / "tensorboard", purge_step=last_update + 1)
+            self._open_metrics(last_update, epochs)
+            for logger in self.known:
+                logger.open(last_update, epochs)
+                self.loggers.append(logger)
         except OSError as error:
             self._refuse(error)
 
+    def _open_metrics(self, last_update: int, epochs: int) -> None:
+        path = self.directory / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text(errors="replace").splitlines()
+            kept = [line for line in lines if _is_before(line, last_update, epochs)]
+            write_text(path, "".join(line + "\n" for line in kept))
+        self.metrics = Appender(path)
+
     def rewind(self, last_update: int, epochs: int) -> None:
-        """Takes out of metrics.jsonl and TensorBoard what `open_records` takes out."""
-        if self.writer:
+        """Takes out of metrics.jsonl and the loggers what `open_records` takes out."""
+        if self.metrics:
             self.metrics.close()
-            self.writer.close()
-            self.open_records(last_update, epochs)
+            try:
+                self._open_metrics(last_update, epochs)
+                for logger in self.loggers:
+                    logger.rewind(last_update, epochs)
+            except OSError as error:
+                self._refuse(error)
 
     def _refuse(self, error: OSError) -> NoReturn:
         raise OutputError(
@@ -99,28 +109,26 @@ class RunLog:
         """Appends a line to metrics.jsonl: {"kind": kind, "update": update, **values}."""
         if self.metrics:
             self.metrics.write(json.dumps({"kind": kind, "update": update, **values}) + "\n")
+        for logger in self.loggers:
+            logger.record(kind, update, values)
 
     def scalars(self, update: int, values: dict[str, float]) -> None:
-        """Adds a point to each named TensorBoard curve."""
-        if self.writer:
-            with self._writing():
-                for name, value in values.items():
-                    self.writer.add_scalar(name, value, update)
+        """Adds a point to each named curve of the loggers."""
+        for logger in self.loggers:
+            logger.scalars(update, values)
+
+    def best(self, values: dict[str, Any]) -> None:
+        """Tells the loggers the best metric so far."""
+        for logger in self.loggers:
+            logger.best(values)
 
     def picture(self, name: str, picture: np.ndarray) -> None:
-        """Writes an RGB picture (height, width, 3) as <name>.png and shows it in TensorBoard."""
-        if self.writer:
+        """Writes an RGB picture (height, width, 3) as <name>.png and shows it in the loggers."""
+        if self.metrics:
             with atomic_write(self.directory / f"{name}.png") as file:
                 file.write(encode_png(picture))
-            with self._writing():
-                self.writer.add_image(name, picture, dataformats="HWC")
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise unwritable(self.directory / "tensorboard", error) from None
+        for logger in self.loggers:
+            logger.picture(name, picture)
 
     def progress(self, items: Iterable, total: int, label: str, done: int = 0) -> Iterator:
         """Passes the items on, with a bar if the console is a terminal."""
@@ -144,48 +152,22 @@ class RunLog:
         return len(path.read_text(errors="replace").splitlines()) if path.exists() else 0
 
     def flush(self) -> None:
-        """Writes out what TensorBoard still buffers; the other files are written line by line."""
-        if self.writer:
-            with self._writing():
-                self.writer.flush()
+        """Writes out what loggers still buffer; the other files are written line by line."""
+        for logger in self.loggers:
+            logger.flush()
 
     def close(self) -> None:
-        for stream in (self.file, self.metrics, self.writer):
+        for stream in (self.file, self.metrics):
             if stream:
-                with self._writing():
-                    stream.close()
-        self.file = self.metrics = self.writer = None
+                stream.close()
+        self.file = self.metrics = None
+        while self.loggers:
+            self.loggers.pop(0).close()
 
-
-class Appender:
-    """A text file to which whole lines are added: a line that does not fit on the disk leaves nothing of it there."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.file = open(path, "ab", buffering=0)
-
-    def write(self, text: str) -> None:
-        """Raises OutputError."""
-        data = text.encode()
-        position = os.fstat(self.file.fileno()).st_size
-        try:
-            while data:
-                data = data[self.file.write(data) :]
-        except OSError as error:
-            os.ftruncate(self.file.fileno(), position)
-            raise unwritable(self.path, error) from None
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def _quiet_writer_thread(args: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread gives its OSError to the next call; it need not print it too."""
-    if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
-        threading.__excepthook__(args)
-
-
-threading.excepthook = _quiet_writer_thread
+    def abandon(self) -> None:
+        """Instead of `close`, where an error ends the process."""
+        while self.loggers:
+            self.loggers.pop(0).abandon()
 
 
 def _is_before(line: str, last_update: int, epochs: int) -> bool:

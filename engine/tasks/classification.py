@@ -20,6 +20,7 @@ from utils.pictures import montage
 
 from ..criterion import create_criterion
 from ..distill import Distillation
+from ..mistakes import Errors, Mistakes, frequent_confusions, worst_mistakes
 from ..model import create_model
 from ..views import predict_views
 
@@ -226,6 +227,16 @@ class Classification:
 
     def metrics(self, device: torch.device) -> ClassificationMetrics:
         return ClassificationMetrics(device)
+
+    def closing_metrics(self, device: torch.device) -> Mistakes:
+        """The same figures, with what `findings` shows, gathered on the way."""
+        return Mistakes(device, self.cfg.DATA.MEAN, self.cfg.DATA.STD)
+
+    def findings(self, errors: Errors, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """What a run's report shows of its last evaluation: the images it was most wrong about, and the classes that it took for
+        others. Sections of `title` and `text`, with `pictures` or with `columns` and `rows`, as JSON can hold them.
+        """
+        return [worst_mistakes(errors, classes), frequent_confusions(errors, classes)]
 
     def preview(self, batch: Examples, classes: Sequence[str]) -> np.ndarray:
         """A picture of a batch's first images as the model gets them, before mixup, with their classes; views side by side."""

@@ -1,0 +1,31 @@
+"""Where a run's curves go besides metrics.jsonl: TensorBoard always, others as the config's LOGGERS says; a file each."""
+
+from pathlib import Path
+from typing import Any, Callable, Mapping, Sequence
+
+from .base import Logger
+from .csv_files import CsvFiles
+from .tensorboard_files import TensorBoardFiles
+from .wandb_run import WandbRun
+
+OPTIONAL: dict[str, type[Logger]] = {"csv": CsvFiles, "wandb": WandbRun}
+
+
+def require_loggers(names: Sequence[str]) -> None:
+    """Raises ConfigError: what one of the loggers needs is not there; the message says what to install."""
+    for name in names:
+        OPTIONAL[name].require()
+
+
+def create_loggers(
+    names: Sequence[str], directory: Path, config: Mapping[str, Any], warn: Callable[[str], None]
+) -> list[Logger]:
+    """The loggers of a run, TensorBoard's first; they write nothing before `open`.
+
+    Args:
+        names: of `OPTIONAL`.
+        directory: the run's folder.
+        config: the run's, as plain dictionaries.
+        warn: says a line, for failures that end no training.
+    """
+    return [kind(directory, config, warn) for kind in (TensorBoardFiles, *(OPTIONAL[name] for name in names))]
