@@ -157,8 +157,8 @@ def lines_of_origin(origin: Any) -> list[tuple[str, str]]:
     for entry in (entry for entry in origin["of"] if isinstance(entry, dict)):
         share = f"{entry['share']:.4f} of " if isinstance(entry.get("share"), float) else ""
         place = f", after {entry['epochs']} epochs" if "epochs" in entry else ""
-        best = entry.get("best")
-        if isinstance(best, dict) and (best.get("weights"), best.get("epoch")) == (entry.get("weights"), entry["epochs"] - 1):
+        best, epochs = entry.get("best"), entry.get("epochs")
+        if isinstance(best, dict) and isinstance(epochs, int) and (best.get("weights"), best.get("epoch")) == (entry.get("weights"), epochs - 1):
             place += "".join(f", {key} {value:.3f}" for key, value in best.items() if isinstance(value, float))
         lines.append(("of", f"{share}{entry.get('file')} ({entry.get('weights')} weights{place}), sha256 {str(entry.get('sha256'))[:8]}..."))
     return lines
