@@ -227,11 +227,11 @@ def test_soup_on_another_split_and_data_set(trained, epochs, tmp_path, capsys, d
 
 
 def test_recomputed_statistics_are_those_of_the_training_images(trained, epochs, tmp_path, capsys, digits):
-    """Of the first BatchNorm, by hand: the means over three batches of all 60 images, which are not augmented here."""
+    """Of the first BatchNorm, by hand: the means over batches of all 60 images, which are not augmented here."""
     plain, again = tmp_path / "plain.pth", tmp_path / "again.pth"
     tool("average", *epochs[:2], "--output", plain)
-    tool("average", *epochs[:2], "--output", again, "--recompute-bn", 3, "--batch-size", 20)
-    assert "recomputed from 3 batches of 20 training images" in capsys.readouterr().out
+    tool("average", *epochs[:2], "--output", again, "--recompute-bn", 6, "--batch-size", 20)  # two epochs
+    assert "recomputed from 6 batches of 20 training images" in capsys.readouterr().out
     states = [load(path)["model"] for path in (plain, again)]
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0] if not key.endswith(statistics))
@@ -243,7 +243,7 @@ def test_recomputed_statistics_are_those_of_the_training_images(trained, epochs,
     with torch.no_grad():
         maps = model.patch_embed.conv1.conv[0]((images - mean) / std)
     assert len(files) == 60 and torch.allclose(states[1]["patch_embed.conv1.conv.1.running_mean"], maps.mean((0, 2, 3)), atol=1e-4)
-    assert states[1]["patch_embed.conv1.conv.1.num_batches_tracked"] == 3
+    assert states[1]["patch_embed.conv1.conv.1.num_batches_tracked"] == 6
     assert not torch.allclose(states[0]["patch_embed.conv1.conv.1.running_mean"], maps.mean((0, 2, 3)), atol=1e-4)
     assert evaluated(trained, again)["num_images"] == 29
 

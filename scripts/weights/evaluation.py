@@ -1,5 +1,6 @@
 """Weights of one model, evaluated one after the other as main.py --eval does; and BatchNorm's statistics, computed anew."""
 
+import itertools
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -65,13 +66,15 @@ class Evaluation:
             norm.reset_running_stats()
             norm.momentum = None  # the mean of all batches
             norm.train()  # only these: drop path would change what later ones see
-        seed_all(self.cfg.SEED)
         cfg = self.cfg
+        seed_all(cfg.SEED)
+        train_set = self.task.train_dataset()
         images = train_loader(
-            self.task.train_dataset(), num_batches=batches, seed=cfg.SEED, repeats=cfg.AUG.REPEATS, sizes=(),
+            train_set, num_batches=max(len(train_set) // cfg.DATA.BATCH_SIZE, 1), seed=cfg.SEED, repeats=cfg.AUG.REPEATS, sizes=(),
             buffer=cfg.DATA.SHUFFLE_BUFFER, cache_mode="no", **self.placing,
         )  # fmt: skip
-        for batch in images.epoch(0, 0):
+        epochs = (images.epoch(epoch, 0) for epoch in itertools.count())
+        for batch in itertools.islice(itertools.chain.from_iterable(epochs), batches):
             self.model(batch.images)
         for norm, momentum in zip(norms, momenta):
             norm.momentum = momentum
