@@ -361,7 +361,7 @@ def test_info_of_other_codes_files(tmp_path, capsys):
     def facts(content) -> dict:
         torch.save(content, tmp_path / "x.pth")
         assert tool("info", tmp_path / "x.pth") == 0
-        assert "no config" in capsys.readouterr().out
+        assert "no config of this project" in capsys.readouterr().out
         tool("info", tmp_path / "x.pth", "--json")
         return json.loads(capsys.readouterr().out)
 

@@ -115,7 +115,7 @@ def as_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append(("model", f"{found['model']}, {found['parameters'] / 1e6:.2f} M parameters, images of {found['img_size']} px"))
     else:
         shapes = f", the shapes of {found['shapes_of']}" if "shapes_of" in found else ", no FAT by its tensors"
-        lines.append(("model", f"{found['parameters'] / 1e6:.2f} M parameters{shapes}; no config, so it is evaluated with main.py's --cfg alone"))
+        lines.append(("model", f"{found['parameters'] / 1e6:.2f} M parameters{shapes}; no config of this project, which convert adds"))
     lines.append(("tensors", f"{found['tensors']}: {types}"))
     if "classes" in found:
         names = found["classes"]
