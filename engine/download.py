@@ -54,13 +54,14 @@ def local_file(source: str, launch: Launch, peers: Peers) -> str:
         raise ConfigError(f"{source}: has no checksum; {HELP}")
     checksum = found[1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / f"{checksum[:16]}-{name}"
-    if launch.local_rank == 0 and not (path.exists() and _sha256(path).startswith(checksum)):
+    if launch.local_rank == 0 and not (path.exists() and sha256_of(path).startswith(checksum)):
         _download(source.split("#")[0], path, checksum)
     peers.gather(None)  # the other processes wait for it
     return str(path)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256, 64 hexadecimal digits; torch.hub's names have the first eight."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):

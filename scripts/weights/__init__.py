@@ -1,0 +1,1 @@
+"""What scripts/checkpoint.py does with checkpoint files, a subcommand a file."""
