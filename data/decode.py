@@ -68,7 +68,9 @@ def frames_of(image: Image.Image) -> int:
     1 for a JPEG, whose further ones are previews and depths of its camera, and for a file whose further ones are damaged.
     """
     try:
-        return 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
     except Exception:  # Pillow's readers raise of many kinds at damaged files
         return 1
 

@@ -134,7 +134,8 @@ def require_usable(outputs: dict[str, str]) -> None:
             raise ConfigError(f"--sheet {path}: is written as PNG; give a name that ends with .png")
         if path == STANDARD:
             continue
-        if os.path.exists(path) and not os.path.isfile(path) or path.endswith(os.sep) or not path:
+        # A link would be replaced, not what it leads to; /dev/stdout is one.
+        if not path or path.endswith(os.sep) or os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
             raise ConfigError(f"--{kind} {path or repr(path)}: is no regular file; give a file's name")
         existing = next(folder for folder in Path(path).absolute().parents if folder.exists())
         try:
@@ -145,9 +146,9 @@ def require_usable(outputs: dict[str, str]) -> None:
 
 def require_no_image(outputs: dict[str, str], paths: Sequence[str]) -> None:
     """Raises ConfigError for an output that would replace one of the images."""
-    images = {os.path.realpath(path) for path in paths} if outputs else set()
+    images = {os.path.abspath(path) for path in paths} if outputs else set()
     for kind, path in outputs.items():
-        if path != STANDARD and os.path.realpath(path) in images:
+        if path != STANDARD and os.path.abspath(path) in images:
             raise ConfigError(f"--{kind} {path}: is one of the images, too; give another name")
 
 

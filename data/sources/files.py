@@ -57,7 +57,7 @@ def _in_folder(root: str, problems: list[str]) -> tuple[list[str], list[str]]:
             problems.append(f"{printable(folder)}: is a folder, no image")
         images += own
         others += [name for name in files if not _is_image(name)]
-        others += [f"{name}, a link to a folder" for name in folders if os.path.islink(os.path.join(folder, name))]
+        others += [f"{name} (a link to a folder)" for name in folders if os.path.islink(os.path.join(folder, name))]
     return sorted(images), sorted(others)
 
 
