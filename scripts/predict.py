@@ -48,12 +48,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except ImportError as error:
         raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt") from None
 
-    def say(line: str) -> None:
-        tqdm.write(printable(line), file=sys.stderr)
-
-    names = [name for given in args.inputs for name in (standard_input() if given == STANDARD else [given])]
-    paths, problems, notes = find_images(names)
-    if not names:
+    listed = standard_input() if STANDARD in args.inputs else []
+    paths, problems, notes = find_images(name for given in args.inputs for name in (listed if given == STANDARD else [given]))
+    if STANDARD in args.inputs and not listed:
         problems.append("-: standard input has no paths; give one in each line")
     require_no_image(outputs, paths)
     for line in notes:
@@ -84,11 +81,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         write = {"csv": results.write_csv, "json": partial(results.write_json, facts, problems), "sheet": results.write_sheet}
         for kind, path in outputs.items():
             if kind == "sheet" and not results.tiles:
-                say(f"--sheet {path}: is not written, as no image could be read")
+                say(f"{path}: is not written, as no image could be read")
                 continue
             with opened(kind, path) as file:
-                note = write[kind](file)
-            say(f"wrote {path}: {note}")
+                shown = write[kind](file)
+            say(f"wrote {path}: {shown}")
     for line in problems:
         say(f"error: {line}")
     return 1 if problems else 0
@@ -111,6 +108,13 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--fused", action="store_true", help="use the model's deployed form, which is faster")
     parser.add_argument("--amp", action="store_true", help="use 16 bits on a GPU, which is faster")
     return parser.parse_args(argv)
+
+
+def say(line: str) -> None:
+    """On standard error, above the progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(printable(line), file=sys.stderr)
 
 
 def standard_input() -> list[str]:

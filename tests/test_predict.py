@@ -164,6 +164,8 @@ def test_another_size_and_the_deployed_form(checkpoint, digits, tmp_path, capsys
         found[name] = list(probabilities(tmp_path / name).values())
     assert found["own"] == pytest.approx(found["fused"], abs=1e-4) and found["own"] == found["amp"]  # on the CPU
     assert found["own"] != pytest.approx(found["large"], abs=1e-3)
+    kinds = [{type(module).__name__ for module in Predictor(load_trained(checkpoint), fused=fused).model.modules()} for fused in (False, True)]
+    assert "BatchNorm2d" in kinds[0] and "BatchNorm2d" not in kinds[1]
     assert "img_size 64" in capsys.readouterr().err
 
 
@@ -321,7 +323,7 @@ def test_what_is_no_image_is_listed_and_stops_nothing(hostile, checkpoint, capsy
 def test_nothing_is_readable(hostile, checkpoint, capsys):
     assert start("--checkpoint", checkpoint, "in/doc.pdf", "in/pipe.jpg", "--csv", "x.csv", "--json", "x.json", "--sheet", "x.png") == 1
     said = capsys.readouterr()
-    assert said.out == "" and said.err.count("error: ") == 2 and "--sheet x.png: is not written, as no image could be read" in said.err
+    assert said.out == "" and said.err.count("error: ") == 2 and "x.png: is not written, as no image could be read" in said.err
     assert json.loads(Path("x.json").read_text())["images"] == [] and read("x.csv") == [] and not Path("x.png").exists()
 
 
@@ -420,13 +422,16 @@ def test_paths_on_standard_input(checkpoint, digits, tmp_path, monkeypatch, caps
     assert gone.startswith(b"error: gone.png: cannot") and nul.startswith(b"error: 'a\\x00b.png': cannot be read as an image (ValueError")
 
 
-def test_empty_standard_input(monkeypatch, capsys):
+def test_empty_standard_input(checkpoint, digits, monkeypatch, capsys):
     for content in (b"", b"\n \n"):
         given(monkeypatch, content)
         assert start("--checkpoint", "none.pth", "-") == 1
         assert capsys.readouterr().err == "error: -: standard input has no paths; give one in each line\n"
     monkeypatch.setattr(sys, "stdin", None)  # closed
-    assert start("--checkpoint", "none.pth", "-") == 1
+    image = images_in(digits / "val")[0]
+    assert start("--checkpoint", checkpoint, "-", image) == 1
+    said = capsys.readouterr()
+    assert str(image) in said.out and said.err.endswith("error: -: standard input has no paths; give one in each line\n")
 
 
 # What cannot be used
