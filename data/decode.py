@@ -62,6 +62,19 @@ def orientation_of(image: Image.Image) -> int:
         return 0
 
 
+def frames_of(image: Image.Image) -> int:
+    """How many pictures a file has, an animation or one of several pages, of which `decode_image` takes the first.
+
+    1 for a JPEG, whose further ones are previews and depths of its camera, and for a file whose further ones are damaged.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
+    except Exception:  # Pillow's readers raise of many kinds at damaged files
+        return 1
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)

@@ -4,7 +4,7 @@ import csv
 import io
 import re
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional, Sequence
+from typing import Any, BinaryIO, Iterable, Mapping, Optional, Sequence
 
 import numpy as np
 from timm.data import ImageNetInfo
@@ -54,12 +54,19 @@ def write_set(
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     with atomic_write(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        write_rows(file, header, rows)
+
+
+def write_rows(file: BinaryIO, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """CSV into an open file; names that are no UTF-8 keep their bytes."""
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+    try:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
         text.flush()
-        text.detach()
+    finally:
+        text.detach()  # or the file would be closed with it
 
 
 def meanings(classes: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """A trained model with all that it needs to look at an image, from a checkpoint alone."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -14,7 +15,7 @@ from data.sources.reading import read_image
 from data.transforms import Transform, eval_transform
 from utils.config import config_from, load_config
 from utils.errors import CheckpointError, ConfigError, DataError
-from utils.files import require_no_device
+from utils.files import open_regular
 
 from .build import better_weights
 from .checkpoint import load_weights, read_checkpoint, weights_of
@@ -46,10 +47,10 @@ class Trained:
         """What the classes are called: ImageNet's ids by their first English name, others as they are."""
         return [text.split(",")[0] or name for text, name in zip(meanings(self.classes), self.classes)]
 
-    def transform(self, img_size: int = 0) -> Transform:
-        """Its evaluation's transform to one view of a size, 0 for its own; `.decode` reads an open file."""
+    def transform(self, img_size: int = 0, crops: int = 1) -> Transform:
+        """Its evaluation's transform to one view of a size, 0 for its own, or to 5 `crops`; `.decode` reads an open file."""
         cfg = self.cfg
-        return eval_transform(img_size or self.own_size, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT, cfg.DATA.EXIF)
+        return eval_transform(img_size or self.own_size, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT, cfg.DATA.EXIF, crops)
 
     def read(self, path: Path, img_size: int = 0) -> Picture:
         """An image file as its evaluation sees it, before the normalisation.
@@ -60,12 +61,8 @@ class Trained:
         """
         transform = self.transform(img_size)
 
-        def opened():
-            require_no_device(path)  # opening a pipe would wait for ever
-            return open(path, "rb")
-
         try:
-            return transform(read_image(str(path), opened, transform.decode, ""))
+            return transform(read_image(str(path), partial(open_regular, path), transform.decode, ""))
         except DataError as error:
             raise DataError(f"{str(error).rsplit('; ', 1)[0]}; give an image file") from None
 

@@ -63,6 +63,12 @@ def require_no_device(path: os.PathLike) -> None:
         raise OSError(errno.EINVAL, "is no regular file")
 
 
+def open_regular(path: os.PathLike) -> BinaryIO:
+    """The file, open for reading. Raises OSError as `open` does, and for a pipe or a device."""
+    require_no_device(path)
+    return open(path, "rb")
+
+
 def remove_unfinished(directory: Path) -> list[str]:
     """Removes what killed processes left of `atomic_write` in a folder that nobody else writes to; returns the names."""
     found = [p for p in directory.glob(".*.tmp") if p.stem.rsplit(".", 1)[-1].isdigit() and not p.is_dir()]

@@ -1,0 +1,117 @@
+"""What a trained model takes image files for."""
+
+from dataclasses import dataclass
+from typing import Iterator, Optional, Sequence
+
+import numpy as np
+import torch
+
+from data.batches import Batch
+from data.dataset import ImageDataset
+from data.loader import EvalLoader
+from data.sources.files import FileSource
+from utils.device import is_out_of_memory
+from utils.errors import CheckpointError, ConfigError
+
+from .build import loading
+from .model import deploy_model, prepare_model
+from .precision import create_precision
+from .trained import Trained
+from .views import predict_views
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one file, the K likeliest classes, the likeliest first."""
+
+    path: str
+    labels: list[int]
+    probabilities: list[float]
+    frames: int  # pictures in the file, of which the first was looked at
+    pixels: np.ndarray  # uint8 (H, W, 3), as the model saw it (of five crops the centre); part of its batch: keep a copy
+
+
+class Predictor:
+    """Predicts as the model's evaluation does (TEST.CROPS and TEST.FLIP too), whatever the batch size and the workers.
+
+        trained = load_trained(Path("best.pth"))
+        for prediction in Predictor(trained)(["a.jpg", "b.png"]):
+            print(prediction.path, trained.names[prediction.labels[0]], prediction.probabilities[0])
+
+    Args:
+        trained: its model is moved to the device.
+        topk: K; the number of classes, if these are fewer.
+        img_size: px; 0: what the model was evaluated on.
+        workers: loading processes; 0: this one loads. A single batch is always loaded by this one.
+        fused: whether the deployed form predicts, see `models.fuse`.
+        amp: whether a GPU computes in 16 bits, see `engine.precision`.
+
+    Raises:
+        ConfigError: the model has no deployed form.
+    """
+
+    def __init__(
+        self,
+        trained: Trained,
+        device: torch.device = torch.device("cpu"),
+        topk: int = 5,
+        img_size: int = 0,
+        batch_size: int = 64,
+        workers: int = 0,
+        fused: bool = False,
+        amp: bool = False,
+    ):
+        self.trained = trained
+        self.device = device
+        self.topk = min(topk, len(trained.classes))
+        self.img_size = img_size or trained.own_size
+        self.batch_size = batch_size
+        self.workers = workers
+        self.precision = create_precision(amp, "auto", "native", "O1", device)
+        model = prepare_model(trained.model, device, trained.cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
+        self.model = deploy_model(model, self.precision.dtype) if fused else model
+        self.failures: list[str] = []  # a line for each file that could not be read
+
+    def __call__(self, paths: Sequence[str]) -> Iterator[Prediction]:
+        """The predictions of the files in their order, without those that go to `failures`.
+
+        Raises:
+            ConfigError: memory runs out, or the model does not take images of this size.
+            CheckpointError: the model's outputs are not finite.
+        """
+        cfg = self.trained.cfg
+        transform = self.trained.transform(self.img_size, cfg.TEST.CROPS)
+        dataset = ImageDataset(FileSource(paths, transform.decode), transform, on_error="skip")
+        workers = self.workers if len(paths) > self.batch_size else 0
+        settings = {**loading(cfg, self.device), "num_workers": workers}
+        loader = EvalLoader(dataset, self.batch_size, rank=0, world_size=1, **settings)
+        try:
+            for batch in loader.batches():
+                yield from self._predict(batch, loader.finish)
+                self.failures += loader.take_failures()
+        except (RuntimeError, MemoryError, ValueError, AssertionError) as error:
+            raise self._explain(error) or error from None
+        self.failures += loader.take_failures()
+
+    @torch.inference_mode()
+    def _predict(self, batch: Batch, finish) -> list[Prediction]:
+        images, targets, paths = finish(batch)
+        with self.precision.autocast():
+            logits = predict_views(self.model, images.split(len(paths)), self.trained.cfg.TEST.FLIP)
+        found = logits.float().softmax(dim=1).topk(self.topk, dim=1)
+        if not found.values.isfinite().all():
+            raise CheckpointError(f"{self.trained.path}: the model's outputs are not finite; use another checkpoint")
+        pixels = batch.images[-len(paths) :].permute(0, 2, 3, 1).numpy()  # torchvision's last crop is the centre
+        return list(map(Prediction, paths, found.indices.tolist(), found.values.tolist(), targets.tolist(), pixels))
+
+    def _explain(self, error: BaseException) -> Optional[ConfigError]:
+        """What the user can do about an error; None if nothing."""
+        reason = " ".join(str(error).split())[:120]
+        if is_out_of_memory(error):
+            return ConfigError(f"--batch-size is {self.batch_size}: {self.device} is out of memory; use a smaller one")
+        if "DataLoader worker" in reason:
+            return ConfigError(f"--workers is {self.workers}: a loading process was killed, perhaps as memory ran out ({reason}); use fewer")
+        if self.img_size != self.trained.own_size:
+            name = self.trained.cfg.MODEL.NAME
+            return ConfigError(f"--img-size is {self.img_size}: {name} cannot take such images ({reason}); leave it out, or use another")
+        return None

@@ -1,0 +1,174 @@
+"""What a trained model takes your pictures for.
+
+    python scripts/predict.py --checkpoint best.pth photo.jpg images/
+    find /photos -name '*.jpg' | python scripts/predict.py --checkpoint best.pth --json found.json --sheet found.png -
+
+The checkpoint of a run is enough: it has its config and the names of its classes. Files are taken in the order given, those
+of a folder (at any depth, known by their suffix) sorted by path, each once; of an animation the first picture. The table goes
+to standard output, all else to standard error.
+
+Exit statuses: 0 done; 1 done, but something that was named has no image that can be read: it is listed at the end; 2 an
+argument cannot be used; 3 the checkpoint cannot; 5 a file cannot be written; 130 and 143 stopped by a signal; 141 nobody
+reads standard output. A file is written wholly or not at all.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Iterator, Optional, Sequence
+
+from cli import Parser, run_and_leave, whole_number
+
+from utils.errors import ConfigError, OutputError, printable
+from utils.files import atomic_write
+
+STANDARD = "-"  # input or output
+OUTPUTS = ("csv", "json", "sheet")
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Returns the exit status."""
+    args = parse_args(argv)
+    outputs = {kind: path for kind in OUTPUTS if (path := getattr(args, kind)) is not None}
+    require_usable(outputs)
+    try:  # after the checks that need no torch, as it takes seconds
+        from predict_outputs import Results
+        from tqdm import tqdm
+
+        from data.sources.files import find_images
+        from engine.predict import Predictor
+        from engine.trained import load_trained
+        from engine.waits import available_cores
+        from utils.device import select_device
+        from utils.malloc import keep_freed_memory
+    except ImportError as error:
+        raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt") from None
+
+    listed = standard_input() if STANDARD in args.inputs else []
+    paths, problems, notes = find_images(name for given in args.inputs for name in (listed if given == STANDARD else [given]))
+    if STANDARD in args.inputs and not listed:
+        problems.append("-: standard input has no paths; give one in each line")
+    require_no_image(outputs, paths)
+    for line in notes:
+        say(f"note: {line}")
+    if paths:
+        keep_freed_memory()
+        trained = load_trained(args.checkpoint, args.cfg, args.classes)
+        device = select_device(args.device, 0)
+        workers = min(8, available_cores(1)) if args.workers is None else args.workers
+        predictor = Predictor(trained, device, args.topk, args.img_size, args.batch_size, workers, args.fused, args.amp)
+        facts = {
+            "checkpoint": str(args.checkpoint), "model": trained.cfg.MODEL.NAME, "weights": trained.weights,
+            "classes": len(trained.classes), "img_size": predictor.img_size, "device": str(device),
+            "precision": str(predictor.precision), "fused": args.fused,
+        }  # fmt: skip
+        say(", ".join(f"{key} {value}" for key, value in facts.items()))
+        results = Results(trained, paths, with_sheet="sheet" in outputs)
+        with tqdm(total=len(paths), unit=" images", leave=False, disable=None) as bar:
+            for prediction in predictor(paths):
+                results.add(prediction)
+                if STANDARD not in outputs.values():
+                    tqdm.write(results.rows(prediction), file=sys.stdout)
+                if prediction.frames > 1:
+                    say(f"note: {prediction.path}: has {prediction.frames} pictures, the first one is taken")
+                bar.update()
+        sys.stdout.flush()
+        problems += predictor.failures
+        write = {"csv": results.write_csv, "json": partial(results.write_json, facts, problems), "sheet": results.write_sheet}
+        for kind, path in outputs.items():
+            if kind == "sheet" and not results.tiles:
+                say(f"{path}: is not written, as no image could be read")
+                continue
+            with opened(kind, path) as file:
+                shown = write[kind](file)
+            say(f"wrote {path}: {shown}")
+    for line in problems:
+        say(f"error: {line}")
+    return 1 if problems else 0
+
+
+def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, or - for a list of these on standard input, one in each line")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="such as output/fat_b0/default/best.pth")
+    parser.add_argument("--cfg", type=Path, metavar="FILE", help="config, for a checkpoint that has none")
+    parser.add_argument("--classes", default="", metavar="LIST", help="for a checkpoint that has none: a file with a name in each line, or imagenet-1k")
+    parser.add_argument("--topk", type=whole_number(1), default=5, metavar="K", help="likeliest classes that are shown, at most all (default: 5)")
+    parser.add_argument("--csv", metavar="FILE", help="a row for each image and class; - is standard output, in place of the table")
+    parser.add_argument("--json", metavar="FILE", help="the same as JSON, with what could not be read; or -")
+    parser.add_argument("--sheet", metavar="FILE.png", help="contact sheet of the first 100 images with the likeliest class")
+    parser.add_argument("--img-size", type=whole_number(32, 4096), default=0, metavar="PX", help="default: what the model was evaluated on")
+    parser.add_argument("--batch-size", type=whole_number(1), default=64, metavar="N", help="images at a time (default: 64)")
+    parser.add_argument("--workers", type=whole_number(0, 256), metavar="N", help="loading processes (default: one a core, at most 8)")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto, a GPU if there is one")
+    parser.add_argument("--fused", action="store_true", help="use the model's deployed form, which is faster")
+    parser.add_argument("--amp", action="store_true", help="use 16 bits on a GPU, which is faster")
+    return parser.parse_args(argv)
+
+
+def say(line: str) -> None:
+    """On standard error, above the progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(printable(line), file=sys.stderr)
+
+
+def standard_input() -> list[str]:
+    """The paths on it, one in each line, whatever bytes they are of."""
+    lines = sys.stdin.buffer.read().split(b"\n") if sys.stdin else []
+    return [os.fsdecode(line.rstrip(b"\r")) for line in lines if line.strip()]
+
+
+def require_usable(outputs: dict[str, str]) -> None:
+    """Finds out before hours of work, and without writing a file, what cannot be written at their end.
+
+    Raises:
+        ConfigError: a name that cannot be used.
+        OutputError: no place that can be written to.
+    """
+    places = [os.path.abspath(path) for path in outputs.values()]
+    for kind, path in outputs.items():
+        if places.count(os.path.abspath(path)) > 1:
+            raise ConfigError(f"--{kind} {path}: is another output, too; give each a file of its own")
+        if kind == "sheet" and not path.lower().endswith(".png"):
+            raise ConfigError(f"--sheet {path}: is written as PNG; give a name that ends with .png")
+        if path == STANDARD:
+            continue
+        # A link would be replaced, not what it leads to; /dev/stdout is one.
+        if not path or path.endswith(os.sep) or os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
+            raise ConfigError(f"--{kind} {path or repr(path)}: is no regular file; give a file's name")
+        existing = next(folder for folder in Path(path).absolute().parents if folder.exists())
+        try:
+            tempfile.TemporaryFile(dir=existing).close()
+        except OSError as error:
+            raise OutputError(f"--{kind} {path}: cannot be written ({error.strerror}); give a file in another folder") from None
+
+
+def require_no_image(outputs: dict[str, str], paths: Sequence[str]) -> None:
+    """Raises ConfigError for an output that would replace one of the images."""
+    images = {os.path.abspath(path) for path in paths} if outputs else set()
+    for kind, path in outputs.items():
+        if path != STANDARD and os.path.abspath(path) in images:
+            raise ConfigError(f"--{kind} {path}: is one of the images, too; give another name")
+
+
+@contextlib.contextmanager
+def opened(kind: str, path: str) -> Iterator[BinaryIO]:
+    """An output, to be written to."""
+    if path == STANDARD:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    try:
+        with atomic_write(path) as file:
+            yield file
+    except OutputError as error:
+        raise OutputError(str(error).replace("--output", f"--{kind}")) from None
+
+
+if __name__ == "__main__":
+    run_and_leave(main)
