@@ -21,7 +21,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         args, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
+            parsers = [self, *(own for action in self._actions if isinstance(action.choices, dict) for own in action.choices.values())]
+            flags = dict.fromkeys(flag for parser in parsers for action in parser._actions for flag in action.option_strings)
             self.error(f"{unknown[0]}: unknown; {did_you_mean(unknown[0], flags)}")
         return args
 

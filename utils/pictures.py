@@ -26,13 +26,18 @@ def montage(
 
 
 def grid(pictures: Sequence[np.ndarray], captions: Sequence[str], side: int, columns: int) -> np.ndarray:
-    """RGB pictures (height, width, 3), uint8, each as a square of `side` px under its caption, `columns` in a row."""
+    """RGB pictures (height, width, 3), uint8, each as a square of `side` px under its caption, `columns` in a row.
+
+    The lines of a caption are cut where they are too long.
+    """
     tiles = []
+    lines = max((caption.count("\n") + 1 for caption in captions), default=1)
     for picture, caption in zip(pictures, captions, strict=True):
         tile = cv2.resize(np.ascontiguousarray(picture), (side, side), interpolation=cv2.INTER_NEAREST)
-        tile = cv2.copyMakeBorder(tile, 18, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))
-        text = caption[: max(16, side // 7)].encode("ascii", "replace").decode()
-        cv2.putText(tile, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+        tile = cv2.copyMakeBorder(tile, 2 + 16 * lines, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+        for number, line in enumerate(caption.split("\n")):
+            text = line[: max(16, side // 7)].encode("ascii", "replace").decode()
+            cv2.putText(tile, text, (4, 13 + 16 * number), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
         tiles.append(tile)
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
     return cv2.vconcat([cv2.hconcat(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])

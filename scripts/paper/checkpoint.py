@@ -7,11 +7,10 @@ from typing import Optional
 
 import numpy as np
 import torch
+from look.inputs import require_fat, require_size
 
 from engine.trained import Trained, load_trained
-from models import FAT
-from utils.defaults import RULES
-from utils.errors import CheckpointError, ConfigError, DataError
+from utils.errors import ConfigError, DataError
 
 from . import quickstart
 
@@ -38,8 +37,7 @@ def load_fat(path: Path) -> TrainedFAT:
         CheckpointError: also if it is of another model.
     """
     trained = load_trained(path)
-    if not isinstance(trained.model, FAT):
-        raise CheckpointError(f"{path}: is of {trained.cfg.MODEL.NAME}, no FAT; use a FAT's checkpoint")
+    require_fat(trained)
     return TrainedFAT(**{field.name: getattr(trained, field.name) for field in fields(trained)})
 
 
@@ -53,25 +51,12 @@ def read_image(path: Path, trained: Trained, img_size: int) -> tuple[np.ndarray,
         ConfigError: no size for an image.
         DataError: no such file, or no image.
     """
-    sizes = RULES["DATA.IMG_SIZE"]
-    if not sizes.holds(img_size):
-        raise ConfigError(f"--img-size is {img_size}; it must be {sizes.text}")
+    require_size(img_size)
     try:
         picture = trained.read(path, img_size)
     except DataError as error:
         raise DataError(f"--image: {error}") from None
     return picture.pixels, trained.normalise([picture])
-
-
-def require_number(flag: str, number: int, size: int, of: str) -> int:
-    """A number that counts from 1, counted from 0.
-
-    Raises:
-        ConfigError: it is not among 1 .. size.
-    """
-    if not 1 <= number <= size:
-        raise ConfigError(f"{flag}: there is no {number}; {of} has {size}, counted from 1")
-    return number - 1
 
 
 def add_arguments(parser: argparse.ArgumentParser, img_size: Optional[int]) -> None:

@@ -11,6 +11,8 @@ from typing import Optional, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from look.fasa import MOST_CHANNELS, channels_shown
+from look.inputs import require_number
 
 from models.inspection import FASAMaps, inspect_fasa
 from utils.errors import CheckpointError, ConfigError
@@ -20,7 +22,6 @@ from . import checkpoint
 from .plots import literal, save_png
 from .results import Outcome, markdown_table, write_results
 
-MOST_CHANNELS = 16  # in a figure
 LEAST_SIDE = 4  # of a map: below it there is hardly a frequency
 OWN = {
     "released": "bidirectional interaction (as released)",
@@ -41,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def reproduce(args: argparse.Namespace) -> Outcome:
     trained, path = checkpoint.inputs_of(args)
     stages = trained.model.layers
-    stage = checkpoint.require_number("--stage", args.stage, len(stages), trained.cfg.MODEL.NAME)
-    block = checkpoint.require_number("--block", args.block, len(stages[stage].blocks), f"stage {args.stage}")
+    stage = require_number("--stage", args.stage, len(stages), trained.cfg.MODEL.NAME)
+    block = require_number("--block", args.block, len(stages[stage].blocks), f"stage {args.stage}")
     _, image = checkpoint.read_image(path, trained, args.img_size)
     found = inspect_fasa(trained.model, image, stage, block)
     try:
@@ -95,18 +96,6 @@ def maps_of(found: FASAMaps) -> dict[str, np.ndarray]:
         f"(d) {OWN[found.fasa.interaction]}": found.output,
     }
     return {name: values[0].double().numpy() for name, values in rows.items()}
-
-
-def channels_shown(asked: Optional[Sequence[int]], size: int) -> list[int]:
-    """Raises ConfigError for what is no list of a map's `size` channels."""
-    if not asked:
-        return np.linspace(0, size - 1, 8).round().astype(int).tolist()
-    outside = [channel for channel in asked if not 0 <= channel < size]
-    if outside:
-        raise ConfigError(f"--channels: there is no {outside[0]}; the stage has {size}, counted from 0")
-    if len(set(asked)) < len(asked) or len(asked) > MOST_CHANNELS:
-        raise ConfigError(f"--channels: give each once, and at most {MOST_CHANNELS}")
-    return list(asked)
 
 
 def spectrum(maps: np.ndarray) -> np.ndarray:

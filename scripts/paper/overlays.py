@@ -6,49 +6,21 @@ to red (its largest).
 """
 
 import argparse
-from dataclasses import dataclass
 from typing import Sequence
 
-import cv2
 import numpy as np
 import torch
+from look.attention import MEAN, attention_panels, require_attention
+from look.attention import POINTS as QUERIES
+from look.grad_cam import grad_cam_panels, layers_of
+from look.panels import SIDE, Panel, fit, mark, points_of, predict, said
 
-from models import FAT
-from models.inspection import grad_cam, inspect_fasa
-from utils.errors import CheckpointError, ConfigError
 from utils.files import atomic_write
 from utils.pictures import encode_png, grid, overlay, titled
 from utils.provenance import environment
 
 from . import checkpoint
 from .results import Outcome, markdown_table, write_results
-
-QUERIES = ["0.5,0.5", "0.25,0.5", "0.75,0.25"]
-MOST_QUERIES = 8
-SIDE = 224  # px of a panel
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A map that lies over the image."""
-
-    kind: str  # attention or grad-cam
-    stage: str  # 1 .. or norm
-    query: str  # x,y of the image, 0 .. 1
-    heat: np.ndarray  # (h, w)
-
-    @property
-    def peak(self) -> tuple[float, float]:
-        """x and y of the largest value's cell, its centre, 0 .. 1 of the image."""
-        y, x = np.unravel_index(self.heat.argmax(), self.heat.shape)
-        return (x + 0.5) / self.heat.shape[1], (y + 0.5) / self.heat.shape[0]
-
-    @property
-    def note(self) -> str:
-        """What there is to say of a map without a peak."""
-        if self.heat.size == 1:
-            return "one key" if self.kind == "attention" else "one position"
-        return "" if self.heat.any() else "zero everywhere"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,19 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def reproduce(args: argparse.Namespace) -> Outcome:
-    points = {query: point_of(query) for query in args.queries}
-    if len(points) > MOST_QUERIES:
-        raise ConfigError(f"--queries: {len(points)} points; give at most {MOST_QUERIES}")
+    points = points_of(args.queries, "--queries")
     trained, path = checkpoint.inputs_of(args)
-    if trained.cfg.MODEL.FAT.get("interaction") == "local":
-        raise CheckpointError(f"{trained.path}: interaction 'local' has no attention; use a checkpoint with global aggregation")
+    require_attention(trained.model, trained.path)
     img_size = trained.own_size if args.img_size is None else args.img_size
     pixels, image = checkpoint.read_image(path, trained, img_size)
 
     predictions = predict(trained, image)
     own = predict(trained, checkpoint.read_image(path, trained, trained.own_size)[1])
-    attention = attention_panels(trained.model, image, points)
-    cams = grad_cam_panels(trained.model, image)
+    attention = [panel for stage in range(len(trained.model.layers)) for panel in attention_panels(trained.model, image, points, stage) if panel.head == MEAN]
+    cams = grad_cam_panels(trained.model, image, layers_of(trained))
 
     with atomic_write(args.output / "overlays.png") as file:
         title = "\n".join(filter(None, [f"{path}, {trained.introduce(img_size)}", trained.limits]))
@@ -101,49 +70,6 @@ def reproduce(args: argparse.Namespace) -> Outcome:
     return Outcome()
 
 
-def predict(trained: checkpoint.TrainedFAT, image: torch.Tensor) -> list[tuple[str, float]]:
-    """The first five classes and their probabilities."""
-    with torch.no_grad():
-        probabilities = trained.model(image)[0].softmax(dim=0)
-    top = probabilities.topk(min(5, len(trained.classes)))
-    return [(trained.names[label], share) for label, share in zip(top.indices.tolist(), top.values.tolist())]
-
-
-def said(prediction: tuple[str, float]) -> str:
-    return f"{prediction[0]} ({100 * prediction[1]:.1f} %)"
-
-
-def point_of(text: str) -> tuple[float, float]:
-    """Raises ConfigError for what is no point X,Y of an image."""
-    try:
-        x, y = (float(number) for number in text.split(","))
-    except ValueError:
-        x = y = -1.0
-    if not (0 <= x <= 1 and 0 <= y <= 1):
-        raise ConfigError(f"--queries: {text!r} is no point of the image; give X,Y between 0,0 (top left) and 1,1")
-    return x, y
-
-
-def attention_panels(model: FAT, image: torch.Tensor, points: dict[str, tuple[float, float]]) -> list[Panel]:
-    """Of each stage's last block, of each point."""
-    panels = []
-    for stage in range(len(model.layers)):
-        maps = inspect_fasa(model, image, stage)
-        height, width = maps.q.shape[2:]
-        weights = maps.attention[0].mean(dim=0)  # (HW, hw)
-        for query, (x, y) in points.items():
-            row, column = min(int(y * height), height - 1), min(int(x * width), width - 1)
-            heat = weights[row * width + column].view(maps.key_size)
-            panels.append(Panel("attention", str(stage + 1), query, heat.numpy()))
-    return panels
-
-
-def grad_cam_panels(model: FAT, image: torch.Tensor) -> list[Panel]:
-    """Of the predicted class, at each stage's output and after the final norm."""
-    layers = {**{str(number): layer for number, layer in enumerate(model.layers, 1)}, "norm": model.norm}
-    return [Panel("grad-cam", stage, "", grad_cam(model, image, layer)[0][0].numpy()) for stage, layer in layers.items()]
-
-
 def sheet(
     pixels: np.ndarray,
     points: dict[str, tuple[float, float]],
@@ -152,12 +78,12 @@ def sheet(
     cams: Sequence[Panel],
 ) -> np.ndarray:
     """All panels with captions, RGB (height, width, 3); `cams` end with that of the final norm."""
-    image = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA if len(pixels) > SIDE else cv2.INTER_NEAREST)
+    image = fit(pixels)
     marked = image.copy()
     for number, (x, y) in enumerate(points.values(), 1):
         mark(marked, x, y, str(number))
     white = np.full_like(image, 255)
-    pictures, captions = [marked, overlay(image, cams[-1].heat)], [said(predictions[0]), caption("Grad-CAM, norm", cams[-1])]
+    pictures, captions = [marked, overlay(image, cams[-1].heat)], [said(predictions[0]), cams[-1].caption("Grad-CAM, norm")]
     columns = max(2, len(points) + 1)
     pictures += [white] * (columns - 2)
     captions += [""] * (columns - 2)
@@ -166,23 +92,10 @@ def sheet(
             picture = overlay(image, panel.heat)
             mark(picture, *points[panel.query], str(number))
             pictures.append(picture)
-            captions.append(caption(f"stage {panel.stage}, query {number}", panel))
+            captions.append(panel.caption(f"stage {panel.stage}, query {number}"))
         pictures.append(overlay(image, cam.heat))
-        captions.append(caption(f"Grad-CAM, stage {cam.stage}", cam))
+        captions.append(cam.caption(f"Grad-CAM, stage {cam.stage}"))
     return grid(pictures, captions, SIDE, columns)
-
-
-def caption(text: str, panel: Panel) -> str:
-    return f"{text}: {panel.note}" if panel.note else text
-
-
-def mark(picture: np.ndarray, x: float, y: float, text: str) -> None:
-    """Draws a numbered point, white in black, so that it is seen on anything."""
-    place = (min(int(x * SIDE), SIDE - 1), min(int(y * SIDE), SIDE - 1))
-    beside = (min(place[0] + 6, SIDE - 12), max(place[1] - 6, 12))
-    for colour, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.circle(picture, place, 4, colour, width, cv2.LINE_AA)
-        cv2.putText(picture, text, beside, cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, width, cv2.LINE_AA)
 
 
 def prediction_row(rank: int, name: str, probability: float) -> dict:
