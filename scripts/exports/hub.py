@@ -40,6 +40,7 @@ def export(job: Job) -> None:
     target = job.output / f"{job.name}_hub"
     with job.staged(target) as folder:
         write(job, folder)
+        (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # safetensors shuts others out
         verify(job, folder)
         card(job).save(folder / "README.md")
 
