@@ -162,7 +162,7 @@ class FusedAttention(nn.Module):
         """softmax(Q K^T / sqrt d) V: (B, C, H, W), (B, 2C, h, w) -> (B, C, H, W); channels_last maps are not copied."""
         batch, channels, height, width = q.shape
         q = q.permute(0, 2, 3, 1).reshape(batch, height * width, self.num_heads, channels // self.num_heads)  # (B, N, heads, d)
-        k, v = kv.permute(0, 2, 3, 1).reshape(batch, kv.shape[2:].numel(), 2, *q.shape[2:]).unbind(2)  # (B, n, heads, d)
+        k, v = kv.permute(0, 2, 3, 1).reshape(batch, kv.shape[2] * kv.shape[3], 2, *q.shape[2:]).unbind(2)  # (B, n, heads, d)
         if q.device.type == "cpu":  # attention of 16-bit numbers is slower there
             q, k, v = q.float(), k.float(), v.float()
         g = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # (B, heads, N, d)

@@ -1,0 +1,198 @@
+"""A folder as the Hugging Face hub has models: timm loads it by `local-dir:` now, and by `hf-hub:` once it is uploaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from timm.data import resolve_model_data_config
+from timm.models import save_for_hf
+from yacs.config import CfgNode
+
+from engine.checkpoint import read_checkpoint
+from engine.reports import meanings
+from engine.resume import progress_of
+from utils.config import value_of
+from utils.errors import CheckpointError
+from utils.provenance import commit
+
+from .job import ExportError, Job, first_line, needed, preprocessing
+
+PAPER = "[Lightweight Vision Transformer with Bidirectional Interaction](https://arxiv.org/abs/2306.00396) (NeurIPS 2023)"
+RECIPE = (  # of the card
+    ("epochs", "TRAIN.EPOCHS"), ("optimizer", "TRAIN.OPTIMIZER.NAME"), ("LR per 512 images", "TRAIN.BASE_LR"), ("schedule", "TRAIN.LR_SCHEDULER.NAME"),
+    ("weight decay", "TRAIN.WEIGHT_DECAY"), ("images per update", "TRAIN.TOTAL_BATCH_SIZE"), ("drop path", "MODEL.DROP_PATH_RATE"),
+    ("label smoothing", "MODEL.LABEL_SMOOTHING"), ("augmentation policy", "AUG.AUTO_AUGMENT"), ("mixup", "AUG.MIXUP"), ("cutmix", "AUG.CUTMIX"),
+    ("random erasing", "AUG.REPROB"), ("weights averaged by", "EMA.DECAY"),
+)  # fmt: skip
+
+
+def export(job: Job) -> None:
+    """Writes model.safetensors, config.json and README.md into <output>/<model>_hub; other files there stay.
+
+    Raises:
+        ConfigError: safetensors is missing.
+        ExportError: timm makes another model of the folder.
+    """
+    needed("safetensors")
+    target = job.output / f"{job.name}_hub"
+    with job.staged(target) as folder:
+        write(job, folder)
+        (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # safetensors shuts others out
+        verify(job, folder)
+        card(job).save(folder / "README.md")
+
+
+def write(job: Job, folder: Path) -> None:
+    """Weights and timm's config.json."""
+    trained, prepared = job.trained, preprocessing(job.trained)
+    told = {name: meaning for name, meaning in zip(trained.classes, meanings(trained.classes)) if meaning}
+    try:
+        save_for_hf(
+            trained.model,
+            str(folder),
+            model_config={"label_names": trained.classes, **({"label_descriptions": told} if told else {})},
+            safe_serialization=True,
+            data_config={
+                "input_size": (3, job.size, job.size),
+                "interpolation": prepared["interpolation"],
+                "mean": tuple(prepared["mean"]),
+                "std": tuple(prepared["std"]),
+                "crop_pct": prepared["crop_pct"],
+                "crop_mode": prepared["crop"],
+            },
+        )
+    except (ValueError, TypeError, AttributeError, AssertionError, KeyError) as error:
+        raise ExportError(f"--checkpoint: timm cannot save {job.cfg.MODEL.NAME} ({first_line(error)})") from None
+
+
+@torch.inference_mode()
+def verify(job: Job, folder: Path) -> None:
+    """Raises ExportError unless timm makes of the folder a model with the same weights, logits and transform."""
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    own, found = job.trained.model.state_dict(), model.state_dict()
+    same = own.keys() == found.keys() and all(torch.equal(own[key], found[key]) for key in own)
+    images = torch.rand(2, 3, job.size, job.size, generator=torch.Generator().manual_seed(0))
+    if not same or not torch.equal(model(images), job.trained.model(images)):
+        raise ExportError(f"--checkpoint: timm makes another model of the folder than {job.cfg.MODEL.NAME} is; nothing is written")
+    data, prepared = resolve_model_data_config(model), preprocessing(job.trained)
+    wanted = {"input_size": [3, job.size, job.size], "crop_mode": prepared["crop"]}
+    wanted |= {key: prepared[key] for key in ("interpolation", "crop_pct", "mean", "std")}
+    plain = {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in data.items()}  # JSON has no tuples
+    different = {key: plain.get(key) for key, value in wanted.items() if plain.get(key) != value}
+    if different:
+        raise ExportError(f"--checkpoint: timm would prepare images in another way ({different}); nothing is written")
+    print("  timm.create_model('local-dir:...') has the same weights, logits to the last bit, and transform")
+
+
+# The model card
+
+
+def card(job: Job) -> ModelCard:
+    """README.md, with the front matter that the hub reads."""
+    trained, cfg = job.trained, job.cfg
+    metrics, source = metrics_of(trained.path, trained.weights)
+    dataset = dataset_name(job)
+    results = [
+        EvalResult(
+            task_type="image-classification", dataset_type="imagenet-1k" if trained.is_of_imagenet else "imagefolder", dataset_name=dataset,
+            dataset_split=cfg.DATA.VAL_SPLIT, metric_type="accuracy", metric_name=name, metric_value=round(metrics[key], 3),
+        )
+        for name, key in (("top-1", "acc1"), ("top-5", "acc5"))
+        if key in metrics
+    ]  # fmt: skip
+    data = ModelCardData(
+        library_name="timm", pipeline_tag="image-classification", tags=["image-classification", "timm", "fat"] if job.fused else ["image-classification", "timm"],
+        datasets=["imagenet-1k"] if trained.is_of_imagenet else None, model_name=cfg.MODEL.NAME, eval_results=results or None,
+    )  # fmt: skip
+    lines = ["---", data.to_yaml(), "---", f"# {cfg.MODEL.NAME}, {dataset}", ""]
+    if job.fused:
+        lines += [f"FAT, an image classifier after {PAPER}."]
+    parameters = sum(parameter.numel() for parameter in trained.model.parameters())
+    lines += [f"{parameters / 1e6:.2f} M parameters, {job.size} x {job.size} px, {len(trained.classes)} classes. License: not stated.", ""]
+    lines += ["## Metrics", "", *metric_lines(metrics, source, dataset, cfg.DATA.VAL_SPLIT), ""]
+    lines += ["## Use", "", *use_lines(job), ""]
+    lines += ["## Training", "", *training_lines(job), ""]
+    return ModelCard("\n".join(lines))
+
+
+def dataset_name(job: Job) -> str:
+    if job.trained.is_of_imagenet:
+        return "ImageNet-1k"
+    return Path(job.trained.cfg.DATA.DATA_PATH).name or job.trained.cfg.DATA.DATASET
+
+
+def metrics_of(path: Path, weights: str) -> tuple[dict[str, Any], str]:
+    """The validation metrics of a checkpoint's weights, and where they are from; ({}, '') if they were not measured.
+
+    From eval.json beside it, if that is of this file; else from the evaluation after its last epoch, which the run's best.pth has
+    with it.
+    """
+    evaluated = _read_json(path.with_name("eval.json"))
+    if Path(str(evaluated.get("checkpoint", ""))).name == path.name and isinstance(evaluated.get(weights), dict):
+        return evaluated[weights], "eval.json"
+    try:
+        progress = progress_of(read_checkpoint(path), path)
+    except CheckpointError:
+        return {}, ""
+    best = {**progress.best_metrics, **progress.best}
+    if best.get("epoch") == progress.epoch - 1 and best.get("weights") == weights:
+        return best, f"the run's evaluation after epoch {progress.epoch}"
+    return {}, ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def metric_lines(metrics: dict[str, Any], source: str, dataset: str, split: str) -> list[str]:
+    if "acc1" not in metrics:
+        return ["Not measured."]
+    shown = [(name, metrics.get(key)) for name, key in (("top-1, %", "acc1"), ("top-5, %", "acc5"), ("loss", "loss"), ("images", "num_images"))]
+    row = [f"{value:.2f}" if isinstance(value, float) else str(value) if value is not None else "not measured" for _, value in shown]
+    partial = " Not of the whole set." if metrics.get("unreadable") else ""
+    return [
+        "| " + " | ".join(name for name, _ in shown) + " |", "|" + " --- |" * len(shown), "| " + " | ".join(row) + " |", "",
+        f"On {dataset}, split {split}; from {source}.{partial}",
+    ]  # fmt: skip
+
+
+def use_lines(job: Job) -> list[str]:
+    prepared = preprocessing(job.trained)
+    first = "import models  # of the FAT repository, from its root: registers FAT with timm\n" if job.fused else ""
+    return [
+        "```python",
+        "import timm",
+        "import torch",
+        "from PIL import Image, ImageOps",
+        f"{first}",
+        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:USER/NAME"',
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
+        "image = " + ('ImageOps.exif_transpose(Image.open("photo.jpg"))' if prepared["exif_upright"] else 'Image.open("photo.jpg")') + '.convert("RGB")',
+        "with torch.inference_mode():",
+        "    shares = model(transform(image)[None]).softmax(1)[0]",
+        'print(model.pretrained_cfg["label_names"][shares.argmax()], shares.max())',
+        "```",
+        "",
+        f"Images are resized to {prepared['resize_shorter_side']} px (shorter side, {prepared['interpolation']}), cropped to {job.size} px at the centre, "
+        f"divided by 255, and normalised by mean {prepared['mean']} and standard deviation {prepared['std']}.",
+    ]
+
+
+def training_lines(job: Job) -> list[str]:
+    """The recipe, as far as the checkpoint's config and the run's result.json say it."""
+    trained, result = job.trained, _read_json(job.trained.path.with_name("result.json"))
+    rows = [("dataset", dataset_name(job)), ("weights", {"raw": "of the last update", "ema": "exponential moving average"}[trained.weights])]
+    rows += [(name, _value(trained.cfg, key)) for name, key in RECIPE]
+    rows += [("seed", trained.cfg.SEED), ("trained by commit", result.get("commit", "not recorded")), ("exported by commit", commit())]
+    return ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
+
+
+def _value(cfg: CfgNode, key: str) -> str:
+    return "not averaged" if key == "EMA.DECAY" and not cfg.EMA.ENABLED else str(value_of(cfg, key))

@@ -1,0 +1,106 @@
+"""An ONNX file whose convolutions and head are in 8 bits, calibrated on training images; attention and norms stay float32."""
+
+import contextlib
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Callable, Iterator, Optional
+
+import torch
+
+from engine.tasks import create_task
+from utils.errors import DataError, UserError
+
+from .job import CPU, ExportError, Job, first_line, needed
+from .onnx import session, write
+
+QUANTISED = ["Conv", "Gemm"]
+
+
+def export(job: Job) -> None:
+    """Raises:
+        DataError: the training or validation images are not there.
+        ExportError: the model cannot be quantised, or loses more than `max_drop` points of top-1 accuracy.
+    """
+    needed("onnxruntime", "onnx", "onnxscript")
+    file = f"{job.name}_int8.onnx"
+    with job.staged() as folder:
+        with contextlib.ExitStack() as scratch:
+            plain = folder / f"{job.name}.onnx"
+            scratch.callback(plain.unlink, missing_ok=True)
+            write(job, plain)
+            images = training_images(job)
+            quantise(plain, folder / file, images)
+            sizes = {"bytes": (folder / file).stat().st_size, "bytes_float32": plain.stat().st_size}
+        before, after = accuracy(job, job.trained.model), accuracy(job, session(folder / file))
+        drop = before["acc1"] - after["acc1"]
+        print(f"  top-1 {before['acc1']:.2f} % before, {after['acc1']:.2f} % after, on {after['num_images']} validation images; calibrated on {len(images)} training images")
+        if not drop <= job.max_drop:
+            raise ExportError(f"--max-drop: 8 bits lose {drop:.2f} points of top-1 accuracy, more than {job.max_drop:g}; nothing is written")
+        print(f"  {sizes['bytes'] / 2**20:.2f} MiB, {sizes['bytes_float32'] / 2**20:.2f} MiB in float32")
+        quantised = {"operators": QUANTISED, "weights": "int8 per channel", "activations": "uint8 per tensor", "calibration_images": len(images)}
+        compared = {"before": before, "after": after, "drop": drop, "max_drop": job.max_drop, "split": job.cfg.DATA.VAL_SPLIT}
+        job.describe(folder, file, compared, quantised=quantised, opset=job.opset, **sizes)
+
+
+def training_images(job: Job) -> torch.Tensor:
+    """Real training images, as the evaluation would see them: (N, 3, H, W)."""
+    try:
+        return job.first(job.cfg.DATA.TRAIN_SPLIT, job.calibration_images)
+    except UserError as error:
+        raise DataError(f"--data-path: int8 needs training images to calibrate on ({error})") from None
+
+
+def quantise(source: Path, target: Path, images: torch.Tensor) -> None:
+    """Writes the 8-bit form of an ONNX file, with its metadata; what values take is measured on the images."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    (onnx,) = needed("onnx")
+
+    class Images(CalibrationDataReader):
+        def __init__(self):
+            self.batches: Iterator[torch.Tensor] = iter(images.split(32))
+
+        def get_next(self) -> Optional[dict]:
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch.numpy()}
+
+    prepared = source.with_name("prepared.onnx")
+    try:
+        logging.getLogger().disabled = True  # onnxruntime advises to do what is done here
+        with contextlib.redirect_stdout(io.StringIO()):
+            quant_pre_process(str(source), str(prepared))
+            quantize_static(
+                str(prepared), str(target), Images(), quant_format=QuantFormat.QDQ, op_types_to_quantize=QUANTISED, per_channel=True,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            )  # fmt: skip
+    except OSError:
+        raise
+    except Exception as error:  # of onnxruntime's many kinds
+        raise ExportError(f"--checkpoint: the model cannot be quantised ({first_line(error)})") from None
+    finally:
+        logging.getLogger().disabled = False
+        prepared.unlink(missing_ok=True)
+    model = onnx.load(str(target))
+    if not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        raise ExportError("--checkpoint: the model has no convolutions to quantise; export to onnx")
+    properties = {entry.key: entry.value for entry in onnx.load(str(source), load_external_data=False).metadata_props}
+    onnx.helper.set_model_props(model, {**properties, "quantised": json.dumps(QUANTISED)})
+    onnx.checker.check_model(model)
+    onnx.save(model, str(target))
+
+
+@torch.inference_mode()
+def accuracy(job: Job, model: Callable[[torch.Tensor], torch.Tensor]) -> dict:
+    """The metrics on the validation split.
+
+    Raises:
+        UserError: its images are not there.
+    """
+    task = create_task(job.cfg)
+    metrics = task.metrics(CPU)
+    for batch in job.loader(job.cfg.DATA.VAL_SPLIT):
+        task.evaluate_batch(model, batch, metrics)
+    return metrics.compute()
