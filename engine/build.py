@@ -22,6 +22,7 @@ from utils.run_log import RunLog
 from .checkpoint import Checkpointer, load_pretrained, read_checkpoint, weights_of
 from .distill import Distillation, Inputs, Teacher, pretrained_teacher, trained_teacher
 from .download import local_file
+from .freeze import freeze
 from .model import prepare_model, wrap_model
 from .nonfinite import FiniteGuard
 from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
@@ -97,6 +98,7 @@ def build_trainer(
     complexity = complexity_of(model, cfg)
     pretrained_note = start_from(model, pretrained)
     model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, cfg.TRAIN.USE_CHECKPOINT)
+    freeze(model, cfg.TRAIN.FREEZE)
 
     # Optimizer, schedule, average
     optimizer = build_optimizer(cfg, model, plan.scale_lr(cfg.TRAIN.BASE_LR))

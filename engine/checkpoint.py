@@ -185,6 +185,12 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Pa
     model.load_state_dict(weights)
 
 
+def classifier_of(model: nn.Module) -> tuple[str, ...]:
+    """What the names of the classifier's parameters begin with, as timm's models say it; empty if one does not."""
+    classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+
+
 def load_pretrained(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> list[str]:
     """Loads weights to start from; a classifier of another size keeps its initialisation.
 
@@ -194,8 +200,7 @@ def load_pretrained(model: nn.Module, weights: Mapping[str, torch.Tensor], path:
     Raises:
         CheckpointError: anything but the classifier differs.
     """
-    classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    head = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+    head = classifier_of(model)
     difference = first_difference(model, weights, ignore=head)
     if difference:
         raise CheckpointError(f"{path}: is of another model: {difference}; check MODEL.NAME")

@@ -62,6 +62,23 @@ def create_model(
         raise ConfigError(f"MODEL.NAME: {name} cannot be built ({reason}); check MODEL's values") from None
 
 
+class PooledFeatures(nn.Module):
+    """What a model's classifier sees of images: (B, 3, H, W) -> (B, D).
+
+    Raises:
+        ConfigError: it is no model of this project's or timm's, in which features and head are apart.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        if not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
+            raise ConfigError(f"TEST.KNN: {type(model).__name__} does not give its features; leave it out")
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model.forward_head(self.model.forward_features(images), pre_logits=True)
+
+
 def prepare_model(
     model: nn.Module, device: torch.device, channels_last: bool, use_checkpoint: bool
 ) -> nn.Module:

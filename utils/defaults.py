@@ -89,6 +89,7 @@ DEFAULTS.TRAIN.LOSS = "ce"  # cross-entropy, or bce: binary cross-entropy of eac
 DEFAULTS.TRAIN.BCE_TARGET_THRESH = 0.0  # bce: targets above it count as 1, others as 0; 0: as they are, mixed and smoothed
 DEFAULTS.TRAIN.CLIP_GRAD = 5.0  # largest norm of the gradient; 0: no clipping
 DEFAULTS.TRAIN.LAYER_DECAY = 1.0  # LR factor from each layer to the one below
+DEFAULTS.TRAIN.FREEZE = []  # parts that stay as they are: stem, stages by number from 1 on, or backbone (all but the head)
 DEFAULTS.TRAIN.ACCUMULATION_STEPS = 1
 DEFAULTS.TRAIN.TOTAL_BATCH_SIZE = 0  # images per update over all processes; derives the accumulation; 0: not used
 DEFAULTS.TRAIN.USE_CHECKPOINT = False  # activation checkpointing
@@ -152,6 +153,8 @@ DEFAULTS.TEST.CROP_PCT = 0.875  # evaluation resizes to its IMG_SIZE / CROP_PCT 
 DEFAULTS.TEST.IMG_SIZE = 0  # of evaluation; 0: DATA.IMG_SIZE
 DEFAULTS.TEST.CROPS = 1  # 5: the corners of the resized image too; the mean of the probabilities counts
 DEFAULTS.TEST.FLIP = False  # the same with each mirror image
+DEFAULTS.TEST.KNN = []  # --eval: classify by so many nearest training images too, such as [10, 20], without the head
+DEFAULTS.TEST.KNN_TEMPERATURE = 0.07  # of their votes
 DEFAULTS.TEST.SETS = []  # --eval: evaluation sets by name: val, and those of SETS_FILE; empty: val alone, without the reports
 DEFAULTS.TEST.SETS_FILE = ""  # YAML that describes them; empty: configs/evaluation_sets.yaml
 DEFAULTS.TEST.SETS_PATH = ""  # folder that holds them; empty: DATA.DATA_PATH
@@ -250,6 +253,10 @@ RULES = {
     "TRAIN.BCE_TARGET_THRESH": BELOW_ONE,
     "TRAIN.CLIP_GRAD": NOT_NEGATIVE,
     "TRAIN.LAYER_DECAY": FRACTION,
+    "TRAIN.FREEZE": Rule(
+        "a list of stem, backbone and the numbers of stages, from 1 on",
+        lambda v: all(part in ("stem", "backbone") or type(part) in (int, str) and re.fullmatch("[1-9][0-9]*", str(part)) for part in v),
+    ),
     "TRAIN.ACCUMULATION_STEPS": POSITIVE,
     "TRAIN.TOTAL_BATCH_SIZE": NOT_NEGATIVE,
     "TRAIN.COMPILE_MODE": one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
@@ -284,6 +291,8 @@ RULES = {
     "AUG.MIXUP_PROB": PROBABILITY,
     "AUG.MIXUP_SWITCH_PROB": PROBABILITY,
     "AUG.MIXUP_MODE": one_of("batch", "pair", "elem"),
+    "TEST.KNN": Rule("a list of whole numbers greater than 0", lambda v: all(type(k) is int and k > 0 for k in v) and len(set(v)) == len(v)),
+    "TEST.KNN_TEMPERATURE": POSITIVE,
     "TEST.SETS": Rule("names of sets, each once", lambda v: all(isinstance(n, str) and n for n in v) and len(set(v)) == len(v)),
     "TEST.IMG_SIZE": Rule("0, or between 32 and 4096", lambda value: value == 0 or 32 <= value <= 4096),
     "TEST.CROPS": Rule("1 or 5", lambda value: value in (1, 5)),

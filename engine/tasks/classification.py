@@ -21,7 +21,7 @@ from utils.pictures import montage
 from ..criterion import create_criterion
 from ..distill import Distillation
 from ..mistakes import Errors, Mistakes, frequent_confusions, worst_mistakes
-from ..model import create_model
+from ..model import PooledFeatures, create_model
 from ..views import predict_views
 
 
@@ -118,6 +118,23 @@ class Classification:
             )
         return dataset_of(source, transform, cfg.DATA.ON_ERROR)
 
+    def feature_datasets(self, classes: Sequence[str]) -> tuple[Any, Any]:
+        """The training and validation images, both as evaluation sees them, in one view each.
+
+        Raises:
+            DataError: as `train_dataset`, or their classes are not `classes`, those that the model knows, in label order.
+        """
+        cfg = self.cfg
+        transform = self._eval_transform(cfg.TEST.CROP_PCT, crops=1)
+        sources = [self._source(split, transform.decode) for split in (cfg.DATA.TRAIN_SPLIT, cfg.DATA.VAL_SPLIT)]
+        if any(list(source.classes) != list(classes) for source in sources):
+            raise DataError(
+                "DATA.DATA_PATH: TEST.KNN compares training and validation images, whose classes are not the model's; give the data set "
+                "it was trained on"
+            )
+        training, validation = (dataset_of(source, transform, cfg.DATA.ON_ERROR) for source in sources)
+        return training, validation
+
     def set_dataset(self, open_: Callable[[Callable[[BinaryIO], Any]], Any], crop_pct: float = 0.0):
         """The images of an evaluation set, transformed as the validation images are.
 
@@ -128,9 +145,9 @@ class Classification:
         transform = self._eval_transform(crop_pct or self.cfg.TEST.CROP_PCT)
         return dataset_of(open_(transform.decode), transform, self.cfg.DATA.ON_ERROR)
 
-    def _eval_transform(self, crop_pct: float) -> Transform:
+    def _eval_transform(self, crop_pct: float, crops: int = 0) -> Transform:
         cfg = self.cfg
-        return eval_transform(self.eval_size, cfg.DATA.INTERPOLATION, crop_pct, cfg.DATA.EXIF, cfg.TEST.CROPS)
+        return eval_transform(self.eval_size, cfg.DATA.INTERPOLATION, crop_pct, cfg.DATA.EXIF, crops or cfg.TEST.CROPS)
 
     def _source(self, split: str, decode: Callable[[BinaryIO], Any]):
         cfg = self.cfg
@@ -181,6 +198,10 @@ class Classification:
                     f"{key}: {cfg.MODEL.NAME} takes images of one size, DATA.IMG_SIZE {cfg.DATA.IMG_SIZE}; leave the key at its default"
                 )
         return model
+
+    def features(self, model: nn.Module) -> nn.Module:
+        """The model that gives what TEST.KNN compares images by: (B, 3, H, W) -> (B, D)."""
+        return PooledFeatures(model)
 
     # Learning
 
