@@ -15,6 +15,7 @@ reads standard output. A file is written wholly or not at all.
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 from functools import partial
@@ -45,6 +46,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         from engine.waits import available_cores
         from utils.device import select_device
         from utils.malloc import keep_freed_memory
+        from utils.signals import StopRequest, stop_signals
     except ImportError as error:
         raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt") from None
 
@@ -68,8 +70,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         }  # fmt: skip
         say(", ".join(f"{key} {value}" for key, value in facts.items()))
         results = Results(trained, paths, with_sheet="sheet" in outputs)
-        with tqdm(total=len(paths), unit=" images", leave=False, disable=None) as bar:
+        stop = StopRequest()
+        with stop_signals(stop), tqdm(total=len(paths), unit=" images", leave=False, disable=None) as bar:
             for prediction in predictor(paths):
+                if stop:  # not in the middle of what a worker sends, which it would say with a traceback
+                    sys.exit(128 + signal.Signals[stop.reason])
                 results.add(prediction)
                 if STANDARD not in outputs.values():
                     tqdm.write(results.rows(prediction), file=sys.stdout)
