@@ -32,7 +32,7 @@ import torch
 import yaml
 from conftest import ROOT, free_port
 from make_quickstart_data import digits as all_digits
-from pages import PAGES, anchors_of, blocks, commands_of, links_of, markdown_files, prose, words_of
+from pages import PAGES, anchors_of, blocks, commands_of, links_of, markdown_files, words_of
 from PIL import Image
 from timm.data import ImageNetInfo
 
@@ -68,7 +68,8 @@ APPENDED = [
     (r"main\.py (?!.* TYPE timm).*configs/(fat_b0|ablations/)", f"--opts {TINY}"),
     (r"main\.py .*stand_ins/imagenet", "--opts MODEL.NUM_CLASSES 0 TRAIN.TOTAL_BATCH_SIZE 16 DATA.BATCH_SIZE 8"),
     (r"main\.py .*stand_ins/thousand", "--opts TRAIN.TOTAL_BATCH_SIZE 500 DATA.BATCH_SIZE 250 AUG.AUTO_AUGMENT none"),
-    (r"scripts/benchmark\.py", "--models fat_tiny --peers --tasks inference --batch-sizes 1 --rounds 1 --seconds 0.01 --img-size 32 --compile-mode '' --device cpu"),
+    (r"scripts/benchmark\.py", "--models fat_tiny --peers --tasks inference --batch-sizes 1 --rounds 1 --seconds 0.01"),
+    (r"scripts/benchmark\.py", "--img-size 32 --compile-mode '' --device cpu"),
 ]
 
 TRAINS = r"main\.py (?!.*--(eval|check|throughput|benchmark-data))"
@@ -93,6 +94,7 @@ EARLIER = {
     "output/fat_tiny/digits": "bash scripts/quickstart.sh",
 }
 
+CLASSIFICATION = "python scripts/reproduce.py classification --data-path /path/to/imagenet"
 CHECKPOINTS = ("it takes FAT-B0 itself and ImageNet's 50,000 images", "test_a_checkpoint_is_evaluated")
 NOT_RUN = {  # command: (why, the test that has what it does)
     "bash scripts/test.sh": ("it is this suite", "test_the_command_runs"),
@@ -100,9 +102,9 @@ NOT_RUN = {  # command: (why, the test that has what it does)
     "bash scripts/quickstart.sh emoji": ("npm fetches 75 MB; the digits' quickstart is run", "test_the_command_runs"),
     ". .venv/bin/activate": ("it changes the shell", "test_error_is_one_line_without_traceback"),
     "python scripts/reproduce.py --all": ("minutes; its targets are run", "test_all_makes_every_target"),
-    "python scripts/reproduce.py classification --data-path /path/to/imagenet --checkpoints fat_b0=best.pth": CHECKPOINTS,
-    "python scripts/reproduce.py classification --data-path /path/to/imagenet --checkpoints fat_b0=output/fat_b0/default/best.pth": CHECKPOINTS,
-    "python scripts/reproduce.py speed --quick": ("minutes; benchmark.py and a table of its figures are run", "test_the_speed_table_has_the_fastest_forms"),
+    f"{CLASSIFICATION} --checkpoints fat_b0=best.pth": CHECKPOINTS,
+    f"{CLASSIFICATION} --checkpoints fat_b0=output/fat_b0/default/best.pth": CHECKPOINTS,
+    "python scripts/reproduce.py speed --quick": ("minutes; --csv is run", "test_the_speed_table_has_the_fastest_forms"),
     "python scripts/reproduce.py ablations --proxy": ("an hour, and npm", "test_all_variants_with_all_seeds"),
     "python scripts/reproduce.py ablations --proxy configs/proxy/tiny.yaml --seeds 2": ("minutes", "test_all_variants_with_all_seeds"),
     (
@@ -365,7 +367,7 @@ def test_what_is_not_run_has_a_test_and_known_flags():
         assert command in COMMANDS, f"{command}: is in no page any more"
         assert why and f"def {test}(" in tests, f"{command}: {test}: is no test"
         scripts = re.findall(r"scripts/(\w+)\.py", command)
-        sources = "".join(path.read_text() for name in [*scripts, "paper/*"] for path in (ROOT / "scripts").glob(f"{name}.py")) if scripts else ""
+        sources = "".join(path.read_text() for name in [*scripts, "paper/*"] for path in (ROOT / "scripts").glob(f"{name}.py"))
         for flag in re.findall(r"--[\w-]+", command) if scripts else []:
             assert f'"{flag}"' in sources, f"{command}: {flag}: is unknown to its script"
 
