@@ -287,7 +287,7 @@ def test_what_cannot_be_shown_is_said_in_a_line(best, images, tmp_path):
         ("attention", {"--img-size": [8]}, ConfigError, "--img-size is 8; it must be between 32"),
         ("fasa", {"--channels": [16], "--stage": [1]}, ConfigError, "--channels: there is no 16; the stage has 16"),
         ("fasa", {"--channels": [1, 1]}, ConfigError, "--channels: give each once"),
-        ("grad-cam", {"--class": ["7"]}, ConfigError, "--class: there is no '7' among the 3 classes"),
+        ("grad-cam", {"--class": ["7"]}, ConfigError, "--class: there is no '7' among the 3 classes; known: 0, 1, 2$"),
         ("grad-cam", {"--layer": ["layer.2"]}, ConfigError, "--layer: fat_tiny has no module 'layer.2'; did you mean 'layers.2'"),
         ("grad-cam", {"--layer": ["head"]}, ConfigError, "--layer: head: Linear gives no maps"),
         ("grad-cam", {"--output": tmp_path / "file/out"}, OutputError, "cannot be written"),

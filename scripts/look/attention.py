@@ -54,7 +54,8 @@ def make(args: argparse.Namespace) -> list[str]:
             panels = [panel for panel in attention_panels(model, shot.image, points, stage, block) if wanted is None or panel.head in wanted]
             height, width = panels[0].heat.shape
             size = f"{height} x {width} keys" if height * width > 1 else "one key"
-            text = f"Attention of stage {stage + 1}, block {block + 1}: each point's weights over {size}, least to largest; every panel has its own scale"
+            text = f"Attention of stage {stage + 1}, block {block + 1}: each point's weights over {size}, least to largest; "
+            text += "every panel has its own scale"
             if height * width == 1:
                 text += ". The weight of a single key is always 1: give a greater --img-size"
             yield f"stage {stage + 1}", inputs.introduce(sheet(shot, points, panels), shot, trained, text)

@@ -44,7 +44,8 @@ def make(args: argparse.Namespace) -> list[str]:
             found = inspect_fasa(model, shot.image, stage, block)
             maps = maps_of(found)
             height, width = found.q.shape[2:]
-            text = f"FASA of stage {stage + 1}, block {block + 1}, interaction {found.fasa.interaction}: maps of {found.q.shape[1]} x {height} x {width}"
+            size = f"{found.q.shape[1]} x {height} x {width}"
+            text = f"FASA of stage {stage + 1}, block {block + 1}, interaction {found.fasa.interaction}: maps of {size}"
             missing = {"local": "It has no global side g.", "global": "It has no local side l'."}.get(found.fasa.interaction)
             text = ". ".join(filter(None, [text, missing]))
             yield f"stage {stage + 1}", inputs.introduce(sheet(shot, maps, channels[stage, block]), shot, trained, text)

@@ -1,8 +1,9 @@
 """Feature maps of a model's stages: some channels of each, the strongest or the first ones.
 
 A channel's strength is the root of its mean square over the map. A map with values below 0 is blue there, red above and white
-at 0, other maps go from dark (0) to bright; each panel has its own scale, its least and largest value stand above it. A FAT's are those that it gives as a
-backbone (`forward_intermediates`: a stage's map before it is made smaller), other models' are what timm takes for theirs.
+at 0, other maps go from dark (0) to bright; each panel has its own scale, its least and largest value stand above it. A FAT's
+are those that it gives as a backbone (`forward_intermediates`: a stage's map before it is made smaller), other models' are what
+timm takes for theirs.
 """
 
 import argparse

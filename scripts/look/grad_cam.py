@@ -91,7 +91,7 @@ def label_of(trained: Trained, text: str) -> int:
         return called[0]
     if text.isascii() and text.isdigit() and int(text) < len(trained.classes):
         return int(text)
-    near = did_you_mean(text, [*trained.classes, *trained.names])
+    near = did_you_mean(text, dict.fromkeys([*trained.classes, *trained.names]))
     raise ConfigError(f"--class: there is no {text!r} among the {len(trained.classes)} classes; {near}")
 
 

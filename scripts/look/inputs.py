@@ -75,14 +75,18 @@ class Shot:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of main.py, such as a run's best.pth")
     parser.add_argument("--cfg", type=Path, metavar="FILE", help="config, for a checkpoint that carries none")
-    parser.add_argument("--classes", default="", metavar="NAMES", help="names of the classes, for a checkpoint without: a file with one in each line, or imagenet-1k")
+    parser.add_argument(
+        "--classes", default="", metavar="NAMES",
+        help="names of the classes, for a checkpoint without: a file with one in each line, or imagenet-1k",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="DIR", help="where the pictures go (default: look/ beside the checkpoint)")
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="image files; they go before flags that take several values")
     add_model_arguments(parser)
-    parser.add_argument("--img-size", type=whole_number(1), metavar="PX", help="the images', for the model (default: what the checkpoint was evaluated on)")
+    size = "the images', for the model (default: what the checkpoint was evaluated on)"
+    parser.add_argument("--img-size", type=whole_number(1), metavar="PX", help=size)
 
 
 def add_place_arguments(parser: argparse.ArgumentParser) -> None:

@@ -40,7 +40,8 @@ def reproduce(args: argparse.Namespace) -> Outcome:
 
     predictions = predict(trained, image)
     own = predict(trained, checkpoint.read_image(path, trained, trained.own_size)[1])
-    attention = [panel for stage in range(len(trained.model.layers)) for panel in attention_panels(trained.model, image, points, stage) if panel.head == MEAN]
+    by_head = [panel for stage in range(len(trained.model.layers)) for panel in attention_panels(trained.model, image, points, stage)]
+    attention = [panel for panel in by_head if panel.head == MEAN]
     cams = grad_cam_panels(trained.model, image, layers_of(trained))
 
     with atomic_write(args.output / "overlays.png") as file:
