@@ -22,7 +22,7 @@ def fat_tiny(pretrained: bool = False, checkpoint: Optional[str] = None, **kwarg
 
 
 def fat_small(pretrained: bool = False, checkpoint: Optional[str] = None, **kwargs: Any):
-    """FAT-Small, 1.7 M parameters; see `fat_b0`."""
+    """FAT-Small, 1.9 M parameters; see `fat_b0`."""
     return _create("fat_small", pretrained, checkpoint, kwargs)
 
 
