@@ -24,13 +24,12 @@ def export(job: Job) -> None:
         ExportError: the model cannot be quantised, or loses more than `max_drop` points of top-1 accuracy.
     """
     needed("onnxruntime", "onnx", "onnxscript")
-    file = f"{job.name}_int8.onnx"
+    file, images = f"{job.name}_int8.onnx", training_images(job)
     with job.staged() as folder:
         with contextlib.ExitStack() as scratch:
             plain = folder / f"{job.name}.onnx"
             scratch.callback(plain.unlink, missing_ok=True)
             write(job, plain)
-            images = training_images(job)
             quantise(plain, folder / file, images)
             sizes = {"bytes": (folder / file).stat().st_size, "bytes_float32": plain.stat().st_size}
         before, after = accuracy(job, job.trained.model), accuracy(job, session(folder / file))
