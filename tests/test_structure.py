@@ -52,7 +52,7 @@ def test_every_requirement_is_imported():
     used = set().union(*(imports(path) for part in LAYERS for path in files(part)))
     # NVIDIA apex and nvImageCodec; ImageNet-C's images made here; the benchmark's, the quickstart's and prepare_data.py's own;
     # pyarrow comes with datasets
-    optional = {"apex", "nvidia", "imagecorruptions", "openvino", "sklearn", "scipy", "pyarrow"}
+    optional = {"apex", "nvidia", "imagecorruptions", "openvino", "sklearn", "mlxtend", "scipy", "pyarrow"}
     siblings = {path.relative_to(ROOT / "scripts").parts[0].removesuffix(".py") for path in files("scripts")}
     assert used - set(sys.stdlib_module_names) - PARTS - siblings - optional == listed - {"tensorboard"}
     assert "torch.utils.tensorboard" in (ROOT / "utils/run_log.py").read_text()
