@@ -57,7 +57,7 @@ SUBSTITUTED = [
     (r" /data/imagenet", " {stand_ins}/yours"),
     (r"datasets/photos 64", "datasets/new_photos 4"),
     (r"--benchmark-data 5000", "--benchmark-data 50"),
-    (r"curves RUN RUN", "curves output/fat_b0/default output/fat_b0/yours"),
+    (r"curves RUN RUN", "curves output/fat_b0/default output/fat_b0/classes"),
     (r"([ =])best\.pth", r"\1output/fat_b0/default/best.pth"),
     (r"\[csv, wandb\]", "[csv]"),  # tests/test_loggers.py has the other one
 ]
@@ -66,7 +66,7 @@ TINY = "MODEL.FAT.embed_dims [8,16,24,32] MODEL.FAT.depths [1,1,1,1] MODEL.FAT.n
 QUICK = "DEVICE cpu DATA.IMG_SIZE 32 DATA.NUM_WORKERS 0 TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 PRINT_FREQ 1"
 APPENDED = [
     (r"main\.py", f"--opts {QUICK}"),
-    (r"main\.py (?!.* TYPE timm).*configs/(fat_b0|ablations/)", f"--opts {TINY}"),
+    (r"main\.py (?!.* TYPE timm).*configs/(fat_b0|ablations/|finetune/fat_b0)", f"--opts {TINY}"),
     (r"main\.py .*stand_ins/imagenet", "--opts MODEL.NUM_CLASSES 0 TRAIN.TOTAL_BATCH_SIZE 16 DATA.BATCH_SIZE 8"),
     (r"main\.py .*stand_ins/thousand", "--opts TRAIN.TOTAL_BATCH_SIZE 500 DATA.BATCH_SIZE 250 AUG.AUTO_AUGMENT none"),
     (r"scripts/benchmark\.py", "--models fat_tiny --peers --tasks inference --batch-sizes 1 --rounds 1 --seconds 0.01"),
@@ -93,13 +93,15 @@ MADE = [
 
 EARLIER = {
     "output/fat_b0/default": "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet",
-    "output/fat_b0/yours": (
-        "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/yours --pretrained output/fat_b0/default/best.pth --tag yours "
-        "--batch-size 64 --opts MODEL.NUM_CLASSES 0 TRAIN.TOTAL_BATCH_SIZE 64 TRAIN.EPOCHS 30 TRAIN.WARMUP_EPOCHS 3"
-    ),
     "output/fat_b0/thousand": "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/thousand --tag thousand",
     "output/fat_tiny/digits": "bash scripts/quickstart.sh",
     "exported/fat_tiny_hub": "python scripts/export.py onnx program hub int8 --checkpoint output/fat_tiny/digits/best.pth --output exported",
+    "output/fat_tiny/mnist_probe": (
+        "python main.py --cfg configs/finetune/fat_tiny_mnist_probe.yaml --pretrained output/fat_tiny/digits/best.pth"
+    ),
+    "output/fat_b0/classes": (
+        "python main.py --cfg configs/finetune/fat_b0_classes.yaml --data-path /path/to/yours --pretrained output/fat_b0/default/best.pth"
+    ),
     " small.pth": "python scripts/checkpoint.py strip output/fat_tiny/digits/best.pth --output small.pth",
 }
 
@@ -310,6 +312,7 @@ def write_template(template: Path, stand_ins: Path) -> None:
             path = template / "datasets/digits" / split / label / name
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
+    shutil.copytree(template / "datasets/digits", template / "datasets/mnist")  # tests/test_finetune.py has MNIST's
     pictures(template / "datasets/photos/train", ["a/1", "b/2"], ".jpg", (200, 150))
     pictures(template / "datasets/photos/val", ["a/3", "b/4"], ".jpg", (200, 150))
     for label in range(5):
