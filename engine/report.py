@@ -69,6 +69,7 @@ def describe_run(run: Path) -> dict[str, Any]:
         "charts": charts(train, epochs, metric),
         "metrics": metrics_table(epochs, best, metric),
         "mistakes": mistakes,
+        "better": best[1] if best else "",
         "mistakes_said": said,
         "train_batch": picture_of(run / "train_batch.png"),
         "commands": commands(run, cfg, facts.get("processes", 1)),

@@ -73,6 +73,19 @@ def test_mistakes_are_those_of_the_last_evaluation_and_cost_no_accuracy(finished
         assert worst["pictures"] == [] or {"size", "jpeg", "key", "title", "notes"} == set(worst["pictures"][0])
 
 
+def test_the_mistakes_of_the_best_weights_are_open(finished, tmp_path):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    for better, worse in (("raw", "ema"), ("ema", "raw")):
+        folder = tmp_path / better
+        shutil.copytree(finished, folder)
+        for record in lines:
+            if record["kind"] == "epoch":
+                record[better]["acc1"], record[worse]["acc1"] = 90.0, 80.0
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+        text = report.write_report(folder).read_text()
+        assert f"<details open><summary>{better} weights" in text and f"<details><summary>{worse} weights" in text
+
+
 def test_sections_of_mistakes():
     errors = collected(8, 3).gather(ALONE)
     names = ["a", "b", "c", "d"]
