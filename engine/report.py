@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from utils.config import leaf_keys, load_config, to_dict, value_of
 from utils.defaults import CONFIGS, DEFAULTS
 from utils.errors import DataError
-from utils.files import require_no_device, write_text
+from utils.files import record_lines, require_no_device, write_text
 from utils.pictures import encode_jpeg
 
 from .charts import Chart, Points, chart
@@ -87,13 +87,7 @@ def read_lines(path: Path) -> tuple[list[Record], int]:
     Raises:
         DataError: there is none.
     """
-    try:
-        require_no_device(path)
-        lines = path.read_text(errors="replace").splitlines()
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); give the folder of a run, such as output/fat_b0/default"
-        ) from None
+    lines = record_lines(path)
     records = []
     for line in lines:
         try:

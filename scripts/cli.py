@@ -1,6 +1,7 @@
 """What command lines share: arguments with errors of one line, and an end with a status."""
 
 import argparse
+import math
 import signal
 import sys
 from pathlib import Path
@@ -39,6 +40,17 @@ def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def not_negative(text: str) -> float:
+    """A type for argparse: a finite number that is not negative."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
+    return value
 
 
 def run_and_leave(main: Callable[[], int]) -> NoReturn:

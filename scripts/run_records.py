@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from utils.errors import DataError
-from utils.files import require_no_device
+from utils.files import record_lines
 
 Records = dict[str, list[dict[str, Any]]]  # by kind: start, train, epoch
 
@@ -21,15 +21,8 @@ def read_records(run: Path) -> Records:
         DataError: there are none, or the first epoch is not finished.
     """
     path = run / "metrics.jsonl"
-    try:
-        require_no_device(path)
-        lines = path.read_text(errors="replace").splitlines()
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); give the folder of a run, such as output/fat_b0/default"
-        ) from None
     records: Records = {kind: [] for kind in NEEDED}
-    for line in lines:
+    for line in record_lines(path):
         try:
             record = json.loads(line)
             kind = record["kind"]

@@ -329,7 +329,7 @@ def test_int8_that_loses_accuracy_leaves_no_file(checkpoint, tmp_path, monkeypat
 @pytest.mark.parametrize("argv, message", [
     (["onnx", "--opset", "17"], "--opset is 17, and can be 18 to 23"),
     (["onxx"], "did you mean 'onnx'?"),
-    (["onnx", "--bound", "nan"], "is no number from 0 on"),
+    (["onnx", "--bound", "nan"], "is no number of 0 or more"),
     (["onnx", "--images", "none"], "--images: none is not there"),
     (["onnx", "--images", "."], "has no images"),
     (["program", "--data-path", "none"], "--images: not given, and the checkpoint's validation images cannot be used"),

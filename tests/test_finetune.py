@@ -16,7 +16,6 @@ from engine.knn import Bank, Neighbours
 from engine.optim import create_lr_scheduler, create_optimizer
 from utils.config import load_config
 from utils.distributed import Launch
-from utils.errors import ConfigError
 from utils.peers import Peers
 
 CPU = torch.device("cpu")
