@@ -33,7 +33,6 @@ from .report import MISTAKES, RESULT
 from .waits import Waits
 
 
-
 @dataclass
 class Trainer:
     """Everything a training run consists of, and the loop over it."""

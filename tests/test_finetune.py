@@ -284,6 +284,18 @@ def test_votes_are_scikit_learn_s(monkeypatch, chunk):
     assert any(not torch.equal(found[0], other) for other in found[1:])
 
 
+def test_votes_are_of_full_precision_where_the_model_s_is_not():
+    """Cosine similarities of a network's features are near 1, where bfloat16 has one number in 256."""
+    (train, labels), (images, targets) = clusters(1, 300), clusters(2, 100)
+    train, images = (torch.nn.functional.normalize(features + 2) for features in (train, images))
+    votes = Neighbours(bank_of(train, labels), [1, 10], 0.07, num_classes=5)
+    expected = votes.classes(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(torch.equal(ours, plain) for ours, plain in zip(votes.classes(images), expected))
+        votes.update(images, targets)
+    assert votes.compute()["knn10_acc1"] == pytest.approx(100 * (expected[1] == targets).double().mean().item())
+
+
 def evaluated(write_config, tmp_path, checkpoint, world_size, **values):
     path = write_config(**{"TEST": {"KNN": [1, 3, 20], "CROP_PCT": 1.0}, **values})
     launch(world_size, "--cfg", path, "--eval", "--resume", checkpoint)
