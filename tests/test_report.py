@@ -258,7 +258,7 @@ LINES = """() => [...document.querySelectorAll(".chart > svg path")].map(e => [e
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=120_000)
         yield browser
         browser.close()
 
@@ -268,6 +268,7 @@ def browser():
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_the_page_in_a_browser(finished, browser, width, colours):
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=colours)
+    page.set_default_timeout(120_000)
     asked, said = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: said.append(message.text))
