@@ -1,6 +1,7 @@
 """What command lines share: arguments with errors of one line, and an end with a status."""
 
 import argparse
+import math
 import signal
 import sys
 from pathlib import Path
@@ -39,6 +40,24 @@ def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def number(what: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
+    """A type for argparse: a number for which `holds` is true; `what` says which those are."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is no number {what}")
+        return value
+
+    return read
+
+
+not_negative = number("from 0 on", lambda value: 0 <= value < math.inf)
 
 
 def run_and_leave(main: Callable[[], int]) -> NoReturn:

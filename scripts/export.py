@@ -10,12 +10,11 @@ After an error a format leaves no file; the others are written.
 
 import argparse
 import importlib
-import math
 import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
-from cli import Parser, run_and_leave, whole_number
+from cli import Parser, not_negative, run_and_leave, whole_number
 
 from utils.errors import UserError, did_you_mean, printable
 
@@ -26,17 +25,6 @@ FORMATS = {  # by name: what it is; a module of exports/ each
     "hub": "folder for the Hugging Face hub: safetensors weights, timm's config.json, model card",
     "int8": "ONNX file with convolutions in 8 bits, calibrated on training images",
 }
-
-
-def positive(text: str) -> float:
-    """A type for argparse: a finite number that is not negative."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
-    return value
 
 
 def known_format(text: str) -> str:
@@ -54,11 +42,11 @@ def build_parser() -> Parser:
     parser.add_argument("--classes", default="", help="text file with a class' name in each line, or imagenet-1k, for a checkpoint without names")
     parser.add_argument("--images", type=Path, nargs="+", default=[], help="image files and folders to compare logits of (default: validation images)")
     parser.add_argument("--data-path", default="", help="data set, where it is not at the checkpoint's DATA.DATA_PATH")
-    parser.add_argument("--bound", type=positive, default=1e-3, help="largest difference of logits, in their standard deviations (default: 0.001)")
+    parser.add_argument("--bound", type=not_negative, default=1e-3, help="largest difference of logits, in their standard deviations (default: 0.001)")
     parser.add_argument("--dynamic-size", action="store_true", help="images of any height and width, not only the model's own (onnx, program, aoti)")
     parser.add_argument("--opset", type=whole_number(1), default=20, help="of ONNX files (default: 20)")
     parser.add_argument("--calibration-images", type=whole_number(1), default=512, help="training images for int8 (default: 512)")
-    parser.add_argument("--max-drop", type=positive, default=1.0, help="top-1 points that int8 may lose (default: 1)")
+    parser.add_argument("--max-drop", type=not_negative, default=1.0, help="top-1 points that int8 may lose (default: 1)")
     return parser
 
 

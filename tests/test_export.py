@@ -349,7 +349,7 @@ def test_int8_that_loses_accuracy_leaves_no_file(checkpoint, tmp_path, monkeypat
     (["onxx"], "did you mean 'onnx'?"),
     (["onnx", "--bound", "nan"], "is no number from 0 on"),
     (["onnx", "--images", "none"], "--images: none is not there"),
-    (["onnx", "--images", "."], "has no images"),
+    (["onnx", "--images", "."], "--images: .: is a folder without images"),
     (["program", "--data-path", "none"], "--images: not given, and the checkpoint's validation images cannot be used"),
     (["int8", "--data-path", "none"], "--data-path: int8 needs training images"),
 ])  # fmt: skip

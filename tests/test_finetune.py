@@ -258,6 +258,14 @@ def bank_of(features, labels):
     return bank
 
 
+def test_the_bank_is_in_the_order_of_keys():
+    """So that which of equally near images counts is the same for any processes and batches."""
+    bank = Bank(CPU, Peers(Launch()))
+    bank.update(torch.tensor([[3.0], [1.0]]), torch.tensor([30, 10]), ["c", "a"])
+    bank.update(torch.tensor([[2.0]]), torch.tensor([20]), ["b"])
+    assert bank.compute() == {"num_images": 3} and bank.targets.tolist() == [10, 20, 30] and bank.matrix.flatten().tolist() == [1, 2, 3]
+
+
 def clusters(seed, count):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 5, (count,), generator=generator)

@@ -4,10 +4,10 @@ Exit status: 0 nothing differs, 1 something does.
 """
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
+from cli import not_negative
 
 from utils.errors import printable
 
@@ -18,18 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
     add_weights(parser)
-    parser.add_argument("--tolerance", type=_tolerance, default=0.0, metavar="X", help="tensors whose values differ by no more count as equal (default: 0)")
+    parser.add_argument("--tolerance", type=not_negative, default=0.0, metavar="X", help="tensors whose values differ by no more count as equal (default: 0)")
     parser.add_argument("--tensors-only", action="store_true", help="leave out config and classes, which differ between runs")
-
-
-def _tolerance(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:
