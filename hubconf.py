@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 import timm as _timm
 
-dependencies = ["torch", "timm", "torchvision", "yacs", "yaml", "numpy", "PIL", "cv2"]
+dependencies = ["torch", "timm"]  # of a checkpoint all of requirements.txt
 
 _ROOT = Path(__file__).resolve().parent
 _PARTS = ("engine", "data", "utils")
@@ -39,7 +39,7 @@ def fat_b0(pretrained: bool = False, checkpoint: Optional[str] = None, **kwargs:
         The model in training mode, as timm creates them: (B, 3, H, W) normalised images -> (B, num_classes).
 
     Raises:
-        ValueError: `pretrained`, a checkpoint that cannot be used, or arguments that the model refuses.
+        ValueError: `pretrained`, a checkpoint that cannot be used, a package that reading one needs, or arguments that the model refuses.
     """
     return _create("fat_b0", pretrained, checkpoint, kwargs)
 
@@ -68,6 +68,8 @@ def _create(name: str, pretrained: bool, checkpoint: Optional[str], kwargs: dict
     before = {part for part in _PARTS if part in sys.modules}
     try:
         return _load(name, Path(checkpoint), kwargs)
+    except ImportError as error:
+        raise ValueError(f"checkpoint: {error.name or 'a package'} cannot be imported ({error}); pip install -r {_ROOT / 'requirements.txt'}") from None
     finally:
         for module in [module for module in sys.modules if module.split(".")[0] in set(_PARTS) - before]:
             del sys.modules[module]  # a program's own utils is then found again

@@ -85,7 +85,8 @@ class Neighbours:
 
     def classes(self, features: torch.Tensor) -> list[torch.Tensor]:
         """For each k the classes (B,) of images with features (B, D)."""
-        similarities, nearest = (features @ self.bank.matrix.T).topk(max(self.ks), dim=1)  # (B, K), the nearest first
+        with torch.autocast(features.device.type, enabled=False):  # 16 bits cannot tell near neighbours apart
+            similarities, nearest = (features @ self.bank.matrix.T).topk(max(self.ks), dim=1)  # (B, K), the nearest first
         weights = ((similarities - 1) / self.temperature).exp()  # / exp(1 / tau), which changes no argmax: at most 1
         labels = self.bank.targets[nearest]
         votes = features.new_zeros(len(features), self.num_classes)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from utils.metrics import ClassificationMetrics
+from utils.metrics import ClassificationMetrics, top_classes
 from utils.peers import Peers
 from utils.pictures import encode_jpeg
 
@@ -68,7 +68,7 @@ class Mistakes(ClassificationMetrics):
         """As `ClassificationMetrics`, with the images' keys (B) and the normalised images (B, 3, H, W)."""
         super().update(logits, targets)
         logits = logits.float()
-        predicted = logits.topk(1, dim=1).indices[:, 0]  # of equal logits the one that acc1 counts
+        predicted = top_classes(logits)[:, 0]  # of equal logits, which 16 bits often give, the one that acc1 counts
         probabilities = logits.softmax(dim=1).gather(1, predicted[:, None])[:, 0]
         losses = F.cross_entropy(logits, targets, reduction="none")
         found = [values.tolist() for values in (targets, predicted, probabilities, losses)]

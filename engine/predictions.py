@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from utils.metrics import ClassificationMetrics, calibration
+from utils.metrics import ClassificationMetrics, calibration, top_classes
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Predictions(ClassificationMetrics):
         """As `ClassificationMetrics`; each target is in the subset."""
         logits, places = logits.float()[:, self.subset], self.place[targets]
         super().update(logits, places)
-        top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        top = top_classes(logits)
         probabilities = logits.softmax(dim=1).gather(1, top)
         losses = F.cross_entropy(logits, places, reduction="none")
         found = (targets, self.subset[top], probabilities, losses)

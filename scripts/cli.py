@@ -42,15 +42,22 @@ def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
     return read
 
 
-def not_negative(text: str) -> float:
-    """A type for argparse: a finite number that is not negative."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
-    return value
+def number(what: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
+    """A type for argparse: a number for which `holds` is true; `what` says which those are."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is no number {what}")
+        return value
+
+    return read
+
+
+not_negative = number("of 0 or more", lambda value: 0 <= value < math.inf)
 
 
 def run_and_leave(main: Callable[[], int]) -> NoReturn:

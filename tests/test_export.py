@@ -262,14 +262,32 @@ def test_the_model_card(checkpoint, digits, tmp_path):
     card = ModelCard(text).data
     assert (card.library_name, card.pipeline_tag, card.license) == ("timm", "image-classification", None)
     assert [(r.metric_name, r.metric_value, r.dataset_split) for r in card.eval_results] == [("top-1", 97.5, "val"), ("top-5", 100.0, "val")]
-    evaluation = {"checkpoint": "output/last.pth", "raw": {"acc1": 50.0}}
-    (tmp_path / "eval.json").write_text(json.dumps(evaluation))
-    assert hub.metrics_of(path, "raw")[0]["acc1"] == 97.5  # that is of another file
-    (tmp_path / "eval.json").write_text(json.dumps({**evaluation, "checkpoint": "output/best.pth"}))
-    assert hub.metrics_of(path, "raw")[0]["acc1"] == 50.0 and hub.metrics_of(path, "ema")[1] == ""
-    (tmp_path / "eval.json").unlink()
     progress["epoch"] = 9  # the best epoch is another one than this
-    assert hub.metrics_of(saved(tmp_path / "last.pth", realistic(num_classes=3), digits, progress=progress), "raw") == ({}, "")
+    last = saved(tmp_path / "last.pth", realistic(num_classes=3), digits, progress=progress)
+    assert metrics(last, "raw") == ({}, "")
+
+
+def metrics(path, weights):
+    return hub.metrics_of(path, weights, load_trained(path).cfg)
+
+
+def test_the_card_s_figures_are_of_this_file_or_none(digits, tmp_path):
+    """eval.json is of whatever was evaluated last: it counts if that was this file, since its last change, as its config says."""
+    path = saved(tmp_path / "average.pth", realistic(num_classes=3), digits)
+    views = {"img_size": 32, "crop_pct": 0.9, "crops": 1, "flip": False, "dataset": "folder", "data_path": str(digits)}
+    good = {"checkpoint": str(path), "raw": {"acc1": 50.0}, **views}
+    others = [{"checkpoint": "elsewhere/average.pth"}, {"img_size": 64}, {"crops": 5}, {"flip": True}, {"crop_pct": 1.0}, {"data_path": "x"}, {"raw": None}]
+    for change in others:
+        (tmp_path / "eval.json").write_text(json.dumps({**good, **change}))
+        assert metrics(path, "raw") == ({}, ""), change
+    (tmp_path / "eval.json").write_text(json.dumps(good))
+    assert metrics(path, "raw") == ({"acc1": 50.0}, "eval.json") and metrics(path, "ema") == ({}, "")
+    os.utime(tmp_path / "eval.json", (1, 1))
+    assert metrics(path, "raw") == ({}, "")  # older than the file
+    cfg = load_trained(path).cfg
+    cfg.defrost()
+    cfg.TEST.CROPS, cfg.TEST.FLIP = 5, True
+    assert "5 crops and mirror images" in hub.metric_lines({"acc1": 50.0}, "eval.json", "digits", cfg)[-1]
 
 
 def test_what_else_is_in_the_folder_stays(checkpoint, tmp_path):
@@ -331,7 +349,7 @@ def test_int8_that_loses_accuracy_leaves_no_file(checkpoint, tmp_path, monkeypat
     (["onxx"], "did you mean 'onnx'?"),
     (["onnx", "--bound", "nan"], "is no number of 0 or more"),
     (["onnx", "--images", "none"], "--images: none is not there"),
-    (["onnx", "--images", "."], "has no images"),
+    (["onnx", "--images", "."], "--images: .: is a folder without images"),
     (["program", "--data-path", "none"], "--images: not given, and the checkpoint's validation images cannot be used"),
     (["int8", "--data-path", "none"], "--data-path: int8 needs training images"),
 ])  # fmt: skip

@@ -256,6 +256,14 @@ def bank_of(features, labels):
     return bank
 
 
+def test_the_bank_is_in_the_order_of_keys():
+    """So that which of equally near images counts is the same for any processes and batches."""
+    bank = Bank(CPU, Peers(Launch()))
+    bank.update(torch.tensor([[3.0], [1.0]]), torch.tensor([30, 10]), ["c", "a"])
+    bank.update(torch.tensor([[2.0]]), torch.tensor([20]), ["b"])
+    assert bank.compute() == {"num_images": 3} and bank.targets.tolist() == [10, 20, 30] and bank.matrix.flatten().tolist() == [1, 2, 3]
+
+
 def clusters(seed, count):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 5, (count,), generator=generator)
@@ -280,6 +288,18 @@ def test_votes_are_scikit_learn_s(monkeypatch, chunk):
         assert results[f"knn{k}_acc1"] == pytest.approx(100 * (theirs == targets.numpy()).mean())
     assert results["num_images"] == 100 and 30 < results["knn10_acc1"] < 100
     assert any(not torch.equal(found[0], other) for other in found[1:])
+
+
+def test_votes_are_of_full_precision_where_the_model_s_is_not():
+    """Cosine similarities of a network's features are near 1, where bfloat16 has one number in 256."""
+    (train, labels), (images, targets) = clusters(1, 300), clusters(2, 100)
+    train, images = (torch.nn.functional.normalize(features + 2) for features in (train, images))
+    votes = Neighbours(bank_of(train, labels), [1, 10], 0.07, num_classes=5)
+    expected = votes.classes(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(torch.equal(ours, plain) for ours, plain in zip(votes.classes(images), expected))
+        votes.update(images, targets)
+    assert votes.compute()["knn10_acc1"] == pytest.approx(100 * (expected[1] == targets).double().mean().item())
 
 
 def evaluated(write_config, tmp_path, checkpoint, world_size, **values):

@@ -73,6 +73,18 @@ def test_refused(tmp_path, make, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
+    """That of a checkpoint alone; a new model needs timm and torch."""
+    for part in ("engine", "data", "utils"):  # imported anew
+        for name in [name for name in sys.modules if name.split(".")[0] == part]:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    torch.save(timm.create_model("fat_tiny", num_classes=2).state_dict(), tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="^checkpoint: jinja2 cannot be imported .* pip install -r .*requirements.txt$"):
+        hub("fat_tiny", checkpoint=tmp_path / "x.pth")
+    assert hub("fat_tiny", num_classes=2).num_classes == 2
+
+
 PROGRAM = """
 import sys, torch
 model = torch.hub.load(sys.argv[1], "fat_tiny", source="local", checkpoint="weights.pth")

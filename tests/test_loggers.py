@@ -42,7 +42,7 @@ def test_csv_files_have_what_metrics_jsonl_has_also_after_a_crash(write_config, 
         run("--cfg", path)
     assert [row["update"] for row in rows(folder / "train.csv")] == [str(n) for n in range(1, 11)]
     with open(folder / "train.csv", "a") as file:
-        file.write("11,1,0.5")  # cut short
+        file.write("11,1,0.5\0\0")  # cut short
     go_on()
     run("--cfg", path)
     train, epochs = rows(folder / "train.csv"), rows(folder / "epochs.csv")

@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 from conftest import run_processes
 
+from data.batches import Finish, collate_items
 from engine.mistakes import Mistakes
+from engine.tasks.classification import Classification
+from utils.config import config_from
 from utils.distributed import Launch
 from utils.metrics import ClassificationMetrics
 from utils.peers import Peers
@@ -52,6 +55,18 @@ def test_the_worst_are_those_of_a_sort_over_all_images():
         assert matrix[1, 2] == sum(int(targets[i]) == 1 and int(logits[i].argmax()) == 2 for i in range(40)) > 0
 
 
+def test_of_equal_logits_the_class_that_the_accuracy_counts():
+    """Of hundreds of classes, whose 16-bit logits are often equal, which comes first is up to how many are sorted."""
+    logits = torch.randn(2000, 300, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    equal = (logits == logits.amax(dim=1, keepdim=True)).sum(dim=1) > 1
+    assert equal.sum() > 20
+    targets = torch.where(equal, logits.topk(5, dim=1).indices[:, 0], 0)
+    mistakes = Mistakes(torch.device("cpu"), MEAN, STD)
+    mistakes.update(logits, targets, [str(i) for i in range(2000)], torch.zeros(2000, 3, 1, 1))
+    matrix = mistakes.gather(ALONE).confusion(300)
+    assert matrix.trace() == mistakes.sums[0] and 100 * matrix.trace() / matrix.sum() == mistakes.compute()["acc1"]
+
+
 def test_of_equal_losses_the_first_name_counts():
     mistakes = Mistakes(torch.device("cpu"), MEAN, STD, most=2)
     for keys in (["c", "d"], ["b"], ["a"]):
@@ -78,3 +93,18 @@ def test_any_number_of_processes_finds_the_same(tmp_path):
     for rank in "01":
         keys, matrix = torch.load(tmp_path / rank, weights_only=True)
         assert keys == [mistake.key for mistake in errors.worst] and np.array_equal(matrix.numpy(), errors.confusion(4))
+
+
+def test_of_five_crops_the_centre_is_shown(digits):
+    """As engine.predict does; the first one is a corner."""
+    cfg = config_from({"MODEL": {"NAME": "fat_tiny"}, "DATA": {"DATASET": "folder", "DATA_PATH": str(digits), "IMG_SIZE": 32}, "TEST": {"CROPS": 5, "CROP_PCT": 0.5}}, "test")
+    task = Classification(cfg)
+    dataset = task.val_dataset(["0", "1", "2"])
+    batch, _ = collate_items([dataset[0], dataset[1]])
+    mistakes = task.closing_metrics(torch.device("cpu"))
+    wrong = (batch.targets + 1) % 3
+    task.evaluate_batch(lambda images: F.one_hot(wrong, 3).float(), Finish(cfg.DATA.MEAN, cfg.DATA.STD, torch.device("cpu"))(batch), mistakes)
+    shown = {mistake.key: mistake.pixels for mistake in mistakes.gather(ALONE).worst}
+    for i, key in enumerate(batch.keys):
+        centre, corner = (batch.images[view * 2 + i].permute(1, 2, 0).numpy() for view in (4, 0))
+        assert np.array_equal(shown[key], centre) and not np.array_equal(centre, corner)

@@ -188,6 +188,28 @@ def test_strange_records_are_shown_as_far_as_they_go(tmp_path, finished):
     assert "Learning rate" not in text  # nothing to draw
 
 
+def test_the_result_of_another_length_of_the_run_does_not_count(tmp_path):
+    """A finished run that got more epochs, killed before their end, still has the result of the first ones."""
+    (tmp_path / "result.json").write_text('{"updates": 7, "machine": "x"}')
+    assert report.result_of(tmp_path, [{"epoch": 0, "update": 7}])["machine"] == "x"
+    assert report.result_of(tmp_path, [{"epoch": 0, "update": 7}, {"epoch": 1, "update": 14}]) == {} == report.result_of(tmp_path, [])
+    (tmp_path / "mistakes.json").write_text('{"epoch": 0, "update": 7, "weights": {"raw": []}}')
+    assert "gone on since" not in report.mistakes_of(tmp_path, [{"epoch": 0, "update": 7}])[1]
+    assert "gone on since" in report.mistakes_of(tmp_path, [{"epoch": 1, "update": 14}])[1]
+
+
+def test_the_best_is_the_highest_and_of_several_the_first():
+    epochs = [{"epoch": n, "raw": {"acc1": raw}, "ema": {"acc1": ema}} for n, (raw, ema) in enumerate([(1.0, 2.0), (9.0, 9.0), (9.0, 3.0), (math.nan, None)])]
+    assert report.best_of(epochs, "acc1") == (9.0, "raw", epochs[1]) and report.best_of(epochs[3:], "acc1") is None
+
+
+def test_the_time_in_training():
+    """100 updates of 32 images at 64 images/s, then 10 at 1 image/s."""
+    train = [{"update": 100, "images_per_second": 64.0}, {"update": 110, "images_per_second": 1.0}]
+    rows = report.headline(None, [], "acc1", {"total_batch_size": 32}, train, None)
+    assert {name: value for name, value, _ in rows}["Time in training"] == "6 min 10 s"
+
+
 def test_the_share_of_waiting_counts_time():
     """100 updates at 100 images/s without waiting, then 10 at 1 image/s that waited half the time."""
     train = [
@@ -271,7 +293,7 @@ LINES = """() => [...document.querySelectorAll(".chart > svg path")].map(e => [e
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=120_000)
         yield browser
         browser.close()
 
@@ -281,6 +303,7 @@ def browser():
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_the_page_in_a_browser(finished, browser, width, colours):
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=colours)
+    page.set_default_timeout(120_000)
     asked, said = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: said.append(message.text))

@@ -9,6 +9,14 @@ import torch.nn.functional as F
 from .distributed import sum_over_ranks
 
 
+def top_classes(logits: torch.Tensor) -> torch.Tensor:
+    """The 5 (or all) likeliest classes of logits (B, classes), the likeliest first: (B, 5).
+
+    Which of equal logits comes first depends on how many are asked for, so all ask here.
+    """
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices
+
+
 class ClassificationMetrics:
     """Top-1 and top-5 accuracy in percent, and mean cross-entropy.
 
@@ -26,8 +34,7 @@ class ClassificationMetrics:
         `keys` say which images they are, `images` (B, 3, H, W) are these, normalised: no sum needs them.
         """
         logits = logits.float()
-        top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (B, 5)
-        hits = top5 == targets[:, None]
+        hits = top_classes(logits) == targets[:, None]
         losses = F.cross_entropy(logits, targets, reduction="none").double()
         count = torch.tensor(len(targets), device=logits.device)
         self.sums += torch.stack([hits[:, 0].sum(), hits.sum(), losses.sum(), count]).to(self.sums.dtype)

@@ -238,7 +238,7 @@ class Classification:
     def evaluate_batch(self, model: nn.Module, batch: Examples, metrics: ClassificationMetrics) -> None:
         """Adds the model's predictions of a batch to the metrics."""
         views = batch.images.chunk(len(batch.images) // len(batch.targets))
-        metrics.update(predict_views(model, views, self.cfg.TEST.FLIP), batch.targets, batch.keys, views[0])
+        metrics.update(predict_views(model, views, self.cfg.TEST.FLIP), batch.targets, batch.keys, views[-1])  # of five crops the centre
 
     def evaluation_like(self, batch: Examples) -> Examples:
         """A batch of evaluation's shape, made of one of training, to rehearse with."""

@@ -1,6 +1,5 @@
 """A folder as the Hugging Face hub has models: timm loads it by `local-dir:` now, and by `hf-hub:` once it is uploaded."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from timm.models import save_for_hf
 from yacs.config import CfgNode
 
 from engine.checkpoint import read_checkpoint
+from engine.report import RESULT, read_object
 from engine.reports import meanings
 from engine.resume import progress_of
 from utils.config import value_of
@@ -93,7 +93,7 @@ def verify(job: Job, folder: Path) -> None:
 def card(job: Job) -> ModelCard:
     """README.md, with the front matter that the hub reads."""
     trained, cfg = job.trained, job.cfg
-    metrics, source = metrics_of(trained.path, trained.weights)
+    metrics, source = metrics_of(trained.path, trained.weights, cfg)
     dataset = dataset_name(job)
     results = [
         EvalResult(
@@ -112,7 +112,7 @@ def card(job: Job) -> ModelCard:
         lines += [f"FAT, an image classifier after {PAPER}."]
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     lines += [f"{parameters / 1e6:.2f} M parameters, {job.size} x {job.size} px, {len(trained.classes)} classes. License: not stated.", ""]
-    lines += ["## Metrics", "", *metric_lines(metrics, source, dataset, cfg.DATA.VAL_SPLIT), ""]
+    lines += ["## Metrics", "", *metric_lines(metrics, source, dataset, cfg), ""]
     lines += ["## Use", "", *use_lines(job), ""]
     lines += ["## Training", "", *training_lines(job), ""]
     return ModelCard("\n".join(lines))
@@ -124,42 +124,42 @@ def dataset_name(job: Job) -> str:
     return Path(job.trained.cfg.DATA.DATA_PATH).name or job.trained.cfg.DATA.DATASET
 
 
-def metrics_of(path: Path, weights: str) -> tuple[dict[str, Any], str]:
+def metrics_of(path: Path, weights: str, cfg: CfgNode) -> tuple[dict[str, Any], str]:
     """The validation metrics of a checkpoint's weights, and where they are from; ({}, '') if they were not measured.
 
-    From eval.json beside it, if that is of this file; else from the evaluation after its last epoch, which the run's best.pth has
-    with it.
+    From the evaluation after its last epoch, which the run's best.pth has with it; else from eval.json beside it, which is of
+    whatever was evaluated last under the run's name: only if that was this file, as it is now, with its config's views.
     """
-    evaluated = _read_json(path.with_name("eval.json"))
-    if Path(str(evaluated.get("checkpoint", ""))).name == path.name and isinstance(evaluated.get(weights), dict):
-        return evaluated[weights], "eval.json"
     try:
         progress = progress_of(read_checkpoint(path), path)
-    except CheckpointError:
-        return {}, ""
-    best = {**progress.best_metrics, **progress.best}
-    if best.get("epoch") == progress.epoch - 1 and best.get("weights") == weights:
-        return best, f"the run's evaluation after epoch {progress.epoch}"
+        best = {**progress.best_metrics, **progress.best}
+        if best.get("epoch") == progress.epoch - 1 and best.get("weights") == weights:
+            return best, f"the run's evaluation after epoch {progress.epoch}"
+    except CheckpointError:  # of weights alone
+        pass
+    evaluation = path.with_name("eval.json")
+    evaluated = read_object(evaluation)
+    own = {
+        "img_size": cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE, "crop_pct": cfg.TEST.CROP_PCT, "crops": cfg.TEST.CROPS, "flip": cfg.TEST.FLIP,
+        "dataset": cfg.DATA.DATASET, "data_path": cfg.DATA.DATA_PATH,
+    }  # fmt: skip
+    same = Path(str(evaluated.get("checkpoint", ""))).resolve() == path.resolve() and own.items() <= evaluated.items()
+    if same and isinstance(evaluated.get(weights), dict) and evaluation.stat().st_mtime >= path.stat().st_mtime:
+        return evaluated[weights], "eval.json"
     return {}, ""
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def metric_lines(metrics: dict[str, Any], source: str, dataset: str, split: str) -> list[str]:
+def metric_lines(metrics: dict[str, Any], source: str, dataset: str, cfg: CfgNode) -> list[str]:
     if "acc1" not in metrics:
         return ["Not measured."]
     shown = [(name, metrics.get(key)) for name, key in (("top-1, %", "acc1"), ("top-5, %", "acc5"), ("loss", "loss"), ("images", "num_images"))]
     row = [f"{value:.2f}" if isinstance(value, float) else str(value) if value is not None else "not measured" for _, value in shown]
     partial = " Not of the whole set." if metrics.get("unreadable") else ""
+    views = [f"{cfg.TEST.CROPS} crops"] * (cfg.TEST.CROPS > 1) + ["mirror images"] * cfg.TEST.FLIP
+    partial += f" The mean over {' and '.join(views)}; one view gives other figures." if views else ""
     return [
         "| " + " | ".join(name for name, _ in shown) + " |", "|" + " --- |" * len(shown), "| " + " | ".join(row) + " |", "",
-        f"On {dataset}, split {split}; from {source}.{partial}",
+        f"On {dataset}, split {cfg.DATA.VAL_SPLIT}; from {source}.{partial}",
     ]  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def use_lines(job: Job) -> list[str]:
 
 def training_lines(job: Job) -> list[str]:
     """The recipe, as far as the checkpoint's config and the run's result.json say it."""
-    trained, result = job.trained, _read_json(job.trained.path.with_name("result.json"))
+    trained, result = job.trained, read_object(job.trained.path.with_name(RESULT))
     rows = [("dataset", dataset_name(job)), ("weights", {"raw": "of the last update", "ema": "exponential moving average"}[trained.weights])]
     rows += [(name, _value(trained.cfg, key)) for name, key in RECIPE]
     rows += [("seed", trained.cfg.SEED), ("trained by commit", result.get("commit", "not recorded")), ("exported by commit", commit())]

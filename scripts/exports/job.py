@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Subset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import models
 from data.batches import Finish
 from data.loader import Loader, eval_loader
+from data.sources.files import find_images
 from data.stream import StreamDataset
 from engine.tasks import create_task
 from engine.trained import Trained
@@ -263,10 +263,11 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS and file.is_file())
+            inside, problems, _ = find_images([str(path)])
             if not inside:
-                raise DataError(f"--images: {path} has no images ({', '.join(IMG_EXTENSIONS)}); give another folder")
-            found += [inside[i * len(inside) // min(MOST_IMAGES, len(inside))] for i in range(min(MOST_IMAGES, len(inside)))]
+                raise DataError(f"--images: {problems[0]}; give another folder")
+            count = min(MOST_IMAGES, len(inside))
+            found += [Path(inside[i * len(inside) // count]) for i in range(count)]
         elif path.is_file():
             found.append(path)
         else:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
 import torch
-
-from cli import whole_number
+from cli import number, whole_number
 
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError
@@ -42,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="checkpoint", help="two or more")
     add_output(parser)
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--ema", type=_decay, metavar="DECAY", help="each older one's share is this much of the next one's; 0 < DECAY < 1")
+    how.add_argument("--ema", type=number("between 0 and 1", lambda value: 0 < value < 1), metavar="DECAY", help="each older one's share is this much of the next one's; 0 < DECAY < 1")
     how.add_argument("--soup", action="store_true", help="greedy soup on the validation images of the checkpoints' config")
     add_weights(parser)
     parser.add_argument("--recompute-bn", type=whole_number(1), metavar="N", help="BatchNorm's statistics anew, from N batches of training images")
@@ -52,16 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--batch-size", type=whole_number(1), metavar="N", help="default: the config's")
     data.add_argument("--workers", type=whole_number(0), metavar="N", help="loading processes (default: the config's)")
     data.add_argument("--device", choices=["auto", "cuda", "cpu"], help="default: the config's")
-
-
-def _decay(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

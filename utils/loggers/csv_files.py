@@ -43,7 +43,8 @@ class Table:
         """Leaves of an earlier file the rows that are `wanted`; one that was cut short is not."""
         if not self.path.exists():
             return
-        lines = list(csv.reader(io.StringIO(self.path.read_text(errors="replace"), newline="")))
+        text = self.path.read_text(errors="replace").replace("\0", "")  # of a power cut; Python 3.10's csv refuses it
+        lines = list(csv.reader(io.StringIO(text, newline="")))
         self.columns = lines[0] if lines else []
         kept = []
         for line in lines[1:]:
