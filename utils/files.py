@@ -25,7 +25,8 @@ def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None) -> Itera
         OutputError: the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    start = os.fsdecode(os.fsencode(path.name)[:200])  # of a name as long as the file system takes
+    temporary = path.with_name(f".{start}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -43,7 +44,7 @@ def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None) -> Itera
     except OSError as error:
         raise unwritable(error.filename2 or path, error) from None
     finally:
-        with contextlib.suppress(NotADirectoryError):  # a file stands where the folder should be
+        with contextlib.suppress(OSError):  # a file stands where the folder should be, or the disk is read-only: there is none
             temporary.unlink(missing_ok=True)
 
 
