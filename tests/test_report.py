@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -173,6 +174,35 @@ def test_strange_records_are_shown_as_far_as_they_go(tmp_path, finished):
     assert "2 updates left out" in text and "30 images could not be read" in text and "... and 10 more" in text and "<u>" not in text
     assert "1 line of metrics.jsonl left out" in text and "nan" not in re.sub("<style.*?</style>", "", text, flags=re.S).lower().replace("nano", "")
     assert "Learning rate" not in text  # nothing to draw
+
+
+@pytest.mark.parametrize("value", ["1e299", "-1e299", "1e999", "9" * 400, "true", '{"a": 1}'])
+def test_figures_beyond_all_charts(tmp_path, finished, value):
+    """Only the last log line and the last epoch have them."""
+    shutil.copy(finished / "config.yaml", tmp_path)
+    lines = (finished / "metrics.jsonl").read_text().splitlines()
+    for kind in ("train", "epoch"):
+        place = max(i for i, line in enumerate(lines) if f'"kind": "{kind}"' in line)
+        lines[place] = re.sub(r"(?<=: )-?\d+\.[\de-]+", value, lines[place])
+    huge = re.sub(r'"(epoch|update)": \d+', rf'"\1": {"9" * 400}', lines[-1])
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, huge]))
+    report.write_report(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert "1 line of metrics.jsonl left out" in text and "Learning rate" in text
+
+
+@pytest.mark.parametrize("mistakes", [
+    {"weights": 5}, {"weights": {"raw": 5}}, {"weights": {"raw": [5]}}, {"weights": {"raw": [{"title": "x"}]}}, {"weights": {"raw": []}, "epoch": "x"},
+    {"weights": {"raw": [{"title": "x", "text": "", "pictures": [{"jpeg": "", "key": "", "title": "", "notes": [], "size": ["x", 1]}]}]}, "epoch": 0},
+    {"weights": {"raw": [{"title": "x", "text": "", "columns": [], "rows": [5]}]}, "epoch": 0},
+])  # fmt: skip
+def test_damaged_mistakes_and_results_cost_their_part_alone(tmp_path, finished, mistakes):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")  # with no UTF-8 in its name
+    shutil.copytree(finished, folder)
+    (folder / "mistakes.json").write_text(json.dumps(mistakes))
+    (folder / "result.json").write_text(json.dumps({**json.loads((finished / "result.json").read_text()), "processes": "x"}))
+    text = report.write_report(folder).read_text()
+    assert "mistakes.json is damaged" in text and "python main.py" in text and "data:image/jpeg" in text  # the training batch
 
 
 def test_the_share_of_waiting_counts_time():
