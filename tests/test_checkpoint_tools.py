@@ -21,7 +21,8 @@ from weights.files import open_checkpoint
 import models
 from data.class_maps import read_class_map
 from engine.trained import load_trained
-from utils.errors import UserError
+from utils.errors import OutputError, UserError
+from utils.files import atomic_write
 
 
 @pytest.fixture(scope="module")
@@ -512,3 +513,14 @@ def test_tensors_without_a_name_and_too_large_ones(tmp_path, trained):
     torch.save({"head.weight": torch.zeros(1).expand(10**8, 10**8)}, tmp_path / "large.pth")
     error = refused("strip", tmp_path / "large.pth", "--output", tmp_path / "small.pth")
     assert error.status == 3 and "too large for the memory" in str(error) and not (tmp_path / "small.pth").exists()
+
+
+def test_devices_pipes_and_links_are_not_replaced(tmp_path, trained):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        error = refused("strip", trained[0] / "best.pth", "--output", tmp_path / name, "--force")
+        assert "no regular file" in str(error)
+        with pytest.raises(OutputError, match="is no regular file"), atomic_write(tmp_path / name):
+            pass
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink() and len(os.listdir(tmp_path)) == 2

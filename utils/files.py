@@ -28,6 +28,8 @@ def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None) -> Itera
     start = os.fsdecode(os.fsencode(path.name)[:200])  # of a name as long as the file system takes
     temporary = path.with_name(f".{start}.{os.getpid()}.tmp")
     try:
+        with contextlib.suppress(FileNotFoundError):
+            require_no_device(path)  # which would be replaced, for all programs of the machine
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             yield file
@@ -61,7 +63,7 @@ def require_no_device(path: os.PathLike) -> None:
     """Raises OSError for a pipe or a device, which reading would wait at for ever."""
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise OSError(errno.EINVAL, "is no regular file")
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
 
 
 def open_regular(path: os.PathLike) -> BinaryIO:

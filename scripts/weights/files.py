@@ -215,6 +215,8 @@ def require_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
     """
     if output.is_dir():
         raise ConfigError(f"--output: {output} is a folder; give a file's name")
+    if output.is_symlink() or (output.exists() and not output.is_file()):  # would be replaced, as /dev/stdout or /dev/null
+        raise ConfigError(f"--output: {output} is a link or a device, no regular file; give a file's name")
     if not output.exists():
         return
     if any(path.exists() and output.samefile(path) for path in inputs):
