@@ -143,7 +143,7 @@ def test_of_a_run_that_is_under_way(write_config, tmp_path, monkeypatch):
     assert (away / "report.html").is_file() and (away / "mistakes.json").is_file() and (folder / "report.html").is_file()
 
 
-def test_what_is_no_run_is_one_line(tmp_path, finished):
+def test_what_is_no_run_is_one_line(tmp_path, finished, capsys):
     for make, error, words in [
         (lambda folder: None, DataError, "metrics.jsonl: cannot be read"),
         (lambda folder: (folder / "metrics.jsonl").write_text("{}\n[1]\nnull\n"), DataError, "holds no records"),
@@ -152,9 +152,15 @@ def test_what_is_no_run_is_one_line(tmp_path, finished):
     ]:
         make(tmp_path)
         with pytest.raises(error) as caught:
-            command.main([str(tmp_path)])
+            report.write_report(tmp_path)
         assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "report.html").exists()
+    shutil.copytree(finished, tmp_path / "good")
+    (tmp_path / "good/report.html").unlink()
+    assert command.main([str(tmp_path), str(tmp_path / "none"), str(tmp_path / "good")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "NO_KEY" in said[0] and "none/metrics.jsonl: cannot be read" in said[1]
+    assert (tmp_path / "good/report.html").is_file()  # the others are made
     with pytest.raises(ConfigError):
         command.main([])
 
