@@ -2,13 +2,13 @@
 
 import base64
 import json
-import math
 import shlex
 from pathlib import Path
 from statistics import median
 from typing import Any, Mapping, Optional, Sequence
 
 import cv2
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from yacs.config import CfgNode
 
@@ -72,7 +72,7 @@ def describe_run(run: Path) -> dict[str, Any]:
         "better": best[1] if best else "",
         "mistakes_said": said,
         "train_batch": picture_of(run / "train_batch.png"),
-        "commands": commands(run, cfg, facts.get("processes", 1)),
+        "commands": commands(run, cfg, processes if counts(processes := facts.get("processes")) else 1),
         "environment": environment_of(facts),
         "config": config_rows(cfg),
     }
@@ -92,7 +92,7 @@ def read_lines(path: Path) -> tuple[list[Record], int]:
     for line in lines:
         try:
             record = json.loads(line)
-            whole = type(record["update"]) is int and (record["kind"] == "start" or type(record["epoch"]) is int)
+            whole = counts(record["update"]) and (record["kind"] == "start" or counts(record["epoch"]))
             if whole and all(isinstance(record.get(name, {}), dict) for name in ("raw", "ema")):
                 records.append(record)
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -100,6 +100,10 @@ def read_lines(path: Path) -> tuple[list[Record], int]:
     if not records:
         raise DataError(f"{path}: holds no records; give the folder of a run that has begun")
     return records, len(lines) - len(records)
+
+
+def counts(value: Any) -> bool:
+    return type(value) is int and abs(value) < 10**15
 
 
 def split(records: Sequence[Record]) -> tuple[Record, list[Record], list[Record]]:
@@ -127,18 +131,41 @@ def result_of(run: Path, epochs: Sequence[Record]) -> dict[str, Any]:
 def mistakes_of(run: Path, epochs: Sequence[Record]) -> tuple[list[tuple[str, list[dict[str, Any]]]], str]:
     """By weights, the sections that the task made of its last evaluation; and what to say of them."""
     found = read_object(run / MISTAKES)
-    weights = found.get("weights")
-    if not isinstance(weights, dict) or not weights:
+    if not found:
         return [], f"{MISTAKES} is not there: it is written with the evaluation after the last epoch."
-    said = f"From the evaluation after epoch {found.get('epoch', 0) + 1}."
+    weights, epoch = found.get("weights"), found.get("epoch")
+    if not (isinstance(weights, dict) and counts(epoch) and all(map(are_sections, weights.values()))):
+        return [], f"{MISTAKES} is damaged; the evaluation after the last epoch writes it."
+    said = f"From the evaluation after epoch {epoch + 1}."
     if not epochs or epochs[-1]["update"] != found.get("update"):
         said += " The run has gone on since."
     return list(weights.items()), said
 
 
+def are_sections(value: Any) -> bool:
+    """Whether it is what a task says of mistakes."""
+
+    def has(item: Any, **kinds: type) -> bool:
+        return isinstance(item, dict) and all(isinstance(item.get(key), kind) for key, kind in kinds.items())
+
+    def is_section(section: Any) -> bool:
+        if not has(section, title=str, text=str):
+            return False
+        if "pictures" not in section:
+            return has(section, columns=list, rows=list) and all(isinstance(row, list) for row in section["rows"])
+        pictures = section["pictures"]
+        return isinstance(pictures, list) and all(
+            has(picture, jpeg=str, key=str, title=str, notes=list, size=list) and len(picture["size"]) == 2 and all(map(counts, picture["size"]))
+            for picture in pictures
+        )
+
+    return isinstance(value, list) and all(map(is_section, value))
+
+
 def picture_of(path: Path) -> Optional[dict[str, Any]]:
     """A PNG as a JPEG for the page."""
-    picture = cv2.imread(str(path)) if path.is_file() else None
+    data = np.frombuffer(path.read_bytes() if path.is_file() else b"", np.uint8)  # cv2.imread dies of a path that is no UTF-8
+    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if picture is None:
         return None
     jpeg = encode_jpeg(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
@@ -149,8 +176,8 @@ def picture_of(path: Path) -> Optional[dict[str, Any]]:
 
 
 def number(value: Any) -> Optional[float]:
-    """None for what is no finite number."""
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+    """None for what is no finite number, or one that no chart can show."""
+    return float(value) if type(value) in (int, float) and abs(value) < 1e300 else None
 
 
 def weights_of(record: Record) -> list[str]:

@@ -81,7 +81,8 @@ def load_trained(path: Path, cfg_file: Optional[Path] = None, class_map: str = "
             of timm's lists; they win over the checkpoint's.
 
     Raises:
-        CheckpointError: no such file, a damaged one, one of another model, or without a config or class names.
+        CheckpointError: no such file, a damaged one, one of another model, without a config or class names, or with weights
+            that are not numbers.
         ConfigError: the config or the list of names cannot be used.
     """
     checkpoint = read_checkpoint(path)
@@ -106,4 +107,7 @@ def load_trained(path: Path, cfg_file: Optional[Path] = None, class_map: str = "
         raise CheckpointError(f"{path}: {error}") from None
     name = better_weights(checkpoint, weights)
     load_weights(model, weights[name], path)
+    for key, parameter in model.named_parameters():
+        if parameter.isnan().any():
+            raise CheckpointError(f"{path}: the numbers in its {key} are none (NaN), as of a training that failed; use another checkpoint")
     return Trained(path, model.eval(), cfg, classes, name)

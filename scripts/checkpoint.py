@@ -18,7 +18,7 @@ from typing import Optional, Sequence
 
 from cli import Parser, run_and_leave
 
-from utils.errors import ConfigError
+from utils.errors import CheckpointError, ConfigError
 
 SUBCOMMANDS = {  # by name: what it does; a module of weights/ each
     "info": "what a checkpoint is: model, parameters, classes, recipe, epoch, best metric, sizes, hash",
@@ -32,7 +32,14 @@ SUBCOMMANDS = {  # by name: what it does; a module of weights/ each
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
     args = build_parser().parse_args(argv)
-    return args.run(args)
+    from utils.device import is_out_of_memory
+
+    try:
+        return args.run(args)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CheckpointError(f"{args.subcommand}: the checkpoints' tensors are too large for the memory; use others, or another machine") from None
 
 
 def build_parser() -> argparse.ArgumentParser:

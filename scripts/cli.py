@@ -62,6 +62,8 @@ not_negative = number("of 0 or more", lambda value: 0 <= value < math.inf)
 
 def run_and_leave(main: Callable[[], int]) -> NoReturn:
     """Ends with the status that `main` returns; its errors are one line, and a scheduler's SIGTERM ends it as Ctrl-C does."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")  # names of files and classes may have characters that a terminal's encoding lacks
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(main())

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Iterator, Optional, Sequence
+from typing import BinaryIO, Iterable, Iterator, Mapping, Optional, Sequence
 
 from cli import Parser, run_and_leave, whole_number
 
@@ -54,7 +54,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     paths, problems, notes = find_images(name for given in args.inputs for name in (listed if given == STANDARD else [given]))
     if STANDARD in args.inputs and not listed:
         problems.append("-: standard input has no paths; give one in each line")
-    require_no_image(outputs, paths)
+    require_no_input(outputs, {"images": paths, "files that are read": [str(args.checkpoint), str(args.cfg or ""), args.classes]})
     for line in notes:
         say(f"note: {line}")
     if paths:
@@ -148,17 +148,29 @@ def require_usable(outputs: dict[str, str]) -> None:
             raise ConfigError(f"--{kind} {path or repr(path)}: is no regular file; give a file's name")
         existing = next(folder for folder in Path(path).absolute().parents if folder.exists())
         try:
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(path)  # refuses a name that is too long
             tempfile.TemporaryFile(dir=existing).close()
         except OSError as error:
             raise OutputError(f"--{kind} {path}: cannot be written ({error.strerror}); give a file in another folder") from None
 
 
-def require_no_image(outputs: dict[str, str], paths: Sequence[str]) -> None:
-    """Raises ConfigError for an output that would replace one of the images."""
-    images = {os.path.abspath(path) for path in paths} if outputs else set()
-    for kind, path in outputs.items():
-        if path != STANDARD and os.path.abspath(path) in images:
-            raise ConfigError(f"--{kind} {path}: is one of the images, too; give another name")
+def require_no_input(outputs: dict[str, str], inputs: Mapping[str, Iterable[str]]) -> None:
+    """Raises ConfigError for an output that would replace an input, whatever the names of both; `inputs` says what they are."""
+    there = {identity: (kind, path) for kind, path in outputs.items() if path != STANDARD and (identity := identity_of(path))}
+    for what, paths in inputs.items():
+        for found in (there.get(identity_of(path)) for path in paths if there):
+            if found:
+                raise ConfigError(f"--{found[0]} {found[1]}: is one of the {what}, too; give another name")
+
+
+def identity_of(path: str) -> Optional[tuple[int, int]]:
+    """The same for all names of a file; None if there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: of a name with a NUL
+        return None
+    return status.st_dev, status.st_ino
 
 
 @contextlib.contextmanager

@@ -1,10 +1,15 @@
-"""Writes a run's report.html anew, of a finished run or of one that is under way: python scripts/report.py output/fat_b0/default"""
+"""Writes a run's report.html anew, of a finished run or of one that is under way: python scripts/report.py output/fat_b0/default
+
+Of several runs each one that can be read; the exit status is that of the first error, 0 without one.
+"""
 
 import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
 from cli import Parser, run_and_leave
+
+from utils.errors import UserError, printable
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -13,9 +18,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
     from engine.report import write_report  # takes seconds
 
+    status = 0
     for run in args.runs:
-        print(f"wrote {write_report(run)}")
-    return 0
+        try:
+            print(f"wrote {printable(write_report(run))}", flush=True)
+        except UserError as error:
+            print(f"error: {printable(error)}", file=sys.stderr)
+            status = status or error.status
+    return status
 
 
 if __name__ == "__main__":

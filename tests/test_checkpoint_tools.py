@@ -21,7 +21,8 @@ from weights.files import open_checkpoint
 import models
 from data.class_maps import read_class_map
 from engine.trained import load_trained
-from utils.errors import UserError
+from utils.errors import OutputError, UserError
+from utils.files import atomic_write
 
 
 @pytest.fixture(scope="module")
@@ -503,3 +504,23 @@ def test_as_a_command(epochs, tmp_path):
     command = [sys.executable, ROOT / "scripts/checkpoint.py", "diff", epochs[0], epochs[1]]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout.splitlines()[-1].endswith("tensors differ; 0 tensors are equal")
+
+
+def test_tensors_without_a_name_and_too_large_ones(tmp_path, trained):
+    """A stored tensor of a few bytes may say that it is of any size."""
+    torch.save({"model": {1: torch.zeros(2)}}, tmp_path / "numbers.pth")
+    assert "numbers.pth: holds no model weights" in str(refused("info", tmp_path / "numbers.pth"))
+    torch.save({"head.weight": torch.zeros(1).expand(10**8, 10**8)}, tmp_path / "large.pth")
+    error = refused("strip", tmp_path / "large.pth", "--output", tmp_path / "small.pth")
+    assert error.status == 3 and "too large for the memory" in str(error) and not (tmp_path / "small.pth").exists()
+
+
+def test_devices_pipes_and_links_are_not_replaced(tmp_path, trained):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        error = refused("strip", trained[0] / "best.pth", "--output", tmp_path / name, "--force")
+        assert "no regular file" in str(error)
+        with pytest.raises(OutputError, match="is no regular file"), atomic_write(tmp_path / name):
+            pass
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink() and len(os.listdir(tmp_path)) == 2

@@ -223,10 +223,11 @@ def test_from_python(checkpoint, digits):
 
 def test_weights_that_are_no_numbers(checkpoint, digits, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
-    content["model"]["head.bias"].fill_(float("nan"))
-    torch.save(content, tmp_path / "nan.pth")
-    with pytest.raises(CheckpointError, match="nan.pth: the model's outputs are not finite"):
-        start("--checkpoint", tmp_path / "nan.pth", images_in(digits / "val")[0], "--csv", tmp_path / "x.csv")
+    for value, message in (("nan", "nan.pth: the numbers in its head.bias are none"), ("inf", "nan.pth: the model's outputs are not finite")):
+        content["model"]["head.bias"].fill_(float(value))
+        torch.save(content, tmp_path / "nan.pth")
+        with pytest.raises(CheckpointError, match=message):
+            start("--checkpoint", tmp_path / "nan.pth", images_in(digits / "val")[0], "--csv", tmp_path / "x.csv")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nan.pth"]
 
 
@@ -456,6 +457,32 @@ def test_refused(checkpoint, tmp_path, monkeypatch, digits, arguments, message):
     Path("file").write_text("as it was")
     assert message in str(error_of("--checkpoint", checkpoint, *arguments))
     assert sorted(os.listdir()) == ["file", "link", "x.png"] and Path("link").is_symlink() and Path("file").read_text() == "as it was"
+
+
+@pytest.mark.parametrize("flag, name, what", [
+    ("--csv", "best.pth", "files that are read"), ("--json", "names.txt", "files that are read"), ("--csv", "again.png", "images"),
+])  # fmt: skip
+def test_no_input_is_written_over(checkpoint, tmp_path, monkeypatch, digits, flag, name, what):
+    """Under another name of it, too."""
+    monkeypatch.chdir(tmp_path)
+    image = images_in(digits / "val")[0].read_bytes()
+    Path("best.pth").write_bytes(checkpoint.read_bytes())
+    Path("names.txt").write_text("a\nb\nc\n")
+    Path("x.png").write_bytes(image)
+    os.link("x.png", "again.png")
+    before = {path.name: path.read_bytes() for path in Path().iterdir()}
+    message = str(error_of("--checkpoint", "best.pth", "--classes", "names.txt", "x.png", flag, name))
+    assert message == f"{flag} {name}: is one of the {what}, too; give another name"
+    assert before == {path.name: path.read_bytes() for path in Path().iterdir()}
+
+
+def test_long_names(checkpoint, tmp_path, digits):
+    """As long as the file system takes, also while the file is being written; a longer one is said before the work."""
+    image = images_in(digits / "val")[0]
+    assert start("--checkpoint", checkpoint, image, "--csv", tmp_path / ("n" * 251 + ".csv")) == 0
+    error = error_of("--checkpoint", "none.pth", image, "--csv", tmp_path / ("n" * 252 + ".csv"))
+    assert error.status == 5 and "cannot be written (File name too long)" in str(error)
+    assert [len(path.name) for path in tmp_path.iterdir()] == [255]
 
 
 def test_an_output_that_cannot_be_written_at_the_end(checkpoint, digits, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -155,7 +156,7 @@ def test_of_a_run_that_is_under_way(write_config, tmp_path, monkeypatch):
     assert (away / "report.html").is_file() and (away / "mistakes.json").is_file() and (folder / "report.html").is_file()
 
 
-def test_what_is_no_run_is_one_line(tmp_path, finished):
+def test_what_is_no_run_is_one_line(tmp_path, finished, capsys):
     for make, error, words in [
         (lambda folder: None, DataError, "metrics.jsonl: cannot be read"),
         (lambda folder: (folder / "metrics.jsonl").write_text("{}\n[1]\nnull\n"), DataError, "holds no records"),
@@ -164,9 +165,15 @@ def test_what_is_no_run_is_one_line(tmp_path, finished):
     ]:
         make(tmp_path)
         with pytest.raises(error) as caught:
-            command.main([str(tmp_path)])
+            report.write_report(tmp_path)
         assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "report.html").exists()
+    shutil.copytree(finished, tmp_path / "good")
+    (tmp_path / "good/report.html").unlink()
+    assert command.main([str(tmp_path), str(tmp_path / "none"), str(tmp_path / "good")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "NO_KEY" in said[0] and "none/metrics.jsonl: cannot be read" in said[1]
+    assert (tmp_path / "good/report.html").is_file()  # the others are made
     with pytest.raises(ConfigError):
         command.main([])
 
@@ -208,6 +215,35 @@ def test_the_time_in_training():
     train = [{"update": 100, "images_per_second": 64.0}, {"update": 110, "images_per_second": 1.0}]
     rows = report.headline(None, [], "acc1", {"total_batch_size": 32}, train, None)
     assert {name: value for name, value, _ in rows}["Time in training"] == "6 min 10 s"
+
+
+@pytest.mark.parametrize("value", ["1e299", "-1e299", "1e999", "9" * 400, "true", '{"a": 1}'])
+def test_figures_beyond_all_charts(tmp_path, finished, value):
+    """Only the last log line and the last epoch have them."""
+    shutil.copy(finished / "config.yaml", tmp_path)
+    lines = (finished / "metrics.jsonl").read_text().splitlines()
+    for kind in ("train", "epoch"):
+        place = max(i for i, line in enumerate(lines) if f'"kind": "{kind}"' in line)
+        lines[place] = re.sub(r"(?<=: )-?\d+\.[\de-]+", value, lines[place])
+    huge = re.sub(r'"(epoch|update)": \d+', rf'"\1": {"9" * 400}', lines[-1])
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, huge]))
+    report.write_report(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert "1 line of metrics.jsonl left out" in text and "Learning rate" in text
+
+
+@pytest.mark.parametrize("mistakes", [
+    {"weights": 5}, {"weights": {"raw": 5}}, {"weights": {"raw": [5]}}, {"weights": {"raw": [{"title": "x"}]}}, {"weights": {"raw": []}, "epoch": "x"},
+    {"weights": {"raw": [{"title": "x", "text": "", "pictures": [{"jpeg": "", "key": "", "title": "", "notes": [], "size": ["x", 1]}]}]}, "epoch": 0},
+    {"weights": {"raw": [{"title": "x", "text": "", "columns": [], "rows": [5]}]}, "epoch": 0},
+])  # fmt: skip
+def test_damaged_mistakes_and_results_cost_their_part_alone(tmp_path, finished, mistakes):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")  # with no UTF-8 in its name
+    shutil.copytree(finished, folder)
+    (folder / "mistakes.json").write_text(json.dumps(mistakes))
+    (folder / "result.json").write_text(json.dumps({**json.loads((finished / "result.json").read_text()), "processes": "x"}))
+    text = report.write_report(folder).read_text()
+    assert "mistakes.json is damaged" in text and "python main.py" in text and "data:image/jpeg" in text  # the training batch
 
 
 def test_the_share_of_waiting_counts_time():

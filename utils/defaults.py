@@ -291,7 +291,7 @@ RULES = {
     "AUG.MIXUP_PROB": PROBABILITY,
     "AUG.MIXUP_SWITCH_PROB": PROBABILITY,
     "AUG.MIXUP_MODE": one_of("batch", "pair", "elem"),
-    "TEST.KNN": Rule("a list of whole numbers greater than 0", lambda v: all(type(k) is int and k > 0 for k in v) and len(set(v)) == len(v)),
+    "TEST.KNN": Rule("a list of whole numbers greater than 0, each once", lambda v: all(type(k) is int and k > 0 for k in v) and len(set(v)) == len(v)),
     "TEST.KNN_TEMPERATURE": POSITIVE,
     "TEST.SETS": Rule("names of sets, each once", lambda v: all(isinstance(n, str) and n for n in v) and len(set(v)) == len(v)),
     "TEST.IMG_SIZE": Rule("0, or between 32 and 4096", lambda value: value == 0 or 32 <= value <= 4096),

@@ -25,8 +25,11 @@ def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None) -> Itera
         OutputError: the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    start = os.fsdecode(os.fsencode(path.name)[:200])  # of a name as long as the file system takes
+    temporary = path.with_name(f".{start}.{os.getpid()}.tmp")
     try:
+        with contextlib.suppress(FileNotFoundError):
+            require_no_device(path)  # which would be replaced, for all programs of the machine
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             yield file
@@ -43,7 +46,7 @@ def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None) -> Itera
     except OSError as error:
         raise unwritable(error.filename2 or path, error) from None
     finally:
-        with contextlib.suppress(NotADirectoryError):  # a file stands where the folder should be
+        with contextlib.suppress(OSError):  # a file stands where the folder should be, or the disk is read-only: there is none
             temporary.unlink(missing_ok=True)
 
 
@@ -60,7 +63,7 @@ def require_no_device(path: os.PathLike) -> None:
     """Raises OSError for a pipe or a device, which reading would wait at for ever."""
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise OSError(errno.EINVAL, "is no regular file")
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
 
 
 def record_lines(path: os.PathLike) -> list[str]:

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from engine.trained import Trained, load_trained
 from models import FAT
 from utils.defaults import RULES
-from utils.errors import CheckpointError, ConfigError, DataError
+from utils.errors import CheckpointError, ConfigError, DataError, printable
 from utils.files import atomic_write, unwritable
 from utils.pictures import encode_png, titled
 
@@ -46,7 +46,7 @@ class Album:
             self.writer.flush()
         except OSError as error:
             raise unwritable(self.events, error) from None
-        print(f"wrote {path}", flush=True)
+        print(f"wrote {printable(path)}", flush=True)
 
     @property
     def events(self) -> Path:
@@ -171,7 +171,7 @@ def each_image(args: argparse.Namespace, trained: Trained, kind: str, draw: Call
             except DataError as error:
                 unreadable.append(str(error))
                 continue
-            print(f"{path}: {', '.join(map(said, shot.predictions[:3]))}", flush=True)
+            print(printable(f"{path}: {', '.join(map(said, shot.predictions[:3]))}"), flush=True)
             for part, picture in draw(shot):
                 file = "_".join(filter(None, [kind, name, part.replace(" ", "")]))
                 album.add(file, "/".join(filter(None, [kind, name, part])), picture)

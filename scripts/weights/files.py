@@ -80,7 +80,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     content = read_checkpoint(path)
     states = {"raw": _state(content, RAW, path), "ema": _state(content, EMA, path)}
     states = {name: state for name, state in states.items() if state}
-    if not states and all(isinstance(value, torch.Tensor) for value in content.values()):
+    if not states and _is_state(content):
         states = {"raw": _without_prefix(content)}
     if not states:
         raise CheckpointError(f"{path}: holds no model weights; use a checkpoint or a state dict")
@@ -105,10 +105,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def _state(content: Mapping[str, Any], keys: Sequence[str], path: Path) -> Optional[State]:
     found = [key for key in keys if isinstance(content.get(key), Mapping) and content[key]]
-    found = [key for key in found if all(isinstance(value, torch.Tensor) for value in content[key].values())]
+    found = [key for key in found if _is_state(content[key])]
     if len(found) > 1:
         raise CheckpointError(f"{path}: has weights under {' and '.join(map(repr, found))}; save those that you mean in a file alone")
     return _without_prefix(content[found[0]]) if found else None
+
+
+def _is_state(content: Mapping[Any, Any]) -> bool:
+    return all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items())
 
 
 def _without_prefix(state: State) -> State:
@@ -211,6 +215,8 @@ def require_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
     """
     if output.is_dir():
         raise ConfigError(f"--output: {output} is a folder; give a file's name")
+    if output.is_symlink() or (output.exists() and not output.is_file()):  # would be replaced, as /dev/stdout or /dev/null
+        raise ConfigError(f"--output: {output} is a link or a device, no regular file; give a file's name")
     if not output.exists():
         return
     if any(path.exists() and output.samefile(path) for path in inputs):
