@@ -63,8 +63,13 @@ def _create(name: str, pretrained: bool, checkpoint: Optional[str], kwargs: dict
     if pretrained:
         raise ValueError(f"pretrained: no weights of {name} are published with this code; give checkpoint=FILE, of main.py or the released code")
     _import("models")
-    if checkpoint is None:
-        return _timm.create_model(name, **kwargs)
+    try:
+        return _timm.create_model(name, **kwargs) if checkpoint is None else _from_checkpoint(name, checkpoint, kwargs)
+    except (TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{name}: the arguments are refused ({' '.join(str(error).split())})") from None
+
+
+def _from_checkpoint(name: str, checkpoint: str, kwargs: dict):
     before = {part for part in _PARTS if part in sys.modules}
     try:
         return _load(name, Path(checkpoint), kwargs)
@@ -88,9 +93,19 @@ def _load(name: str, path: Path, kwargs: dict):
         weights = found[better_weights(checkpoint, found)]
         model = _timm.create_model(name, **{**_settings(name, checkpoint, weights, path), **kwargs})
         (load_pretrained if "num_classes" in kwargs else load_weights)(model, weights, path)
+        model.pretrained_cfg.update(_told(checkpoint, path), num_classes=model.num_classes)
     except UserError as error:
         raise ValueError(str(error)) from None
     return model
+
+
+def _told(checkpoint: dict, path: Path) -> dict:
+    """What timm is to know of images and classes (`timm.data.resolve_model_data_config(model)`), as far as the checkpoint says it."""
+    from engine.trained import data_config
+    from utils.config import config_from
+
+    images = data_config(config_from(checkpoint["config"], f"{path}: its config")) if isinstance(checkpoint.get("config"), dict) else {}
+    return {**images, **({"label_names": checkpoint["classes"]} if isinstance(checkpoint.get("classes"), list) else {})}
 
 
 def _settings(name: str, checkpoint: dict, weights: dict, path: Path) -> dict:

@@ -29,7 +29,7 @@ from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
 from .plan import accumulation_for, plan_batches
 from .precision import create_precision
 from .progress import Progress
-from .reports import is_imagenet
+from .set_reports import is_imagenet
 from .resume import progress_of
 from .tasks import create_task
 from .trainer import Trainer

@@ -14,7 +14,7 @@ from utils.run_log import RunLog
 from .evaluate import summarize
 from .evaluation_sets import EvaluationSet, measured_corruptions
 from .predictions import Predictions, Records, by_target, score, with_labels
-from .reports import write_set
+from .set_reports import write_set
 from .set_specs import VAL
 
 

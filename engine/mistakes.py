@@ -14,7 +14,7 @@ from utils.metrics import ClassificationMetrics, top_classes
 from utils.peers import Peers
 from utils.pictures import encode_jpeg
 
-from .reports import meanings
+from .set_reports import meanings
 
 CONFUSIONS = 20  # pairs of classes that are shown
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from yacs.config import CfgNode
 
 from utils.config import leaf_keys, load_config, to_dict, value_of
-from utils.defaults import CONFIGS, DEFAULTS
+from utils.defaults import CONFIGS, DEFAULTS, is_cell
 from utils.errors import DataError
 from utils.files import record_lines, require_no_device, write_text
 from utils.pictures import encode_jpeg
@@ -367,7 +367,7 @@ def commands(run: Path, cfg: CfgNode, processes: int) -> list[tuple[str, str]]:
     launcher = ["python", *(["-m", "torch.distributed.launch", "--nproc_per_node", str(processes)] if processes > 1 else [])]
     own = [*launcher, "main.py", "--cfg", str(run / "config.yaml")]
     found = [("Train it again, beside this run", shlex.join([*own, "--tag", f"{cfg.TAG}_again"]))]
-    if cfg.REPRODUCES:
+    if cfg.REPRODUCES and is_cell(cfg.REPRODUCES):
         recipe = ["--cfg", f"configs/{cfg.REPRODUCES}.yaml", *opts_over(CONFIGS / f"{cfg.REPRODUCES}.yaml", cfg)]
         target = cfg.REPRODUCES.rpartition("/")[0] or "classification"
         found += [

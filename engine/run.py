@@ -43,7 +43,7 @@ from .model import deploy_model, prepare_model
 from .predictions import Predictions
 from .preflight import look_ahead, rehearse
 from .report import MISTAKES, REPORT, RESULT, write_report
-from .reports import is_imagenet, table
+from .set_reports import is_imagenet, table
 from .resume import Found, config_changes, find_checkpoint, fit_progress, progress_of, stamp_of
 from .set_specs import VAL, read_sets
 from .tasks import create_task

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
 import torch
 from torch import nn
@@ -19,8 +19,17 @@ from utils.files import open_regular
 
 from .build import better_weights
 from .checkpoint import load_weights, read_checkpoint, weights_of
-from .reports import is_imagenet, meanings
+from .set_reports import is_imagenet, meanings
 from .tasks import create_task
+
+
+def data_config(cfg: CfgNode) -> dict[str, Any]:
+    """How the config's evaluation prepares an image, in timm's words (`timm.data.resolve_data_config`); one view of it."""
+    size = cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE
+    return {
+        "input_size": (3, size, size), "interpolation": cfg.DATA.INTERPOLATION, "mean": tuple(cfg.DATA.MEAN), "std": tuple(cfg.DATA.STD),
+        "crop_pct": cfg.TEST.CROP_PCT, "crop_mode": "center",
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)

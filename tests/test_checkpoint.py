@@ -182,7 +182,7 @@ def test_content_and_files_of_a_run(write_config, tmp_path):
     path = write_config(SAVE_FREQ=1)
     run("--cfg", path)
     folder = tmp_path / "output/fat_tiny/default"
-    names = {".lock", "last.pth", "previous.pth", "best.pth", "epoch_1.pth", "epoch_2.pth", "config.yaml", "log.txt", "metrics.jsonl", "result.json", "tensorboard", "train_batch.png"}
+    names = {".lock", "last.pth", "previous.pth", "best.pth", "epoch_1.pth", "epoch_2.pth", "config.yaml", "log.txt", "metrics.jsonl", "mistakes.json", "report.html", "result.json", "tensorboard", "train_batch.png"}
     assert {file.name for file in folder.iterdir()} == names
     checkpoint = load(folder / "last.pth")
     assert set(checkpoint) == {"model", "ema", "optimizer", "lr_scheduler", "scaler", "rng", "progress", "config", "classes", "plan"}

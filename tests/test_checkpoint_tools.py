@@ -325,7 +325,7 @@ def test_bad_arguments_and_files_are_one_line_and_write_nothing(trained, epochs,
         (["average", a, b, "--soup", "--data-path", "absent", *x], 2, "absent"),
         (["convert", a, "--to", "ours", *x], 3, "is this project's already"),
         (["convert", a, "--to", "released", "--cfg", "y", *x], 2, "--cfg: the released code's files"),
-        (["diff", a, b, "--tolerance", "-1"], 2, "no number from 0 on"),
+        (["diff", a, b, "--tolerance", "-1"], 2, "no number of 0 or more"),
         (["sharpen", a], 2, "invalid choice: 'sharpen'"),
     ]:
         error = refused(*argv)

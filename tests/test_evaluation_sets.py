@@ -21,7 +21,7 @@ from data.corruptions import CorruptedSource, corrupt, failure_of
 from data.sources import open_source
 from engine.evaluation_sets import _subset, label_folders, match_labels
 from engine.predictions import Predictions
-from engine.reports import PUBLISHED, is_imagenet, meanings, table
+from engine.set_reports import PUBLISHED, is_imagenet, meanings, table
 from engine.set_specs import SetSpec, read_sets
 from utils.errors import ConfigError, DataError
 from utils.metrics import calibration, corruption_errors

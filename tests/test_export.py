@@ -20,7 +20,7 @@ from test_fuse import realistic
 
 from engine.trained import load_trained
 from utils.config import config_from, to_dict
-from utils.errors import DataError, UserError
+from utils.errors import DataError, OutputError, UserError
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -236,6 +236,18 @@ def test_timm_loads_the_folder(tmp_path, digits, photos, model, config):
         assert torch.equal(loaded(images), trained.model(images))
     assert loaded.pretrained_cfg["label_names"] == NAMES
     assert timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=7)(images).shape == (len(paths), 7)  # to fine-tune
+
+
+def test_a_full_disk_is_one_line_for_safetensors_too(checkpoint, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*args, **settings):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("exports.hub.save_for_hf", full)
+    with pytest.raises(OutputError, match="cannot be written .*No space left.*free space") as caught:
+        export.main(["hub", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")])
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_the_hub_without_a_network(checkpoint, tmp_path, monkeypatch):

@@ -49,6 +49,18 @@ def test_a_runs_checkpoint(tmp_path):
     assert tuned.head.out_features == 7 and torch.equal(tuned.patch_embed.conv1.conv[0].weight, ema.patch_embed.conv1.conv[0].weight)
 
 
+def test_timm_knows_how_images_are_prepared(tmp_path):
+    content = {"model": realistic(num_classes=3).state_dict(), "config": config(NAME="fat_tiny"), "classes": ["a", "b", "c"]}
+    content["config"]["DATA"] |= {"IMG_SIZE": 96, "INTERPOLATION": "bilinear", "MEAN": [0.1, 0.2, 0.3]}
+    content["config"]["TEST"]["CROP_PCT"] = 1.0
+    torch.save(content, tmp_path / "best.pth")
+    model = hub("fat_tiny", checkpoint=tmp_path / "best.pth")
+    found = timm.data.resolve_model_data_config(model)
+    assert found["input_size"] == (3, 96, 96) and found["interpolation"] == "bilinear" and found["crop_pct"] == 1.0 and found["mean"] == (0.1, 0.2, 0.3)
+    assert model.pretrained_cfg["label_names"] == ["a", "b", "c"] and model.pretrained_cfg["num_classes"] == 3
+    assert timm.create_model("fat_tiny").pretrained_cfg["input_size"] == (3, 224, 224)  # another model's is its own
+
+
 @pytest.mark.parametrize("settings", [{}, {"distilled": True}])
 @pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": state, "epoch": 300}])
 def test_bare_weights(tmp_path, settings, wrap):
@@ -63,6 +75,9 @@ def test_bare_weights(tmp_path, settings, wrap):
     (lambda path: {"checkpoint": path / "none.pth"}, "none.pth: cannot be read"),
     (lambda path: {"checkpoint": path / "b.pth"}, "b.pth: is of another model"),
     (lambda path: {"checkpoint": path / "run.pth"}, "run.pth: is of fat_b0, not fat_tiny"),
+    (lambda path: {"checkpoint": 5}, "fat_tiny: the arguments are refused"),
+    (lambda path: {"bogus": 1}, "fat_tiny: the arguments are refused"),
+    (lambda path: {"num_classes": "x"}, "fat_tiny: the arguments are refused"),
 ])  # fmt: skip
 def test_refused(tmp_path, make, message):
     small = timm.create_model("fat_small", num_classes=2).state_dict()

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from conftest import Job, Stop, error_of, run, stop_at_update
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, OutputError
+from utils.loggers import wandb_run
 from utils.loggers.csv_files import CsvFiles, flat
 from utils.run_log import RunLog
 
@@ -152,6 +153,15 @@ def test_a_network_that_is_down_at_the_start_ends_no_training_and_a_refusal_does
     failure = module.errors.UsageError("no API key\nconfigured")
     with pytest.raises(ConfigError, match="no API key configured.*wandb login"):
         RunLog(tmp_path, True, ["wandb"]).open_records(-1, 0)
+
+
+def test_a_full_disk_does_not_hide_another_error(tmp_path):
+    """The warning cannot be written either: what ended the run is said, not that."""
+
+    def warn(line):
+        raise OutputError("log.txt: cannot be written")
+
+    wandb_run.WandbRun(tmp_path, {}, warn)._lost(RuntimeError("gone"))
 
 
 def test_an_error_ends_the_run_at_w_and_b_too(write_config, monkeypatch):

@@ -137,6 +137,7 @@ def test_released_and_bidirectional_have_the_same_parameters():
 @pytest.mark.parametrize("arguments, message", [
     (dict(interaction="both"), "interaction is 'both'.*released"),
     (dict(dim=10, num_heads=3), "10 is not divisible by num_heads 3"),
+    (dict(kernel_size=4), "kernel_size 4 is even"),
     (dict(window_size=3), "window_size is 3.*power of two"),
 ])  # fmt: skip
 def test_fasa_refuses(arguments, message):

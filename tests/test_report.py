@@ -210,6 +210,16 @@ def test_the_best_is_the_highest_and_of_several_the_first():
     assert report.best_of(epochs, "acc1") == (9.0, "raw", epochs[1]) and report.best_of(epochs[3:], "acc1") is None
 
 
+def test_a_cell_whose_recipe_is_gone_has_no_command(tmp_path, finished):
+    cfg = load_config(finished / "config.yaml").clone()
+    cfg.defrost()
+    titles = []
+    for cell in ("fat_b0", "gone"):
+        cfg.REPRODUCES = cell
+        titles.append([title for title, _ in report.commands(tmp_path, cfg, 1)])
+    assert "Put it into the tables" in titles[0] and "Put it into the tables" not in titles[1] and len(titles[1]) == len(titles[0]) - 2
+
+
 def test_the_time_in_training():
     """100 updates of 32 images at 64 images/s, then 10 at 1 image/s."""
     train = [{"update": 100, "images_per_second": 64.0}, {"update": 110, "images_per_second": 1.0}]

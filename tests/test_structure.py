@@ -51,8 +51,8 @@ def test_every_requirement_is_imported():
     listed = {names.get(package, package) for package in listed if package}
     used = set().union(*(imports(path) for part in LAYERS for path in files(part)))
     # NVIDIA apex and nvImageCodec; ImageNet-C's images made here; the benchmark's, the quickstart's and prepare_data.py's own;
-    # pyarrow comes with datasets, huggingface_hub with timm; LOGGERS wandb; scripts/export.py's onnxruntime
-    optional = {"apex", "nvidia", "imagecorruptions", "openvino", "sklearn", "mlxtend", "scipy", "pyarrow", "huggingface_hub", "wandb", "onnxruntime"}
+    # pyarrow comes with datasets, huggingface_hub and safetensors with timm; LOGGERS wandb; scripts/export.py's onnxruntime
+    optional = {"apex", "nvidia", "imagecorruptions", "openvino", "sklearn", "mlxtend", "scipy", "pyarrow", "huggingface_hub", "safetensors", "wandb", "onnxruntime"}
     siblings = {path.relative_to(ROOT / "scripts").parts[0].removesuffix(".py") for path in files("scripts")}
     assert used - set(sys.stdlib_module_names) - PARTS - siblings - optional == listed - {"tensorboard"}
     assert "torch.utils.tensorboard" in (ROOT / "utils/loggers/tensorboard_files.py").read_text()

@@ -55,7 +55,7 @@ class FASA(nn.Module):
     Shapes: (B, C, H, W) -> (B, C, H, W), any H and W.
 
     Raises:
-        ValueError: unknown `interaction` or `downsampling`, `dim` not divisible by `num_heads`, or `window_size` no power of two.
+        ValueError: unknown `interaction` or `downsampling`, `dim` not divisible by `num_heads`, `kernel_size` even, or `window_size` no power of two.
     """
 
     def __init__(
@@ -73,6 +73,8 @@ class FASA(nn.Module):
             raise ValueError(f"interaction is {interaction!r}; known: {', '.join(INTERACTIONS)}")
         if downsampling not in DOWNSAMPLINGS:
             raise ValueError(f"downsampling is {downsampling!r}; known: {', '.join(DOWNSAMPLINGS)}")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size {kernel_size} is even; the map would not keep its size")
         if dim % num_heads:
             raise ValueError(f"dim {dim} is not divisible by num_heads {num_heads}")
         self.num_heads, self.window_size = num_heads, window_size

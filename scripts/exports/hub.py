@@ -12,10 +12,11 @@ from yacs.config import CfgNode
 
 from engine.checkpoint import read_checkpoint
 from engine.report import RESULT, read_object
-from engine.reports import meanings
+from engine.set_reports import meanings
 from engine.resume import progress_of
+from engine.trained import data_config
 from utils.config import value_of
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, OutputError
 from utils.provenance import commit
 
 from .job import ExportError, Job, first_line, needed, preprocessing
@@ -25,7 +26,7 @@ RECIPE = (  # of the card
     ("epochs", "TRAIN.EPOCHS"), ("optimizer", "TRAIN.OPTIMIZER.NAME"), ("LR per 512 images", "TRAIN.BASE_LR"), ("schedule", "TRAIN.LR_SCHEDULER.NAME"),
     ("weight decay", "TRAIN.WEIGHT_DECAY"), ("images per update", "TRAIN.TOTAL_BATCH_SIZE"), ("drop path", "MODEL.DROP_PATH_RATE"),
     ("label smoothing", "MODEL.LABEL_SMOOTHING"), ("augmentation policy", "AUG.AUTO_AUGMENT"), ("mixup", "AUG.MIXUP"), ("cutmix", "AUG.CUTMIX"),
-    ("random erasing", "AUG.REPROB"), ("weights averaged by", "EMA.DECAY"),
+    ("random erasing", "AUG.REPROB"), ("EMA decay", "EMA.DECAY"),
 )  # fmt: skip
 
 
@@ -47,23 +48,20 @@ def export(job: Job) -> None:
 
 def write(job: Job, folder: Path) -> None:
     """Weights and timm's config.json."""
-    trained, prepared = job.trained, preprocessing(job.trained)
+    from safetensors import SafetensorError
+
+    trained = job.trained
     told = {name: meaning for name, meaning in zip(trained.classes, meanings(trained.classes)) if meaning}
     try:
         save_for_hf(
             trained.model,
             str(folder),
-            model_config={"label_names": trained.classes, **({"label_descriptions": told} if told else {})},
+            model_config={"pretrained_cfg": {"tag": job.cfg.TAG}, "label_names": trained.classes, **({"label_descriptions": told} if told else {})},
             safe_serialization=True,
-            data_config={
-                "input_size": (3, job.size, job.size),
-                "interpolation": prepared["interpolation"],
-                "mean": tuple(prepared["mean"]),
-                "std": tuple(prepared["std"]),
-                "crop_pct": prepared["crop_pct"],
-                "crop_mode": prepared["crop"],
-            },
+            data_config=data_config(job.cfg),
         )
+    except SafetensorError as error:
+        raise OutputError(f"{job.output}: cannot be written ({first_line(error)}); free space or change --output") from None
     except (ValueError, TypeError, AttributeError, AssertionError, KeyError) as error:
         raise ExportError(f"--checkpoint: timm cannot save {job.cfg.MODEL.NAME} ({first_line(error)})") from None
 
@@ -77,11 +75,8 @@ def verify(job: Job, folder: Path) -> None:
     images = torch.rand(2, 3, job.size, job.size, generator=torch.Generator().manual_seed(0))
     if not same or not torch.equal(model(images), job.trained.model(images)):
         raise ExportError(f"--checkpoint: timm makes another model of the folder than {job.cfg.MODEL.NAME} is; nothing is written")
-    data, prepared = resolve_model_data_config(model), preprocessing(job.trained)
-    wanted = {"input_size": [3, job.size, job.size], "crop_mode": prepared["crop"]}
-    wanted |= {key: prepared[key] for key in ("interpolation", "crop_pct", "mean", "std")}
-    plain = {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in data.items()}  # JSON has no tuples
-    different = {key: plain.get(key) for key, value in wanted.items() if plain.get(key) != value}
+    found = {key: tuple(value) if isinstance(value, list) else value for key, value in resolve_model_data_config(model).items()}  # JSON has no tuples
+    different = {key: found.get(key) for key, value in data_config(job.cfg).items() if found.get(key) != value}
     if different:
         raise ExportError(f"--checkpoint: timm would prepare images in another way ({different}); nothing is written")
     print("  timm.create_model('local-dir:...') has the same weights, logits to the last bit, and transform")

@@ -251,6 +251,7 @@ def preprocessing(trained: Trained) -> dict[str, Any]:
         "scale": "divided by 255",
         "mean": list(cfg.DATA.MEAN),
         "std": list(cfg.DATA.STD),
+        "evaluated_with": {"crops": cfg.TEST.CROPS, "flip": cfg.TEST.FLIP},  # 1 and False: one view, as above
     }
 
 

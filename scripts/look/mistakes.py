@@ -17,7 +17,7 @@ from engine.build import build_precision, loading
 from engine.evaluate import describe, evaluate
 from engine.mistakes import Errors, Mistakes
 from engine.model import prepare_model
-from engine.reports import meanings, write_csv
+from engine.set_reports import meanings, write_csv
 from engine.tasks import create_task
 from engine.trained import Trained, load_trained
 from utils.config import config_from, to_dict

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from engine.checkpoint import load_weights, read_checkpoint, weights_of
-from engine.reports import is_imagenet
+from engine.set_reports import is_imagenet
 from engine.resume import progress_of
 from engine.tasks import create_task
 from utils.config import leaf_keys, load_config, to_dict

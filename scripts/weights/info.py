@@ -9,7 +9,7 @@ from typing import Any, Mapping
 import torch
 
 from engine.download import sha256_of
-from engine.reports import is_imagenet
+from engine.set_reports import is_imagenet
 from utils.errors import printable
 
 from .files import ORIGIN, Checkpoint, guess_fat, megabytes, num_classes_in, open_checkpoint, parameters_in, shape_of_fat

@@ -1,5 +1,6 @@
 """Weights & Biases. Its own variables (WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_DIR, ...) say where a run goes."""
 
+import contextlib
 import importlib
 import os
 import secrets
@@ -8,7 +9,7 @@ from typing import Any, Callable, Mapping
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, OutputError
 from ..files import write_text
 from .base import Logger
 
@@ -86,7 +87,8 @@ class WandbRun(Logger):
     def _lost(self, error: Exception) -> None:
         self.run = None
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        self.warn(f"wandb: {reason[:200]}; the training goes on without it, metrics.jsonl has all figures")
+        with contextlib.suppress(OutputError):  # the disk is full, which the training's own files will say
+            self.warn(f"wandb: {reason[:200]}; the training goes on without it, metrics.jsonl has all figures")
 
     def _finish(self, status: int) -> None:
         """Sends the rest. An upload that takes too long is left to `wandb sync`: its files are whole."""
