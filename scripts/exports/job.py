@@ -213,7 +213,7 @@ class Job:
             OutputError: the folder cannot be written to.
         """
         folder = folder or self.output
-        temporary, is_new = None, not folder.exists()
+        temporary, new = None, [path for path in (folder, *folder.parents) if not path.exists()]  # the deepest first
         try:
             folder.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{os.getpid()}-", suffix=".tmp", dir=folder))
@@ -228,9 +228,9 @@ class Job:
         finally:
             if temporary:
                 shutil.rmtree(temporary, ignore_errors=True)
-            if is_new:
+            for path in new:
                 with contextlib.suppress(OSError):  # it has files
-                    folder.rmdir()
+                    path.rmdir()
 
     def describe(self, staged: Path, file: str, compared: dict[str, Any], **more: Any) -> None:
         """Writes what is said of a file beside it, as <file>.json."""
