@@ -1,6 +1,7 @@
 """What is made of predictions: a table, CSV, JSON, a contact sheet."""
 
 import json
+import os
 from array import array
 from typing import Any, BinaryIO, Iterator, Mapping, Sequence
 
@@ -26,6 +27,7 @@ class Results:
     """
 
     def __init__(self, trained: Trained, paths: Sequence[str], with_sheet: bool):
+        self.model = f"{trained.cfg.MODEL.NAME}, {trained.weights} weights of {printable(trained.path)}"
         self.classes, self.names = trained.classes, trained.names
         # A name alone may be that of two classes, as ImageNet's "crane" and "maillot".
         self.said = [printable(name if name == own else f"{name} ({own})") for own, name in zip(self.classes, self.names)]
@@ -43,7 +45,8 @@ class Results:
         if self.with_sheet and len(self.tiles) < SHEET_IMAGES:
             small = prediction.pixels.shape[0] <= SIDE  # then `grid` makes it larger, pixel by pixel
             pixels = prediction.pixels.copy() if small else cv2.resize(prediction.pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-            self.tiles.append((pixels, f"{100 * prediction.probabilities[0]:.1f}% {self.names[prediction.labels[0]]}"))
+            said = f"{100 * prediction.probabilities[0]:.0f} %: {self.names[prediction.labels[0]]}"
+            self.tiles.append((pixels, f"{said}\n{printable(os.path.basename(prediction.path))}"))
 
     def rows(self, prediction: Prediction) -> str:
         """An image's rows of the table, below the table's head if it is the first one."""
@@ -79,5 +82,5 @@ class Results:
     def write_sheet(self, file: BinaryIO) -> str:
         shown = f"{len(self.tiles)} images" if len(self.tiles) == len(self.paths) else f"the first {len(self.tiles)} of {len(self.paths)} images"
         pictures, captions = zip(*self.tiles)
-        file.write(encode_png(titled(grid(pictures, captions, SIDE, min(SHEET_COLUMNS, len(pictures))), shown)))
+        file.write(encode_png(titled(grid(pictures, captions, SIDE, min(SHEET_COLUMNS, len(pictures))), f"{self.model}: {shown}")))
         return shown
