@@ -1,10 +1,8 @@
 """What a model got wrong: which classes it took for which, and the images that it was most wrong about."""
 
-import base64
-import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Optional, Sequence
+from typing import Optional, Sequence
 
 import numpy as np
 import torch
@@ -12,11 +10,6 @@ import torch.nn.functional as F
 
 from utils.metrics import ClassificationMetrics, top_classes
 from utils.peers import Peers
-from utils.pictures import encode_jpeg
-
-from .set_reports import meanings
-
-CONFUSIONS = 20  # pairs of classes that are shown
 
 
 @dataclass(frozen=True)
@@ -96,46 +89,3 @@ class Mistakes(ClassificationMetrics):
 def _by_loss(found: tuple) -> tuple[float, str]:
     """Sorts (loss, key, ...) by falling loss; of equal ones by key, in which no process and no batch has a part."""
     return -found[0], found[1]
-
-
-# For a run's report
-
-
-def worst_mistakes(errors: Errors, classes: Sequence[str]) -> dict[str, Any]:
-    """A section of the images with the largest loss, see `engine.tasks`."""
-    names = _names(classes)
-    pictures = [
-        {
-            "size": [mistake.pixels.shape[1], mistake.pixels.shape[0]],
-            "jpeg": base64.b64encode(encode_jpeg(mistake.pixels)).decode(),
-            "key": mistake.key,
-            "title": f"{_short(names[mistake.target])} \u2192 {_short(names[mistake.predicted])}",
-            "notes": [f"predicted with {mistake.probability:.1%}", f"loss {mistake.loss:.2f}" if math.isfinite(mistake.loss) else "loss not finite"],
-        }
-        for mistake in errors.worst
-    ]
-    text = "The validation images with the largest loss among those that were taken for another class: true class \u2192 prediction."
-    return {"title": "Worst mistakes", "text": text, "pictures": pictures}
-
-
-def frequent_confusions(errors: Errors, classes: Sequence[str]) -> dict[str, Any]:
-    """A section of the pairs of classes that were confused most often."""
-    names = _names(classes)
-    images: Counter = Counter()
-    for (target, _), count in errors.pairs.items():
-        images[target] += count
-    wrong = [(-count, target, predicted) for (target, predicted), count in errors.pairs.items() if target != predicted]
-    rows = [
-        [names[target], names[predicted], str(-count), f"{-count / images[target]:.1%}"]
-        for count, target, predicted in sorted(wrong)[:CONFUSIONS]
-    ]
-    text = f"{-sum(count for count, _, _ in wrong)} of {sum(images.values())} images were taken for another class, {len(wrong)} pairs of classes in all."
-    return {"title": "Most frequent confusions", "text": text, "columns": ["true class", "predicted", "images", "of the class"], "rows": rows}
-
-
-def _names(classes: Sequence[str]) -> list[str]:
-    return [f"{name} {told.split(', ')[0]}" if told else name for name, told in zip(classes, meanings(classes))]
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 40 else name[:39] + "\u2026"

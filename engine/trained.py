@@ -69,7 +69,6 @@ class Trained:
             OutputError: it cannot be read just now.
         """
         transform = self.transform(img_size)
-
         try:
             return transform(read_image(str(path), partial(open_regular, path), transform.decode, ""))
         except DataError as error:

@@ -16,7 +16,7 @@ from test_mistakes import ALONE, collected
 
 from engine import report
 from engine.charts import chart, scale, thinned
-from engine.mistakes import frequent_confusions, worst_mistakes
+from engine.findings import frequent_confusions, worst_mistakes
 from utils.config import load_config, to_dict
 from utils.errors import ConfigError, DataError
 

@@ -20,7 +20,8 @@ from utils.pictures import montage
 
 from ..criterion import create_criterion
 from ..distill import Distillation
-from ..mistakes import Errors, Mistakes, frequent_confusions, worst_mistakes
+from ..findings import frequent_confusions, worst_mistakes
+from ..mistakes import Errors, Mistakes
 from ..model import PooledFeatures, create_model
 from ..views import predict_views
 
