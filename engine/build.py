@@ -64,8 +64,6 @@ def build_trainer(
         cfg.TRAIN.TOTAL_BATCH_SIZE, cfg.TRAIN.ACCUMULATION_STEPS, cfg.DATA.BATCH_SIZE, launch.world_size
     )
     precision = build_precision(cfg, device)
-    if cfg.TRAIN.NONFINITE == "skip" and cfg.AMP.ENABLED and cfg.AMP.BACKEND == "apex":
-        raise ConfigError("TRAIN.NONFINITE skip does not work with AMP.BACKEND apex, which steps by itself; use raise")
     task = create_task(cfg)
     train_set = task.train_dataset()
     classes = list(train_set.classes)
@@ -103,7 +101,6 @@ def build_trainer(
     # Optimizer, schedule, average
     optimizer = build_optimizer(cfg, model, plan.scale_lr(cfg.TRAIN.BASE_LR))
     model_ema = ModelEmaV3(model, decay=cfg.EMA.DECAY, use_warmup=cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
-    model, optimizer = precision.prepare(model, optimizer)
     lr_scheduler = create_lr_scheduler(
         optimizer,
         name=cfg.TRAIN.LR_SCHEDULER.NAME,
@@ -256,7 +253,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module, lr: float) -> torch.op
 
 
 def build_precision(cfg: CfgNode, device: torch.device):
-    return create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, cfg.AMP.BACKEND, cfg.AMP.OPT_LEVEL, device)
+    return create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, device)
 
 
 def complexity_of(model: torch.nn.Module, cfg: CfgNode) -> Complexity:

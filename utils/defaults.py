@@ -126,8 +126,6 @@ DEFAULTS.EMA.WARMUP = False  # start with a shorter average
 DEFAULTS.AMP = Node()
 DEFAULTS.AMP.ENABLED = True
 DEFAULTS.AMP.DTYPE = "auto"  # auto (CUDA: bfloat16, or float16 on GPUs without it; CPU: float32), bfloat16, float16
-DEFAULTS.AMP.BACKEND = "native"  # native (torch.autocast), apex (NVIDIA apex, to be installed from its repository)
-DEFAULTS.AMP.OPT_LEVEL = "O1"  # apex: O1, O2
 
 DEFAULTS.AUG = Node()
 DEFAULTS.AUG.SCALE = [0.08, 1.0]  # share of the image that a random crop covers
@@ -166,6 +164,12 @@ ALIASES = {
     "MODEL.FAT.num_classes": "MODEL.NUM_CLASSES",
     "MODEL.FAT.drop_path_rate": "MODEL.DROP_PATH_RATE",
     "MODEL.FAT.use_checkpoint": "TRAIN.USE_CHECKPOINT",
+}
+
+# Keys of older configs that have gone: the values that mean what is done today, and what to say of others.
+RETIRED = {
+    "AMP.BACKEND": (("native",), "NVIDIA took apex.amp out of apex in 2025; leave the key out, torch.autocast is used"),
+    "AMP.OPT_LEVEL": (("O1",), "O2 was NVIDIA apex's, which has no amp any more; leave the key out, torch.autocast is used"),
 }
 
 
@@ -274,8 +278,6 @@ RULES = {
     "DISTILL.TAU": POSITIVE,
     "EMA.DECAY": BELOW_ONE,
     "AMP.DTYPE": one_of("auto", "bfloat16", "float16"),
-    "AMP.BACKEND": one_of("native", "apex"),
-    "AMP.OPT_LEVEL": one_of("O1", "O2"),
     "AUG.SCALE": SHARES,
     "AUG.RATIO": RANGE,
     "AUG.HFLIP": PROBABILITY,
