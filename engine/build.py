@@ -257,12 +257,17 @@ def build_precision(cfg: CfgNode, device: torch.device):
 
 
 def complexity_of(model: torch.nn.Module, cfg: CfgNode) -> Complexity:
+    """The model's size; also what shows that it takes images of DATA.IMG_SIZE.
+
+    Raises:
+        ConfigError: it does not.
+    """
     try:
         return measure_complexity(model, (3, cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE))
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except Exception as error:  # models raise of many kinds
         if is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split("\n")[0].split())
+        reason = " ".join((str(error) or type(error).__name__).split("\n")[0].split())
         raise ConfigError(
             f"DATA.IMG_SIZE: {cfg.MODEL.NAME} cannot take images of {cfg.DATA.IMG_SIZE} px ({reason}); use another size"
         ) from None

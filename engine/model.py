@@ -6,7 +6,7 @@ from typing import Any, Optional
 import timm
 import torch
 import torch.distributed as dist
-from timm.layers import convert_sync_batchnorm
+from timm.layers import DropPath, convert_sync_batchnorm
 from timm.models import is_model, list_models
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -31,6 +31,7 @@ def create_model(
     Args:
         model_type: 'fat', or 'timm' for any model in timm's registry.
         name: a registered model, or for 'fat' a name of one's own with the architecture in `fat`.
+        drop_path_rate: left out where a timm model has no drop path, see `has_drop_path`.
         fat: arguments of `models.FAT` that differ from the registered model; empty ones do not.
 
     Raises:
@@ -51,15 +52,24 @@ def create_model(
             registered = "fat_b0"
     elif not is_model(registered):
         raise ConfigError(f"MODEL.NAME is {name!r}, unknown to timm; {did_you_mean(name, list_models())}")
-    elif not drop_path_rate:
-        del settings["drop_path_rate"]  # not every timm model takes it
     try:
         if model_type == "timm" and getattr(timm.get_pretrained_cfg(registered), "fixed_input_size", False):
             settings["img_size"] = img_size
-        return timm.create_model(registered, pretrained=False, **settings)
+        try:
+            return timm.create_model(registered, pretrained=False, **settings)
+        except TypeError as error:
+            if model_type == "fat" or "drop_path_rate" not in str(error):
+                raise
+            del settings["drop_path_rate"]  # not every timm model takes it; `has_drop_path` tells
+            return timm.create_model(registered, pretrained=False, **settings)
     except (TypeError, ValueError, AssertionError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split("\n")[0].split())
         raise ConfigError(f"MODEL.NAME: {name} cannot be built ({reason}); check MODEL's values") from None
+
+
+def has_drop_path(model: nn.Module) -> bool:
+    """Whether training leaves out residual branches of the model at random."""
+    return any(isinstance(module, DropPath) and module.drop_prob for module in model.modules())
 
 
 class PooledFeatures(nn.Module):

@@ -39,7 +39,7 @@ from .evaluate_sets import evaluate_sets
 from .evaluation_sets import open_sets
 from .freeze import describe as describe_frozen
 from .knn import Bank, Embedding, Neighbours, require_neighbours
-from .model import deploy_model, prepare_model
+from .model import deploy_model, has_drop_path, prepare_model
 from .predictions import Predictions
 from .preflight import look_ahead, rehearse
 from .report import MISTAKES, REPORT, RESULT, write_report
@@ -257,6 +257,8 @@ def prepare(
 
     def introduction() -> None:
         introduce(log, cfg, launch, trainer, complexity, [*findings.lines(cfg.DATA.NUM_WORKERS), *forecast])
+        if cfg.MODEL.DROP_PATH_RATE and not has_drop_path(trainer.model):
+            log.warning(f"MODEL.DROP_PATH_RATE is {cfg.MODEL.DROP_PATH_RATE}, but {cfg.MODEL.NAME} has no drop path: it is left out")
         if cfg.TRAIN.FREEZE and not (pretrained or found.path):
             log.warning("TRAIN.FREEZE without MODEL.PRETRAINED (--pretrained): what is frozen has random weights, and keeps them")
         for line in [note, *describe_start(cfg, found, changes, trainer)]:
