@@ -32,6 +32,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     # Imported after the checks that need no torch, as it takes seconds.
     try:
         from engine.benchmark_data import benchmark_data
+        from engine.preprocessing import take_from_model
         from engine.run import check, evaluate_checkpoint, throughput, train
         from utils.device import is_out_of_memory, select_device, use_deterministic_algorithms
         from utils.distributed import process_group, read_launch
@@ -40,6 +41,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except ImportError as error:
         raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt") from None
 
+    cfg = take_from_model(cfg, given=args.opts[::2])
     keep_freed_memory()
     launch = read_launch(os.environ, args.local_rank)
     device = select_device(cfg.DEVICE, launch.local_rank)

@@ -28,6 +28,7 @@ from .nonfinite import FiniteGuard
 from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
 from .plan import accumulation_for, plan_batches
 from .precision import create_precision
+from .preprocessing import input_warnings
 from .progress import Progress
 from .set_reports import is_imagenet
 from .resume import progress_of
@@ -43,14 +44,14 @@ def run_directory(cfg: CfgNode) -> Path:
 
 def build_trainer(
     cfg: CfgNode, device: torch.device, peers: Peers, log: RunLog, pretrained: str
-) -> tuple[Trainer, Complexity, str]:
+) -> tuple[Trainer, Complexity, list[str]]:
     """Everything that a training run consists of, at its beginning. Writes nothing.
 
     Args:
         pretrained: weights to start from, '' for none.
 
     Returns:
-        The trainer, the model's size, and what to say of the weights it started from.
+        The trainer, the model's size, and what to say of the weights it started from, by lines.
 
     Raises:
         UserError: settings, data or weights that cannot be used.
@@ -94,7 +95,7 @@ def build_trainer(
     if distillation and hasattr(model, "set_distilled_training"):
         model.set_distilled_training()
     complexity = complexity_of(model, cfg)
-    pretrained_note = start_from(model, pretrained)
+    pretrained_notes = start_from(model, pretrained, cfg)
     model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, cfg.TRAIN.USE_CHECKPOINT)
     freeze(model, cfg.TRAIN.FREEZE)
 
@@ -179,7 +180,7 @@ def build_trainer(
             "commit": commit(),  # of the code that trains, which may be another one at the end
         },
     )
-    return trainer, complexity, pretrained_note
+    return trainer, complexity, pretrained_notes
 
 
 def build_distillation(cfg: CfgNode, classes: list[str], device: torch.device, peers: Peers) -> Optional[Distillation]:
@@ -273,17 +274,20 @@ def complexity_of(model: torch.nn.Module, cfg: CfgNode) -> Complexity:
         ) from None
 
 
-def start_from(model: torch.nn.Module, pretrained: str) -> str:
+def start_from(model: torch.nn.Module, pretrained: str, cfg: CfgNode) -> list[str]:
     """Loads MODEL.PRETRAINED, a file, into the model; returns what to say of it."""
     if not pretrained:
-        return ""
+        return []
     path = Path(pretrained)
     checkpoint = read_checkpoint(path)
     weights = weights_of(checkpoint, path)
     name = better_weights(checkpoint, weights)
     skipped = load_pretrained(model, weights[name], path)
     note = f"started from {path} ({name} weights)"
-    return note + (f"; of another size and initialised anew: {', '.join(skipped)}" if skipped else "")
+    note += f"; of another size and initialised anew: {', '.join(skipped)}" if skipped else ""
+    trained_with = checkpoint.get("config")
+    warnings = input_warnings(trained_with if isinstance(trained_with, dict) else None, cfg, training=True)
+    return [note, *(f"warning: {line}" for line in warnings)]
 
 
 def better_weights(checkpoint: dict[str, Any], weights: dict[str, Any]) -> str:

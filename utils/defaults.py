@@ -43,6 +43,7 @@ DEFAULTS.DATA.IMG_SIZE = 224
 DEFAULTS.DATA.INTERPOLATION = "bicubic"
 DEFAULTS.DATA.MEAN = [0.485, 0.456, 0.406]
 DEFAULTS.DATA.STD = [0.229, 0.224, 0.225]
+DEFAULTS.DATA.FROM_MODEL = False  # sizes, crop, mean, std and interpolation as timm has them for its model; those of --opts stay
 DEFAULTS.DATA.BACKEND = "pil"  # for training: pil (timm's pixels), cv2 (faster, the same draws), nvimgcodec (cv2, decodes crops only)
 DEFAULTS.DATA.NUM_WORKERS = 8  # per process
 DEFAULTS.DATA.PREFETCH = 2  # batches that each of them loads ahead
@@ -165,6 +166,12 @@ ALIASES = {
     "MODEL.FAT.drop_path_rate": "MODEL.DROP_PATH_RATE",
     "MODEL.FAT.use_checkpoint": "TRAIN.USE_CHECKPOINT",
 }
+
+# What shapes the images that a trained model sees; of DATA and TEST, a model in use depends on no other key.
+INPUT_KEYS = (
+    "DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "DATA.EXIF",
+    "TEST.IMG_SIZE", "TEST.CROP_PCT", "TEST.CROPS", "TEST.FLIP",
+)  # fmt: skip
 
 # Keys of older configs that have gone: the values that mean what is done today, and what to say of others.
 RETIRED = {
