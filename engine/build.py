@@ -23,7 +23,7 @@ from .checkpoint import Checkpointer, load_pretrained, read_checkpoint, weights_
 from .distill import Distillation, Inputs, Teacher, pretrained_teacher, trained_teacher
 from .download import local_file
 from .freeze import freeze
-from .model import prepare_model, wrap_model
+from .model import place, prepare_model, require_layout, wrap_model
 from .nonfinite import FiniteGuard
 from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
 from .plan import accumulation_for, plan_batches
@@ -96,6 +96,7 @@ def build_trainer(
         model.set_distilled_training()
     complexity = complexity_of(model, cfg)
     pretrained_notes = start_from(model, pretrained, cfg)
+    require_layout(model, device, cfg.TRAIN.CHANNELS_LAST)
     model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, cfg.TRAIN.USE_CHECKPOINT)
     freeze(model, cfg.TRAIN.FREEZE)
 
@@ -211,8 +212,7 @@ def build_distillation(cfg: CfgNode, classes: list[str], device: torch.device, p
         if not peers.launch.local_rank:
             peers.gather(None)
     teacher = Teacher(model, own, Inputs(cfg.DATA.MEAN, cfg.DATA.STD))
-    memory_format = torch.channels_last if cfg.TRAIN.CHANNELS_LAST else torch.preserve_format
-    teacher = teacher.to(device, memory_format=memory_format)
+    teacher = place(teacher, device, cfg.TRAIN.CHANNELS_LAST)
     return Distillation(teacher, cfg.DISTILL.KIND, cfg.DISTILL.ALPHA, cfg.DISTILL.TAU)
 
 

@@ -106,7 +106,37 @@ def prepare_model(
             ) from None
     if device.type == "cuda" and dist.is_initialized():
         model = convert_sync_batchnorm(model)  # timm's: torch's own would lose the activations of BatchNormAct2d
-    return model.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+    return place(model, device, channels_last)
+
+
+def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """Moves the model; with `channels_last` its weights of convolutions of images lie as NHWC maps do.
+
+    `Module.to(memory_format=...)` refuses models with weights of five dimensions, as of timm's lambda networks.
+    """
+    model = model.to(device)
+    if channels_last:
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.ndim == 4:
+                tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return model
+
+
+def require_layout(model: nn.Module, device: torch.device, channels_last: bool) -> None:
+    """Refuses what ends the process: on CPUs, torch 2.15 writes beyond its memory in the backward pass of a strided convolution
+    of 1 x 1 px over the three channels of an image in NHWC, as in the stems of RepVGG and FastViT.
+
+    Raises:
+        ConfigError: the model has one.
+    """
+    if device.type != "cpu" or not channels_last:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.kernel_size == (1, 1) and module.stride > (1, 1):
+            raise ConfigError(
+                f"TRAIN.CHANNELS_LAST: torch on CPUs cannot train {type(model).__name__} with it (its {name}, 1 x 1 px with stride "
+                "over three channels, ends the process); set it to False"
+            )
 
 
 def deploy_model(model: nn.Module, dtype: Optional[torch.dtype]) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from conftest import error_of, run
 
 from engine import freeze
-from engine.model import create_model, has_drop_path
+from engine.model import create_model, has_drop_path, place
 from engine.optim import create_optimizer
 from utils import macs
 from utils.macs import measure_complexity
@@ -98,6 +98,28 @@ def test_a_model_with_drop_path_is_not_warned_about(tmp_path, capsys):
     run(*common, "MODEL.NAME", "test_vit", "DATA.IMG_SIZE", 32)
     run(*common, "MODEL.NAME", "ghostnet_050", "DATA.IMG_SIZE", 32, "MODEL.DROP_PATH_RATE", 0)
     assert "drop path" not in capsys.readouterr().out
+
+
+# NHWC
+
+
+def test_weights_of_five_dimensions_stay_as_they_are():
+    with torch.device("meta"):
+        model = timm.create_model("lambda_resnet26t", num_classes=3)
+    plain = place(timm.create_model("test_resnet"), torch.device("cpu"), channels_last=True)
+    expected = timm.create_model("test_resnet").to(memory_format=torch.channels_last)
+    strides = {key: value.stride() for key, value in expected.state_dict().items()}
+    assert {key: value.stride() for key, value in plain.state_dict().items()} == strides
+    placed = place(model, torch.device("meta"), channels_last=True)
+    assert any(value.ndim == 5 for value in placed.parameters())
+    assert placed.get_parameter("stem.conv1.conv.weight").is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "fastvit_t8"])
+def test_what_would_end_the_process_is_one_line(name, tmp_path):
+    few = ["--cfg", "configs/fat_b0.yaml", "--check", "--output", tmp_path, "--batch-size", 4, "--opts", *ON_NOISE, "MODEL.NAME", name]
+    assert "TRAIN.CHANNELS_LAST: torch on CPUs cannot train" in str(error_of(*few, "DATA.IMG_SIZE", 64))
+    run(*few, "DATA.IMG_SIZE", 64, "TRAIN.CHANNELS_LAST", "False")
 
 
 # MACs
