@@ -72,6 +72,21 @@ def has_drop_path(model: nn.Module) -> bool:
     return any(isinstance(module, DropPath) and module.drop_prob for module in model.modules())
 
 
+def published(name: str, key: str):
+    """What timm says of its model of that name, a `timm.models.PretrainedCfg`, or None if it says nothing; `key` is the
+    config's that gives the name.
+
+    Raises:
+        ConfigError: timm knows no such model, or no such weights of it.
+    """
+    if not is_model(name):
+        raise ConfigError(f"{key} is {name!r}, unknown to timm; {did_you_mean(name, list_models())}")
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{key} is {name!r}: {error} Give another one, or the name without it") from None
+
+
 class PooledFeatures(nn.Module):
     """What a model's classifier sees of images: (B, 3, H, W) -> (B, D).
 
@@ -123,8 +138,8 @@ def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Mod
 
 
 def require_layout(model: nn.Module, device: torch.device, channels_last: bool) -> None:
-    """Refuses what ends the process: on CPUs, torch 2.15 writes beyond its memory in the backward pass of a strided convolution
-    of 1 x 1 px over the three channels of an image in NHWC, as in the stems of RepVGG and FastViT.
+    """Refuses what ends the process: on CPUs, torch 2.15 writes beyond its memory in the backward pass of a strided
+    convolution of 1 x 1 px over the three channels of an image in NHWC, as in the stems of RepVGG and FastViT.
 
     Raises:
         ConfigError: the model has one.
@@ -132,10 +147,12 @@ def require_layout(model: nn.Module, device: torch.device, channels_last: bool) 
     if device.type != "cpu" or not channels_last:
         return
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.kernel_size == (1, 1) and module.stride > (1, 1):
+        if not isinstance(module, nn.Conv2d) or module.in_channels != 3:
+            continue
+        if module.kernel_size == (1, 1) and module.stride > (1, 1):
             raise ConfigError(
-                f"TRAIN.CHANNELS_LAST: torch on CPUs cannot train {type(model).__name__} with it (its {name}, 1 x 1 px with stride "
-                "over three channels, ends the process); set it to False"
+                f"TRAIN.CHANNELS_LAST: torch on CPUs cannot train {type(model).__name__} with it (its {name}, 1 x 1 px "
+                "with stride over three channels, ends the process); set it to False"
             )
 
 

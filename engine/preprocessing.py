@@ -2,15 +2,14 @@
 
 from typing import Any, Collection, Mapping, Optional
 
-import timm
 from timm.data import resolve_data_config
-from timm.models import is_model
 from yacs.config import CfgNode
 
 from utils.config import to_dict, value_of
 from utils.defaults import INPUT_KEYS, RULES
 from utils.errors import ConfigError
 
+from .model import published
 from .resume import config_changes
 
 CROP_MODE = "center"  # what `data.transforms.eval_transform` does
@@ -19,8 +18,8 @@ MATTER_IN_TRAINING = ("DATA.MEAN", "DATA.STD", "DATA.INTERPOLATION")  # size and
 
 
 def take_from_model(cfg: CfgNode, given: Collection[str] = ()) -> CfgNode:
-    """The config with the preprocessing that timm says its model has, where DATA.FROM_MODEL asks for it; there the key is then
-    False, so that the config says all by itself and can be used again.
+    """The config with the preprocessing that timm says its model has, where DATA.FROM_MODEL asks for it; there the
+    key is then False, so that the config says all by itself and can be used again.
 
     Args:
         given: keys that keep the config's values, as those of --opts.
@@ -33,10 +32,11 @@ def take_from_model(cfg: CfgNode, given: Collection[str] = ()) -> CfgNode:
     values = of_model(cfg)
     if not values:
         raise ConfigError(
-            f"DATA.FROM_MODEL: {cfg.MODEL.NAME} is no timm model, whose preprocessing could be taken; set MODEL.TYPE timm and "
-            "MODEL.NAME, or leave it out"
+            f"DATA.FROM_MODEL: {cfg.MODEL.NAME} is no timm model, whose preprocessing could be taken; "
+            "set MODEL.TYPE timm and MODEL.NAME, or leave it out"
         )
-    values["TEST.IMG_SIZE"] = 0 if values["TEST.IMG_SIZE"] == values["DATA.IMG_SIZE"] else values["TEST.IMG_SIZE"]
+    if values["TEST.IMG_SIZE"] == values["DATA.IMG_SIZE"]:
+        values["TEST.IMG_SIZE"] = 0  # follows the other
     taken = cfg.clone()
     taken.defrost()
     taken.DATA.FROM_MODEL = False
@@ -57,14 +57,15 @@ def describe(cfg: CfgNode) -> str:
     training, evaluation = cfg.DATA.IMG_SIZE, cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE
     sizes = f"{training} px" if training == evaluation else f"{training} px, in evaluation {evaluation} px"
     as_there = f", as timm has them for {cfg.MODEL.NAME}" if of_model(cfg) and not differences(cfg) else ""
-    return f"images: mean {cfg.DATA.MEAN}, std {cfg.DATA.STD}, {cfg.DATA.INTERPOLATION}, {sizes}, crop {cfg.TEST.CROP_PCT:g}{as_there}"
+    colours = f"mean {cfg.DATA.MEAN}, std {cfg.DATA.STD}"
+    return f"images: {colours}, {cfg.DATA.INTERPOLATION}, {sizes}, crop {cfg.TEST.CROP_PCT:g}{as_there}"
 
 
 def input_warnings(trained_with: Optional[Mapping[str, Any]], cfg: CfgNode, training: bool = False) -> list[str]:
     """What weights see otherwise than they were trained with, a line each.
 
     Args:
-        trained_with: the config in their checkpoint; None if another tool wrote it, then the weights are taken to be timm's.
+        trained_with: the config in their checkpoint; None if another tool wrote it, then they are taken to be timm's.
         training: they are trained further, so that sizes and crops are no mistake.
     """
     keys = MATTER_IN_TRAINING if training else ("MODEL.FAT", *INPUT_KEYS)
@@ -74,7 +75,8 @@ def input_warnings(trained_with: Optional[Mapping[str, Any]], cfg: CfgNode, trai
     found = {key: text for key, text in differences(cfg).items() if key in keys or not training}
     if not found:
         return []
-    advice = "; DATA.FROM_MODEL True takes the model's" if any(not text.endswith(NOT_BUILT) for text in found.values()) else ""
+    can_be_mended = any(not text.endswith(NOT_BUILT) for text in found.values())
+    advice = "; DATA.FROM_MODEL True takes the model's" if can_be_mended else ""
     return [f"images are prepared otherwise than timm does for {cfg.MODEL.NAME}: {', '.join(found.values())}{advice}"]
 
 
@@ -92,7 +94,7 @@ def differences(cfg: CfgNode) -> dict[str, str]:
     for key, value in theirs.items():
         if ours[key] != value:
             found[key] = f"{key} {ours[key]} (there {value})" + NOT_BUILT * (not can_be_taken(key, value))
-    mode = timm.get_pretrained_cfg(cfg.MODEL.NAME).crop_mode
+    mode = published(cfg.MODEL.NAME, "MODEL.NAME").crop_mode
     if mode != CROP_MODE:
         found["crop_mode"] = f"crop mode {CROP_MODE} (there {mode}){NOT_BUILT}"
     return found
@@ -103,8 +105,10 @@ def of_model(cfg: CfgNode) -> dict[str, Any]:
 
     A size is a side in px, or (height, width) if these are not the same.
     """
-    known = timm.get_pretrained_cfg(cfg.MODEL.NAME) if cfg.MODEL.TYPE == "timm" and is_model(cfg.MODEL.NAME) else None
-    if known is None:
+    if cfg.MODEL.TYPE != "timm":
+        return {}
+    known = published(cfg.MODEL.NAME, "MODEL.NAME")
+    if known is None:  # a registered model of others
         return {}
     training = resolve_data_config(pretrained_cfg=known.to_dict())
     evaluation = resolve_data_config(pretrained_cfg=known.to_dict(), use_test_size=True)

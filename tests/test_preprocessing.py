@@ -135,6 +135,14 @@ def test_what_cannot_be_taken_is_said(write_config, name, part):
         assert part in said[0] and "FROM_MODEL" not in said[0]
 
 
+@pytest.mark.parametrize("key", ["MODEL.NAME", "DISTILL.TEACHER"])
+def test_a_tag_that_timm_does_not_know_is_one_line(write_config, key):
+    path = write_config(MODEL={"TYPE": "timm", "NAME": NAME}, DATA={"FROM_MODEL": key == "MODEL.NAME"})
+    for name, part in [("vit_tiny_patch16_224.nonsense", "Invalid pretrained tag (nonsense)"), ("vit_tinny", "unknown to timm; did you mean")]:
+        message = str(error_of("--cfg", path, "--check", "--opts", key, name))
+        assert message.startswith(f"{key} is {name!r}") and part in message
+
+
 def test_fat_has_nothing_to_take(write_config):
     assert "DATA.FROM_MODEL: fat_tiny is no timm model" in str(error_of("--cfg", write_config(), "--check", "--opts", "DATA.FROM_MODEL", "True"))
     assert input_warnings(None, load_config(write_config())) == []
