@@ -32,6 +32,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     # Imported after the checks that need no torch, as it takes seconds.
     try:
         from engine.benchmark_data import benchmark_data
+        from engine.preprocessing import take_from_model
         from engine.run import check, evaluate_checkpoint, throughput, train
         from utils.device import is_out_of_memory, select_device, use_deterministic_algorithms
         from utils.distributed import process_group, read_launch
@@ -40,6 +41,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except ImportError as error:
         raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt") from None
 
+    cfg = take_from_model(cfg, given=args.opts[::2])
     keep_freed_memory()
     launch = read_launch(os.environ, args.local_rank)
     device = select_device(cfg.DEVICE, launch.local_rank)
@@ -106,7 +108,7 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--resume", metavar="FILE", help="checkpoint to go on from, or to evaluate with --eval")
     parser.add_argument("--use-checkpoint", action="store_true", help="activation checkpointing: less memory, slower")
     parser.add_argument("--disable_amp", action="store_true", help="train and evaluate in float32")
-    parser.add_argument("--amp-opt-level", choices=["O0", "O1", "O2"], help="O0: float32, O1: autocast, O2: NVIDIA apex only")
+    parser.add_argument("--amp-opt-level", choices=["O0", "O1", "O2"], help="O0: float32, O1: autocast; O2 has gone with apex.amp")
     parser.add_argument("--output", metavar="DIR", help="where runs lie: <output>/<model name>/<tag>")
     parser.add_argument("--tag", help="name of the run")
     parser.add_argument("--eval", action="store_true", help="evaluate the weights of --resume and end")
@@ -121,7 +123,9 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--cache-mode", choices=["no", "full", "part"], help="with zip and tar files: read all of them (full), or this process' share (part), into memory")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by torch.distributed.launch")
     args = parser.parse_args(argv)
-    if args.disable_amp and args.amp_opt_level in ("O1", "O2"):
+    if args.amp_opt_level == "O2":
+        parser.error("--amp-opt-level O2: was NVIDIA apex's, which has no amp since 2025; use O1, torch's autocast, or O0, float32")
+    if args.disable_amp and args.amp_opt_level == "O1":
         parser.error(f"--disable_amp contradicts --amp-opt-level {args.amp_opt_level}; give one of them")
     if args.check and (args.eval or args.throughput):
         parser.error(f"--check contradicts {'--eval' if args.eval else '--throughput'}, it checks a training run; give one of them")
@@ -157,7 +161,6 @@ def config_flags(args: argparse.Namespace) -> dict[str, Any]:
         "OUTPUT": args.output,
         "TAG": args.tag,
         "AMP.ENABLED": False if args.disable_amp or level == "O0" else True if level else None,
-        "AMP.OPT_LEVEL": level if level in ("O1", "O2") else None,
     }
     return {key: value for key, value in flags.items() if value is not None}
 

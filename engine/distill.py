@@ -7,13 +7,13 @@ from typing import Any, Mapping, Optional, Sequence
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models import is_model, list_models
 from torch import nn
 
 import models  # noqa: F401  (registers FAT with timm)
-from utils.errors import CheckpointError, ConfigError, did_you_mean
+from utils.errors import CheckpointError, ConfigError
 
 from .checkpoint import first_difference
+from .model import published
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def pretrained_teacher(name: str, num_classes: int) -> tuple[nn.Module, Inputs]:
     Raises:
         ConfigError: unknown name, no weights, they cannot be downloaded, or are for another number of classes.
     """
-    known = _published(name)
+    known = published(name, "DISTILL.TEACHER")
     if known.num_classes != num_classes and known.has_weights:
         raise ConfigError(
             f"DISTILL.TEACHER: timm's {name} knows {known.num_classes} classes, the data set has {num_classes}; give a file of "
@@ -119,7 +119,7 @@ def trained_teacher(
         ConfigError: unknown name.
         CheckpointError: the weights are of another model or number of classes.
     """
-    known = _published(name)
+    known = published(name, "DISTILL.TEACHER")
     settings = {"img_size": data["IMG_SIZE"]} if known.fixed_input_size and "IMG_SIZE" in data else {}
     model = timm.create_model(name, pretrained=False, num_classes=num_classes, **settings)
     difference = first_difference(model, weights)
@@ -131,12 +131,6 @@ def trained_teacher(
     own = _inputs(known)
     size = (data["IMG_SIZE"],) * 2 if settings else own.size
     return model, Inputs(data.get("MEAN", own.mean), data.get("STD", own.std), size)
-
-
-def _published(name: str):
-    if not is_model(name):
-        raise ConfigError(f"DISTILL.TEACHER is {name!r}, unknown to timm; {did_you_mean(name, list_models())}")
-    return timm.get_pretrained_cfg(name)
 
 
 def _inputs(known) -> Inputs:

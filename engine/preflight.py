@@ -114,7 +114,7 @@ def _dry_step(trainer: Trainer, optimizer_of, batch):
             freeze.train(model)
             with precision.autocast():
                 loss = trainer.task.loss(model, batch)
-            precision.backward(loss, optimizer, last=True)
+            precision.backward(loss)
             precision.clip(optimizer, model.parameters(), trainer.clip_grad)
             precision.step(optimizer)
             optimizer.zero_grad()

@@ -39,9 +39,10 @@ from .evaluate_sets import evaluate_sets
 from .evaluation_sets import open_sets
 from .freeze import describe as describe_frozen
 from .knn import Bank, Embedding, Neighbours, require_neighbours
-from .model import deploy_model, prepare_model
+from .model import deploy_model, has_drop_path, prepare_model
 from .predictions import Predictions
 from .preflight import look_ahead, rehearse
+from .preprocessing import describe as describe_inputs, input_warnings
 from .report import MISTAKES, REPORT, RESULT, write_report
 from .set_reports import is_imagenet, table
 from .resume import Found, config_changes, find_checkpoint, fit_progress, progress_of, stamp_of
@@ -53,10 +54,6 @@ from .trainer import Trainer, describe_best, require_same_place
 # Besides checkpoints: what a run that starts over puts away.
 OF_ONE_RUN = (
     "metrics.jsonl", "config.yaml", "tensorboard", "train.csv", "epochs.csv", "wandb_id.txt", RESULT, MISTAKES, REPORT,
-)  # fmt: skip
-INPUT_KEYS = (  # shape what a model sees
-    "DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "TEST.IMG_SIZE", "TEST.CROP_PCT", "TEST.CROPS", "TEST.FLIP",
-    "MODEL.FAT",
 )  # fmt: skip
 
 
@@ -141,10 +138,11 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
     log.open()
     size = f"{len(val_set())} images" if not cfg.TEST.SETS else f"the sets {', '.join(cfg.TEST.SETS)}"
     log.info(f"evaluating {path} on {size} | {placement(launch, device)} | {precision}{' | fused' * cfg.TEST.FUSED}")
-    if isinstance(checkpoint.get("config"), dict):
-        for change in config_changes(checkpoint["config"], to_dict(cfg)):
-            if change.startswith(INPUT_KEYS):
-                log.warning(f"since training {change}")
+    if cfg.MODEL.TYPE == "timm":
+        log.info(describe_inputs(cfg))
+    trained_with = checkpoint.get("config")
+    for line in input_warnings(trained_with if isinstance(trained_with, dict) else None, cfg):
+        log.warning(line)
 
     @functools.lru_cache(maxsize=1)  # the workers of the one before end
     def loader(dataset) -> Loader:
@@ -249,7 +247,7 @@ def prepare(
     """
     require_loggers(cfg.LOGGERS)
     pretrained = "" if found.path else local_file(cfg.MODEL.PRETRAINED, launch, peers)
-    trainer, complexity, note = build_trainer(cfg, device, peers, log, pretrained)
+    trainer, complexity, notes = build_trainer(cfg, device, peers, log, pretrained)
     findings = rehearse(trainer, lambda model: build_optimizer(cfg, model, trainer.plan.scale_lr(cfg.TRAIN.BASE_LR)))
     changes = restore(trainer, found) if found.path else []
     forecast = look_ahead(trainer, findings)
@@ -257,9 +255,13 @@ def prepare(
 
     def introduction() -> None:
         introduce(log, cfg, launch, trainer, complexity, [*findings.lines(cfg.DATA.NUM_WORKERS), *forecast])
+        if cfg.MODEL.TYPE == "timm":
+            log.info(describe_inputs(cfg))
+        if cfg.MODEL.DROP_PATH_RATE and not has_drop_path(trainer.model):
+            log.warning(f"MODEL.DROP_PATH_RATE is {cfg.MODEL.DROP_PATH_RATE}, but {cfg.MODEL.NAME} has no drop path: it is left out")
         if cfg.TRAIN.FREEZE and not (pretrained or found.path):
             log.warning("TRAIN.FREEZE without MODEL.PRETRAINED (--pretrained): what is frozen has random weights, and keeps them")
-        for line in [note, *describe_start(cfg, found, changes, trainer)]:
+        for line in [*notes, *describe_start(cfg, found, changes, trainer)]:
             if line:
                 log.info(line)
 

@@ -19,6 +19,7 @@ from utils.files import open_regular
 
 from .build import better_weights
 from .checkpoint import load_weights, read_checkpoint, weights_of
+from .preprocessing import input_warnings, take_from_model
 from .set_reports import is_imagenet, meanings
 from .tasks import create_task
 
@@ -41,6 +42,7 @@ class Trained:
     cfg: CfgNode
     classes: list[str]  # in label order
     weights: str  # 'raw' or 'ema'
+    warnings: tuple[str, ...] = ()  # what it sees otherwise than it was trained with
 
     @property
     def is_of_imagenet(self) -> bool:
@@ -96,7 +98,7 @@ def load_trained(path: Path, cfg_file: Optional[Path] = None, class_map: str = "
     checkpoint = read_checkpoint(path)
     weights = weights_of(checkpoint, path)
     if cfg_file:
-        cfg = load_config(cfg_file)
+        cfg = take_from_model(load_config(cfg_file))
     elif isinstance(checkpoint.get("config"), dict):
         try:
             cfg = config_from(checkpoint["config"], f"{path}: its config")
@@ -118,4 +120,6 @@ def load_trained(path: Path, cfg_file: Optional[Path] = None, class_map: str = "
     for key, parameter in model.named_parameters():
         if parameter.isnan().any():
             raise CheckpointError(f"{path}: the numbers in its {key} are none (NaN), as of a training that failed; use another checkpoint")
-    return Trained(path, model.eval(), cfg, classes, name)
+    trained_with = checkpoint.get("config")
+    warnings = input_warnings(trained_with if isinstance(trained_with, dict) else None, cfg) if cfg_file else []
+    return Trained(path, model.eval(), cfg, classes, name, tuple(warnings))

@@ -156,7 +156,7 @@ class Trainer:
             with self.synchronised(last):
                 with self.precision.autocast():
                     loss = self.task.loss(self.wrapped_model, batch)
-                self.precision.backward(loss / num_batches, self.optimizer, last)
+                self.precision.backward(loss / num_batches)
             loss_sum += loss.detach().double() * self.plan.batch_size
         grad_norm = self.precision.clip(self.optimizer, self.model.parameters(), self.clip_grad)
         if self.guard.accepts(step, loss_sum, grad_norm):

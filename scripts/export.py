@@ -58,6 +58,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     from engine.trained import load_trained
 
     trained = load_trained(args.checkpoint, args.cfg, args.classes)
+    for line in trained.warnings:
+        print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
     job = Job(
         trained, args.output, args.images, args.data_path, args.bound, args.dynamic_size, args.opset, args.calibration_images, args.max_drop,
     )  # fmt: skip

@@ -47,7 +47,7 @@ WHERE = {
 # Also free, but said beside the figure: they change the numbers a little, not the recipe.
 HOW = {
     "DETERMINISTIC", "DATA.BACKEND", "DATA.CACHE_MODE", "DATA.ON_ERROR", "TRAIN.NONFINITE",
-    "AMP.ENABLED", "AMP.DTYPE", "AMP.BACKEND", "AMP.OPT_LEVEL",
+    "AMP.ENABLED", "AMP.DTYPE",
 }  # fmt: skip
 SPLIT_OF_BATCH = {"DATA.BATCH_SIZE", "TRAIN.ACCUMULATION_STEPS"}  # free where TRAIN.TOTAL_BATCH_SIZE says their product
 

@@ -15,6 +15,7 @@ from typing import Any, Callable, Optional, Sequence
 import torch
 from cli import number, whole_number
 
+from utils.defaults import INPUT_KEYS
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError
 
@@ -31,10 +32,8 @@ from .files import (
     write_checkpoint,
 )
 
-SEEN = (  # what shapes the model and what it sees; in other settings, the checkpoints may differ
-    "MODEL.TYPE", "MODEL.NAME", "MODEL.FAT.", "DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "DATA.EXIF",
-    "TEST.IMG_SIZE", "TEST.CROP_PCT", "TEST.CROPS", "TEST.FLIP",
-)  # fmt: skip
+# What shapes the model and what it sees; in other settings, the checkpoints may differ.
+SEEN = ("MODEL.TYPE", "MODEL.NAME", "MODEL.FAT.", *INPUT_KEYS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

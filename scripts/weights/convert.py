@@ -16,6 +16,7 @@ import torch
 from yacs.config import CfgNode
 
 from data.class_maps import read_class_map
+from engine.preprocessing import take_from_model
 from engine.tasks import create_task
 from utils.config import load_config
 from utils.defaults import CONFIGS, DEFAULTS
@@ -86,7 +87,7 @@ def config_of(args: argparse.Namespace, checkpoint: Checkpoint, state: dict[str,
         CheckpointError: it is unknown which one that is.
     """
     if args.cfg:
-        return load_config(args.cfg)
+        return take_from_model(load_config(args.cfg))
     name = guess_fat(state)
     if name and (CONFIGS / f"{name}.yaml").is_file():
         return load_config(CONFIGS / f"{name}.yaml")
