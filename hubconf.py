@@ -84,7 +84,8 @@ def _load(name: str, path: Path, kwargs: dict):
     for part in _PARTS:
         _import(part)
     from engine.build import better_weights
-    from engine.checkpoint import load_pretrained, load_weights, read_checkpoint, weights_of
+    from engine.checkpoints.file import read_checkpoint, weights_of
+    from engine.checkpoints.load import load_pretrained, load_weights
     from utils.errors import UserError
 
     try:

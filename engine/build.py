@@ -19,7 +19,9 @@ from utils.provenance import commit
 from utils.rng import seed_all
 from utils.run_log import RunLog
 
-from .checkpoint import Checkpointer, load_pretrained, read_checkpoint, weights_of
+from .checkpoints.file import read_checkpoint, weights_of
+from .checkpoints.load import load_pretrained
+from .checkpoints.store import Checkpointer
 from .distill import Distillation, Inputs, Teacher, pretrained_teacher, trained_teacher
 from .download import local_file
 from .freeze import freeze

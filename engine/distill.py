@@ -13,7 +13,7 @@ from torch import nn
 import models  # noqa: F401  (registers FAT with timm)
 from utils.errors import CheckpointError, ConfigError, did_you_mean
 
-from .checkpoint import first_difference
+from .checkpoints.load import first_difference
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from utils.config import leaf_keys, to_dict
 from utils.defaults import DEFAULTS
 from utils.errors import CheckpointError, ConfigError
 
-from .checkpoint import checkpoints_of, read_checkpoint
+from .checkpoints.file import read_checkpoint
+from .checkpoints.store import checkpoints_of
 from .progress import Progress
 
 

@@ -32,7 +32,9 @@ from .build import (
     loading,
     run_directory,
 )
-from .checkpoint import checkpoints_of, load_weights, read_checkpoint, weights_of
+from .checkpoints.file import read_checkpoint, weights_of
+from .checkpoints.load import load_weights
+from .checkpoints.store import checkpoints_of
 from .download import local_file
 from .evaluate import describe, evaluate, summarize
 from .evaluate_sets import evaluate_sets

@@ -18,7 +18,8 @@ from utils.errors import CheckpointError, ConfigError, DataError
 from utils.files import open_regular
 
 from .build import better_weights
-from .checkpoint import load_weights, read_checkpoint, weights_of
+from .checkpoints.file import read_checkpoint, weights_of
+from .checkpoints.load import load_weights
 from .set_reports import is_imagenet, meanings
 from .tasks import create_task
 

@@ -13,7 +13,8 @@ import timm
 import torch
 from conftest import ROOT, Stop, assert_same_run, error_of, history, launch, load, run, stop_at_update
 
-from engine.checkpoint import load_pretrained, read_checkpoint, weights_of
+from engine.checkpoints.file import read_checkpoint, weights_of
+from engine.checkpoints.load import load_pretrained
 from engine.progress import Progress
 from utils.errors import CheckpointError, OutputError
 from utils.files import atomic_write

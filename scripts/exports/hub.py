@@ -10,7 +10,7 @@ from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from yacs.config import CfgNode
 
-from engine.checkpoint import read_checkpoint
+from engine.checkpoints.file import read_checkpoint
 from engine.report import RESULT, read_object
 from engine.set_reports import meanings
 from engine.resume import progress_of

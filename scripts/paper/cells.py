@@ -18,7 +18,8 @@ from typing import Any, Iterable, Iterator, Mapping, Optional, Sequence
 import torch
 import yaml
 
-from engine.checkpoint import load_weights, read_checkpoint, weights_of
+from engine.checkpoints.file import read_checkpoint, weights_of
+from engine.checkpoints.load import load_weights
 from engine.set_reports import is_imagenet
 from engine.resume import progress_of
 from engine.tasks import create_task

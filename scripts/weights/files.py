@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 import models  # noqa: F401  (registers FAT with timm)
 from engine.build import better_weights
-from engine.checkpoint import read_checkpoint
+from engine.checkpoints.file import read_checkpoint
 from engine.download import sha256_of
 from engine.progress import Progress
 from engine.resume import progress_of
