@@ -12,14 +12,14 @@ from data.cache import plan_caches
 from data.loader import eval_loader, train_loader
 from utils.config import to_dict
 from utils.device import is_out_of_memory
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import ConfigError
 from utils.macs import Complexity, measure_complexity
 from utils.peers import Peers
 from utils.provenance import commit
 from utils.rng import seed_all
 from utils.run_log import RunLog
 
-from .checkpoints.file import read_checkpoint, weights_of
+from .checkpoints.file import open_checkpoint
 from .checkpoints.load import load_pretrained
 from .checkpoints.store import Checkpointer
 from .distill import Distillation, Inputs, Teacher, pretrained_teacher, trained_teacher
@@ -32,7 +32,6 @@ from .plan import accumulation_for, plan_batches
 from .precision import create_precision
 from .progress import Progress
 from .set_reports import is_imagenet
-from .resume import progress_of
 from .tasks import create_task
 from .trainer import Trainer
 from .waits import Waits, available_cores, local_processes
@@ -89,7 +88,7 @@ def build_trainer(
     reading = dict(buffer=cfg.DATA.SHUFFLE_BUFFER, cache_mode=cfg.DATA.CACHE_MODE)
     train_batches = train_loader(train_set, **epochs, **reading, **placing)
     val_batches = eval_loader(val_set, **placing)
-    distillation = build_distillation(cfg, classes, device, peers)
+    distillation = build_distillation(cfg, classes, device, peers, log)
     task.prepare_training(len(classes), distillation)
 
     # Model
@@ -187,7 +186,7 @@ def build_trainer(
     return trainer, complexity, pretrained_note
 
 
-def build_distillation(cfg: CfgNode, classes: list[str], device: torch.device, peers: Peers) -> Optional[Distillation]:
+def build_distillation(cfg: CfgNode, classes: list[str], device: torch.device, peers: Peers, log: RunLog) -> Optional[Distillation]:
     """What DISTILL.TEACHER adds to the loss; None without one.
 
     Raises:
@@ -201,13 +200,13 @@ def build_distillation(cfg: CfgNode, classes: list[str], device: torch.device, p
         return None
     if cfg.DISTILL.WEIGHTS:
         path = Path(local_file(cfg.DISTILL.WEIGHTS, peers.launch, peers))
-        checkpoint = read_checkpoint(path)
-        weights = weights_of(checkpoint, path)
-        if isinstance(checkpoint.get("classes"), list) and checkpoint["classes"] != classes:
+        checkpoint = open_checkpoint(path)
+        if checkpoint.classes is not None and checkpoint.classes != classes:
             raise ConfigError(f"{path}: the teacher knows other classes than the data set; use one with the same, in the same order")
-        config = checkpoint.get("config")
-        data = config.get("DATA", {}) if isinstance(config, dict) else {}
-        model, own = trained_teacher(name, len(classes), weights[better_weights(checkpoint, weights)], data, path)
+        data = (checkpoint.config or {}).get("DATA", {})
+        model, own, note = trained_teacher(name, len(classes), checkpoint, data)
+        if note:
+            log.info(f"DISTILL.WEIGHTS {path}: {note}")
     else:
         if peers.launch.local_rank:
             peers.gather(None)  # the machine's first process downloads
@@ -277,20 +276,8 @@ def start_from(model: torch.nn.Module, pretrained: str) -> str:
     """Loads MODEL.PRETRAINED, a file, into the model; returns what to say of it."""
     if not pretrained:
         return ""
-    path = Path(pretrained)
-    checkpoint = read_checkpoint(path)
-    weights = weights_of(checkpoint, path)
-    name = better_weights(checkpoint, weights)
-    skipped = load_pretrained(model, weights[name], path)
-    note = f"started from {path} ({name} weights)"
+    checkpoint = open_checkpoint(Path(pretrained))
+    name = checkpoint.better
+    skipped, how = load_pretrained(model, checkpoint, name)
+    note = f"started from {checkpoint.path} ({name} weights{how and ': '}{how})"
     return note + (f"; of another size and initialised anew: {', '.join(skipped)}" if skipped else "")
-
-
-def better_weights(checkpoint: dict[str, Any], weights: dict[str, Any]) -> str:
-    """'ema' if the checkpoint is its run's best one and its average was what was best, else 'raw'."""
-    try:
-        progress = progress_of(checkpoint, Path())
-    except CheckpointError:  # of another tool
-        return "raw"
-    is_best = progress.best.get("epoch") == progress.epoch - 1
-    return "ema" if is_best and progress.best.get("weights") == "ema" and "ema" in weights else "raw"

@@ -60,22 +60,6 @@ def find_checkpoint(directory: Path, auto_resume: bool, resume: str) -> Found:
     return found
 
 
-def progress_of(checkpoint: dict[str, Any], path: Path) -> Progress:
-    """Where the run stood.
-
-    Raises:
-        CheckpointError: the file holds weights only.
-    """
-    progress = Progress()
-    try:
-        progress.load_state_dict(checkpoint["progress"])
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(
-            f"{path}: holds weights but no training state; use it with --pretrained instead"
-        ) from None
-    return progress
-
-
 def fit_progress(progress: Progress, old: dict[str, Any], new: dict[str, Any], path: Path) -> list[str]:
     """Carries the place within an epoch over from a checkpoint to the run that goes on from it.
 
