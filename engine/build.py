@@ -12,14 +12,16 @@ from data.cache import plan_caches
 from data.loader import eval_loader, train_loader
 from utils.config import to_dict
 from utils.device import is_out_of_memory
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import ConfigError
 from utils.macs import Complexity, measure_complexity
 from utils.peers import Peers
 from utils.provenance import commit
 from utils.rng import seed_all
 from utils.run_log import RunLog
 
-from .checkpoint import Checkpointer, load_pretrained, read_checkpoint, weights_of
+from .checkpoints.file import open_checkpoint
+from .checkpoints.load import load_pretrained
+from .checkpoints.store import Checkpointer
 from .distill import Distillation, Inputs, Teacher, pretrained_teacher, trained_teacher
 from .download import local_file
 from .freeze import freeze
@@ -31,7 +33,6 @@ from .precision import create_precision
 from .preprocessing import input_warnings
 from .progress import Progress
 from .set_reports import is_imagenet
-from .resume import progress_of
 from .tasks import create_task
 from .trainer import Trainer
 from .waits import Waits, available_cores, local_processes
@@ -86,7 +87,7 @@ def build_trainer(
     reading = dict(buffer=cfg.DATA.SHUFFLE_BUFFER, cache_mode=cfg.DATA.CACHE_MODE)
     train_batches = train_loader(train_set, **epochs, **reading, **placing)
     val_batches = eval_loader(val_set, **placing)
-    distillation = build_distillation(cfg, classes, device, peers)
+    distillation = build_distillation(cfg, classes, device, peers, log)
     task.prepare_training(len(classes), distillation)
 
     # Model
@@ -184,7 +185,7 @@ def build_trainer(
     return trainer, complexity, pretrained_notes
 
 
-def build_distillation(cfg: CfgNode, classes: list[str], device: torch.device, peers: Peers) -> Optional[Distillation]:
+def build_distillation(cfg: CfgNode, classes: list[str], device: torch.device, peers: Peers, log: RunLog) -> Optional[Distillation]:
     """What DISTILL.TEACHER adds to the loss; None without one.
 
     Raises:
@@ -198,13 +199,13 @@ def build_distillation(cfg: CfgNode, classes: list[str], device: torch.device, p
         return None
     if cfg.DISTILL.WEIGHTS:
         path = Path(local_file(cfg.DISTILL.WEIGHTS, peers.launch, peers))
-        checkpoint = read_checkpoint(path)
-        weights = weights_of(checkpoint, path)
-        if isinstance(checkpoint.get("classes"), list) and checkpoint["classes"] != classes:
+        checkpoint = open_checkpoint(path)
+        if checkpoint.classes is not None and checkpoint.classes != classes:
             raise ConfigError(f"{path}: the teacher knows other classes than the data set; use one with the same, in the same order")
-        config = checkpoint.get("config")
-        data = config.get("DATA", {}) if isinstance(config, dict) else {}
-        model, own = trained_teacher(name, len(classes), weights[better_weights(checkpoint, weights)], data, path)
+        data = (checkpoint.config or {}).get("DATA", {})
+        model, own, note = trained_teacher(name, len(classes), checkpoint, data)
+        if note:
+            log.info(f"DISTILL.WEIGHTS {path}: {note}")
     else:
         if peers.launch.local_rank:
             peers.gather(None)  # the machine's first process downloads
@@ -278,23 +279,10 @@ def start_from(model: torch.nn.Module, pretrained: str, cfg: CfgNode) -> list[st
     """Loads MODEL.PRETRAINED, a file, into the model; returns what to say of it."""
     if not pretrained:
         return []
-    path = Path(pretrained)
-    checkpoint = read_checkpoint(path)
-    weights = weights_of(checkpoint, path)
-    name = better_weights(checkpoint, weights)
-    skipped = load_pretrained(model, weights[name], path)
-    note = f"started from {path} ({name} weights)"
+    checkpoint = open_checkpoint(Path(pretrained))
+    name = checkpoint.better
+    skipped, how = load_pretrained(model, checkpoint, name)
+    note = f"started from {checkpoint.path} ({name} weights{how and ': '}{how})"
     note += f"; of another size and initialised anew: {', '.join(skipped)}" if skipped else ""
-    trained_with = checkpoint.get("config")
-    warnings = input_warnings(trained_with if isinstance(trained_with, dict) else None, cfg, training=True)
+    warnings = input_warnings(checkpoint.config, cfg, training=True)
     return [note, *(f"warning: {line}" for line in warnings)]
-
-
-def better_weights(checkpoint: dict[str, Any], weights: dict[str, Any]) -> str:
-    """'ema' if the checkpoint is its run's best one and its average was what was best, else 'raw'."""
-    try:
-        progress = progress_of(checkpoint, Path())
-    except CheckpointError:  # of another tool
-        return "raw"
-    is_best = progress.best.get("epoch") == progress.epoch - 1
-    return "ema" if is_best and progress.best.get("weights") == "ema" and "ema" in weights else "raw"

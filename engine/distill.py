@@ -12,7 +12,8 @@ from torch import nn
 import models  # noqa: F401  (registers FAT with timm)
 from utils.errors import CheckpointError, ConfigError
 
-from .checkpoint import first_difference
+from .checkpoints.file import CheckpointFile
+from .checkpoints.load import fit
 from .model import published
 
 
@@ -106,14 +107,13 @@ def pretrained_teacher(name: str, num_classes: int) -> tuple[nn.Module, Inputs]:
 
 
 def trained_teacher(
-    name: str, num_classes: int, weights: Mapping[str, torch.Tensor], data: Mapping[str, Any], path: Path
-) -> tuple[nn.Module, Inputs]:
-    """A timm model with the weights of a file.
+    name: str, num_classes: int, checkpoint: CheckpointFile, data: Mapping[str, Any]
+) -> tuple[nn.Module, Inputs, str]:
+    """A timm model with the weights of a file, the images it knows, and what was done to get the weights (see `fit`).
 
     Args:
         data: the DATA section of the config that it was trained with here, {} if it is another tool's: then its images
             are taken to be those of timm's model of that name.
-        path: the file, for messages.
 
     Raises:
         ConfigError: unknown name.
@@ -122,15 +122,16 @@ def trained_teacher(
     known = published(name, "DISTILL.TEACHER")
     settings = {"img_size": data["IMG_SIZE"]} if known.fixed_input_size and "IMG_SIZE" in data else {}
     model = timm.create_model(name, pretrained=False, num_classes=num_classes, **settings)
-    difference = first_difference(model, weights)
-    if difference:
+    fitted = fit(model, checkpoint, checkpoint.better)
+    if fitted.difference:
         raise CheckpointError(
-            f"{path}: is no {name} for {num_classes} classes: {difference}; check DISTILL.TEACHER and DISTILL.WEIGHTS"
+            f"{checkpoint.path}: is no {name} for {num_classes} classes: {fitted.difference}; "
+            "check DISTILL.TEACHER and DISTILL.WEIGHTS"
         )
-    model.load_state_dict(weights)
+    model.load_state_dict(fitted.state)
     own = _inputs(known)
     size = (data["IMG_SIZE"],) * 2 if settings else own.size
-    return model, Inputs(data.get("MEAN", own.mean), data.get("STD", own.std), size)
+    return model, Inputs(data.get("MEAN", own.mean), data.get("STD", own.std), size), fitted.note
 
 
 def _inputs(known) -> Inputs:

@@ -23,7 +23,6 @@ from utils.run_log import RunLog
 from utils.signals import stop_signals
 
 from .build import (
-    better_weights,
     build_optimizer,
     build_precision,
     build_trainer,
@@ -32,7 +31,9 @@ from .build import (
     loading,
     run_directory,
 )
-from .checkpoint import checkpoints_of, load_weights, read_checkpoint, weights_of
+from .checkpoints.file import open_checkpoint, progress_of, read_checkpoint
+from .checkpoints.load import load_weights, require_fit
+from .checkpoints.store import checkpoints_of
 from .download import local_file
 from .evaluate import describe, evaluate, summarize
 from .evaluate_sets import evaluate_sets
@@ -45,7 +46,7 @@ from .preflight import look_ahead, rehearse
 from .preprocessing import describe as describe_inputs, input_warnings
 from .report import MISTAKES, REPORT, RESULT, write_report
 from .set_reports import is_imagenet, table
-from .resume import Found, config_changes, find_checkpoint, fit_progress, progress_of, stamp_of
+from .resume import Found, config_changes, find_checkpoint, fit_progress, stamp_of
 from .set_specs import VAL, read_sets
 from .tasks import create_task
 from .throughput import measure_throughput
@@ -115,20 +116,18 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
         raise ConfigError(f"TEST.KNN is about the validation images; add {VAL} to TEST.SETS, or leave it out")
     specs = read_sets(cfg.TEST.SETS_FILE, cfg.TEST.SETS or [VAL])
     path = Path(local_file(cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED, launch, peers))
-    checkpoint = read_checkpoint(path)
-    weights = weights_of(checkpoint, path)
+    checkpoint = open_checkpoint(path)
 
     precision = build_precision(cfg, device)
     task = create_task(cfg)
-    known = checkpoint.get("classes")
-    known = known if isinstance(known, list) else None  # other tools' files may have none
+    known = checkpoint.classes  # other tools' files may have none
     val_set = functools.cache(lambda: task.val_dataset(known))
     classes = known or list(val_set().classes)
     root = cfg.TEST.SETS_PATH or cfg.DATA.DATA_PATH
     sets = open_sets(specs, task, val_set, classes, root, cfg.DATA.OUTSIDE_LINKS)
     model = prepare_model(task.build_model(len(classes)), device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
-    for state_dict in weights.values():
-        load_weights(model, state_dict, path)
+    fitted = {name: require_fit(model, checkpoint, name) for name in checkpoint.weights}
+    weights = {name: of_file.state for name, of_file in fitted.items()}
 
     compared = task.feature_datasets(classes) if cfg.TEST.KNN else ()
     if compared:
@@ -138,10 +137,12 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
     log.open()
     size = f"{len(val_set())} images" if not cfg.TEST.SETS else f"the sets {', '.join(cfg.TEST.SETS)}"
     log.info(f"evaluating {path} on {size} | {placement(launch, device)} | {precision}{' | fused' * cfg.TEST.FUSED}")
+    notes = [f"{name}: {of_file.note}" for name, of_file in fitted.items() if of_file.note]
+    if notes:
+        log.info(f"{path}: {'; '.join(notes)}")
     if cfg.MODEL.TYPE == "timm":
         log.info(describe_inputs(cfg))
-    trained_with = checkpoint.get("config")
-    for line in input_warnings(trained_with if isinstance(trained_with, dict) else None, cfg):
+    for line in input_warnings(checkpoint.config, cfg):
         log.warning(line)
 
     @functools.lru_cache(maxsize=1)  # the workers of the one before end
@@ -175,7 +176,7 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
     with stop_signals(peers.stop):  # an exception at any line could be lost in what ends the workers
         if cfg.TEST.SETS:
             results, summaries = evaluate_sets(
-                sets, cfg.TEST.SETS, list(weights), better_weights(checkpoint, weights), measured, loader, classes, task.best_metric,
+                sets, cfg.TEST.SETS, list(weights), checkpoint.better, measured, loader, classes, task.best_metric,
                 device, log, peers, directory / "eval", facts, cfg.TEST.PREDICTIONS,
             )  # fmt: skip
         else:

@@ -24,7 +24,8 @@ from utils.rng import seed_all
 from utils.run_log import RunLog
 
 from . import freeze
-from .checkpoint import BEST, LAST, Checkpointer, checkpoints_of, read_checkpoint
+from .checkpoints.file import read_checkpoint
+from .checkpoints.store import BEST, LAST, Checkpointer, checkpoints_of
 from .evaluate import describe, evaluate, summarize
 from .nonfinite import MAX_ROLLBACKS, FiniteGuard
 from .plan import BatchPlan

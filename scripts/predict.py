@@ -71,6 +71,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             "precision": str(predictor.precision), "fused": args.fused,
         }  # fmt: skip
         say(", ".join(f"{key} {value}" for key, value in facts.items()))
+        if trained.note:
+            say(f"note: {args.checkpoint}: {trained.note}")
         results = Results(trained, paths, with_sheet="sheet" in outputs)
         stop = StopRequest()
         with stop_signals(stop), tqdm(total=len(paths), unit=" images", leave=False, disable=None) as bar:

@@ -25,7 +25,7 @@ from conftest import ROOT, Job, Stop, assert_same, assert_same_run, error_of, fr
 
 from data import loader
 from engine import trainer
-from engine.checkpoint import Checkpointer
+from engine.checkpoints.store import Checkpointer
 from engine.precision import NativePrecision
 from engine.progress import Progress, Window
 from engine.tasks.classification import Classification

@@ -29,6 +29,7 @@ from .files import (
     misfit,
     open_checkpoint,
     require_output,
+    say_how,
     write_checkpoint,
 )
 
@@ -70,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
     opened = []
     for path in args.checkpoints:
         checkpoint = open_checkpoint(path)
-        opened.append(checkpoint.only(checkpoint.choose(args.weights)))
+        name = checkpoint.choose(args.weights)
+        say_how(checkpoint, name)
+        opened.append(checkpoint.only(name))
     if all(checkpoint.progress for checkpoint in opened):
         opened.sort(key=lambda checkpoint: checkpoint.progress.updates)
     names, states = zip(*((name, state) for checkpoint in opened for name, state in checkpoint.states.items()))
