@@ -15,7 +15,8 @@ import time
 from typing import Any, NoReturn, Optional, Sequence
 
 from utils.config import load_config
-from utils.errors import ConfigError, OutputError, Stopped, UserError, did_you_mean, printable
+from utils.errors import ConfigError, OutputError, ShortageError, Stopped, UserError, did_you_mean, printable
+from utils.restarts import refuse_restart, restarts_left
 
 
 PARENT = os.getppid()  # the launcher, if there is one; taken early, before it can be gone
@@ -58,21 +59,22 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                 run(cfg, launch, device, peers)
             peers.meet()
             good = True
-        except Stopped:
+        except Stopped as stopped:
             good = True
+            stopped.reason = peers.stop.reason
             raise
         except OSError as error:
             raise OutputError(f"{error.filename or 'output'}: {error.strerror or error}; check the path and the disk") from None
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
-                raise ConfigError(
+                raise ShortageError(
                     f"DATA.BATCH_SIZE (--batch-size) is {cfg.DATA.BATCH_SIZE}: {device} is out of memory; use a smaller one "
                     "(with TRAIN.TOTAL_BATCH_SIZE the recipe stays the same) or --use-checkpoint"
                 ) from None
             if cfg.DETERMINISTIC and "deterministic" in str(error):
                 raise ConfigError(f"DETERMINISTIC: {' '.join(str(error).split('. ')[0].split())}; switch it off") from None
             if "DataLoader worker" in str(error):
-                raise ConfigError(
+                raise ShortageError(
                     f"DATA.NUM_WORKERS is {cfg.DATA.NUM_WORKERS}: a loading process was killed, perhaps as memory ran out "
                     f"({' '.join(str(error).split())[:120]}); use fewer, and start the same command again"
                 ) from None
@@ -181,11 +183,15 @@ def report(error: UserError) -> NoReturn:
     if not _reporting.acquire(blocking=False):  # another thread of this process says it and exits
         time.sleep(60)
     line = f"error: {printable(error)}"
+    if not error.retry and restarts_left():
+        line += " (no restart mends this: the launcher is told to end)"
     with contextlib.suppress(OSError, ValueError):  # nowhere left to say it: the status still does
         print(line, file=sys.stderr, flush=True)
     if os.environ.get("TORCHELASTIC_ERROR_FILE"):  # the launcher shows this in its own closing report
         with contextlib.suppress(OSError), open(os.environ["TORCHELASTIC_ERROR_FILE"], "w") as file:
             json.dump({"message": line, "timestamp": int(time.time())}, file)
+    if not error.retry:
+        refuse_restart(PARENT)
     leave(error.status)
 
 
@@ -205,6 +211,8 @@ def run_and_leave(argv: Optional[Sequence[str]] = None) -> None:
     except UserError as error:
         report(error)
     except Stopped as stopped:
+        if stopped.reason in ("SIGUSR1", "SIGINT"):  # SIGTERM is also how the launcher ends its processes to restart them
+            refuse_restart(PARENT)
         leave(stopped.status)
     except KeyboardInterrupt:
         sys.exit(130)
