@@ -1,7 +1,6 @@
 """Learning from a teacher's logits beside the labels, as in DeiT (arXiv 2012.12877)."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
 import timm

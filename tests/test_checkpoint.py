@@ -16,6 +16,7 @@ from conftest import ROOT, Stop, assert_same_run, error_of, history, launch, loa
 from engine.checkpoints.file import interpret, open_checkpoint, read_checkpoint
 from engine.checkpoints.load import load_pretrained
 from engine.progress import Progress
+from utils.defaults import DEFAULTS
 from utils.errors import CheckpointError, OutputError
 from utils.files import atomic_write
 
@@ -371,10 +372,10 @@ def test_same_head_is_loaded_and_the_better_weights_of_a_checkpoint_are_taken(tm
     for epoch, expected in ((5, ema), (9, raw)):  # the best checkpoint, and a later one of the same run
         progress = Progress(epoch=epoch, best=best).state_dict()
         torch.save({"model": raw.state_dict(), "ema": ema.state_dict(), "progress": progress}, tmp_path / "x.pth")
-        start_from(model, str(tmp_path / "x.pth"))
+        start_from(model, str(tmp_path / "x.pth"), DEFAULTS)
         assert torch.equal(model.head.weight, expected.head.weight)
     torch.save({"model": raw.state_dict(), "progress": {**progress, "epoch": 5}}, tmp_path / "x.pth")
-    assert "raw weights" in start_from(model, str(tmp_path / "x.pth"))
+    assert "raw weights" in start_from(model, str(tmp_path / "x.pth"), DEFAULTS)[0]
 
 
 def test_weights_of_other_tools_files():
