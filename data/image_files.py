@@ -1,0 +1,49 @@
+"""What an image is, by its name: the one rule for folders, archives, shards, what is converted and what is predicted.
+
+The suffix says that a file is an image, its content of which format: `data.decode` reads a GIF that is called .jpg.
+"""
+
+from typing import NamedTuple, Optional
+
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".avifs", ".gif",
+    ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
+)  # fmt: skip
+# What systems and programs put beside a user's files; names that begin with a dot need not be here.
+TOOL_NAMES = {
+    "@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "__macosx", "__pycache__",
+    "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini",
+}  # fmt: skip
+
+
+class LeftOut(NamedTuple):
+    """The files of a place that are no images by their name, or lie in no class."""
+
+    count: int
+    example: str  # the first one's path in that place
+
+    def __str__(self) -> str:
+        example = self.example if self.example.isprintable() else repr(self.example)
+        return f"{self.count} {'file' if self.count == 1 else 'files'}, such as {example}"
+
+
+def is_hidden_or_tool(name: str) -> bool:
+    """Whether a file or folder of this name, without its path, is hidden or a system's or a program's, not the user's.
+
+    Such are `.ipynb_checkpoints`, `._photo.jpg`, `@eaDir`, `__MACOSX`, `Thumbs.db`.
+    """
+    return name.startswith(".") or name.lower() in TOOL_NAMES
+
+
+def is_image(path: str) -> bool:
+    """Whether a file is an image by its name, without regard to case. A name without a suffix is none.
+
+    Args:
+        path: relative to the place that is looked through, with '/'; no part of it may be hidden or a tool's.
+    """
+    return path.lower().endswith(IMAGE_SUFFIXES) and not any(map(is_hidden_or_tool, path.split("/")))
+
+
+def left_out(paths: list[str]) -> Optional[LeftOut]:
+    """What is to be said of the files that are left out; None: there are none."""
+    return LeftOut(len(paths), min(paths)) if paths else None
