@@ -17,14 +17,14 @@ TOOL_NAMES = {
 
 
 class LeftOut(NamedTuple):
-    """The files of a place that are no images by their name, or lie in no class."""
+    """What a place holds besides its images: files that are none by their name, and hidden or tool folders."""
 
     count: int
-    example: str  # the first one's path in that place
+    example: str  # the first one's path in that place; a folder's ends with '/'
 
     def __str__(self) -> str:
         example = self.example if self.example.isprintable() else repr(self.example)
-        return f"{self.count} {'file' if self.count == 1 else 'files'}, such as {example}"
+        return f"left out what is no image by its name, hidden, or in no class' folder: {self.count} (such as {example})"
 
 
 def is_hidden_or_tool(name: str) -> bool:
@@ -35,15 +35,25 @@ def is_hidden_or_tool(name: str) -> bool:
     return name.startswith(".") or name.lower() in TOOL_NAMES
 
 
+def has_image_suffix(name: str) -> bool:
+    """Whether a name ends as an image's, without regard to case."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
 def is_image(path: str) -> bool:
     """Whether a file is an image by its name, without regard to case. A name without a suffix is none.
 
     Args:
         path: relative to the place that is looked through, with '/'; no part of it may be hidden or a tool's.
     """
-    return path.lower().endswith(IMAGE_SUFFIXES) and not any(map(is_hidden_or_tool, path.split("/")))
+    return has_image_suffix(path) and not any(map(is_hidden_or_tool, path.split("/")))
 
 
 def left_out(paths: list[str]) -> Optional[LeftOut]:
-    """What is to be said of the files that are left out; None: there are none."""
+    """What is to be said of the paths that are left out; None: there are none."""
     return LeftOut(len(paths), min(paths)) if paths else None
+
+
+def notes_of(place: object, others: list[str]) -> list[str]:
+    """The lines that a source's `notes` begin with: one of what is left out, if there is any."""
+    return [f"{place}: {left_out(others)}"] if others else []

@@ -33,6 +33,7 @@ from .build import (
     run_directory,
 )
 from .checkpoint import checkpoints_of, load_weights, read_checkpoint, weights_of
+from .data_notes import order_note, source_notes
 from .download import local_file
 from .evaluate import describe, evaluate, summarize
 from .evaluate_sets import evaluate_sets
@@ -141,6 +142,10 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
     log.open()
     size = f"{len(val_set())} images" if not cfg.TEST.SETS else f"the sets {', '.join(cfg.TEST.SETS)}"
     log.info(f"evaluating {path} on {size} | {placement(launch, device)} | {precision}{' | fused' * cfg.TEST.FUSED}")
+    for line in source_notes(part for opened in sets.values() for part in opened.parts.values()):
+        log.info(line)
+    if known is None and (line := order_note(cfg, classes)):
+        log.warning(f"{path}: has no class names; {line}")
     if isinstance(checkpoint.get("config"), dict):
         for change in config_changes(checkpoint["config"], to_dict(cfg)):
             if change.startswith(INPUT_KEYS):
@@ -259,7 +264,9 @@ def prepare(
         introduce(log, cfg, launch, trainer, complexity, [*findings.lines(cfg.DATA.NUM_WORKERS), *forecast])
         if cfg.TRAIN.FREEZE and not (pretrained or found.path):
             log.warning("TRAIN.FREEZE without MODEL.PRETRAINED (--pretrained): what is frozen has random weights, and keeps them")
-        for line in [note, *describe_start(cfg, found, changes, trainer)]:
+        by_names = found.path and not cfg.DISTILL.TEACHER  # the checkpoint's classes were compared with the data set's
+        order = "" if by_names else order_note(cfg, trainer.train_loader.dataset.classes)
+        for line in [order, note, *describe_start(cfg, found, changes, trainer)]:
             if line:
                 log.info(line)
 
@@ -338,7 +345,7 @@ def introduce(
         f"{cfg.DATA.DATA_PATH or cfg.DATA.DATASET}: {len(train_set)} training and {len(val_set)} validation images, "
         f"{len(train_set.classes)} classes; {plan.updates_per_epoch} updates per epoch; run in {log.directory}"
     )
-    for line in findings:
+    for line in [*source_notes([train_set, val_set]), *findings]:
         log.info(line)
     log.record(
         "start",
