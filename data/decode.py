@@ -4,9 +4,11 @@ import warnings
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")  # not EPS and the like, which run other programs
+HAS_AVIF = "avif" in features.modules and features.check("avif")  # Pillow has it since 11.3
+# Not EPS and the like, which run other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", *(["AVIF"] if HAS_AVIF else []))
 MAX_RATIO = 100  # of the sides; the short side becomes the model's, and the long one with it
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million, Pillow's limit for its warning; above it a file is taken for a bomb
 
@@ -46,7 +48,13 @@ def open_image(file: BinaryIO) -> Image.Image:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(file, formats=FORMATS)
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except UnidentifiedImageError:
+            file.seek(0)
+            if not HAS_AVIF and file.read(12)[4:] in (b"ftypavif", b"ftypavis"):
+                raise ValueError("AVIF, which this Pillow does not read; pip install 'pillow>=11.3'") from None
+            raise
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS}")
     if max(image.size) > MAX_RATIO * min(image.size):

@@ -34,6 +34,7 @@ from .build import (
 from .checkpoints.file import open_checkpoint, progress_of, read_checkpoint
 from .checkpoints.load import load_weights, require_fit
 from .checkpoints.store import checkpoints_of
+from .data_notes import order_note, source_notes
 from .download import local_file
 from .evaluate import describe, evaluate, summarize
 from .evaluate_sets import evaluate_sets
@@ -140,6 +141,10 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
     notes = [f"{name}: {of_file.note}" for name, of_file in fitted.items() if of_file.note]
     if notes:
         log.info(f"{path}: {'; '.join(notes)}")
+    for line in source_notes(part for opened in sets.values() for part in opened.parts.values()):
+        log.info(line)
+    if checkpoint.classes is None and (line := order_note(cfg, classes)):
+        log.warning(f"{path}: has no class names; {line}")
     if cfg.MODEL.TYPE == "timm":
         log.info(describe_inputs(cfg))
     for line in input_warnings(checkpoint.config, cfg):
@@ -262,7 +267,9 @@ def prepare(
             log.warning(f"MODEL.DROP_PATH_RATE is {cfg.MODEL.DROP_PATH_RATE}, but {cfg.MODEL.NAME} has no drop path: it is left out")
         if cfg.TRAIN.FREEZE and not (pretrained or found.path):
             log.warning("TRAIN.FREEZE without MODEL.PRETRAINED (--pretrained): what is frozen has random weights, and keeps them")
-        for line in [*notes, *describe_start(cfg, found, changes, trainer)]:
+        by_names = found.path and not cfg.DISTILL.TEACHER  # the checkpoint's classes were compared with the data set's
+        order = "" if by_names else order_note(cfg, trainer.train_loader.dataset.classes)
+        for line in [order, *notes, *describe_start(cfg, found, changes, trainer)]:
             if line:
                 log.info(line)
 
@@ -341,7 +348,7 @@ def introduce(
         f"{cfg.DATA.DATA_PATH or cfg.DATA.DATASET}: {len(train_set)} training and {len(val_set)} validation images, "
         f"{len(train_set.classes)} classes; {plan.updates_per_epoch} updates per epoch; run in {log.directory}"
     )
-    for line in findings:
+    for line in [*source_notes([train_set, val_set]), *findings]:
         log.info(line)
     log.record(
         "start",

@@ -112,6 +112,8 @@ def pack(args: argparse.Namespace) -> None:
     from prepare.shards import INFO, write_shards
 
     splits = open_splits(args.source, args.splits, args.outside_links)
+    for note in (note for images in splits for note in images.source.notes):
+        print(f"note: {note}")
     arguments = {"--splits": args.splits}
     for name in ("shard_size", "images_per_shard", "seed"):
         if hasattr(args, name):

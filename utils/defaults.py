@@ -37,7 +37,8 @@ DEFAULTS.DATA.COLUMNS = ["image", "label"]  # of hfds: the columns of images and
 DEFAULTS.DATA.ZIP_MODE = False  # True: the same as DATASET zip, for imagenet
 DEFAULTS.DATA.CACHE_MODE = "no"  # zip, tar: files in memory: no, full (all in each process), part (each process has its share, and trains on it)
 DEFAULTS.DATA.SHUFFLE_BUFFER = 1000  # wds: images among which a loading process chooses the next one
-DEFAULTS.DATA.CLASS_MAP = ""  # labels of the classes: a text file with a name per line, or imagenet-22k, -12k, -21k-goog ...; empty: sorted
+DEFAULTS.DATA.CLASS_MAP = ""  # labels of the classes: a text file with a name per line, or imagenet-22k, -12k, -21k-goog ...; empty: see CLASS_ORDER
+DEFAULTS.DATA.CLASS_ORDER = "torchvision"  # of classes without a CLASS_MAP: torchvision (0, 1, 10, 2; Zebra, apple) or timm (0, 1, 2, 10; apple, Zebra)
 DEFAULTS.DATA.BATCH_SIZE = 128  # images per process and micro-batch
 DEFAULTS.DATA.IMG_SIZE = 224
 DEFAULTS.DATA.INTERPOLATION = "bicubic"
@@ -229,6 +230,7 @@ RULES = {
     "DATA.COLUMNS": Rule("two different names", lambda v: len(v) == 2 and v[0] != v[1] and all(isinstance(n, str) and n for n in v)),
     "DATA.CACHE_MODE": one_of("no", "full", "part"),
     "DATA.SHUFFLE_BUFFER": POSITIVE,
+    "DATA.CLASS_ORDER": one_of("torchvision", "timm"),
     "DATA.BATCH_SIZE": POSITIVE,
     "DATA.IMG_SIZE": Rule("between 32 and 4096", lambda value: 32 <= value <= 4096),
     "DATA.INTERPOLATION": one_of("nearest", "bilinear", "bicubic", "lanczos"),

@@ -2,7 +2,7 @@
 
 An indexed source has `classes` (names, in label order), `len()`, `load(index) -> (image, label)`, `name(index)` for
 messages, `key(index)`, which is `<class>/<file>` in each format of the same images, and a `fingerprint` that changes
-when its images or their order do. One that is read in streams has `shards`, `read(shard) -> samples` and
+when its images or their order do; it may have `notes`, lines to be said of it, such as what it leaves out. One that is read in streams has `shards`, `read(shard) -> samples` and
 `image(sample)` instead, see `data.stream`. A new format is a new file and a line in `SOURCES`.
 """
 
@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence
 
 from utils.errors import ConfigError, did_you_mean
 
+from ..class_order import CLASS_ORDERS, timm_map
 from ..decode import decode_image
 from .cifar import CIFARSource
 from .folder import FolderSource
@@ -31,6 +32,9 @@ SOURCES = {
     "cifar100": CIFARSource,
     "synthetic": SyntheticSource,
 }
+
+
+FIXED = ("cifar10", "cifar100", "synthetic")  # formats whose classes have their order from elsewhere
 
 
 def is_stream(source) -> bool:
@@ -55,6 +59,7 @@ def open_source(
     outside_links: bool = False,
     class_to_idx: Optional[Mapping[str, int]] = None,
     columns: Sequence[str] = ("image", "label"),
+    class_order: str = "torchvision",
 ):
     """The images of one split.
 
@@ -66,24 +71,37 @@ def open_source(
         num_images: of a synthetic set.
         decode, outside_links, class_to_idx: see `FolderSource`.
         columns: see `HfdsSource`.
+        class_order: one of `CLASS_ORDERS`; by which names the classes have their labels, without `class_to_idx` and where
+            the data set does not name an order of its own.
 
     Raises:
-        ConfigError: unknown `dataset`, or one whose classes are fixed and a `class_to_idx`.
+        ConfigError: unknown `dataset` or `class_order`, or one whose classes are fixed and a `class_to_idx`.
         DataError: the data set is missing or incomplete.
     """
     name, _, path = dataset.partition("/")
     if name not in SOURCES:
         raise ConfigError(f"DATA.DATASET is {dataset!r}; {did_you_mean(name, SOURCES)}")
-    if class_to_idx is not None and SOURCES[name] in (CIFARSource, SyntheticSource):
+    if class_order not in CLASS_ORDERS:
+        raise ConfigError(f"DATA.CLASS_ORDER is {class_order!r}; {did_you_mean(class_order, CLASS_ORDERS)}")
+    if class_to_idx is not None and name in FIXED:
         raise ConfigError(f"DATA.CLASS_MAP: the classes of {name} are fixed; leave it out")
-    return SOURCES[name].open(
-        dataset=name,
-        split=split,
-        data_path=os.path.join(data_path, path) if path else data_path,
-        num_classes=num_classes,
-        num_images=num_images,
-        decode=decode,
-        outside_links=outside_links,
-        class_to_idx=class_to_idx,
-        columns=columns,
-    )
+
+    def opened(labels: Optional[Mapping[str, int]]):
+        return SOURCES[name].open(
+            dataset=name,
+            split=split,
+            data_path=os.path.join(data_path, path) if path else data_path,
+            num_classes=num_classes,
+            num_images=num_images,
+            decode=decode,
+            outside_links=outside_links,
+            class_to_idx=labels,
+            columns=columns,
+        )
+
+    source = opened(class_to_idx)
+    if class_order == "timm" and class_to_idx is None and name not in FIXED:
+        labels = timm_map(source.classes)
+        if labels is not None:  # the names are known when the set has been read, which is why it is read again
+            source = opened(labels)
+    return source

@@ -6,14 +6,15 @@ import os
 import re
 import tarfile
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterator, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, BinaryIO, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from utils.errors import DataError
 from utils.rng import fingerprint
 
+from ..image_files import has_image_suffix as is_image  # noqa: F401  (of `wds`)
+from ..image_files import is_hidden_or_tool, left_out
 from .reading import printable, read_image
 
 
@@ -45,6 +46,7 @@ class ArchiveSource:
         self.path = path
         self.classes = list(classes)
         self.decode = decode
+        self.notes: list[str] = []  # see `data.sources`
         self.cache = None  # see `data.cache`
         # Arrays, not a list: workers share their memory, as no reference counts in it change.
         self.keys = np.array([os.fsencode(entry.key) for entry in entries])
@@ -121,21 +123,65 @@ def require_end(archive: tarfile.TarFile) -> None:
         raise tarfile.ReadError("it has no end")
 
 
-def is_image(name: str) -> bool:
-    return name.lower().endswith(IMG_EXTENSIONS)
+def leading_folders(names: Iterable[str], split: str, class_to_idx: Optional[Mapping[str, int]]) -> str:
+    """The folders that all files lie in and that are no class, as 'data/imagenet/val/'; '' for none.
+
+    They end with the folder of the split's name, if that is among them; else where the folders part, or have a class'
+    name. Without the split's, the last folder of a file is never one of them.
+    """
+    common: Optional[list[str]] = None
+    for name in names:
+        folders = name.split("/")[:-1]
+        if common is None:
+            common, shortest = folders, len(folders)
+        elif folders[: len(common)] != common:
+            common = os.path.commonprefix([common, folders])
+        shortest = min(shortest, len(folders))
+        if not common:
+            break
+    if not common:
+        return ""
+    if split in common:
+        common = common[: common.index(split) + 1]
+    else:
+        common = common[: shortest - 1]
+        named = [place for place, folder in enumerate(common) if folder in (class_to_idx or ())]
+        common = common[: named[0]] if named else common
+    return "".join(folder + "/" for folder in common)
 
 
-def by_class(path: Path, found: Mapping[str, Any], class_to_idx: Optional[Mapping[str, int]]) -> tuple[list[str], list[tuple[str, int]]]:
+def describe_leading(path: Path, prefix: str) -> list[str]:
+    """A line of the folders that are taken off, unless they are the split's alone."""
+    return [f"{path}: its classes are the folders in {prefix}"] if prefix.count("/") > 1 else []
+
+
+def by_class(
+    path: Path, found: Iterable[str], class_to_idx: Optional[Mapping[str, int]], others: Iterable[str] = ()
+) -> tuple[list[str], list[tuple[str, int]]]:
     """The classes, and (name, label) of each file `<class>/<file>`, in the order in which `FolderSource` has them.
 
+    Args:
+        path: of the archive, for messages.
+        found: names of the images.
+        class_to_idx: see `FolderSource`.
+        others: names of what else is there; those of folders end with '/'.
+
     Raises:
-        DataError: a file lies in no class' folder; no class of `class_to_idx` is here.
+        DataError: a file lies in no class' folder; no class of `class_to_idx` is here; without it, a class has no images.
     """
     names = sorted(found, key=lambda name: (name.split("/")[0], os.path.dirname(name), name))
     outside = next((name for name in names if "/" not in name), None)
     if outside or not names:
         raise DataError(f"{path}: {f'{outside!r} lies in no' if outside else 'holds no images in a'} class' folder; it must hold <class>/<file>")
     present = sorted({name.split("/")[0] for name in names})
+    empty = {name.split("/")[0] for name in others if "/" in name} - set(present)
+    empty = sorted(name for name in empty if not is_hidden_or_tool(name))
+    if empty and class_to_idx is None:
+        instead = left_out([name for name in others if name.startswith(f"{empty[0]}/") and name[-1] != "/"])
+        raise DataError(
+            f"{path}: no image in the class' folder {empty[0]!r}{f' ({instead})' if instead else ''}; make the archive anew without "
+            "the folder or with images in it, or name all classes in a text file and give it as DATA.CLASS_MAP"
+        )
     labels = dict(class_to_idx) if class_to_idx is not None else {name: i for i, name in enumerate(present)}
     files = [(name, labels[name.split("/")[0]]) for name in names if name.split("/")[0] in labels]
     if not files:

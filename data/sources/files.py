@@ -4,15 +4,14 @@ import os
 from typing import Any, BinaryIO, Callable, Iterable, NamedTuple, Sequence
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from utils.errors import DataError, OutputError
 from utils.files import open_regular
 
 from ..decode import decode_image, frames_of, open_image
+from ..image_files import IMAGE_SUFFIXES, is_hidden_or_tool, is_image
 from .reading import printable, read_image
 
-SUFFIXES = (*IMG_EXTENSIONS, ".gif")  # by which an image is known in a folder
 SHOWN = 3  # names in a line
 
 
@@ -35,7 +34,7 @@ def find_images(names: Iterable[str]) -> Files:
     for name in names:
         paths, others = _in_folder(name, problems) if os.path.isdir(name) else ([name], [])
         if not paths:
-            problems.append(f"{printable(name)}: is a folder without images (*{', *'.join(SUFFIXES)})")
+            problems.append(f"{printable(name)}: is a folder without images (*{', *'.join(IMAGE_SUFFIXES)})")
         if others:
             shown = ", ".join(map(printable, others[:SHOWN])) + (", ..." if len(others) > SHOWN else "")
             notes.append(f"{printable(name)}: left out what is no image by its name: {len(others)} ({shown})")
@@ -52,17 +51,15 @@ def _in_folder(root: str, problems: list[str]) -> tuple[list[str], list[str]]:
 
     images, others = [], []
     for folder, folders, files in os.walk(root, onerror=note):
-        own = [os.path.join(folder, name) for name in files if _is_image(name)]
-        if folder != root and _is_image(folder) and not own and not folders:
+        others += [name + "/" for name in folders if is_hidden_or_tool(name)]
+        folders[:] = [name for name in folders if not is_hidden_or_tool(name)]
+        own = [os.path.join(folder, name) for name in files if is_image(name)]
+        if folder != root and is_image(os.path.basename(folder)) and not own and not folders:
             problems.append(f"{printable(folder)}: is a folder, no image")
         images += own
-        others += [name for name in files if not _is_image(name)]
+        others += [name for name in files if not is_image(name)]
         others += [f"{name} (a link to a folder)" for name in folders if os.path.islink(os.path.join(folder, name))]
     return sorted(images), sorted(others)
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
 
 
 class FileSource:

@@ -3,30 +3,30 @@
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Mapping, Optional
+from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from utils.errors import DataError
 from utils.rng import fingerprint
 
 from ..decode import decode_image
+from ..image_files import is_hidden_or_tool, is_image, left_out, notes_of
 from .reading import printable, read_image
 
 
 class FolderSource:
-    """One split folder; its sub-folders, sorted by name, are the classes.
+    """One split folder; its sub-folders, sorted by name, are the classes. They hold images at any depth.
 
     Args:
         root: the folder.
         decode: open file -> image; whatever it raises makes the file one that cannot be read.
         outside_links: whether links may lead out of the folder.
         class_to_idx: the labels of the sub-folders, if they are not their places among the sorted names. It may name
-            classes that are not here; sub-folders that it does not name are left out.
+            classes that are not here, or have no images; sub-folders that it does not name are left out.
 
     Raises:
-        DataError: the folder is missing, has no classes, or a class has no images; a link leads out of it or in a
+        DataError: the folder is missing, has no classes, or, without `class_to_idx`, a class has no images; a link leads out of it or in a
             circle; at `load`, a file is no image or such a link.
     """
 
@@ -44,24 +44,29 @@ class FolderSource:
         self.decode = decode
         self.inside = "" if outside_links else os.path.realpath(root) + os.sep
         try:
-            for entry in os.scandir(root):
-                if entry.is_dir():
-                    self._require_inside(entry.path)
-            found, labels = find_classes(root)
+            found, others = self._class_folders(root)
+            labels = {name: label for label, name in enumerate(found)}
             if class_to_idx is not None:
                 labels = {name: class_to_idx[name] for name in found if name in class_to_idx}
             if not labels:
                 raise DataError(f"{root}: none of its folders, {found[0]!r} and so on, has a class' name; check DATA.CLASS_MAP")
-            samples = make_dataset(str(root), labels, IMG_EXTENSIONS)
+            keys = {name: list(_files_of(root, name)) for name in labels}
         except (FileNotFoundError, PermissionError) as error:
             raise DataError(
                 f"{root}: {' '.join(str(error).split())}; every class needs a folder with at least one image"
             ) from None
-        self._require_distinct({os.path.dirname(path) for path, _ in samples})
+        images = {name: [key for key in keys[name] if is_image(key)] for name in labels}
+        others += [key for name in labels for key in keys[name] if not is_image(key)]
+        empty = [name for name in labels if not images[name]]
+        if len(empty) == len(labels) or (empty and class_to_idx is None):
+            raise DataError(_without_images(root, empty, others))
+        samples = [(key, labels[name]) for name in labels for key in images[name]]
+        self._require_distinct({os.path.join(root, os.path.dirname(key)) for key, _ in samples})
         self.classes = sorted(class_to_idx or labels, key=(class_to_idx or labels).__getitem__)
+        self.notes = notes_of(root, others)
         self.root = os.fsencode(root)
         # Arrays, not a list of pairs: workers share their memory, as no reference counts in it change.
-        self.keys = np.array([os.fsencode(os.path.relpath(path, root)) for path, _ in samples])
+        self.keys = np.array([os.fsencode(key) for key, _ in samples])
         self.labels = np.array([label for _, label in samples])
         self.fingerprint = fingerprint(self.keys.tolist())
 
@@ -94,6 +99,28 @@ class FolderSource:
     def _path(self, index: int) -> str:
         return os.fsdecode(os.path.join(self.root, self.keys[index]))
 
+    def _class_folders(self, root: Path) -> tuple[list[str], list[str]]:
+        """The folders that are classes, sorted by name, and what else is there."""
+        classes, others = [], []
+        with os.scandir(root) as entries:
+            for entry in entries:
+                if not entry.is_dir():
+                    others.append(entry.name)
+                elif is_hidden_or_tool(entry.name):
+                    others.append(entry.name + "/")
+                else:
+                    self._require_inside(entry.path)
+                    classes.append(entry.name)
+        if not classes:
+            flat = sorted(filter(is_image, others))
+            what = f"holds {len(flat)} images, such as {flat[0]!r}, but no class' folder" if flat else "holds no class' folder"
+            raise DataError(
+                f"{root}: {what}; every class needs a folder with at least one image ({root.name}/<class>/*; "
+                "scripts/prepare_data.py folders makes them of ImageNet's own archives), or name another folder with "
+                "DATA.TRAIN_SPLIT, DATA.VAL_SPLIT"
+            )
+        return sorted(classes), others
+
     def _require_inside(self, path: str) -> None:
         target = os.path.realpath(path) if self.inside else path
         if not target.startswith(self.inside):
@@ -109,3 +136,33 @@ class FolderSource:
             if other != folder:
                 raise DataError(f"{folder!r}: is by a link the same folder as {other!r}; remove the link")
             self._require_inside(folder)
+
+
+def _files_of(root: Path, name: str) -> Iterator[str]:
+    """The files of a class' folder at any depth, by folder and name, as paths from `root`; hidden and tool folders as one
+    path each.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    places = []
+    for place, folders, files in os.walk(os.path.join(root, name), onerror=fail, followlinks=True):
+        hidden = [folder + "/" for folder in folders if is_hidden_or_tool(folder)]
+        folders[:] = [folder for folder in folders if not is_hidden_or_tool(folder)]
+        places.append((place, sorted(files) + hidden))
+    for place, files in sorted(places):
+        inner = os.path.relpath(place, root)
+        for file in files:
+            yield f"{inner}/{file}"
+
+
+def _without_images(root: Path, empty: list[str], others: list[str]) -> str:
+    """A line of the classes that have no images, and what they have instead."""
+    shown = ", ".join(map(repr, empty[:3])) + (", ..." if len(empty) > 3 else "")
+    there = left_out([other for other in others if other.split("/")[0] in set(empty) and "/" in other])
+    return (
+        f"{root}: no image in the class' {'folder' if len(empty) == 1 else 'folders'} {shown}{f' ({there})' if there else ''}; "
+        "every class needs a folder with at least one image: remove or fill it, or name all classes in a text file and give it "
+        "as DATA.CLASS_MAP, which may name classes without images"
+    )

@@ -23,6 +23,7 @@ class RelabelledSource:
         self.source = source
         self.labels = list(labels)
         self.classes = list(classes)
+        self.notes = getattr(source, "notes", [])
         self.fingerprint = fingerprint([source.fingerprint.encode(), repr(self.labels).encode()])
 
     def __len__(self) -> int:
@@ -46,6 +47,7 @@ class RelabelledShards:
         self.source = source
         self.labels = list(labels)
         self.classes = list(classes)
+        self.notes = getattr(source, "notes", [])
         self.shards = source.shards
         self.image = source.image
 

@@ -7,13 +7,16 @@ from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional
 
 from utils.errors import DataError
 
-from .archive import ArchiveSource, Entry, by_class, inner_name, is_image, require_end, require_file
+from ..image_files import is_image, notes_of
+from .archive import ArchiveSource, Entry, by_class, describe_leading, inner_name, leading_folders, require_end, require_file
 
 LAYOUT = "DATA.DATA_PATH (--data-path) must hold train.tar and val.tar with <class>/<file>, see scripts/prepare_data.py tar"
 
 
 class TarSource(ArchiveSource):
     """An uncompressed tar file with <class>/<file>, or, as ILSVRC2012_img_train.tar, with a tar file for each class.
+
+    Folders that all of it lies in are taken off, see `leading_folders`.
 
     Raises:
         DataError: the file is missing, is cut short, is no such tar file, or names files outside of it.
@@ -23,18 +26,24 @@ class TarSource(ArchiveSource):
         require_file(path, LAYOUT)
         try:
             with tarfile.open(path, "r:") as archive:
-                found = {name: place for name, place in _members(path, archive) if is_image(name)}
+                found, others = {}, []
+                for name, place in _members(path, archive):
+                    if is_image(name):
+                        found[name] = place
+                    else:
+                        others.append(name)
         except (tarfile.TarError, ValueError, OverflowError) as error:  # of numbers in headers that are none
             with open(path, "rb") as file:
                 packed = file.read(6)[:3] in (b"\x1f\x8b\x08", b"BZh", b"\xfd7z")
             raise DataError(
                 f"{path}: {'is compressed; unpack it to a plain .tar' if packed else f'is no whole tar file ({error}); make or fetch it again'}"
             ) from None
-        prefix = split + "/"
-        if found and all(name.startswith(prefix) for name in found):
-            found = {name[len(prefix) :]: place for name, place in found.items()}
-        classes, files = by_class(path, found, class_to_idx)
+        prefix = leading_folders(found, split, class_to_idx)
+        found = {name[len(prefix) :]: place for name, place in found.items()}
+        folders = [name[len(prefix) :] for name in others if name.startswith(prefix)]
+        classes, files = by_class(path, found, class_to_idx, folders)
         super().__init__(path, classes, [Entry(name, label, found[name], found[name][1]) for name, label in files], decode)
+        self.notes = notes_of(path, [name for name in others if name[-1] != "/"]) + describe_leading(path, prefix)
 
     @classmethod
     def open(cls, split: str, data_path: str, decode: Callable, class_to_idx, **_) -> "TarSource":
@@ -43,11 +52,15 @@ class TarSource(ArchiveSource):
 
 
 def _members(path: Path, archive: tarfile.TarFile, offset: int = 0, folder: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
-    """(name, (first byte, length)) of the files; those of a tar file in it are <its stem>/<name>."""
+    """(name, (first byte, length)) of the files and folders; the files of a tar file in it are <its stem>/<name>, and a
+    folder's name ends with '/'.
+    """
     for member in archive:
         name = inner_name(path, member.name)
         if (member.islnk() or member.issym()) and is_image(name):
             raise DataError(f"{path}: holds {name!r} as a link to {member.linkname!r}; make the archive anew with --dereference --hard-dereference")
+        if member.isdir() and name.strip("./"):
+            yield f"{folder}{name}/", (0, 0)
         if not member.isreg():
             continue
         if name.endswith(".tar") and not folder:

@@ -1,4 +1,4 @@
-"""Swin's zip files: DATA_PATH/train.zip with DATA_PATH/train_map.txt, and val likewise."""
+"""Swin's zip files: DATA_PATH/train.zip with DATA_PATH/train_map.txt, and val likewise; or without a map."""
 
 import struct
 import zipfile
@@ -9,7 +9,8 @@ from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence
 from utils.errors import DataError
 
 from ..class_maps import classes_for
-from .archive import ArchiveSource, Entry, inner_name, require_file
+from ..image_files import is_image, notes_of
+from .archive import ArchiveSource, Entry, by_class, describe_leading, inner_name, leading_folders, require_file
 
 LAYOUT = (
     "DATA.DATA_PATH (--data-path) must hold train.zip, train_map.txt, val.zip and val_map.txt, see scripts/prepare_data.py zip"
@@ -19,48 +20,67 @@ METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class ZipSource(ArchiveSource):
-    """The files that a map names, in its order; each of its lines is `<class>/<file>`, a tab, and the label.
+    """The files that a map names, in its order; each of its lines is `<class>/<file>`, a tab, and the label. Without a map
+    the images of the zip, `<class>/<file>`, labelled and ordered as `FolderSource` does it.
 
-    zipfile reads the directory of the archive; a file is then read by one call, without a lock and without an object for
-    each file in each process.
+    Folders that all of it lies in are taken off, see `leading_folders`. zipfile reads the directory of the archive; a file
+    is then read by one call, without a lock and without an object for each file in each process.
 
     Raises:
-        DataError: the zip or its map is missing or damaged, or the map names a file that the zip has not.
+        DataError: the zip is missing, it or its map is damaged, or the map names a file that the zip has not.
     """
 
-    def __init__(self, path: Path, decode: Callable[[BinaryIO], Any], class_to_idx: Optional[Mapping[str, int]] = None):
+    def __init__(
+        self,
+        path: Path,
+        decode: Callable[[BinaryIO], Any],
+        class_to_idx: Optional[Mapping[str, int]] = None,
+        split: str = "",
+    ):
         require_file(path, LAYOUT)
-        map_path = path.with_name(path.stem + "_map.txt")
-        require_file(map_path, LAYOUT)
         try:
             with zipfile.ZipFile(path) as archive:
                 found = {inner_name(path, info.filename): info for info in archive.infolist() if not info.is_dir()}
+                folders = [inner_name(path, info.filename).rstrip("/") + "/" for info in archive.infolist() if info.is_dir()]
         except (zipfile.BadZipFile, EOFError, struct.error, UnicodeDecodeError) as error:
             raise DataError(f"{path}: is no whole zip file ({error}); make or fetch it again") from None
-        listed = _read_map(map_path)
-        for name, _ in listed:
-            if name not in found:
-                raise DataError(f"{map_path}: names {name!r}, which {path.name} does not hold; make both anew with scripts/prepare_data.py zip")
-            if found[name].compress_type not in METHODS or found[name].flag_bits & 1:
-                raise DataError(f"{path}: {name!r} is encrypted or of a compression other than 'stored' and 'deflated'; make the zip anew")
-        classes = _classes(map_path, listed, class_to_idx)
-        if class_to_idx is not None:
-            listed = [(name, class_to_idx[classes[label]]) for name, label in listed if classes[label] in class_to_idx]
-            classes = sorted(class_to_idx, key=class_to_idx.__getitem__)
+        map_path = path.with_name(path.stem + "_map.txt")
+        prefix = leading_folders(filter(is_image, found), split, class_to_idx)
+        if map_path.is_file():
+            classes, listed, members = _by_map(map_path, path, found, prefix, split, class_to_idx)
+            unnamed = sorted(set(found) - set(members.values()))
+            notes = [f"{path}: left out what {map_path.name} does not name: {len(unnamed)} (such as {unnamed[0]})"] if unnamed else []
+        else:
+            members = {name[len(prefix) :]: name for name in found if is_image(name)}
+            others = [name for name in found if not is_image(name)]
+            rest = [name[len(prefix) :] for name in [*others, *folders] if name.startswith(prefix)]
+            try:
+                classes, listed = by_class(path, members, class_to_idx, rest)
+            except DataError as error:
+                raise DataError(f"{error}, or put {map_path.name} beside it, which labels the files") from None
+            notes = [*notes_of(path, others), f"{map_path}: no such file; the classes are the folders in the zip"]
+        for member in members.values():
+            if found[member].compress_type not in METHODS or found[member].flag_bits & 1:
+                raise DataError(
+                    f"{path}: {member!r} is encrypted or of a compression other than 'stored' and 'deflated'; make the zip anew"
+                )
         entries = [
-            Entry(name, label, (info.header_offset, info.compress_size, info.compress_type, info.CRC, len(info.filename), size), size)
+            Entry(
+                name,
+                label,
+                (info.header_offset, info.compress_size, info.compress_type, info.CRC, len(info.filename), info.file_size),
+                info.file_size,
+            )
             for name, label in listed
-            for info in [found[name]]
-            for size in [info.file_size]
+            for info in [found[members[name]]]
         ]
-        if not entries:
-            raise DataError(f"{map_path}: names no image of a class; check it and DATA.CLASS_MAP")
         super().__init__(path, classes, entries, decode)
+        self.notes = notes + describe_leading(path, prefix)
 
     @classmethod
     def open(cls, split: str, data_path: str, decode: Callable, class_to_idx, **_) -> "ZipSource":
         name = split if split.endswith(".zip") else split + ".zip"
-        return cls(Path(data_path) / name, decode, class_to_idx)
+        return cls(Path(data_path) / name, decode, class_to_idx, Path(name).stem)
 
     def extract(self, place: Sequence[int]) -> bytes:
         start, length, method, crc, name_length, size = place
@@ -78,6 +98,41 @@ class ZipSource(ArchiveSource):
         if zlib.crc32(content) != crc:
             raise zipfile.BadZipFile("bad checksum")
         return content
+
+
+def _by_map(
+    map_path: Path,
+    path: Path,
+    found: Mapping[str, Any],
+    prefix: str,
+    split: str,
+    class_to_idx: Optional[Mapping[str, int]],
+) -> tuple[list[str], list[tuple[str, int]], dict[str, str]]:
+    """The classes, (name, label) of each file that the map names, and the members of the zip by these names.
+
+    Args:
+        found: the zip's members by name.
+        prefix: leading folders of the zip's images.
+    """
+    listed = _read_map(map_path)
+    leading = leading_folders((name for name, _ in listed), split, class_to_idx)
+    members: dict[str, str] = {}
+    for name, _ in listed:
+        inner = name[len(leading) :]
+        member = name if name in found else prefix + inner
+        if member not in found:
+            raise DataError(
+                f"{map_path}: names {name!r}, which {path.name} does not hold; make both anew with scripts/prepare_data.py zip"
+            )
+        members[inner] = member
+    listed = [(name[len(leading) :], label) for name, label in listed]
+    classes = _classes(map_path, listed, class_to_idx)
+    if class_to_idx is not None:
+        listed = [(name, class_to_idx[classes[label]]) for name, label in listed if classes[label] in class_to_idx]
+        classes = sorted(class_to_idx, key=class_to_idx.__getitem__)
+    if not listed:
+        raise DataError(f"{map_path}: names no image of a class; check it and DATA.CLASS_MAP")
+    return classes, listed, members
 
 
 def _read_map(path: Path) -> list[tuple[str, int]]:

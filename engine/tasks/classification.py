@@ -4,7 +4,7 @@ from typing import Any, BinaryIO, Callable, Optional, Sequence
 
 import numpy as np
 import torch
-from timm.data import Mixup
+from timm.data import ImageNetInfo, Mixup
 from torch import nn
 from yacs.config import CfgNode
 
@@ -14,7 +14,7 @@ from data.loader import dataset_of
 from data.sources import open_source
 from data.transforms import Transform, eval_transform, train_transform
 from utils.config import to_dict
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, UserError
 from utils.metrics import ClassificationMetrics
 from utils.pictures import montage
 
@@ -111,11 +111,14 @@ class Classification:
             only_val = sorted(set(source.classes) - set(classes))[:5]
             if not only_known and not only_val:
                 raise DataError(
-                    "DATA.DATA_PATH: the validation classes are the training classes in another order; make it the same (DATA.CLASS_MAP)"
+                    "DATA.DATA_PATH: the validation classes are the training classes in another order; make it the same "
+                    "(DATA.CLASS_ORDER, DATA.CLASS_MAP)"
                 )
             raise DataError(
                 f"DATA.DATA_PATH: the validation classes are not the training classes (only in train: "
-                f"{', '.join(map(_shown, only_known)) or 'none'}; only in val: {', '.join(map(_shown, only_val)) or 'none'}); make them the same"
+                f"{', '.join(map(_shown, only_known)) or 'none'}; only in val: {', '.join(map(_shown, only_val)) or 'none'}); make them the same, or "
+                "name all classes in a text file and give it as DATA.CLASS_MAP, which may name classes without images; another split is named "
+                "by DATA.VAL_SPLIT"
             )
         return dataset_of(source, transform, cfg.DATA.ON_ERROR)
 
@@ -157,23 +160,48 @@ class Classification:
             if dataset.partition("/")[0] not in ("imagenet", "folder", "zip"):
                 raise ConfigError(f"DATA.ZIP_MODE (--zip) contradicts DATA.DATASET {dataset}; leave it out, or set DATA.DATASET zip")
             dataset = "/".join(["zip", *dataset.split("/")[1:]])
-        source = open_source(
-            dataset,
-            split,
-            cfg.DATA.DATA_PATH,
-            num_classes=cfg.MODEL.NUM_CLASSES,
-            num_images=cfg.DATA.SYNTHETIC_IMAGES,
-            decode=decode,
-            outside_links=cfg.DATA.OUTSIDE_LINKS,
-            columns=cfg.DATA.COLUMNS,
-            class_to_idx=read_class_map(cfg.DATA.CLASS_MAP) if cfg.DATA.CLASS_MAP else None,
-        )
+        def opened(name: str):
+            return open_source(
+                dataset,
+                name,
+                cfg.DATA.DATA_PATH,
+                num_classes=cfg.MODEL.NUM_CLASSES,
+                num_images=cfg.DATA.SYNTHETIC_IMAGES,
+                decode=decode,
+                outside_links=cfg.DATA.OUTSIDE_LINKS,
+                columns=cfg.DATA.COLUMNS,
+                class_to_idx=read_class_map(cfg.DATA.CLASS_MAP) if cfg.DATA.CLASS_MAP else None,
+                class_order=cfg.DATA.CLASS_ORDER,
+            )
+
+        source = opened(split)
         if cfg.MODEL.NUM_CLASSES not in (0, len(source.classes)):
             raise DataError(
-                f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}, but {split} has {len(source.classes)} classes; "
-                "correct it, or set it to 0 to take the data set's"
+                f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}, but {split} has {len(source.classes)} classes"
+                f"{self._difference(split, source.classes, opened)}; correct it, or set it to 0 to take the data set's; DATA.CLASS_MAP, a "
+                "text file of all classes, may name some without images"
             )
         return source
+
+    def _difference(self, split: str, classes: Sequence[str], opened: Callable[[str], Any]) -> str:
+        """Which classes a split lacks, or has too many, of the MODEL.NUM_CLASSES that there should be, if that can be known."""
+        data = self.cfg.DATA
+        where, expected = "DATA.CLASS_MAP", list(classes)
+        if self.cfg.MODEL.NUM_CLASSES == 1000 and set(classes) < set(ImageNetInfo().label_names()):
+            where, expected = "ImageNet", ImageNetInfo().label_names()
+        elif not data.CLASS_MAP:
+            where = data.VAL_SPLIT if split == data.TRAIN_SPLIT else data.TRAIN_SPLIT
+            try:
+                expected = opened(where).classes
+            except UserError:  # it is about the other split, which is not asked for
+                return ""
+        missing, more = sorted(set(expected) - set(classes)), sorted(set(classes) - set(expected))
+        parts = [
+            f"{verb} {', '.join(map(_shown, names[:3]))}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            for verb, names in (("lacks", missing), ("has besides", more))
+            if names
+        ]
+        return f" (compared with {where} it {' and '.join(parts)})" if parts else ""
 
     # Model
 

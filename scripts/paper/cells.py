@@ -37,7 +37,7 @@ CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1_000, 1_281_167, 50_000  # ImageNet-1k's
 # Keys in which a run may differ from its cell's config: all others shape what is trained and how it is evaluated.
 WHERE = {
     "SEED", "BASE", "OUTPUT", "TAG", "REPRODUCES", "DEVICE", "RANK_TIMEOUT", "SAVE_FREQ", "PRINT_FREQ", "LOGGERS",  # which run it is, where it lies
-    "DATA.DATASET", "DATA.DATA_PATH", "DATA.TRAIN_SPLIT", "DATA.VAL_SPLIT", "DATA.COLUMNS", "DATA.ZIP_MODE", "DATA.CLASS_MAP",
+    "DATA.DATASET", "DATA.DATA_PATH", "DATA.TRAIN_SPLIT", "DATA.VAL_SPLIT", "DATA.COLUMNS", "DATA.ZIP_MODE", "DATA.CLASS_MAP", "DATA.CLASS_ORDER",
     "DATA.OUTSIDE_LINKS", "DATA.SYNTHETIC_IMAGES", "MODEL.NUM_CLASSES",  # which data: images are counted, classes compared
     "DATA.NUM_WORKERS", "DATA.PREFETCH", "DATA.PIN_MEMORY",  # the same images and draws, sooner or later
     "TRAIN.USE_CHECKPOINT", "TRAIN.CHANNELS_LAST", "TRAIN.COMPILE", "TRAIN.COMPILE_MODE",  # the same function

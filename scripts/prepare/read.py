@@ -1,7 +1,7 @@
 """The images of each format again, for `verify`: (key, label, bytes), and what does not fit together.
 
 A label is None where the format says none: then it is the class' place among the sorted names. What is wrong with one
-image is noted in `problems`, and the others are still read.
+image is noted in `problems`, and the others are still read; `notes` are of what is left out.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import Iterator, Optional
 
+from data.image_files import is_image, notes_of
 from data.sources.folder import FolderSource
 from utils.errors import ConfigError, DataError, UserError
 
@@ -33,12 +34,14 @@ class Folder:
         return (path / split).is_dir()
 
     @staticmethod
-    def read(path: Path, split: str, problems: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
+    def read(path: Path, split: str, problems: list[str], notes: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
         try:
             source = FolderSource(path / split, decode=lambda file: file.read(), outside_links=True)
         except UserError as error:
             problems.append(str(reworded(error)))
             return None, iter(())
+
+        notes.extend(source.notes)
 
         def items() -> Iterator[Item]:
             for i in range(len(source)):
@@ -60,7 +63,7 @@ class Zip:
         return (path / f"{split}.zip").exists() or (path / f"{split}_map.txt").exists()
 
     @staticmethod
-    def read(path: Path, split: str, problems: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
+    def read(path: Path, split: str, problems: list[str], notes: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
         archive, text = path / f"{split}.zip", path / f"{split}_map.txt"
 
         def items() -> Iterator[Item]:
@@ -94,10 +97,15 @@ class Tar:
         return (path / f"{split}.tar").exists()
 
     @staticmethod
-    def read(path: Path, split: str, problems: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
+    def read(path: Path, split: str, problems: list[str], notes: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
         def items() -> Iterator[Item]:
+            others = []
             for name, data in _tar_files(path / f"{split}.tar", problems):
-                yield name, None, data
+                if is_image(name):
+                    yield name, None, data
+                else:
+                    others.append(name)
+            notes.extend(notes_of(path / f"{split}.tar", others))
 
         return None, items()
 
@@ -110,7 +118,7 @@ class Shards:
         return split in _info(path).get("splits", {}) or any(path.glob(f"{split}-*.tar"))
 
     @staticmethod
-    def read(path: Path, split: str, problems: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
+    def read(path: Path, split: str, problems: list[str], notes: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
         info = _info(path)
         if split not in info.get("splits", {}):
             problems.append(f"{path / INFO}: names no split {split!r}, and there are shards of it; let the conversion end")
@@ -143,7 +151,7 @@ class Parquet:
         return any(path.glob(f"data/{NAMES[split]}-*.parquet"))
 
     @staticmethod
-    def read(path: Path, split: str, problems: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
+    def read(path: Path, split: str, problems: list[str], notes: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
         try:
             import pyarrow.parquet as pq
         except ImportError:

@@ -28,7 +28,7 @@ def verify(path: Path, kind: Optional[str] = None, workers: int = 1, decode: boo
         decode: whether images must be readable too.
 
     Returns:
-        format, `splits` (images, bytes, classes with their counts, hash) and `problems`, one line each.
+        format, `splits` (images, bytes, classes with their counts, hash), `problems` and `notes`, one line each.
 
     Raises:
         DataError: there is no data set of the format.
@@ -39,12 +39,12 @@ def verify(path: Path, kind: Optional[str] = None, workers: int = 1, decode: boo
     splits = [split for split in SPLITS if FORMATS[kind].has(path, split)]
     if not splits:
         raise DataError(f"{path}: holds no train or val as {kind}, {FORMATS[kind].__doc__}; check the path and --format")
-    report: dict[str, Any] = {"path": str(path), "format": kind, "splits": {}, "problems": []}
+    report: dict[str, Any] = {"path": str(path), "format": kind, "splits": {}, "problems": [], "notes": []}
     problems = report["problems"]
     for left in sorted([*path.glob("*.unfinished"), *path.glob("*/*.unfinished")]):
         problems.append(f"{left}: is unfinished; start the conversion again")
     for split in splits:
-        report["splits"][split] = _split(path, kind, split, workers, decode, problems)
+        report["splits"][split] = _split(path, kind, split, workers, decode, problems, report["notes"])
     if len(splits) == 2:
         train, val = (report["splits"][split]["classes"] for split in SPLITS)
         for name in sorted(set(train) ^ set(val)):
@@ -52,8 +52,10 @@ def verify(path: Path, kind: Optional[str] = None, workers: int = 1, decode: boo
     return report
 
 
-def _split(path: Path, kind: str, split: str, workers: int, decode: bool, problems: list[str]) -> dict[str, Any]:
-    names, items = FORMATS[kind].read(path, split, problems)
+def _split(
+    path: Path, kind: str, split: str, workers: int, decode: bool, problems: list[str], notes: list[str]
+) -> dict[str, Any]:
+    names, items = FORMATS[kind].read(path, split, problems, notes)
     found: list[tuple[str, str, Optional[int]]] = []
     num_bytes = 0
     with Progress(f"verifying {split}") as progress:
@@ -114,6 +116,7 @@ def as_text(report: dict[str, Any]) -> str:
             f"{min(counts, default=0):,} to {max(counts, default=0):,}, hash {split['hash']}"
         )
     problems = report["problems"]
+    lines += [f"note: {note}" for note in report["notes"]]
     lines += [f"wrong: {problem}" for problem in problems[:SHOWN]]
     if len(problems) > SHOWN:
         lines.append(f"wrong: {len(problems) - SHOWN:,} more, which --json lists")
