@@ -25,6 +25,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from engine.checkpoints.file import read_checkpoint  # noqa: E402
+
 CLOCK = {"images_per_second", "data_wait", "memory_mib"}  # of a record, what depends on the machine
 RUNS = {
     1: ["DATA.NUM_WORKERS", "2", "AMP.ENABLED", "False"],
@@ -86,7 +90,7 @@ def survives(args, processes: int, kills: int, draw: random.Random) -> tuple[int
             kills = kill
             break
         hit(process, draw.choice(["all", "all", "rank", "launcher"] if processes > 1 else ["all"]), processes)
-        progress = torch.load(newest(killed), weights_only=True)["progress"] if newest(killed) else {"epoch": 0, "step": 0}
+        progress = read_checkpoint(newest(killed))["progress"] if newest(killed) else {"epoch": 0, "step": 0}
         print(f"{processes} processes, kill {kill + 1}: epoch {progress['epoch']}, update {progress['step']}", flush=True)
     end(start(command(killed.name)))
     hashes = [digest(folder) for folder in (whole, killed)]
@@ -140,7 +144,7 @@ def newest(folder: Path):
 
 def digest(folder: Path) -> str:
     """Of everything that a run is, without its name and the clock's figures."""
-    checkpoint = torch.load(folder / "last.pth", weights_only=True)
+    checkpoint = read_checkpoint(folder / "last.pth")
     del checkpoint["config"]
     found = hashlib.sha256()
     feed(checkpoint, found)
