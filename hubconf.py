@@ -83,16 +83,18 @@ def _from_checkpoint(name: str, checkpoint: str, kwargs: dict):
 def _load(name: str, path: Path, kwargs: dict):
     for part in _PARTS:
         _import(part)
-    from engine.build import better_weights
-    from engine.checkpoint import load_pretrained, load_weights, read_checkpoint, weights_of
+    from engine.checkpoints.file import open_checkpoint
+    from engine.checkpoints.load import load_pretrained, load_weights, require_fit
     from utils.errors import UserError
 
     try:
-        checkpoint = read_checkpoint(path)
-        found = weights_of(checkpoint, path)
-        weights = found[better_weights(checkpoint, found)]
-        model = _timm.create_model(name, **{**_settings(name, checkpoint, weights, path), **kwargs})
-        (load_pretrained if "num_classes" in kwargs else load_weights)(model, weights, path)
+        opened = open_checkpoint(path)
+        checkpoint = {"config": opened.config, "classes": opened.classes}
+        model = _timm.create_model(name, **{**_settings(name, checkpoint, opened.states[opened.better], path), **kwargs})
+        if "num_classes" in kwargs:
+            load_pretrained(model, opened, opened.better)
+        else:
+            load_weights(model, require_fit(model, opened, opened.better).state, path)
         model.pretrained_cfg.update(_told(checkpoint, path), num_classes=model.num_classes)
     except UserError as error:
         raise ValueError(str(error)) from None

@@ -15,7 +15,8 @@ import time
 from typing import Any, NoReturn, Optional, Sequence
 
 from utils.config import load_config
-from utils.errors import ConfigError, OutputError, Stopped, UserError, did_you_mean, printable
+from utils.errors import ConfigError, OutputError, ShortageError, Stopped, UserError, did_you_mean, printable
+from utils.restarts import refuse_restart, restarts_left
 
 
 PARENT = os.getppid()  # the launcher, if there is one; taken early, before it can be gone
@@ -32,6 +33,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     # Imported after the checks that need no torch, as it takes seconds.
     try:
         from engine.benchmark_data import benchmark_data
+        from engine.preprocessing import take_from_model
         from engine.run import check, evaluate_checkpoint, throughput, train
         from utils.device import is_out_of_memory, select_device, use_deterministic_algorithms
         from utils.distributed import process_group, read_launch
@@ -40,6 +42,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except ImportError as error:
         raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt") from None
 
+    cfg = take_from_model(cfg, given=args.opts[::2])
     keep_freed_memory()
     launch = read_launch(os.environ, args.local_rank)
     device = select_device(cfg.DEVICE, launch.local_rank)
@@ -56,21 +59,22 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                 run(cfg, launch, device, peers)
             peers.meet()
             good = True
-        except Stopped:
+        except Stopped as stopped:
             good = True
+            stopped.reason = peers.stop.reason
             raise
         except OSError as error:
             raise OutputError(f"{error.filename or 'output'}: {error.strerror or error}; check the path and the disk") from None
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
-                raise ConfigError(
+                raise ShortageError(
                     f"DATA.BATCH_SIZE (--batch-size) is {cfg.DATA.BATCH_SIZE}: {device} is out of memory; use a smaller one "
                     "(with TRAIN.TOTAL_BATCH_SIZE the recipe stays the same) or --use-checkpoint"
                 ) from None
             if cfg.DETERMINISTIC and "deterministic" in str(error):
                 raise ConfigError(f"DETERMINISTIC: {' '.join(str(error).split('. ')[0].split())}; switch it off") from None
             if "DataLoader worker" in str(error):
-                raise ConfigError(
+                raise ShortageError(
                     f"DATA.NUM_WORKERS is {cfg.DATA.NUM_WORKERS}: a loading process was killed, perhaps as memory ran out "
                     f"({' '.join(str(error).split())[:120]}); use fewer, and start the same command again"
                 ) from None
@@ -106,7 +110,7 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--resume", metavar="FILE", help="checkpoint to go on from, or to evaluate with --eval")
     parser.add_argument("--use-checkpoint", action="store_true", help="activation checkpointing: less memory, slower")
     parser.add_argument("--disable_amp", action="store_true", help="train and evaluate in float32")
-    parser.add_argument("--amp-opt-level", choices=["O0", "O1", "O2"], help="O0: float32, O1: autocast, O2: NVIDIA apex only")
+    parser.add_argument("--amp-opt-level", choices=["O0", "O1", "O2"], help="O0: float32, O1: autocast; O2 has gone with apex.amp")
     parser.add_argument("--output", metavar="DIR", help="where runs lie: <output>/<model name>/<tag>")
     parser.add_argument("--tag", help="name of the run")
     parser.add_argument("--eval", action="store_true", help="evaluate the weights of --resume and end")
@@ -121,7 +125,9 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--cache-mode", choices=["no", "full", "part"], help="with zip and tar files: read all of them (full), or this process' share (part), into memory")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by torch.distributed.launch")
     args = parser.parse_args(argv)
-    if args.disable_amp and args.amp_opt_level in ("O1", "O2"):
+    if args.amp_opt_level == "O2":
+        parser.error("--amp-opt-level O2: was NVIDIA apex's, which has no amp since 2025; use O1, torch's autocast, or O0, float32")
+    if args.disable_amp and args.amp_opt_level == "O1":
         parser.error(f"--disable_amp contradicts --amp-opt-level {args.amp_opt_level}; give one of them")
     if args.check and (args.eval or args.throughput):
         parser.error(f"--check contradicts {'--eval' if args.eval else '--throughput'}, it checks a training run; give one of them")
@@ -157,7 +163,6 @@ def config_flags(args: argparse.Namespace) -> dict[str, Any]:
         "OUTPUT": args.output,
         "TAG": args.tag,
         "AMP.ENABLED": False if args.disable_amp or level == "O0" else True if level else None,
-        "AMP.OPT_LEVEL": level if level in ("O1", "O2") else None,
     }
     return {key: value for key, value in flags.items() if value is not None}
 
@@ -178,11 +183,15 @@ def report(error: UserError) -> NoReturn:
     if not _reporting.acquire(blocking=False):  # another thread of this process says it and exits
         time.sleep(60)
     line = f"error: {printable(error)}"
+    if not error.retry and restarts_left():
+        line += " (no restart mends this: the launcher is told to end)"
     with contextlib.suppress(OSError, ValueError):  # nowhere left to say it: the status still does
         print(line, file=sys.stderr, flush=True)
     if os.environ.get("TORCHELASTIC_ERROR_FILE"):  # the launcher shows this in its own closing report
         with contextlib.suppress(OSError), open(os.environ["TORCHELASTIC_ERROR_FILE"], "w") as file:
             json.dump({"message": line, "timestamp": int(time.time())}, file)
+    if not error.retry:
+        refuse_restart(PARENT)
     leave(error.status)
 
 
@@ -202,6 +211,8 @@ def run_and_leave(argv: Optional[Sequence[str]] = None) -> None:
     except UserError as error:
         report(error)
     except Stopped as stopped:
+        if stopped.reason in ("SIGUSR1", "SIGINT"):  # SIGTERM is also how the launcher ends its processes to restart them
+            refuse_restart(PARENT)
         leave(stopped.status)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -12,25 +12,27 @@ from data.cache import plan_caches
 from data.loader import eval_loader, train_loader
 from utils.config import to_dict
 from utils.device import is_out_of_memory
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import ConfigError
 from utils.macs import Complexity, measure_complexity
 from utils.peers import Peers
 from utils.provenance import commit
 from utils.rng import seed_all
 from utils.run_log import RunLog
 
-from .checkpoint import Checkpointer, load_pretrained, read_checkpoint, weights_of
+from .checkpoints.file import open_checkpoint
+from .checkpoints.load import load_pretrained
+from .checkpoints.store import Checkpointer
 from .distill import Distillation, Inputs, Teacher, pretrained_teacher, trained_teacher
 from .download import local_file
 from .freeze import freeze
-from .model import prepare_model, wrap_model
+from .model import place, prepare_model, require_layout, wrap_model
 from .nonfinite import FiniteGuard
 from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
 from .plan import accumulation_for, plan_batches
 from .precision import create_precision
+from .preprocessing import input_warnings
 from .progress import Progress
 from .set_reports import is_imagenet
-from .resume import progress_of
 from .tasks import create_task
 from .trainer import Trainer
 from .waits import Waits, available_cores, local_processes
@@ -43,14 +45,14 @@ def run_directory(cfg: CfgNode) -> Path:
 
 def build_trainer(
     cfg: CfgNode, device: torch.device, peers: Peers, log: RunLog, pretrained: str
-) -> tuple[Trainer, Complexity, str]:
+) -> tuple[Trainer, Complexity, list[str]]:
     """Everything that a training run consists of, at its beginning. Writes nothing.
 
     Args:
         pretrained: weights to start from, '' for none.
 
     Returns:
-        The trainer, the model's size, and what to say of the weights it started from.
+        The trainer, the model's size, and what to say of the weights it started from, by lines.
 
     Raises:
         UserError: settings, data or weights that cannot be used.
@@ -64,8 +66,6 @@ def build_trainer(
         cfg.TRAIN.TOTAL_BATCH_SIZE, cfg.TRAIN.ACCUMULATION_STEPS, cfg.DATA.BATCH_SIZE, launch.world_size
     )
     precision = build_precision(cfg, device)
-    if cfg.TRAIN.NONFINITE == "skip" and cfg.AMP.ENABLED and cfg.AMP.BACKEND == "apex":
-        raise ConfigError("TRAIN.NONFINITE skip does not work with AMP.BACKEND apex, which steps by itself; use raise")
     task = create_task(cfg)
     train_set = task.train_dataset()
     classes = list(train_set.classes)
@@ -87,7 +87,7 @@ def build_trainer(
     reading = dict(buffer=cfg.DATA.SHUFFLE_BUFFER, cache_mode=cfg.DATA.CACHE_MODE)
     train_batches = train_loader(train_set, **epochs, **reading, **placing)
     val_batches = eval_loader(val_set, **placing)
-    distillation = build_distillation(cfg, classes, device, peers)
+    distillation = build_distillation(cfg, classes, device, peers, log)
     task.prepare_training(len(classes), distillation)
 
     # Model
@@ -96,14 +96,14 @@ def build_trainer(
     if distillation and hasattr(model, "set_distilled_training"):
         model.set_distilled_training()
     complexity = complexity_of(model, cfg)
-    pretrained_note = start_from(model, pretrained)
+    pretrained_notes = start_from(model, pretrained, cfg)
+    require_layout(model, device, cfg.TRAIN.CHANNELS_LAST)
     model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, cfg.TRAIN.USE_CHECKPOINT)
     freeze(model, cfg.TRAIN.FREEZE)
 
     # Optimizer, schedule, average
     optimizer = build_optimizer(cfg, model, plan.scale_lr(cfg.TRAIN.BASE_LR))
     model_ema = ModelEmaV3(model, decay=cfg.EMA.DECAY, use_warmup=cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
-    model, optimizer = precision.prepare(model, optimizer)
     lr_scheduler = create_lr_scheduler(
         optimizer,
         name=cfg.TRAIN.LR_SCHEDULER.NAME,
@@ -182,10 +182,10 @@ def build_trainer(
             "commit": commit(),  # of the code that trains, which may be another one at the end
         },
     )
-    return trainer, complexity, pretrained_note
+    return trainer, complexity, pretrained_notes
 
 
-def build_distillation(cfg: CfgNode, classes: list[str], device: torch.device, peers: Peers) -> Optional[Distillation]:
+def build_distillation(cfg: CfgNode, classes: list[str], device: torch.device, peers: Peers, log: RunLog) -> Optional[Distillation]:
     """What DISTILL.TEACHER adds to the loss; None without one.
 
     Raises:
@@ -199,13 +199,13 @@ def build_distillation(cfg: CfgNode, classes: list[str], device: torch.device, p
         return None
     if cfg.DISTILL.WEIGHTS:
         path = Path(local_file(cfg.DISTILL.WEIGHTS, peers.launch, peers))
-        checkpoint = read_checkpoint(path)
-        weights = weights_of(checkpoint, path)
-        if isinstance(checkpoint.get("classes"), list) and checkpoint["classes"] != classes:
+        checkpoint = open_checkpoint(path)
+        if checkpoint.classes is not None and checkpoint.classes != classes:
             raise ConfigError(f"{path}: the teacher knows other classes than the data set; use one with the same, in the same order")
-        config = checkpoint.get("config")
-        data = config.get("DATA", {}) if isinstance(config, dict) else {}
-        model, own = trained_teacher(name, len(classes), weights[better_weights(checkpoint, weights)], data, path)
+        data = (checkpoint.config or {}).get("DATA", {})
+        model, own, note = trained_teacher(name, len(classes), checkpoint, data)
+        if note:
+            log.info(f"DISTILL.WEIGHTS {path}: {note}")
     else:
         if peers.launch.local_rank:
             peers.gather(None)  # the machine's first process downloads
@@ -213,8 +213,7 @@ def build_distillation(cfg: CfgNode, classes: list[str], device: torch.device, p
         if not peers.launch.local_rank:
             peers.gather(None)
     teacher = Teacher(model, own, Inputs(cfg.DATA.MEAN, cfg.DATA.STD))
-    memory_format = torch.channels_last if cfg.TRAIN.CHANNELS_LAST else torch.preserve_format
-    teacher = teacher.to(device, memory_format=memory_format)
+    teacher = place(teacher, device, cfg.TRAIN.CHANNELS_LAST)
     return Distillation(teacher, cfg.DISTILL.KIND, cfg.DISTILL.ALPHA, cfg.DISTILL.TAU)
 
 
@@ -256,39 +255,34 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module, lr: float) -> torch.op
 
 
 def build_precision(cfg: CfgNode, device: torch.device):
-    return create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, cfg.AMP.BACKEND, cfg.AMP.OPT_LEVEL, device)
+    return create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, device)
 
 
 def complexity_of(model: torch.nn.Module, cfg: CfgNode) -> Complexity:
+    """The model's size; also what shows that it takes images of DATA.IMG_SIZE.
+
+    Raises:
+        ConfigError: it does not.
+    """
     try:
         return measure_complexity(model, (3, cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE))
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except Exception as error:  # models raise of many kinds
         if is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split("\n")[0].split())
+        reason = " ".join((str(error) or type(error).__name__).split("\n")[0].split())
         raise ConfigError(
             f"DATA.IMG_SIZE: {cfg.MODEL.NAME} cannot take images of {cfg.DATA.IMG_SIZE} px ({reason}); use another size"
         ) from None
 
 
-def start_from(model: torch.nn.Module, pretrained: str) -> str:
+def start_from(model: torch.nn.Module, pretrained: str, cfg: CfgNode) -> list[str]:
     """Loads MODEL.PRETRAINED, a file, into the model; returns what to say of it."""
     if not pretrained:
-        return ""
-    path = Path(pretrained)
-    checkpoint = read_checkpoint(path)
-    weights = weights_of(checkpoint, path)
-    name = better_weights(checkpoint, weights)
-    skipped = load_pretrained(model, weights[name], path)
-    note = f"started from {path} ({name} weights)"
-    return note + (f"; of another size and initialised anew: {', '.join(skipped)}" if skipped else "")
-
-
-def better_weights(checkpoint: dict[str, Any], weights: dict[str, Any]) -> str:
-    """'ema' if the checkpoint is its run's best one and its average was what was best, else 'raw'."""
-    try:
-        progress = progress_of(checkpoint, Path())
-    except CheckpointError:  # of another tool
-        return "raw"
-    is_best = progress.best.get("epoch") == progress.epoch - 1
-    return "ema" if is_best and progress.best.get("weights") == "ema" and "ema" in weights else "raw"
+        return []
+    checkpoint = open_checkpoint(Path(pretrained))
+    name = checkpoint.better
+    skipped, how = load_pretrained(model, checkpoint, name)
+    note = f"started from {checkpoint.path} ({name} weights{how and ': '}{how})"
+    note += f"; of another size and initialised anew: {', '.join(skipped)}" if skipped else ""
+    warnings = input_warnings(checkpoint.config, cfg, training=True)
+    return [note, *(f"warning: {line}" for line in warnings)]

@@ -1,19 +1,19 @@
 """Learning from a teacher's logits beside the labels, as in DeiT (arXiv 2012.12877)."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models import is_model, list_models
 from torch import nn
 
 import models  # noqa: F401  (registers FAT with timm)
-from utils.errors import CheckpointError, ConfigError, did_you_mean
+from utils.errors import CheckpointError, ConfigError
 
-from .checkpoint import first_difference
+from .checkpoints.file import CheckpointFile
+from .checkpoints.load import fit
+from .model import published
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def pretrained_teacher(name: str, num_classes: int) -> tuple[nn.Module, Inputs]:
     Raises:
         ConfigError: unknown name, no weights, they cannot be downloaded, or are for another number of classes.
     """
-    known = _published(name)
+    known = published(name, "DISTILL.TEACHER")
     if known.num_classes != num_classes and known.has_weights:
         raise ConfigError(
             f"DISTILL.TEACHER: timm's {name} knows {known.num_classes} classes, the data set has {num_classes}; give a file of "
@@ -106,37 +106,31 @@ def pretrained_teacher(name: str, num_classes: int) -> tuple[nn.Module, Inputs]:
 
 
 def trained_teacher(
-    name: str, num_classes: int, weights: Mapping[str, torch.Tensor], data: Mapping[str, Any], path: Path
-) -> tuple[nn.Module, Inputs]:
-    """A timm model with the weights of a file.
+    name: str, num_classes: int, checkpoint: CheckpointFile, data: Mapping[str, Any]
+) -> tuple[nn.Module, Inputs, str]:
+    """A timm model with the weights of a file, the images it knows, and what was done to get the weights (see `fit`).
 
     Args:
         data: the DATA section of the config that it was trained with here, {} if it is another tool's: then its images
             are taken to be those of timm's model of that name.
-        path: the file, for messages.
 
     Raises:
         ConfigError: unknown name.
         CheckpointError: the weights are of another model or number of classes.
     """
-    known = _published(name)
+    known = published(name, "DISTILL.TEACHER")
     settings = {"img_size": data["IMG_SIZE"]} if known.fixed_input_size and "IMG_SIZE" in data else {}
     model = timm.create_model(name, pretrained=False, num_classes=num_classes, **settings)
-    difference = first_difference(model, weights)
-    if difference:
+    fitted = fit(model, checkpoint, checkpoint.better)
+    if fitted.difference:
         raise CheckpointError(
-            f"{path}: is no {name} for {num_classes} classes: {difference}; check DISTILL.TEACHER and DISTILL.WEIGHTS"
+            f"{checkpoint.path}: is no {name} for {num_classes} classes: {fitted.difference}; "
+            "check DISTILL.TEACHER and DISTILL.WEIGHTS"
         )
-    model.load_state_dict(weights)
+    model.load_state_dict(fitted.state)
     own = _inputs(known)
     size = (data["IMG_SIZE"],) * 2 if settings else own.size
-    return model, Inputs(data.get("MEAN", own.mean), data.get("STD", own.std), size)
-
-
-def _published(name: str):
-    if not is_model(name):
-        raise ConfigError(f"DISTILL.TEACHER is {name!r}, unknown to timm; {did_you_mean(name, list_models())}")
-    return timm.get_pretrained_cfg(name)
+    return model, Inputs(data.get("MEAN", own.mean), data.get("STD", own.std), size), fitted.note
 
 
 def _inputs(known) -> Inputs:

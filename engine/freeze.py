@@ -7,7 +7,7 @@ from torch import nn
 
 from utils.errors import ConfigError
 
-from .checkpoint import classifier_of
+from .checkpoints.load import classifier_of
 
 BACKBONE = "backbone"
 
@@ -15,16 +15,26 @@ BACKBONE = "backbone"
 def parts_of(model: nn.Module) -> dict[str, list[str]]:
     """The names of the parameters of each part that can be frozen: 'stem'; '1', '2', ..., the stages (or blocks); 'backbone'.
 
-    Stem and stages are the coarse groups of the model's `group_matcher`, so models without one have none. The backbone is
-    everything but the classifier.
+    Stem and stages are the coarse groups of the model's `group_matcher`, so models without one, or without coarse groups, have
+    none. The backbone is everything but the classifiers, the layers whose outputs are logits: norms and layers in front of
+    these belong to it, also where timm's model has them in a module called head.
     """
     classifier = classifier_of(model)
     backbone = [name for name, _ in model.named_parameters() if not name.startswith(classifier)] if classifier else []
-    groups = group_parameters(model, model.group_matcher(coarse=True)).values() if hasattr(model, "group_matcher") else ()
+    groups = coarse_groups(model)
     known = set(backbone)
     groups = [names for names in groups if known.issuperset(names)]  # the last has the classifier, and what follows no stage
     names = ["stem", *map(str, range(1, len(groups)))]
     return {**dict(zip(names, groups)), **({BACKBONE: backbone} if backbone else {})}
+
+
+def coarse_groups(model: nn.Module) -> list[list[str]]:
+    """The names of the parameters by stage, the stem first; none if timm's model does not say them."""
+    try:
+        matcher = model.group_matcher(coarse=True)
+    except (AttributeError, AssertionError, NotImplementedError):  # it has none, or none that is coarse
+        return []
+    return list(group_parameters(model, matcher).values())
 
 
 def freeze(model: nn.Module, parts: Sequence[Union[str, int]]) -> None:

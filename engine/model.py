@@ -6,7 +6,7 @@ from typing import Any, Optional
 import timm
 import torch
 import torch.distributed as dist
-from timm.layers import convert_sync_batchnorm
+from timm.layers import DropPath, convert_sync_batchnorm
 from timm.models import is_model, list_models
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -31,6 +31,7 @@ def create_model(
     Args:
         model_type: 'fat', or 'timm' for any model in timm's registry.
         name: a registered model, or for 'fat' a name of one's own with the architecture in `fat`.
+        drop_path_rate: left out where a timm model has no drop path, see `has_drop_path`.
         fat: arguments of `models.FAT` that differ from the registered model; empty ones do not.
 
     Raises:
@@ -51,15 +52,39 @@ def create_model(
             registered = "fat_b0"
     elif not is_model(registered):
         raise ConfigError(f"MODEL.NAME is {name!r}, unknown to timm; {did_you_mean(name, list_models())}")
-    elif not drop_path_rate:
-        del settings["drop_path_rate"]  # not every timm model takes it
     try:
         if model_type == "timm" and getattr(timm.get_pretrained_cfg(registered), "fixed_input_size", False):
             settings["img_size"] = img_size
-        return timm.create_model(registered, pretrained=False, **settings)
+        try:
+            return timm.create_model(registered, pretrained=False, **settings)
+        except TypeError as error:
+            if model_type == "fat" or "drop_path_rate" not in str(error):
+                raise
+            del settings["drop_path_rate"]  # not every timm model takes it; `has_drop_path` tells
+            return timm.create_model(registered, pretrained=False, **settings)
     except (TypeError, ValueError, AssertionError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split("\n")[0].split())
         raise ConfigError(f"MODEL.NAME: {name} cannot be built ({reason}); check MODEL's values") from None
+
+
+def has_drop_path(model: nn.Module) -> bool:
+    """Whether training leaves out residual branches of the model at random."""
+    return any(isinstance(module, DropPath) and module.drop_prob for module in model.modules())
+
+
+def published(name: str, key: str):
+    """What timm says of its model of that name, a `timm.models.PretrainedCfg`, or None if it says nothing; `key` is the
+    config's that gives the name.
+
+    Raises:
+        ConfigError: timm knows no such model, or no such weights of it.
+    """
+    if not is_model(name):
+        raise ConfigError(f"{key} is {name!r}, unknown to timm; {did_you_mean(name, list_models())}")
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{key} is {name!r}: {error} Give another one, or the name without it") from None
 
 
 class PooledFeatures(nn.Module):
@@ -96,7 +121,39 @@ def prepare_model(
             ) from None
     if device.type == "cuda" and dist.is_initialized():
         model = convert_sync_batchnorm(model)  # timm's: torch's own would lose the activations of BatchNormAct2d
-    return model.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+    return place(model, device, channels_last)
+
+
+def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """Moves the model; with `channels_last` its weights of convolutions of images lie as NHWC maps do.
+
+    `Module.to(memory_format=...)` refuses models with weights of five dimensions, as of timm's lambda networks.
+    """
+    model = model.to(device)
+    if channels_last:
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.ndim == 4:
+                tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return model
+
+
+def require_layout(model: nn.Module, device: torch.device, channels_last: bool) -> None:
+    """Refuses what ends the process: on CPUs, torch 2.15 writes beyond its memory in the backward pass of a strided
+    convolution of 1 x 1 px over the three channels of an image in NHWC, as in the stems of RepVGG and FastViT.
+
+    Raises:
+        ConfigError: the model has one.
+    """
+    if device.type != "cpu" or not channels_last:
+        return
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d) or module.in_channels != 3:
+            continue
+        if module.kernel_size == (1, 1) and module.stride > (1, 1):
+            raise ConfigError(
+                f"TRAIN.CHANNELS_LAST: torch on CPUs cannot train {type(model).__name__} with it (its {name}, 1 x 1 px "
+                "with stride over three channels, ends the process); set it to False"
+            )
 
 
 def deploy_model(model: nn.Module, dtype: Optional[torch.dtype]) -> nn.Module:

@@ -67,7 +67,7 @@ class Predictor:
         self.img_size = img_size or trained.own_size
         self.batch_size = batch_size
         self.workers = workers
-        self.precision = create_precision(amp, "auto", "native", "O1", device)
+        self.precision = create_precision(amp, "auto", device)
         model = prepare_model(trained.model, device, trained.cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
         self.model = deploy_model(model, self.precision.dtype) if fused else model
         self.failures: list[str] = []  # a line for each file that could not be read

@@ -15,7 +15,7 @@ from utils.errors import ConfigError, OutputError
 from utils.rng import get_rng_state, seed_all, set_rng_state
 
 from . import freeze
-from .checkpoint import BEST, LAST, PREVIOUS
+from .checkpoints.store import BEST, LAST, PREVIOUS
 from .trainer import Trainer, duration
 
 SAMPLES = 8  # training images that are read
@@ -114,7 +114,7 @@ def _dry_step(trainer: Trainer, optimizer_of, batch):
             freeze.train(model)
             with precision.autocast():
                 loss = trainer.task.loss(model, batch)
-            precision.backward(loss, optimizer, last=True)
+            precision.backward(loss)
             precision.clip(optimizer, model.parameters(), trainer.clip_grad)
             precision.step(optimizer)
             optimizer.zero_grad()

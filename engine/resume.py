@@ -8,7 +8,8 @@ from utils.config import leaf_keys, to_dict
 from utils.defaults import DEFAULTS
 from utils.errors import CheckpointError, ConfigError
 
-from .checkpoint import checkpoints_of, read_checkpoint
+from .checkpoints.file import read_checkpoint
+from .checkpoints.store import checkpoints_of
 from .progress import Progress
 
 
@@ -57,22 +58,6 @@ def find_checkpoint(directory: Path, auto_resume: bool, resume: str) -> Found:
         found.path = Path(resume)
         found.checkpoint = read_checkpoint(found.path)
     return found
-
-
-def progress_of(checkpoint: dict[str, Any], path: Path) -> Progress:
-    """Where the run stood.
-
-    Raises:
-        CheckpointError: the file holds weights only.
-    """
-    progress = Progress()
-    try:
-        progress.load_state_dict(checkpoint["progress"])
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(
-            f"{path}: holds weights but no training state; use it with --pretrained instead"
-        ) from None
-    return progress
 
 
 def fit_progress(progress: Progress, old: dict[str, Any], new: dict[str, Any], path: Path) -> list[str]:

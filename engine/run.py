@@ -23,7 +23,6 @@ from utils.run_log import RunLog
 from utils.signals import stop_signals
 
 from .build import (
-    better_weights,
     build_optimizer,
     build_precision,
     build_trainer,
@@ -32,7 +31,9 @@ from .build import (
     loading,
     run_directory,
 )
-from .checkpoint import checkpoints_of, load_weights, read_checkpoint, weights_of
+from .checkpoints.file import open_checkpoint, progress_of, read_checkpoint
+from .checkpoints.load import load_weights, require_fit
+from .checkpoints.store import checkpoints_of
 from .data_notes import order_note, source_notes
 from .download import local_file
 from .evaluate import describe, evaluate, summarize
@@ -40,12 +41,13 @@ from .evaluate_sets import evaluate_sets
 from .evaluation_sets import open_sets
 from .freeze import describe as describe_frozen
 from .knn import Bank, Embedding, Neighbours, require_neighbours
-from .model import deploy_model, prepare_model
+from .model import deploy_model, has_drop_path, prepare_model
 from .predictions import Predictions
 from .preflight import look_ahead, rehearse
+from .preprocessing import describe as describe_inputs, input_warnings
 from .report import MISTAKES, REPORT, RESULT, write_report
 from .set_reports import is_imagenet, table
-from .resume import Found, config_changes, find_checkpoint, fit_progress, progress_of, stamp_of
+from .resume import Found, config_changes, find_checkpoint, fit_progress, stamp_of
 from .set_specs import VAL, read_sets
 from .tasks import create_task
 from .throughput import measure_throughput
@@ -54,10 +56,6 @@ from .trainer import Trainer, describe_best, require_same_place
 # Besides checkpoints: what a run that starts over puts away.
 OF_ONE_RUN = (
     "metrics.jsonl", "config.yaml", "tensorboard", "train.csv", "epochs.csv", "wandb_id.txt", RESULT, MISTAKES, REPORT,
-)  # fmt: skip
-INPUT_KEYS = (  # shape what a model sees
-    "DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "TEST.IMG_SIZE", "TEST.CROP_PCT", "TEST.CROPS", "TEST.FLIP",
-    "MODEL.FAT",
 )  # fmt: skip
 
 
@@ -119,20 +117,18 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
         raise ConfigError(f"TEST.KNN is about the validation images; add {VAL} to TEST.SETS, or leave it out")
     specs = read_sets(cfg.TEST.SETS_FILE, cfg.TEST.SETS or [VAL])
     path = Path(local_file(cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED, launch, peers))
-    checkpoint = read_checkpoint(path)
-    weights = weights_of(checkpoint, path)
+    checkpoint = open_checkpoint(path)
 
     precision = build_precision(cfg, device)
     task = create_task(cfg)
-    known = checkpoint.get("classes")
-    known = known if isinstance(known, list) else None  # other tools' files may have none
+    known = checkpoint.classes  # other tools' files may have none
     val_set = functools.cache(lambda: task.val_dataset(known))
     classes = known or list(val_set().classes)
     root = cfg.TEST.SETS_PATH or cfg.DATA.DATA_PATH
     sets = open_sets(specs, task, val_set, classes, root, cfg.DATA.OUTSIDE_LINKS)
     model = prepare_model(task.build_model(len(classes)), device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
-    for state_dict in weights.values():
-        load_weights(model, state_dict, path)
+    fitted = {name: require_fit(model, checkpoint, name) for name in checkpoint.weights}
+    weights = {name: of_file.state for name, of_file in fitted.items()}
 
     compared = task.feature_datasets(classes) if cfg.TEST.KNN else ()
     if compared:
@@ -142,14 +138,17 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
     log.open()
     size = f"{len(val_set())} images" if not cfg.TEST.SETS else f"the sets {', '.join(cfg.TEST.SETS)}"
     log.info(f"evaluating {path} on {size} | {placement(launch, device)} | {precision}{' | fused' * cfg.TEST.FUSED}")
+    notes = [f"{name}: {of_file.note}" for name, of_file in fitted.items() if of_file.note]
+    if notes:
+        log.info(f"{path}: {'; '.join(notes)}")
     for line in source_notes(part for opened in sets.values() for part in opened.parts.values()):
         log.info(line)
-    if known is None and (line := order_note(cfg, classes)):
+    if checkpoint.classes is None and (line := order_note(cfg, classes)):
         log.warning(f"{path}: has no class names; {line}")
-    if isinstance(checkpoint.get("config"), dict):
-        for change in config_changes(checkpoint["config"], to_dict(cfg)):
-            if change.startswith(INPUT_KEYS):
-                log.warning(f"since training {change}")
+    if cfg.MODEL.TYPE == "timm":
+        log.info(describe_inputs(cfg))
+    for line in input_warnings(checkpoint.config, cfg):
+        log.warning(line)
 
     @functools.lru_cache(maxsize=1)  # the workers of the one before end
     def loader(dataset) -> Loader:
@@ -182,7 +181,7 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
     with stop_signals(peers.stop):  # an exception at any line could be lost in what ends the workers
         if cfg.TEST.SETS:
             results, summaries = evaluate_sets(
-                sets, cfg.TEST.SETS, list(weights), better_weights(checkpoint, weights), measured, loader, classes, task.best_metric,
+                sets, cfg.TEST.SETS, list(weights), checkpoint.better, measured, loader, classes, task.best_metric,
                 device, log, peers, directory / "eval", facts, cfg.TEST.PREDICTIONS,
             )  # fmt: skip
         else:
@@ -254,7 +253,7 @@ def prepare(
     """
     require_loggers(cfg.LOGGERS)
     pretrained = "" if found.path else local_file(cfg.MODEL.PRETRAINED, launch, peers)
-    trainer, complexity, note = build_trainer(cfg, device, peers, log, pretrained)
+    trainer, complexity, notes = build_trainer(cfg, device, peers, log, pretrained)
     findings = rehearse(trainer, lambda model: build_optimizer(cfg, model, trainer.plan.scale_lr(cfg.TRAIN.BASE_LR)))
     changes = restore(trainer, found) if found.path else []
     forecast = look_ahead(trainer, findings)
@@ -262,11 +261,15 @@ def prepare(
 
     def introduction() -> None:
         introduce(log, cfg, launch, trainer, complexity, [*findings.lines(cfg.DATA.NUM_WORKERS), *forecast])
+        if cfg.MODEL.TYPE == "timm":
+            log.info(describe_inputs(cfg))
+        if cfg.MODEL.DROP_PATH_RATE and not has_drop_path(trainer.model):
+            log.warning(f"MODEL.DROP_PATH_RATE is {cfg.MODEL.DROP_PATH_RATE}, but {cfg.MODEL.NAME} has no drop path: it is left out")
         if cfg.TRAIN.FREEZE and not (pretrained or found.path):
             log.warning("TRAIN.FREEZE without MODEL.PRETRAINED (--pretrained): what is frozen has random weights, and keeps them")
         by_names = found.path and not cfg.DISTILL.TEACHER  # the checkpoint's classes were compared with the data set's
         order = "" if by_names else order_note(cfg, trainer.train_loader.dataset.classes)
-        for line in [order, note, *describe_start(cfg, found, changes, trainer)]:
+        for line in [order, *notes, *describe_start(cfg, found, changes, trainer)]:
             if line:
                 log.info(line)
 

@@ -17,8 +17,9 @@ from utils.config import config_from, load_config
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.files import open_regular
 
-from .build import better_weights
-from .checkpoint import load_weights, read_checkpoint, weights_of
+from .checkpoints.file import open_checkpoint
+from .checkpoints.load import load_weights, require_fit
+from .preprocessing import input_warnings, take_from_model
 from .set_reports import is_imagenet, meanings
 from .tasks import create_task
 
@@ -41,6 +42,8 @@ class Trained:
     cfg: CfgNode
     classes: list[str]  # in label order
     weights: str  # 'raw' or 'ema'
+    note: str = ""  # what was done to get them from the file
+    warnings: tuple[str, ...] = ()  # what it sees otherwise than it was trained with
 
     @property
     def is_of_imagenet(self) -> bool:
@@ -80,42 +83,44 @@ class Trained:
         return Finish(self.cfg.DATA.MEAN, self.cfg.DATA.STD, device, self.cfg.TRAIN.CHANNELS_LAST)(batch).images
 
 
-def load_trained(path: Path, cfg_file: Optional[Path] = None, class_map: str = "") -> Trained:
-    """The model of a checkpoint; its averaged weights if these were what made it the best one.
+def load_trained(path: Path, cfg_file: Optional[Path] = None, class_map: str = "", weights: Optional[str] = None) -> Trained:
+    """The model of a checkpoint; its averaged weights if these were what made it the best one, or if it is another tool's.
 
     Args:
         cfg_file: config for a checkpoint that carries none (a state dict, the released code's); it wins over the checkpoint's.
         class_map: names of the classes for one that carries none, as DATA.CLASS_MAP: a text file, a name in each line, or one
             of timm's lists; they win over the checkpoint's.
+        weights: 'raw' or 'ema', to have others.
 
     Raises:
         CheckpointError: no such file, a damaged one, one of another model, without a config or class names, or with weights
             that are not numbers.
         ConfigError: the config or the list of names cannot be used.
     """
-    checkpoint = read_checkpoint(path)
-    weights = weights_of(checkpoint, path)
+    checkpoint = open_checkpoint(path)
+    name = checkpoint.choose(weights)
     if cfg_file:
-        cfg = load_config(cfg_file)
-    elif isinstance(checkpoint.get("config"), dict):
+        cfg = take_from_model(load_config(cfg_file))
+    elif checkpoint.config:
         try:
-            cfg = config_from(checkpoint["config"], f"{path}: its config")
+            cfg = config_from(checkpoint.config, f"{path}: its config")
         except ConfigError as error:
             raise CheckpointError(str(error)) from None
     else:
         raise CheckpointError(f"{path}: has no config; say which model it is of with --cfg configs/fat_b0.yaml, or use a run's best.pth")
-    classes = checkpoint.get("classes")
+    classes = checkpoint.classes
     if class_map:
         classes = list(read_class_map(class_map, "--classes"))
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+    if classes is None:
         raise CheckpointError(f"{path}: has no class names; give them with --classes names.txt (one in each line) or --classes imagenet-1k")
     try:
         model = create_task(cfg).build_model(len(classes))
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    name = better_weights(checkpoint, weights)
-    load_weights(model, weights[name], path)
+    fitted = require_fit(model, checkpoint, name)
+    load_weights(model, fitted.state, path)
     for key, parameter in model.named_parameters():
         if parameter.isnan().any():
             raise CheckpointError(f"{path}: the numbers in its {key} are none (NaN), as of a training that failed; use another checkpoint")
-    return Trained(path, model.eval(), cfg, classes, name)
+    warnings = input_warnings(checkpoint.config, cfg) if cfg_file else []
+    return Trained(path, model.eval(), cfg, classes, name, fitted.note, tuple(warnings))

@@ -24,7 +24,8 @@ from utils.rng import seed_all
 from utils.run_log import RunLog
 
 from . import freeze
-from .checkpoint import BEST, LAST, Checkpointer, checkpoints_of, read_checkpoint
+from .checkpoints.file import read_checkpoint
+from .checkpoints.store import BEST, LAST, Checkpointer, checkpoints_of
 from .evaluate import describe, evaluate, summarize
 from .nonfinite import MAX_ROLLBACKS, FiniteGuard
 from .plan import BatchPlan
@@ -156,7 +157,7 @@ class Trainer:
             with self.synchronised(last):
                 with self.precision.autocast():
                     loss = self.task.loss(self.wrapped_model, batch)
-                self.precision.backward(loss / num_batches, self.optimizer, last)
+                self.precision.backward(loss / num_batches)
             loss_sum += loss.detach().double() * self.plan.batch_size
         grad_norm = self.precision.clip(self.optimizer, self.model.parameters(), self.clip_grad)
         if self.guard.accepts(step, loss_sum, grad_norm):

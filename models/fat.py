@@ -1,5 +1,6 @@
 """FAT, the vision transformer with bidirectional interaction (NeurIPS 2023, arXiv 2306.00396), for timm's registry."""
 
+import contextlib
 from typing import Any, Optional, Sequence, Union
 
 import torch
@@ -43,19 +44,31 @@ class FATStage(nn.Module):
 
     def forward_with_feature(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the stage's output and its finest finished map (B, dim, H, W): Y of the last block, before the
-        ConvFFN that makes it smaller; without `downsample` both are the same.
+        ConvFFN that makes it smaller; without `downsample`, and after `prune`, both are the same.
         """
-        *blocks, last = self.blocks
-        for block in blocks:
-            x = self._run(block, block.forward, x)
-        y = self._run(last, last.mix, x)
-        z = self._run(last, last.feed_forward, y)
+        if not torch.jit.is_scripting() and self.grad_checkpointing and self.training and torch.is_grad_enabled():
+            return self._checkpointed(x)
+        y = x
+        for block in self.blocks:
+            y = block.mix(x)
+            x = block.feed_forward(y)
+        return x, y if self.downsample else x
+
+    @torch.jit.unused
+    def _checkpointed(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        for block in self.blocks[:-1]:
+            x = checkpointed(block, block, x)
+        last = self.blocks[-1]
+        y = checkpointed(last, last.mix, x)
+        z = checkpointed(last, last.feed_forward, y)
         return z, y if self.downsample else z
 
-    def _run(self, block, function, x: torch.Tensor) -> torch.Tensor:
-        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpointed(block, function, x)
-        return function(x)
+    def prune(self) -> None:
+        """Takes away what makes the map smaller, so that the stage ends with its finest map."""
+        if self.downsample:
+            last = self.blocks[-1]
+            last.prune()
+            self.downsample = False
 
 
 class FAT(nn.Module):
@@ -166,46 +179,58 @@ class FAT(nn.Module):
         x = self.head_drop(x)
         if pre_logits:
             return x
+        if self.num_classes and not self.global_pool:  # after reset_classifier(0, "") and reset_classifier(10)
+            raise ValueError("global_pool '' leaves a map, which the head cannot take; set num_classes to 0")
         if self.head_dist is None:
             return self.head(x)
         logits, taught = self.head(x), self.head_dist(x)
-        return (logits, taught) if self.distilled_training and self.training else (logits + taught) / 2
+        if self.distilled_training and self.training and not torch.jit.is_scripting():
+            return logits, taught
+        return (logits + taught) / 2
 
     # Below: timm's model interface.
 
     def forward_intermediates(
         self,
         x: torch.Tensor,
-        indices: Optional[Union[int, Sequence[int]]] = None,
+        indices: Optional[Union[int, list[int]]] = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ):
+    ) -> Union[list[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]:
         """Feature maps of the stages, at strides 4, 8, 16, 32.
 
         A stage's feature is Y of its last block (after FASA, before the ConvFFN that makes the map smaller); the last
         stage, which does not make it smaller, gives its output. `norm` applies the final norm to that last one.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt is {output_fmt!r}; FAT's features are NCHW")
+            raise ValueError("output_fmt is '{}'; FAT's features are NCHW".format(output_fmt))  # as TorchScript knows it
         take_indices, max_index = feature_take_indices(len(self.layers), indices)
         intermediates = []
         x = self.patch_embed(x)
-        for i, stage in enumerate(self.layers[: max_index + 1] if stop_early else self.layers):
+        last = len(self.layers) - 1
+        if torch.jit.is_scripting() or not stop_early:
+            stages = self.layers
+        else:
+            stages = self.layers[: max_index + 1]
+        for i, stage in enumerate(stages):
             x, feature = stage.forward_with_feature(x)
             if i in take_indices:
                 intermediates.append(feature if stage.downsample or not norm else self.norm(feature))
         if intermediates_only:
             return intermediates
-        return (x if stage.downsample else self.norm(x)), intermediates
+        return (self.norm(x) if max_index == last or not stop_early else x), intermediates
 
     def prune_intermediate_layers(
         self, indices: Union[int, Sequence[int]] = 1, prune_norm: bool = False, prune_head: bool = True
     ):
         take_indices, max_index = feature_take_indices(len(self.layers), indices)
+        shorter = max_index + 1 < len(self.layers)
         self.layers = self.layers[: max_index + 1]
-        if prune_norm:
+        if shorter:
+            self.layers[-1].prune()
+        if prune_norm or shorter:  # the norm is of the last stage's channels
             self.norm = nn.Identity()
         if prune_head:
             self.reset_classifier(0, "")
@@ -218,15 +243,20 @@ class FAT(nn.Module):
         if global_pool is not None:
             if global_pool not in ("avg", ""):
                 raise ValueError(f"global_pool is {global_pool!r}; FAT knows 'avg' and ''")
+            if num_classes and not global_pool:
+                raise ValueError("global_pool '' leaves a map, which the head cannot take; set num_classes to 0")
             self.global_pool = global_pool
-        if num_classes and not self.global_pool:
-            raise ValueError("global_pool '' leaves a map, which the head cannot take; set num_classes to 0")
         self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.head_dist = nn.Linear(self.num_features, num_classes) if num_classes and self.distilled else None
+        self.head = self._new_head() if num_classes else nn.Identity()
+        self.head_dist = self._new_head() if num_classes and self.distilled else None
         for head in filter(None, [num_classes and self.head, self.head_dist]):
             trunc_normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
+            head.train(self.training)
+
+    def _new_head(self) -> nn.Linear:
+        other = next(self.parameters())  # whose device and dtype the head has
+        return nn.Linear(self.num_features, self.num_classes, device=other.device, dtype=other.dtype)
 
     @torch.jit.ignore
     def set_distilled_training(self, enable: bool = True) -> None:
@@ -252,7 +282,7 @@ class FAT(nn.Module):
 def _cfg(**kwargs):
     return dict(
         url="", num_classes=1000, input_size=(3, 224, 224), crop_pct=0.875, interpolation="bicubic",
-        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), fixed_input_size=False,
+        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), fixed_input_size=False, pool_size=(7, 7),
         first_conv="patch_embed.conv1.conv.0", classifier="head",
         paper_ids="arXiv:2306.00396", paper_name="Lightweight Vision Transformer with Bidirectional Interaction",
         **kwargs,
@@ -264,10 +294,14 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create_fat(variant: str, pretrained: bool = False, **kwargs) -> FAT:
-    model = build_model_with_cfg(
-        FAT, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"), **kwargs
-    )
+def _create_fat(
+    variant: str, pretrained: bool = False, device: Optional[str] = None, dtype: Optional[torch.dtype] = None, **kwargs
+) -> FAT:
+    feature_cfg = dict(out_indices=(0, 1, 2, 3), feature_cls="getter")
+    with contextlib.nullcontext() if device is None else torch.device(device):
+        model = build_model_with_cfg(FAT, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    if dtype is not None:
+        model.to(dtype)
     if kwargs.get("distilled"):
         model.pretrained_cfg["classifier"] = ("head", "head_dist")
     return model

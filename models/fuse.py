@@ -71,7 +71,8 @@ def is_native_on_cpu(dtype: torch.dtype) -> bool:
     if dtype is torch.float16:
         return torch.ops.mkldnn._is_mkldnn_fp16_supported()
     if platform.machine() == "x86_64":  # oneDNN also says so of CPUs that have AVX-512 alone
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return native and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # which ONEDNN_MAX_CPU_ISA can keep it from
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

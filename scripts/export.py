@@ -58,10 +58,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     from engine.trained import load_trained
 
     trained = load_trained(args.checkpoint, args.cfg, args.classes)
+    for line in trained.warnings:
+        print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
     job = Job(
         trained, args.output, args.images, args.data_path, args.bound, args.dynamic_size, args.opset, args.calibration_images, args.max_drop,
     )  # fmt: skip
     print(f"{args.checkpoint}: {job.cfg.MODEL.NAME}, {trained.weights} weights, {len(trained.classes)} classes, {job.size} px", flush=True)
+    if trained.note:
+        print(f"note: {args.checkpoint}: {trained.note}", flush=True)
     status = 0
     for name in dict.fromkeys(args.format):
         print(f"{name}:", flush=True)

@@ -60,6 +60,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if paths:
         keep_freed_memory()
         trained = load_trained(args.checkpoint, args.cfg, args.classes)
+        for line in trained.warnings:
+            say(f"warning: {line}")
         device = select_device(args.device, 0)
         workers = min(8, available_cores(1)) if args.workers is None else args.workers
         predictor = Predictor(trained, device, args.topk, args.img_size, args.batch_size, workers, args.fused, args.amp)
@@ -69,6 +71,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             "precision": str(predictor.precision), "fused": args.fused,
         }  # fmt: skip
         say(", ".join(f"{key} {value}" for key, value in facts.items()))
+        if trained.note:
+            say(f"note: {args.checkpoint}: {trained.note}")
         results = Results(trained, paths, with_sheet="sheet" in outputs)
         stop = StopRequest()
         with stop_signals(stop), tqdm(total=len(paths), unit=" images", leave=False, disable=None) as bar:

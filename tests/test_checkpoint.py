@@ -13,8 +13,10 @@ import timm
 import torch
 from conftest import ROOT, Stop, assert_same_run, error_of, history, launch, load, run, stop_at_update
 
-from engine.checkpoint import load_pretrained, read_checkpoint, weights_of
+from engine.checkpoints.file import interpret, open_checkpoint, read_checkpoint
+from engine.checkpoints.load import load_pretrained
 from engine.progress import Progress
+from utils.defaults import DEFAULTS
 from utils.errors import CheckpointError, OutputError
 from utils.files import atomic_write
 
@@ -298,7 +300,7 @@ def test_settings_of_other_tools_in_a_checkpoint_are_read(tmp_path):
     torch.save({"state_dict": state, "args": Namespace(lr=0.1)}, tmp_path / "timm.pth")
     torch.save({"model": state, "config": CfgNode({"A": {"B": 1}})}, tmp_path / "swin.pth")
     for name in ("timm.pth", "swin.pth"):
-        assert list(weights_of(read_checkpoint(tmp_path / name), name)) == ["raw"]
+        assert list(open_checkpoint(tmp_path / name).states) == ["raw"]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
@@ -362,7 +364,7 @@ def test_fine_tuning_takes_all_but_a_head_of_another_size(write_config, tmp_path
 def test_same_head_is_loaded_and_the_better_weights_of_a_checkpoint_are_taken(tmp_path):
     torch.manual_seed(0)
     raw, ema, model = (timm.create_model("fat_tiny", num_classes=4) for _ in range(3))
-    assert load_pretrained(model, raw.state_dict(), tmp_path) == []
+    assert load_pretrained(model, interpret(raw.state_dict(), tmp_path), "raw") == ([], "")
     assert torch.equal(model.head.weight, raw.head.weight)
     from engine.build import start_from
 
@@ -370,22 +372,22 @@ def test_same_head_is_loaded_and_the_better_weights_of_a_checkpoint_are_taken(tm
     for epoch, expected in ((5, ema), (9, raw)):  # the best checkpoint, and a later one of the same run
         progress = Progress(epoch=epoch, best=best).state_dict()
         torch.save({"model": raw.state_dict(), "ema": ema.state_dict(), "progress": progress}, tmp_path / "x.pth")
-        start_from(model, str(tmp_path / "x.pth"))
+        start_from(model, str(tmp_path / "x.pth"), DEFAULTS)
         assert torch.equal(model.head.weight, expected.head.weight)
     torch.save({"model": raw.state_dict(), "progress": {**progress, "epoch": 5}}, tmp_path / "x.pth")
-    assert "raw weights" in start_from(model, str(tmp_path / "x.pth"))
+    assert "raw weights" in start_from(model, str(tmp_path / "x.pth"), DEFAULTS)[0]
 
 
 def test_weights_of_other_tools_files():
     state = {"a": torch.zeros(1)}
-    assert weights_of(state, "x") == {"raw": state}
-    assert weights_of({"state_dict": state, "state_dict_ema": state}, "x") == {"raw": state, "ema": state}
-    assert weights_of({"model": state, "epoch": 3}, "x") == {"raw": state}
+    assert interpret(state, "x").states == {"raw": state}
+    assert interpret({"state_dict": state, "state_dict_ema": state}, "x").states == {"raw": state, "ema": state}
+    assert interpret({"model": state, "epoch": 3}, "x").states == {"raw": state}
     with pytest.raises(CheckpointError):
-        weights_of({}, "x")
+        interpret({}, "x")
 
 
 def test_checkpoints_of_the_released_code_load(tmp_path):
     """{"model": ..., "optimizer": ..., "config": plain values}"""
     torch.save({"model": {"a": torch.zeros(1)}, "max_accuracy": 77.6, "epoch": 299}, tmp_path / "r.pth")
-    assert list(weights_of(read_checkpoint(tmp_path / "r.pth"), "r")) == ["raw"]
+    assert list(open_checkpoint(tmp_path / "r.pth").states) == ["raw"]

@@ -54,7 +54,8 @@ def test_refused_flags(flags, parts):
     (["--opts", "MODEL.TYPE", "timm", "MODEL.NAME", "resnet10t.nonsense"], "resnet10t.nonsense"),
     (["--opts", "TRAIN.OPTIMIZER.NAME", "adan"], "adan"), (["--opts", "TRAIN.OPTIMIZER.NAME", "adahessian"], "second"),
     (["--opts", "AUG.AUTO_AUGMENT", "rand-m9-foo"], "AUG.AUTO_AUGMENT"),
-    (["--opts", "AMP.BACKEND", "apex"], "NVIDIA apex"), (["--amp-opt-level", "O2"], "O2 exists in NVIDIA apex only"),
+    (["--opts", "AMP.BACKEND", "apex"], "AMP.BACKEND is 'apex'; NVIDIA took apex.amp out"),
+    (["--opts", "AMP.OPT_LEVEL", "O2"], "AMP.OPT_LEVEL is 'O2'"), (["--amp-opt-level", "O2"], "--amp-opt-level O2: was NVIDIA apex's"),
 ])  # fmt: skip
 def test_refused_values(write_config, tmp_path, flags, part):
     error = error_of("--cfg", write_config(), *flags)

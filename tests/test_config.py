@@ -11,7 +11,7 @@ from conftest import ROOT
 import main as cli
 from engine.plan import plan_batches
 from engine.tasks import create_task
-from utils.config import leaf_keys, load_config, to_dict
+from utils.config import config_from, leaf_keys, load_config, to_dict
 from utils.defaults import ALIASES, DEFAULTS, RULES
 from utils.errors import ConfigError, UserError
 
@@ -176,11 +176,28 @@ def test_every_flag_sets_its_key():
     )
     assert cli.config_flags(args) == {
         "DATA.DATA_PATH": "d", "DATA.BATCH_SIZE": 4, "TRAIN.ACCUMULATION_STEPS": 2, "MODEL.PRETRAINED": "p",
-        "MODEL.RESUME": "r", "TRAIN.USE_CHECKPOINT": True, "AMP.ENABLED": True, "AMP.OPT_LEVEL": "O1", "OUTPUT": "o",
+        "MODEL.RESUME": "r", "TRAIN.USE_CHECKPOINT": True, "AMP.ENABLED": True, "OUTPUT": "o",
         "TAG": "t",
     }  # fmt: skip
     for flags in (["--disable_amp"], ["--amp-opt-level", "O0"]):
         assert cli.config_flags(cli.parse_args(["--cfg", "c", *flags])) == {"AMP.ENABLED": False}
+
+
+def test_keys_that_have_gone_are_read_where_they_change_nothing(write_config):
+    path = write_config(AMP={"ENABLED": True, "BACKEND": "native", "OPT_LEVEL": "O1"})
+    assert load_config(path, ["AMP.BACKEND", "native"]) == load_config(path)
+    assert "BACKEND" not in load_config(path).AMP
+    for key, value in [("BACKEND", "apex"), ("OPT_LEVEL", "O2"), ("BACKEND", None)]:
+        with pytest.raises(ConfigError, match=f"AMP.{key} is {value!r}; .*leave the key out"):
+            load_config(write_config(AMP={"BACKEND": "native", key: value}))
+
+
+def test_a_checkpoint_of_any_amp_is_read():
+    """Its weights do not depend on the package that trained them."""
+    for backend, level in [("native", "O1"), ("apex", "O2")]:
+        values = to_dict(DEFAULTS)
+        values["AMP"] = {**values["AMP"], "BACKEND": backend, "OPT_LEVEL": level}
+        assert config_from(values, "a.pth: its config") == DEFAULTS
 
 
 def test_no_dead_option():

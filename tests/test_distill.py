@@ -11,6 +11,7 @@ from conftest import assert_same_run, error_of, launch, load, run, stop_at_updat
 from test_fuse import difference, realistic
 
 from data.batches import Examples
+from engine.checkpoints.file import interpret
 from engine.distill import Distillation, Inputs, Teacher, pretrained_teacher, trained_teacher
 from engine.tasks import create_task
 from utils.config import load_config
@@ -146,13 +147,13 @@ def test_fine_tuning_a_distilled_fat_for_other_classes(write_config, tmp_path, c
 def test_a_teacher_s_file_says_what_images_it_knows(tmp_path):
     model = timm.create_model("deit_tiny_patch16_224", num_classes=3, img_size=32)
     data = {"IMG_SIZE": 32, "MEAN": [0.5, 0.5, 0.5], "STD": [0.1, 0.2, 0.3]}
-    found, own = trained_teacher("deit_tiny_patch16_224", 3, model.state_dict(), data, tmp_path)
+    found, own, _ = trained_teacher("deit_tiny_patch16_224", 3, interpret(model.state_dict(), tmp_path), data)
     assert own == Inputs([0.5, 0.5, 0.5], [0.1, 0.2, 0.3], (32, 32))
     assert torch.equal(found.head.weight, model.head.weight)
     wide = timm.create_model("deit_tiny_patch16_224", num_classes=3)
-    assert trained_teacher("deit_tiny_patch16_224", 3, wide.state_dict(), {}, tmp_path)[1] == Inputs(IMAGENET.mean, IMAGENET.std, (224, 224))
+    assert trained_teacher("deit_tiny_patch16_224", 3, interpret(wide.state_dict(), tmp_path), {})[1] == Inputs(IMAGENET.mean, IMAGENET.std, (224, 224))
     small = timm.create_model("fat_tiny", num_classes=3)
-    assert trained_teacher("fat_tiny", 3, small.state_dict(), {}, tmp_path)[1] == IMAGENET
+    assert trained_teacher("fat_tiny", 3, interpret(small.state_dict(), tmp_path), {})[1] == IMAGENET
 
 
 def test_timm_s_weights_that_cannot_be_had(monkeypatch):

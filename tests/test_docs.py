@@ -122,8 +122,16 @@ NOT_RUN = {  # command: (why, the test that has what it does)
         "python scripts/compare_formats.py --cfg configs/fat_quickstart.yaml --checkpoint output/fat_tiny/digits/best.pth "
         "--data-path datasets/digits --speed-data datasets/photos"
     ): ("it starts Python ten times, for a minute", "test_the_comparison_of_formats"),
+    "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet --eval --pretrained vit_tiny.pth "
+    "--opts MODEL.TYPE timm MODEL.NAME vit_tiny_patch16_224 DATA.FROM_MODEL True": ("the weights need a network", "test_eval_of_timm_s_weights"),
+    (
+        "python -c \"import timm, torch; torch.save(timm.create_model('vit_tiny_patch16_224', pretrained=True).state_dict(), 'vit_tiny.pth')\""
+    ): ("it needs a network", "test_eval_of_timm_s_weights"),
     "python scripts/export.py aoti --checkpoint output/fat_tiny/digits/best.pth --output exported": ("a minute of C++", "test_a_compiled_package"),
     "python scripts/fault_test.py --kills 50": ("minutes", "test_killed_and_started_again"),
+    "torchrun --nproc_per_node 8 --max_restarts 3 main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet": (
+        "the launcher itself, and faults", "test_restarts_go_on_to_the_same_bits",
+    ),
     "srun python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet": ("no Slurm", "test_srun_starts_a_process_group"),
     '[ $? -eq 143 ] && scontrol requeue "$SLURM_JOB_ID"': ("no Slurm", "test_a_signal_in_training_saves_and_ends"),
 }

@@ -13,6 +13,7 @@ import timm
 import torch
 import yaml
 from conftest import ROOT, error_of, launch, load, run
+from near import same_predictions, same_set
 from PIL import Image, ImageFilter
 from timm.data import ImageNetInfo, create_transform
 
@@ -209,8 +210,8 @@ def test_validation_is_the_plain_evaluation(evaluate, tmp_path, checkpoint, sets
     assert json.loads((folder / "numbered.json").read_text())["weights"] == better
 
 
-def test_the_same_files_for_any_processes_and_workers(evaluate):
-    """Also for another batch size, but for the last digit of a probability: a logit's last bits depend on its batch."""
+def test_the_same_files_for_any_processes_batch_and_workers(evaluate):
+    """Every count; the last digit of other figures, and at which side of a bin's edge an image lies, can hang on its batch."""
     names = ["val", "numbered", "few", "many", "c"]
     texts = []
     for world_size, batch_size, workers in [(1, 8, 0), (2, 8, 0), (3, 8, 2), (3, 5, 0), (1, 47, 2), (2, 1, 2)]:
@@ -218,19 +219,38 @@ def test_the_same_files_for_any_processes_and_workers(evaluate):
         texts.append({path.name: path.read_bytes() for path in folder.iterdir()})
         shutil.rmtree(folder)
     kinds = (".json", "_classes.csv", "_confusions.csv", "_predictions.csv")
-    assert set(texts[0]) == {f"{name}{kind}" for name in names for kind in kinds} | {"table.md"}
-    for other in texts[1:3]:
-        assert other == texts[0]
-    for other in texts[3:]:
-        for name, text in other.items():
-            if name.endswith("_predictions.csv"):
-                lines, first = ([line.split(",") for line in t.decode().splitlines()[1:]] for t in (text, texts[0][name]))
-                words = 2 + (len(lines[0]) - 2) // 2
-                assert [line[:words] for line in lines] == [line[:words] for line in first]
-                difference = np.float64([line[words:] for line in lines]) - np.float64([line[words:] for line in first])
-                assert np.abs(difference).max() < 1.5e-4 and (difference != 0).mean() < 0.02
-            else:
-                assert text == texts[0][name], name
+    first, others = texts[0], texts[1:]
+    assert set(first) == {f"{name}{kind}" for name in names for kind in kinds} | {"table.md"}
+    for other in others:
+        assert set(other) == set(first)
+        for name in names:
+            assert same_set(other[f"{name}.json"], first[f"{name}.json"], first[f"{name}_predictions.csv"]), name
+            assert same_predictions(other[f"{name}_predictions.csv"], first[f"{name}_predictions.csv"]), name
+        for file in ("table.md", *(f"{name}{kind}" for name in names for kind in ("_classes.csv", "_confusions.csv"))):
+            assert other[file] == first[file], file
+
+
+def test_what_the_comparison_of_files_lets_through():
+    """An image at a bin's edge may lie on either side, and the last digit may differ; else nothing."""
+    confidences = np.array([0.2, 0.9, 0.41234, 0.5, 0.7])
+    left, right = (np.float32(confidences) + np.float32([shift, 0, 1e-7, 0, 0]) for shift in (-1e-6, 1e-6))
+    correct = np.array([True, True, False, True, False])
+    predictions = "image,probability1\n" + "".join(f"x,{value:.4f}\n" for value in confidences)
+
+    def same(one, other, **changed):
+        sets = [{"num_images": 5, "acc1": 60.0, "loss": 0.5, **calibration(values, hits)} for values, hits in (one, other)]
+        return same_set(*(json.dumps(figures).encode() for figures in (sets[0], {**sets[1], **changed})), predictions.encode())
+
+    a, b = (left, correct), (right, correct)
+    assert calibration(*a) != calibration(*b) and same(a, b) and same(a, b, loss=0.500001)
+    assert not same(a, b, loss=0.50001) and not same(a, b, acc1=60.1) and not same(a, b, ece=0.0) and not same(a, b, num_images=6)
+    assert not same(a, (right, ~correct)) and not same(a, (right + np.float32([0, 0.001, 0, 0, 0]), correct))
+    table = "image,right,top1,top2,probability1,probability2\nx,a,{},{},{},{}\n"
+    files = [table.format(*row).encode() for row in (
+        ("a", "b", 0.5, 0.5), ("b", "a", 0.5, 0.5), ("a", "b", 0.5001, 0.4999), ("a", "b", 0.6, 0.4), ("b", "a", 0.6, 0.4)
+    )]  # fmt: skip
+    assert same_predictions(files[0], files[1]) and same_predictions(files[0], files[2])
+    assert not same_predictions(files[0], files[3]) and not same_predictions(files[3], files[4])
 
 
 def test_only_some_classes_to_choose_among(evaluate, data, checkpoint):

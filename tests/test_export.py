@@ -327,6 +327,10 @@ def test_int8(checkpoint, digits, tmp_path, monkeypatch, capsys):
     training = {trained.normalise([trained.read(path)]).numpy().tobytes() for path in digits.glob("train/*/*")}
     assert len(seen[0]) == 40 and all(image[None].numpy().tobytes() in training for image in seen[0])
     model = onnx.load(tmp_path / "fat_tiny_int8.onnx")
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    matrices = [weight for weight in weights.values() if weight.ndim > 1]
+    assert len(matrices) == sum(node.op_type in ("Conv", "Gemm") for node in model.graph.node)
+    assert 0 < max(2 * 255 * abs(weight.astype(int)).max() for weight in matrices) <= 32767
     assert {entry.key for entry in model.metadata_props} >= {"preprocessing", "classes", "quantised"}
     said = json.loads((tmp_path / "fat_tiny_int8.onnx.json").read_text())
     assert said["bytes"] < 0.5 * said["bytes_float32"] and said["bytes"] == (tmp_path / "fat_tiny_int8.onnx").stat().st_size
@@ -342,11 +346,38 @@ def test_int8(checkpoint, digits, tmp_path, monkeypatch, capsys):
     assert f"top-1 {said['compared']['before']['acc1']:.2f} % before" in capsys.readouterr().out
 
 
+def cut_off_convolution(levels: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """1x1 convolution of uint8 (N, C) and int8 (out, C), as AVX2's vpmaddubsw adds it: two products within 16 bits at a time."""
+    products = levels[:, None].astype(int) * weight.astype(int)
+    return (products[..., ::2] + products[..., 1::2]).clip(-(2**15), 2**15 - 1).sum(-1)
+
+
+@pytest.mark.parametrize("largest, right", [(64, True), (127, False)])
+def test_which_weights_are_right_on_every_processor(largest, right):
+    rng = np.random.default_rng(0)
+    levels = rng.integers(200, 256, (50, 32))
+    weight = rng.integers(-largest, largest + 1, (20, 32))
+    weight[0] = largest
+    assert np.array_equal(cut_off_convolution(levels, weight), levels @ weight.T) == right
+
+
+def test_int8_with_weights_that_are_cut_off_elsewhere_is_refused(checkpoint, tmp_path, monkeypatch):
+    """Whatever processor this is; no file is left."""
+    import onnxruntime.quantization as quantization
+
+    original = quantization.quantize_static
+    monkeypatch.setattr(quantization, "quantize_static", lambda *args, **named: original(*args, **{**named, "reduce_range": False}))
+    with pytest.raises(job.ExportError, match="has int8 weights up to 127; .* processors without VNNI .*; nothing is written"):
+        exported("int8", "--checkpoint", checkpoint, "--output", tmp_path / "out", "--calibration-images", 8)
+    assert not (tmp_path / "out").exists()
+
+
 def test_int8_that_loses_accuracy_leaves_no_file(checkpoint, tmp_path, monkeypatch):
     found = iter([90.0, 88.9])
     monkeypatch.setattr(int8, "accuracy", lambda job, model: {"acc1": next(found), "num_images": 29})
     monkeypatch.setattr(int8, "write", lambda job, path: path.write_bytes(b"x"))
     monkeypatch.setattr(int8, "quantise", lambda source, target, images: target.write_bytes(b"x"))
+    monkeypatch.setattr(int8, "check_weights", lambda path: None)
     monkeypatch.setattr(int8, "session", lambda path: None)
     with pytest.raises(job.ExportError, match="^--max-drop: 8 bits lose 1.10 points"):
         exported("int8", "--checkpoint", checkpoint, "--output", tmp_path / "out")

@@ -25,7 +25,7 @@ from conftest import ROOT, Job, Stop, assert_same, assert_same_run, error_of, fr
 
 from data import loader
 from engine import trainer
-from engine.checkpoint import Checkpointer
+from engine.checkpoints.store import Checkpointer
 from engine.precision import NativePrecision
 from engine.progress import Progress, Window
 from engine.tasks.classification import Classification
@@ -270,11 +270,11 @@ def test_a_signal_in_training_saves_and_ends(write_config, tmp_path, number, wor
     )
     job = Job("--cfg", path, "--tag", "stopped", world_size=world_size)
     job.until(job.said("epoch 1 [4/"))
-    started = time.monotonic()
     job.send(number)
     job.send(number if number != signal.SIGINT else signal.SIGTERM)  # a second Ctrl-C means at once
-    assert job.wait(20) == [143] * world_size and time.monotonic() - started < 20
+    assert job.wait(60) == [143] * world_size
     text = job.text()
+    assert "epoch 39" not in text  # the last one
     # Two threads of the process can take two signals, the second one first.
     assert re.search(f"stopped by ({number.name}|SIGTERM): saved at epoch", text) and "error" not in text and "Traceback" not in text
     last = tmp_path / RUNS / "stopped/last.pth"
@@ -313,7 +313,8 @@ def test_a_signal_in_evaluation(write_config, tmp_path, monkeypatch, world_size,
 
     def slow(self, *args):
         if os.environ.get("SLOW") == str(place.get("epoch")):
-            mark.write_text("")
+            with open(mark, "a") as file:
+                file.write("batch\n")
             time.sleep(1)
         return original(self, *args)
 
@@ -324,10 +325,10 @@ def test_a_signal_in_evaluation(write_config, tmp_path, monkeypatch, world_size,
     folder = tmp_path / RUNS / "stopped"
     job = Job("--cfg", path, "--tag", "stopped", world_size=world_size, environment={"SLOW": str(epoch)})
     job.until(mark.exists)
-    started = time.monotonic()
     job.send(signal.SIGTERM, rank=0)
     job.send(signal.SIGTERM, rank=0)
-    assert job.wait(20) == [143] * world_size and time.monotonic() - started < 6
+    assert job.wait(60) == [143] * world_size
+    assert mark.read_text().count("batch") < 8  # of the 15 or 16 of all processes, and as many again of the average
     progress = load(folder / "last.pth")["progress"]
     assert (progress["epoch"], progress["step"]) == (epoch, 60 // (2 * world_size))
     Job("--cfg", path, "--tag", "stopped", world_size=world_size).wait()
@@ -708,6 +709,8 @@ def test_a_folder_that_another_run_wrote_to_meanwhile(write_config, tmp_path, mo
 
 # Lost processes
 
+SOONER = 40  # seconds, a slow machine's too, but less than the default RANK_TIMEOUT of 60
+
 
 def training_job(write_config, world_size=2, **settings):
     path = write_config(TRAIN={"EPOCHS": 200, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 1}, DATA={"BATCH_SIZE": 4}, **settings)
@@ -719,10 +722,9 @@ def training_job(write_config, world_size=2, **settings):
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_killed_process_ends_the_others_and_is_named(write_config, lost):
     job = training_job(write_config)
-    started = time.monotonic()
     job.send(signal.SIGKILL, rank=lost)
-    statuses = job.wait(15)
-    assert time.monotonic() - started < 10 and statuses[1 - lost] == 5
+    statuses = job.wait(SOONER)
+    assert statuses[1 - lost] == 5
     assert f"error: rank {lost} (process {job.pids[lost]} on " in job.text() and "Traceback" not in job.text()
 
 
@@ -731,8 +733,8 @@ def test_a_stopped_process_ends_the_others_after_the_timeout_and_is_named(write_
     job = training_job(write_config, RANK_TIMEOUT=4)
     started = time.monotonic()
     job.send(signal.SIGSTOP, rank=lost)
-    statuses = job.wait(30)
-    assert 3 < time.monotonic() - started < 14 and statuses[1 - lost] == 5
+    statuses = job.wait(SOONER)
+    assert 3 < time.monotonic() - started and statuses[1 - lost] == 5
     text = job.text()
     assert f"error: rank {lost} (process {job.pids[lost]} on " in text and "Traceback" not in text
 
@@ -750,9 +752,8 @@ def test_a_killed_process_is_found_by_others_that_hang(write_config, monkeypatch
     monkeypatch.setattr(Trainer, "update", hanging)
     job = Job("--cfg", write_config(DATA={"BATCH_SIZE": 4}), world_size=3)
     job.until(lambda: job.text().count("hangs") == 3)
-    started = time.monotonic()
     job.send(signal.SIGKILL, rank=2)
-    assert job.wait(15) == [5, 5, 137] and time.monotonic() - started < 10
+    assert job.wait(SOONER) == [5, 5, 137]
     assert f"error: rank 2 (process {job.pids[2]} on " in job.text() and "error: rank 0" not in job.text()
 
 

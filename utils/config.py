@@ -9,7 +9,7 @@ from typing import Any, Iterable, Mapping, Optional, Sequence
 import yaml
 from yacs.config import CfgNode
 
-from .defaults import ALIASES, DEFAULTS, RULES, is_finite
+from .defaults import ALIASES, DEFAULTS, RETIRED, RULES, is_finite
 from .errors import ConfigError, did_you_mean
 
 
@@ -46,7 +46,8 @@ def config_from(values: dict[str, Any], where: str) -> CfgNode:
     """
     cfg = DEFAULTS.clone()
     for key, value in _flatten({name: value for name, value in values.items() if name != "BASE"}):
-        _set(cfg, key, value, where)
+        if key not in RETIRED:  # what it was trained with does not matter to its weights
+            _set(cfg, key, value, where)
     cfg.freeze()
     return cfg
 
@@ -132,6 +133,11 @@ def _lookup(key: str) -> Any:
 def _set(cfg: CfgNode, key: str, value: Any, where: str) -> None:
     if key == "BASE":
         raise ConfigError(f"{where}: BASE can stand in a config file only; put it there")
+    if key in RETIRED:
+        harmless, reason = RETIRED[key]
+        if value not in harmless:
+            raise ConfigError(f"{where}: {key} is {value!r}; {reason}")
+        return
     name = ALIASES.get(key, key)
     default = _lookup(name)
     if default is None:

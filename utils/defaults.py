@@ -44,6 +44,7 @@ DEFAULTS.DATA.IMG_SIZE = 224
 DEFAULTS.DATA.INTERPOLATION = "bicubic"
 DEFAULTS.DATA.MEAN = [0.485, 0.456, 0.406]
 DEFAULTS.DATA.STD = [0.229, 0.224, 0.225]
+DEFAULTS.DATA.FROM_MODEL = False  # sizes, crop, mean, std and interpolation as timm has them for its model; those of --opts stay
 DEFAULTS.DATA.BACKEND = "pil"  # for training: pil (timm's pixels), cv2 (faster, the same draws), nvimgcodec (cv2, decodes crops only)
 DEFAULTS.DATA.NUM_WORKERS = 8  # per process
 DEFAULTS.DATA.PREFETCH = 2  # batches that each of them loads ahead
@@ -127,8 +128,6 @@ DEFAULTS.EMA.WARMUP = False  # start with a shorter average
 DEFAULTS.AMP = Node()
 DEFAULTS.AMP.ENABLED = True
 DEFAULTS.AMP.DTYPE = "auto"  # auto (CUDA: bfloat16, or float16 on GPUs without it; CPU: float32), bfloat16, float16
-DEFAULTS.AMP.BACKEND = "native"  # native (torch.autocast), apex (NVIDIA apex, to be installed from its repository)
-DEFAULTS.AMP.OPT_LEVEL = "O1"  # apex: O1, O2
 
 DEFAULTS.AUG = Node()
 DEFAULTS.AUG.SCALE = [0.08, 1.0]  # share of the image that a random crop covers
@@ -167,6 +166,18 @@ ALIASES = {
     "MODEL.FAT.num_classes": "MODEL.NUM_CLASSES",
     "MODEL.FAT.drop_path_rate": "MODEL.DROP_PATH_RATE",
     "MODEL.FAT.use_checkpoint": "TRAIN.USE_CHECKPOINT",
+}
+
+# What shapes the images that a trained model sees; of DATA and TEST, a model in use depends on no other key.
+INPUT_KEYS = (
+    "DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "DATA.EXIF",
+    "TEST.IMG_SIZE", "TEST.CROP_PCT", "TEST.CROPS", "TEST.FLIP",
+)  # fmt: skip
+
+# Keys of older configs that have gone: the values that mean what is done today, and what to say of others.
+RETIRED = {
+    "AMP.BACKEND": (("native",), "NVIDIA took apex.amp out of apex in 2025; leave the key out, torch.autocast is used"),
+    "AMP.OPT_LEVEL": (("O1",), "O2 was NVIDIA apex's, which has no amp any more; leave the key out, torch.autocast is used"),
 }
 
 
@@ -276,8 +287,6 @@ RULES = {
     "DISTILL.TAU": POSITIVE,
     "EMA.DECAY": BELOW_ONE,
     "AMP.DTYPE": one_of("auto", "bfloat16", "float16"),
-    "AMP.BACKEND": one_of("native", "apex"),
-    "AMP.OPT_LEVEL": one_of("O1", "O2"),
     "AUG.SCALE": SHARES,
     "AUG.RATIO": RANGE,
     "AUG.HFLIP": PROBABILITY,

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .errors import ConfigError
+from .errors import ConfigError, ShortageError
+from .meeting import meet
 
 MEETING_TIMEOUT = timedelta(minutes=10)  # all processes must have started by then
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # one process may write to a slow disk while the others wait; see utils/peers.py
@@ -76,7 +77,10 @@ def _srun_rendezvous(environ: Mapping[str, str]) -> dict[str, str]:
 def process_group(launch: Launch, device: torch.device, parent: int) -> Iterator[Optional[dist.Store]]:
     """The default process group while the block runs: NCCL on CUDA, gloo on CPU; nothing for one process.
 
-    `parent` is the process that started this one. Yields the store through which the processes met, None for one process.
+    `parent` is the process that started this one. Yields this start's part of the store through which the processes met, None for one process.
+
+    Raises:
+        ShortageError: the processes do not find each other.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -90,6 +94,7 @@ def process_group(launch: Launch, device: torch.device, parent: int) -> Iterator
         threading.Thread(target=_end_with_launcher, args=(parent, met), daemon=True).start()
     try:
         store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.world_size, timeout=MEETING_TIMEOUT))
+        store = meet(store, launch.rank, launch.world_size, MEETING_TIMEOUT)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=dist.PrefixStore("process_group", store),
@@ -99,7 +104,7 @@ def process_group(launch: Launch, device: torch.device, parent: int) -> Iterator
             device_id=device if device.type == "cuda" else None,
         )
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(
+        raise ShortageError(
             f"MASTER_ADDR, MASTER_PORT: the processes do not find each other ({str(error).splitlines()[0]}); "
             "is the port free and the address this machine's?"
         ) from None

@@ -8,11 +8,18 @@ class UserError(Exception):
     """An error with a message of one line, `<file, key or flag>: reason; what to do`."""
 
     status = 2
+    retry = False  # whether the same command, started again with nothing changed, may do what it could not this time
     speaker = 0  # the rank that says at once an error that all meet; the others wait for that
 
 
 class ConfigError(UserError):
     """A config file, key, flag or value that cannot be used."""
+
+
+class ShortageError(ConfigError):
+    """What this machine lacks at the moment: memory, a loading process, a connection."""
+
+    retry = True
 
 
 class DataError(UserError):
@@ -35,12 +42,14 @@ class OutputError(UserError):
     """A file that cannot be written, or not be read just now, or a folder that another run writes to."""
 
     status = 5
+    retry = True
 
 
 class ProcessError(UserError):
     """Another process of the run, `rank`, that is gone."""
 
     status = 5
+    retry = True
 
     def __init__(self, message: str, rank: int = 0):
         super().__init__(message)
@@ -52,6 +61,7 @@ class Stopped(Exception):
     """A signal asked the run to end; everything is saved. Not an error: the same command goes on."""
 
     status = 128 + 15  # as a shell says of SIGTERM
+    reason = ""  # the signal's name, where it is known
 
 
 def printable(text: object) -> str:

@@ -1,6 +1,8 @@
 """Parameters and multiply-accumulates of a model."""
 
+import contextlib
 from dataclasses import dataclass
+from typing import Iterator, Optional
 
 import torch
 from torch import nn
@@ -9,13 +11,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Complexity:
-    """`conv_macs` counts convolutions only, as the paper's table does; `macs` all matrix products, attention too."""
+    """`conv_macs` counts convolutions only, as the paper's table does; `macs` all matrix products, attention too.
+
+    Both are None where torch cannot count them, for the reason in `uncounted`.
+    """
 
     params: int
-    conv_macs: int
-    macs: int
+    conv_macs: Optional[int]
+    macs: Optional[int]
+    uncounted: str = ""
 
     def __str__(self) -> str:
+        if self.macs is None:
+            return f"{self.params / 1e6:.2f} M parameters, MACs not counted ({self.uncounted})"
         return (
             f"{self.params / 1e6:.2f} M parameters, {self.conv_macs / 1e9:.3f} GMACs in convolutions "
             f"({self.macs / 1e9:.3f} with attention and linear layers)"
@@ -23,15 +31,44 @@ class Complexity:
 
 
 def measure_complexity(model: nn.Module, image_shape: tuple[int, int, int]) -> Complexity:
-    """Counts one forward pass of one image, `image_shape` = (channels, height, width), in evaluation mode."""
-    was_training = model.training
+    """Counts one forward pass of one image, `image_shape` = (channels, height, width), in evaluation mode.
+
+    Raises:
+        Exception: what the model raises at images of this shape, of whatever kind.
+    """
     parameter = next(model.parameters())
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
-    model.train(was_training)
+    image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
+    params = sum(p.numel() for p in model.parameters())
+    with evaluation(model):
+        try:
+            with FlopCounterMode(display=False) as counter:
+                model(image)
+        except Exception as error:
+            model(image)  # raises too, unless it is the counting that fails
+            return Complexity(params, None, None, " ".join(f"{type(error).__name__}: {error}".split())[:200])
     flops = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
     return Complexity(
-        params=sum(p.numel() for p in model.parameters()),
+        params=params,
         conv_macs=sum(count for operator, count in flops.items() if "conv" in operator) // 2,
         macs=sum(flops.values()) // 2,
     )
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode and without gradients, and afterwards as it was.
+
+    The parameters are constants meanwhile: torch's counter hooks every input of a layer that needs a gradient, and cannot
+    hook a parameter that is one (as a ViT's class token is of its blocks).
+    """
+    training = {module: module.training for module in model.modules()}
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval().requires_grad_(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for parameter in learning:
+            parameter.requires_grad_(True)

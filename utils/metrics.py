@@ -1,4 +1,7 @@
-"""Metrics as sums and counts, divided once at the end, so that any split of the images gives the same numbers."""
+"""Metrics as sums and counts, divided once at the end, so that any split of the images gives the same counts.
+
+The last bits of a logit can depend on its batch: docs/evaluation.md says what that leaves of the other figures.
+"""
 
 from typing import Mapping, Optional, Sequence
 
@@ -42,7 +45,7 @@ class ClassificationMetrics:
     def compute(self) -> dict[str, float]:
         """Metrics over all processes: acc1 and acc5 (percent), loss, num_images.
 
-        The loss is rounded to 1e-6: a sum of rounded floats is only that exact over different splits.
+        The loss is rounded to 1e-6: over different splits it is equal but for that last digit.
         """
         correct1, correct5, loss, num_images = sum_over_ranks(self.sums).tolist()
         return {

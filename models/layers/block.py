@@ -81,5 +81,11 @@ class FATBlock(nn.Module):
         return self.drop_path(self.attn(self.norm1(x))) + x
 
     def feed_forward(self, y: torch.Tensor) -> torch.Tensor:
-        """Y -> Z: the feed-forward network, at the block's output resolution."""
+        """Y -> Z: the feed-forward network, at the block's output resolution; after `prune` Z = Y."""
+        if self.ffn is None:
+            return y
         return self.drop_path(self.ffn(self.norm2(y))) + self.downsample(y)  # (B, out_dim, H/stride, W/stride)
+
+    def prune(self) -> None:
+        """Takes the feed-forward network away, so that the block ends with Y."""
+        self.norm2 = self.ffn = self.downsample = None

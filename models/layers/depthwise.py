@@ -33,12 +33,20 @@ class DepthwiseConv2d(nn.Conv2d):
 
 @torch.fx.wrap  # it looks at tensors' kinds, which tracing does not know
 def depthwise_conv2d(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int], residual: bool
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: Optional[torch.Tensor],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    residual: bool,
 ) -> torch.Tensor:
     """The convolution, or its sum with x, as one convolution whose kernel has 1 more in its middle.
 
     In 16 bits the sum stays a sum: next to the 1, a weight would keep two or three of its digits.
     """
+    if torch.jit.is_scripting():  # TorchScript has neither the autograd function below nor the question after autocast
+        y = F.conv2d(x, weight, bias, stride, padding, (1, 1), x.shape[1])
+        return y + x if residual else y
     autocast = x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)
     summed = residual and (autocast or x.dtype in HALF)
     if residual and not summed:

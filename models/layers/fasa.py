@@ -1,5 +1,7 @@
 """Fully Adaptive Self-Attention: local and global context that modulate each other (paper, Section 3.2)."""
 
+from typing import Final
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -58,6 +60,9 @@ class FASA(nn.Module):
         ValueError: unknown `interaction` or `downsampling`, `dim` not divisible by `num_heads`, `kernel_size` even, or `window_size` no power of two.
     """
 
+    has_local: Final[bool]  # TorchScript leaves out a branch whose layers are not there
+    has_global: Final[bool]
+
     def __init__(
         self,
         dim: int,
@@ -79,24 +84,27 @@ class FASA(nn.Module):
             raise ValueError(f"dim {dim} is not divisible by num_heads {num_heads}")
         self.num_heads, self.window_size = num_heads, window_size
         self.interaction = interaction
+        self.has_local, self.has_global = interaction != "global", interaction != "local"
         self.self_modulation = self_modulation
         # Layers stand in the order of the released state dict.
         self.q = nn.Conv2d(dim, dim, 1)
-        if interaction != "local":
+        if self.has_global:
             self.kv = nn.Conv2d(dim, 2 * dim, 1)
-        if interaction != "global":
+        if self.has_local:
             self.local_mixer = DepthwiseConv2d(dim, kernel_size)
         self.mixer = nn.Conv2d(2 * dim if interaction == "concat" else dim, dim, 1)
-        if interaction != "local":
+        if self.has_global:
             self.pool = downsample_tokens(downsampling, dim, window_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q = self.q(x)  # (B, C, H, W)
-        if self.interaction == "local":
-            return self.mixer(self.local_aggregation(q))
-        if self.interaction == "global":
-            return self.mixer(self.global_aggregation(q, x))
-        return self.mixer(interact(self.interaction, self.local_aggregation(q), self.global_aggregation(q, x)))
+        if not self.has_global:
+            mixed = self.local_aggregation(q)
+        elif not self.has_local:
+            mixed = self.global_aggregation(q, x)
+        else:
+            mixed = interact(self.interaction, self.local_aggregation(q), self.global_aggregation(q, x))
+        return self.mixer(mixed)
 
     def local_aggregation(self, q: torch.Tensor) -> torch.Tensor:
         l = self.local_mixer(q)  # noqa: E741

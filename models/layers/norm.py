@@ -36,6 +36,6 @@ def norm_channels_last(x: torch.Tensor, weight: Optional[torch.Tensor], bias: Op
     """
     images = x.permute(0, 2, 3, 1)  # (B, H, W, C), contiguous
     normed = F.layer_norm(images.flatten(1), (images[0].numel(),), eps=eps).view(images.shape)
-    if weight is not None:
+    if weight is not None and bias is not None:
         normed = normed * weight + bias
     return normed.permute(0, 3, 1, 2)

@@ -10,10 +10,9 @@ from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from yacs.config import CfgNode
 
-from engine.checkpoint import read_checkpoint
+from engine.checkpoints.file import progress_of, read_checkpoint
 from engine.report import RESULT, read_object
 from engine.set_reports import meanings
-from engine.resume import progress_of
 from engine.trained import data_config
 from utils.config import value_of
 from utils.errors import CheckpointError, OutputError

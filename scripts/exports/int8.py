@@ -1,4 +1,9 @@
-"""An ONNX file whose convolutions and head are in 8 bits, calibrated on training images; attention and norms stay float32."""
+"""An ONNX file whose convolutions and head are in 8 bits, calibrated on training images; attention and norms stay float32.
+
+On x86 processors without VNNI, onnxruntime adds two products of an activation (0 to 255) and a weight in 16 bits, and what is
+over 32767 is cut off (saturates): the logits are wrong there, and right on the machine that made the file. Weights from -64
+to 64 cannot reach that, so the file has no others, which is checked in the file itself, not in what this processor computes.
+"""
 
 import contextlib
 import io
@@ -16,6 +21,7 @@ from .job import CPU, ExportError, Job, first_line, needed
 from .onnx import session, write
 
 QUANTISED = ["Conv", "Gemm"]
+LARGEST_WEIGHT = 64  # 2 products of 255 * 64 are 32640, within 16 bits
 
 
 def export(job: Job) -> None:
@@ -31,6 +37,7 @@ def export(job: Job) -> None:
             scratch.callback(plain.unlink, missing_ok=True)
             write(job, plain)
             quantise(plain, folder / file, images)
+            check_weights(folder / file)
             sizes = {"bytes": (folder / file).stat().st_size, "bytes_float32": plain.stat().st_size}
         before, after = accuracy(job, job.trained.model), accuracy(job, session(folder / file))
         drop = before["acc1"] - after["acc1"]
@@ -38,7 +45,7 @@ def export(job: Job) -> None:
         if not drop <= job.max_drop:
             raise ExportError(f"--max-drop: 8 bits lose {drop:.2f} points of top-1 accuracy, more than {job.max_drop:g}; nothing is written")
         print(f"  {sizes['bytes'] / 2**20:.2f} MiB, {sizes['bytes_float32'] / 2**20:.2f} MiB in float32")
-        quantised = {"operators": QUANTISED, "weights": "int8 per channel", "activations": "uint8 per tensor", "calibration_images": len(images)}
+        quantised = {"operators": QUANTISED, "weights": f"int8 per channel, -{LARGEST_WEIGHT} to {LARGEST_WEIGHT}", "activations": "uint8 per tensor", "calibration_images": len(images)}
         compared = {"before": before, "after": after, "drop": drop, "max_drop": job.max_drop, "split": job.cfg.DATA.VAL_SPLIT}
         job.describe(folder, file, compared, quantised=quantised, opset=job.opset, **sizes)
 
@@ -73,7 +80,7 @@ def quantise(source: Path, target: Path, images: torch.Tensor) -> None:
             quant_pre_process(str(source), str(prepared))
             quantize_static(
                 str(prepared), str(target), Images(), quant_format=QuantFormat.QDQ, op_types_to_quantize=QUANTISED, per_channel=True,
-                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=True,
             )  # fmt: skip
     except OSError:
         raise
@@ -89,6 +96,28 @@ def quantise(source: Path, target: Path, images: torch.Tensor) -> None:
     onnx.helper.set_model_props(model, {**properties, "quantised": json.dumps(QUANTISED)})
     onnx.checker.check_model(model)
     onnx.save(model, str(target))
+
+
+def check_weights(path: Path) -> None:
+    """Refuses a file whose products could be cut off on some processor, whichever one this is.
+
+    Raises:
+        ExportError: a convolution or head has a weight beyond `LARGEST_WEIGHT`, or one that is not int8.
+    """
+    (onnx,) = needed("onnx")
+    graph = onnx.load(str(path)).graph
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    dequantised = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    for node in graph.node:
+        if node.op_type not in QUANTISED or node.input[1] not in dequantised:
+            continue  # a float32 one
+        weight = values[dequantised[node.input[1]]]
+        largest = abs(weight.astype(int)).max()
+        if weight.dtype != "int8" or largest > LARGEST_WEIGHT:
+            raise ExportError(
+                f"--checkpoint: {node.name} has {weight.dtype} weights up to {largest}; sums of their products would be cut off on processors "
+                f"without VNNI (int8 up to {LARGEST_WEIGHT} is right on all); nothing is written, export to onnx"
+            )
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterable, Optional, Sequence
@@ -107,6 +108,8 @@ def open_model(args: argparse.Namespace) -> Trained:
     if args.img_size is not None:
         require_size(args.img_size)
     trained = load_trained(args.checkpoint, args.cfg, args.classes)
+    for line in trained.warnings:
+        print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
     fixed = (getattr(trained.model, "pretrained_cfg", None) or {}).get("fixed_input_size")
     if fixed and args.img_size not in (None, trained.cfg.DATA.IMG_SIZE):
         raise ConfigError(f"--img-size: {trained.cfg.MODEL.NAME} takes images of {trained.cfg.DATA.IMG_SIZE} px only; leave it out")

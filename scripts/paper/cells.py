@@ -18,9 +18,9 @@ from typing import Any, Iterable, Iterator, Mapping, Optional, Sequence
 import torch
 import yaml
 
-from engine.checkpoint import load_weights, read_checkpoint, weights_of
+from engine.checkpoints.file import open_checkpoint, progress_of
+from engine.checkpoints.load import require_fit
 from engine.set_reports import is_imagenet
-from engine.resume import progress_of
 from engine.tasks import create_task
 from utils.config import leaf_keys, load_config, to_dict
 from utils.defaults import DEFAULTS
@@ -47,7 +47,7 @@ WHERE = {
 # Also free, but said beside the figure: they change the numbers a little, not the recipe.
 HOW = {
     "DETERMINISTIC", "DATA.BACKEND", "DATA.CACHE_MODE", "DATA.ON_ERROR", "TRAIN.NONFINITE",
-    "AMP.ENABLED", "AMP.DTYPE", "AMP.BACKEND", "AMP.OPT_LEVEL",
+    "AMP.ENABLED", "AMP.DTYPE",
 }  # fmt: skip
 SPLIT_OF_BATCH = {"DATA.BATCH_SIZE", "TRAIN.ACCUMULATION_STEPS"}  # free where TRAIN.TOTAL_BATCH_SIZE says their product
 
@@ -347,11 +347,11 @@ def facts_of_checkpoint(cell: str, path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint for {cell}; check the path")
-    checkpoint = read_checkpoint(path)
+    opened = open_checkpoint(path)
     model = create_task(load_config(CONFIGS / f"{cell}.yaml")).build_model(CLASSES)
-    for weights in weights_of(checkpoint, path).values():
-        load_weights(model, weights, path)
-    classes, config, known = checkpoint.get("classes"), checkpoint.get("config"), {"recipe_known": False, "other_settings": {}}
+    for name in opened.weights:
+        require_fit(model, opened, name)
+    checkpoint, classes, config, known = opened.content, opened.classes, opened.config, {"recipe_known": False, "other_settings": {}}
     if isinstance(classes, list) and not is_imagenet(classes):
         raise CheckpointError(f"{path}: knows other classes than ImageNet's {CLASSES:,}; use one that was trained on it")
     if isinstance(config, dict):

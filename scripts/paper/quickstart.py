@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from engine.build import run_directory
-from engine.checkpoint import BEST, LAST, read_checkpoint
-from engine.resume import progress_of
+from engine.checkpoints.file import progress_of, read_checkpoint
+from engine.checkpoints.store import BEST, LAST
 from utils.config import load_config
 from utils.errors import CheckpointError, ProcessError
 

@@ -15,6 +15,7 @@ from typing import Any, Callable, Optional, Sequence
 import torch
 from cli import number, whole_number
 
+from utils.defaults import INPUT_KEYS
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError
 
@@ -28,13 +29,12 @@ from .files import (
     misfit,
     open_checkpoint,
     require_output,
+    say_how,
     write_checkpoint,
 )
 
-SEEN = (  # what shapes the model and what it sees; in other settings, the checkpoints may differ
-    "MODEL.TYPE", "MODEL.NAME", "MODEL.FAT.", "DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "DATA.EXIF",
-    "TEST.IMG_SIZE", "TEST.CROP_PCT", "TEST.CROPS", "TEST.FLIP",
-)  # fmt: skip
+# What shapes the model and what it sees; in other settings, the checkpoints may differ.
+SEEN = ("MODEL.TYPE", "MODEL.NAME", "MODEL.FAT.", *INPUT_KEYS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
     opened = []
     for path in args.checkpoints:
         checkpoint = open_checkpoint(path)
-        opened.append(checkpoint.only(checkpoint.choose(args.weights)))
+        name = checkpoint.choose(args.weights)
+        say_how(checkpoint, name)
+        opened.append(checkpoint.only(name))
     if all(checkpoint.progress for checkpoint in opened):
         opened.sort(key=lambda checkpoint: checkpoint.progress.updates)
     names, states = zip(*((name, state) for checkpoint in opened for name, state in checkpoint.states.items()))

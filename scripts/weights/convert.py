@@ -1,7 +1,7 @@
 """Weights of the released FAT code to a checkpoint of this project, and back. Both have the same tensors under the same keys.
 
---to ours: takes {"model": ...}, {"state_dict": ...}, {"model_ema": ...} or a plain state dict, without `module.` in front of its
-keys, a head without bias as one with zeros; fits it strictly to the model, and adds config and class names. The model is the
+--to ours: takes every layout that docs/checkpoints.md lists, a head without bias as one with zeros; fits it strictly to the model,
+and adds config and class names. The model is the
 FAT of these shapes, with the config configs/<model>.yaml, or that of --cfg.
 
 --to released: {"model": state dict}, which the released code loads. It knows the released form of FAT alone; what has another
@@ -16,6 +16,8 @@ import torch
 from yacs.config import CfgNode
 
 from data.class_maps import read_class_map
+from engine.checkpoints.load import COUNT
+from engine.preprocessing import take_from_model
 from engine.tasks import create_task
 from utils.config import load_config
 from utils.defaults import CONFIGS, DEFAULTS
@@ -33,6 +35,7 @@ from .files import (
     open_checkpoint,
     require_output,
     save,
+    say_how,
     shape_of_fat,
     write_checkpoint,
 )
@@ -56,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     require_output(args.output, [args.checkpoint], args.force)
     checkpoint = open_checkpoint(args.checkpoint)
     name = checkpoint.choose(args.weights)
+    say_how(checkpoint, name)
     print(to_ours(args, checkpoint, name) if args.to == "ours" else to_released(args, checkpoint, name))
     return 0
 
@@ -73,6 +77,10 @@ def to_ours(args: argparse.Namespace, checkpoint: Checkpoint, name: str) -> str:
     cfg = config_of(args, checkpoint, state)
     classes = classes_of(args, checkpoint, num_classes, cfg)
     expected = fit(checkpoint.path, state, cfg, len(classes))
+    counts = [key for key in expected if key not in state]
+    if counts:
+        notes.append(f"its {len(counts)} {COUNT} of BatchNorm are not in it and set to 0")
+    state |= {key: torch.zeros_like(expected[key]) for key in counts}
     state = {key: state[key].to(value.dtype) for key, value in expected.items()}
     origin = {"made": "convert", "of": [checkpoint.source(name)], "notes": notes}
     write_checkpoint(args.output, state, cfg, classes, origin)
@@ -86,7 +94,7 @@ def config_of(args: argparse.Namespace, checkpoint: Checkpoint, state: dict[str,
         CheckpointError: it is unknown which one that is.
     """
     if args.cfg:
-        return load_config(args.cfg)
+        return take_from_model(load_config(args.cfg))
     name = guess_fat(state)
     if name and (CONFIGS / f"{name}.yaml").is_file():
         return load_config(CONFIGS / f"{name}.yaml")

@@ -11,7 +11,7 @@ from cli import not_negative
 
 from utils.errors import printable
 
-from .files import Checkpoint, add_weights, config_differences, open_checkpoint
+from .files import Checkpoint, add_weights, config_differences, open_checkpoint, say_how
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     first, second = open_checkpoint(args.first), open_checkpoint(args.second)
     names = [checkpoint.choose(args.weights) for checkpoint in (first, second)]
+    for checkpoint, name in zip((first, second), names):
+        say_how(checkpoint, name)
     print(f"{first.path} ({names[0]} weights) and {second.path} ({names[1]} weights)")
     lines = [] if args.tensors_only else [*differing_settings(first, second), *differing_classes(first, second)]
     tensors, equal = differing_tensors(first.states[names[0]], second.states[names[1]], args.tolerance)

@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from data.loader import eval_loader, train_loader
 from engine.build import build_precision, loading
-from engine.checkpoint import load_weights
+from engine.checkpoints.load import load_weights
 from engine.evaluate import evaluate
 from engine.model import prepare_model
 from engine.tasks import create_task

@@ -4,6 +4,7 @@ import argparse
 import io
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
@@ -13,57 +14,47 @@ from timm.models import list_models
 from yacs.config import CfgNode
 
 import models  # noqa: F401  (registers FAT with timm)
-from engine.build import better_weights
-from engine.checkpoint import read_checkpoint
+from engine.checkpoints.file import CheckpointFile
+from engine.checkpoints.file import open_checkpoint as open_file
+from engine.checkpoints.layouts import State
+from engine.checkpoints.load import COUNT, first_difference
 from engine.download import sha256_of
-from engine.progress import Progress
-from engine.resume import progress_of
 from utils.config import config_from, leaf_keys, to_dict, value_of
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError, ConfigError, printable
 from utils.files import atomic_write
 
-State = Mapping[str, torch.Tensor]
-
-RAW, EMA = ("model", "state_dict"), ("ema", "model_ema", "state_dict_ema")  # under which keys training codes save weights
-PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 ORIGIN = "origin"  # in files that are made here: of what and how
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's
+BUFFERS = ("running_mean", "running_var", COUNT)  # BatchNorm's
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A file with weights."""
+class Checkpoint(CheckpointFile):
+    """A file with weights, for tools that make others of it."""
 
-    path: Path
-    content: dict[str, Any]
-    states: dict[str, State]  # 'raw', 'ema' or both, without prefixes
-    cfg: Optional[CfgNode]  # this project's
-    classes: Optional[list[str]]
-    progress: Optional[Progress]  # None where there is no training state
-
-    @property
-    def better(self) -> str:
-        """Which weights to use: 'ema' if they made this the run's best checkpoint, or if there are no others."""
-        return better_weights(self.content, self.states) if "raw" in self.states else "ema"
-
-    def choose(self, name: Optional[str]) -> str:
-        """The name that --weights gives, or the better weights'.
+    @cached_property
+    def cfg(self) -> Optional[CfgNode]:
+        """This project's config of it, if the file has one and the names of its classes.
 
         Raises:
-            CheckpointError: it has no such weights.
+            CheckpointError: it cannot be used.
         """
-        if name and name not in self.states:
-            raise CheckpointError(f"{self.path}: has no {name} weights; use --weights {next(iter(self.states))}, or leave it out")
-        return name or self.better
+        if self.config is None or self.classes is None:
+            return None
+        try:
+            return config_from(self.config, f"{self.path}: its config")
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from None
 
     def only(self, name: str) -> "Checkpoint":
         """The same without what else fills memory: other weights and the optimizer's state."""
         content = {key: self.content[key] for key in ("progress", ORIGIN) if key in self.content}
-        return replace(self, content=content, states={name: self.states[name]})
+        return replace(self, content=content, weights={name: self.weights[name]})
 
     def source(self, name: str) -> dict[str, Any]:
         """What a file that is made of these weights says of where they come from."""
         found = {"file": str(self.path), "sha256": sha256_of(self.path), "weights": name}
+        if note := self.note(name):
+            found["how"] = note
         if self.progress:
             found |= {"epochs": self.progress.epoch, "updates": self.progress.updates, "best": dict(self.progress.best)}
         if ORIGIN in self.content:
@@ -77,52 +68,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: it cannot be read, holds no weights, or leaves open which of its tensors they are.
     """
-    content = read_checkpoint(path)
-    states = {"raw": _state(content, RAW, path), "ema": _state(content, EMA, path)}
-    states = {name: state for name, state in states.items() if state}
-    if not states and _is_state(content):
-        states = {"raw": _without_prefix(content)}
-    if not states:
-        raise CheckpointError(f"{path}: holds no model weights; use a checkpoint or a state dict")
-    for state in states.values():
-        odd = next((key for key, value in state.items() if not _is_plain(value)), None)
-        if odd:
-            raise CheckpointError(f"{path}: its {odd} is {state[odd].dtype} ({state[odd].layout}), no plain tensor; use another file")
-    try:
-        progress = progress_of(content, path)
-    except CheckpointError:  # weights alone, or of another tool
-        progress = None
-    classes = content.get("classes")
-    own = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    cfg = None
-    if own and isinstance(content.get("config"), dict):  # Swin's and the released code's is another one
-        try:
-            cfg = config_from(content["config"], f"{path}: its config")
-        except ConfigError as error:
-            raise CheckpointError(str(error)) from None
-    return Checkpoint(path, content, states, cfg, classes if own else None, progress)
+    checkpoint = Checkpoint(**vars(open_file(path)))
+    checkpoint.cfg  # refused now if it cannot be used
+    return checkpoint
 
 
-def _state(content: Mapping[str, Any], keys: Sequence[str], path: Path) -> Optional[State]:
-    found = [key for key in keys if isinstance(content.get(key), Mapping) and content[key]]
-    found = [key for key in found if _is_state(content[key])]
-    if len(found) > 1:
-        raise CheckpointError(f"{path}: has weights under {' and '.join(map(repr, found))}; save those that you mean in a file alone")
-    return _without_prefix(content[found[0]]) if found else None
-
-
-def _is_state(content: Mapping[Any, Any]) -> bool:
-    return all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items())
-
-
-def _without_prefix(state: State) -> State:
-    while prefix := next((p for p in PREFIXES if all(key.startswith(p) and key != p for key in state)), None):
-        state = {key[len(prefix) :]: value for key, value in state.items()}
-    return state
-
-
-def _is_plain(value: torch.Tensor) -> bool:
-    return value.layout is torch.strided and not value.is_meta and not value.is_quantized
+def say_how(checkpoint: Checkpoint, name: str) -> None:
+    """Prints what was done to get the weights, if anything was."""
+    if note := checkpoint.note(name):
+        print(printable(f"note: {checkpoint.path}: {note}"))
 
 
 # Comparing
@@ -131,7 +85,7 @@ def _is_plain(value: torch.Tensor) -> bool:
 def misfit(expected: State, found: State) -> str:
     """What keeps weights from taking others' places, in one line; '' if nothing does."""
     kinds = {
-        "missing": [key for key in expected if key not in found],
+        "missing": [key for key in expected if key not in found and key.rpartition(".")[2] != COUNT],  # torch does not ask for it
         "unknown": [key for key in found if key not in expected],
         "of another shape": [],
         "of another type": [],
@@ -173,7 +127,7 @@ def guess_fat(state: State) -> str:
     for name in list_models(module="fat"):
         with torch.device("meta"):
             model = timm.create_model(name, num_classes=0)
-        if not misfit(model.state_dict(), body):
+        if first_difference(model, body) is None:
             return name
     return ""
 
@@ -203,7 +157,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", choices=["raw", "ema"],
-        help="default: the average (ema) of a run's best checkpoint if that was what was best, else raw",
+        help="default: the average (ema) of a run's best checkpoint if that was what was best, and of another tool's if it has one; else raw",
     )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "types": {str(dtype).removeprefix("torch."): n for dtype, n in Counter(value.dtype for value in state.values()).most_common()},
         "weights": list(checkpoint.states),
         "better": checkpoint.better,
+        "how": {name: note for name in checkpoint.states if (note := checkpoint.note(name))},
         "parts": {name: size for name, value in checkpoint.content.items() if (size := bytes_in(value))},
     }
     if cfg is not None:
@@ -143,6 +144,7 @@ def as_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append(("best", f"{metrics} after epoch {best['epoch'] + 1} ({best['weights']} weights)"))
     which = f"; of these {found['better']} is used by default" if len(found["weights"]) > 1 else ""
     lines.append(("weights", " and ".join(found["weights"]) + which))
+    lines += [("how", f"{name}: {note}") for name, note in found["how"].items()]
     parts = found["parts"].items() if len(found["parts"]) < 12 else []  # a plain state dict's are its tensors
     if parts:
         lines.append(("sizes", ", ".join(f"{name} {megabytes(size)}" for name, size in parts if size > 5000)))

@@ -7,7 +7,7 @@ average (EMA) one is kept, see --weights.
 import argparse
 from pathlib import Path
 
-from .files import add_output, add_weights, megabytes, open_checkpoint, require_output, write_checkpoint
+from .files import add_output, add_weights, megabytes, open_checkpoint, require_output, say_how, write_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +20,7 @@ def run(args: argparse.Namespace) -> int:
     require_output(args.output, [args.checkpoint], args.force)
     checkpoint = open_checkpoint(args.checkpoint)
     name = checkpoint.choose(args.weights)
+    say_how(checkpoint, name)
     origin = {"made": "strip", "of": [checkpoint.source(name)]}
     write_checkpoint(args.output, checkpoint.states[name], checkpoint.cfg, checkpoint.classes, origin)
     before, after = (path.stat().st_size for path in (args.checkpoint, args.output))

@@ -1,0 +1,84 @@
+"""A run's checkpoints: plain tensors and types in one file, written whole or not at all."""
+
+import io
+import re
+from pathlib import Path
+from typing import Any, Callable, Mapping
+
+import torch
+from torch import nn
+
+from utils.errors import CheckpointError
+from utils.files import atomic_write
+from utils.rng import get_rng_state, set_rng_state
+
+from .load import load_weights
+
+LAST, PREVIOUS, BEST = "last.pth", "previous.pth", "best.pth"
+
+
+def checkpoints_of(directory: Path) -> list[Path]:
+    """A run's checkpoints in the order in which it would go on from them: the newest first."""
+    first = [directory / LAST, directory / PREVIOUS]
+    others = [p for p in directory.glob("*.pth") if p.name == BEST or re.fullmatch(r"epoch_\d+\.pth", p.name)]
+    others = [path for path in others if path.is_file()]
+    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path for path in first if path.exists()] + others
+
+
+class Checkpointer:
+    """Saves and restores a run.
+
+    Args:
+        directory: the run's folder.
+        metadata: plain values that go into every checkpoint as they are (config, class names).
+        checkpointables: objects with `state_dict()` and `load_state_dict()`, by the key of their state; None ones are
+            left out.
+    """
+
+    def __init__(self, directory: Path, metadata: dict[str, Any], **checkpointables: Any):
+        self.directory = directory
+        self.metadata = metadata
+        self.checkpointables = {key: item for key, item in checkpointables.items() if item is not None}
+
+    def save(self, *names: str) -> None:
+        """Writes the present state to each of the files; what was in `last.pth` is then in `previous.pth`.
+
+        Raises:
+            OutputError: a file cannot be written; it is then as it was.
+        """
+        state = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        buffer = io.BytesIO()
+        torch.save({**self.metadata, **state, "rng": get_rng_state()}, buffer)
+        for name in names:
+            with atomic_write(self.directory / name, keep=self.directory / PREVIOUS if name == LAST else None) as file:
+                file.write(buffer.getbuffer())
+
+    def restore(self, checkpoint: Mapping[str, Any], path: Path) -> None:
+        """Gives every object its state from a checkpoint that `read_checkpoint` returned.
+
+        Raises:
+            CheckpointError: a part is missing, or of another model.
+        """
+        for key in (*self.checkpointables, *self.metadata, "rng"):
+            if key not in checkpoint and "progress" not in checkpoint:
+                raise CheckpointError(f"{path}: holds weights alone, no {key!r} to resume with; start a run from them with --pretrained")
+            if key not in checkpoint:
+                raise CheckpointError(
+                    f"{path}: has no {key!r} to resume with; start with the settings it was made with, or with another --tag"
+                )
+        for key, item in self.checkpointables.items():
+            if isinstance(item, nn.Module):
+                load_weights(item, checkpoint[key], path)
+            else:
+                self._load(item.load_state_dict, key, checkpoint, path)
+        self._load(set_rng_state, "rng", checkpoint, path)
+
+    @staticmethod
+    def _load(load: Callable, key: str, checkpoint: Mapping[str, Any], path: Path) -> None:
+        try:
+            load(checkpoint[key])
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path}: its {key!r} does not fit this run ({' '.join(str(error).split())}); start with another --tag"
+            ) from None

@@ -1,0 +1,140 @@
+"""torchrun starts a run again: `--max_restarts`, agents that come and go, and the ends that no restart mends."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from conftest import ROOT, assert_same_run, free_port, launch
+from utils.meeting import meet
+from utils.restarts import restarts_left
+
+RUNS = Path("output/fat_tiny")
+SHORT = {"TRAIN": {"EPOCHS": 3, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 2}, "DATA": {"BATCH_SIZE": 4}}  # 7 updates an epoch
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+# main.py, and what happens to a rank before an update of an attempt. It notes each start of a process.
+FAULTY = f"""
+import os, signal, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+os.chdir({str(ROOT)!r})
+rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+with open(os.environ["STARTS"], "a") as file:
+    file.write(f"{{attempt}} {{rank}}\\n")
+import main
+from engine.trainer import Trainer
+from utils.errors import DataError
+original = Trainer.update
+
+def update(self, *args):
+    happens = FAULTS.get((attempt, rank, self.progress.updates))
+    if happens == "error":
+        raise DataError("x.png: cannot be read; replace it")
+    if happens == "disk":
+        raise OSError(5, "Input/output error", "x.png")
+    if happens:
+        os.kill(os.getpid(), happens)
+    return original(self, *args)
+
+Trainer.update = update
+main.run_and_leave()
+"""
+
+
+class Launched:
+    """torchrun over two processes of main.py that meet with faults, from start to end.
+
+    Args:
+        folder: of the test.
+        faults: what happens by attempt, rank and update: a signal, "error" (of the images) or "disk".
+        argv: of main.py.
+    """
+
+    def __init__(self, folder: Path, faults: dict, *argv, restarts: int = 3):
+        script, starts = folder / "faulty.py", folder / "starts"
+        script.write_text(FAULTY.replace("FAULTS", repr({key: value if isinstance(value, str) else int(value) for key, value in faults.items()})))
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", str(restarts)]
+        ended = subprocess.run(
+            [sys.executable, *launcher, "--master_port", str(free_port()), str(script), *map(str, argv)],
+            env={**ENVIRONMENT, "STARTS": str(starts)}, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        self.status, self.text = ended.returncode, ended.stdout + ended.stderr
+        self.starts = sorted(starts.read_text().split("\n")[:-1])
+
+    def said(self, part: str) -> list[str]:
+        return [line for line in self.text.splitlines() if part in line]
+
+
+def test_restarts_go_on_to_the_same_bits(write_config, tmp_path):
+    """Rank 1 killed, rank 0 killed, and a disk that fails once, each within an epoch; the fourth attempt is the last."""
+    path = write_config(**SHORT)
+    launch(2, "--cfg", path, "--tag", "whole")
+    faults = {(0, 1, 3): signal.SIGKILL, (1, 0, 9): signal.SIGKILL, (2, 1, 12): "disk"}
+    ended = Launched(tmp_path, faults, "--cfg", path, "--tag", "restarted")
+    assert ended.status == 0, ended.text
+    assert ended.starts == [f"{attempt} {rank}" for attempt in range(4) for rank in range(2)]
+    resumed = [line.split("last.pth: ")[1] for line in ended.said("resumed from ")]
+    assert resumed == ["epoch 0, update 2", "epoch 1, update 2", "epoch 1, update 4"], ended.text
+    assert_same_run(tmp_path / RUNS / "whole", tmp_path / RUNS / "restarted")
+
+
+@pytest.mark.parametrize("faults, flags, message", [
+    ({(0, 1, 3): "error"}, [], "error: x.png: cannot be read; replace it (no restart mends this: the launcher is told to end)"),
+    ({}, ["--opts", "TRAIN.EPOCS", "3"], "error: --opts: unknown key TRAIN.EPOCS; did you mean 'TRAIN.EPOCHS'? (no restart mends this"),
+    ({(0, 1, 3): signal.SIGUSR1}, [], "warning: stopped by SIGUSR1: saved at epoch 0, update "),
+], ids=["data", "config", "signal"])  # fmt: skip
+def test_what_no_restart_mends_is_not_tried_again(write_config, tmp_path, faults, flags, message):
+    ended = Launched(tmp_path, faults, "--cfg", write_config(**SHORT), *flags)
+    assert ended.status == 1, ended.text
+    assert ended.starts == ["0 0", "0 1"], ended.text
+    assert len(ended.said(message)) == 1, ended.text
+
+
+def test_a_start_reads_nothing_of_the_one_before():
+    """One store for all starts, as the agent keeps it: with a start that nobody finished, of more and of as many processes."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True)
+
+    def start(world_size: int, ranks: list[int], seconds: float) -> dict:
+        results: dict = {}
+
+        def process(rank: int) -> None:
+            store = dist.TCPStore("127.0.0.1", server.port, is_master=False)
+            try:
+                store = meet(store, rank, world_size, timedelta(seconds=seconds))
+            except RuntimeError as error:
+                results[rank] = str(error)
+                return
+            store.set(f"address{rank}", "new")
+            results[rank] = store
+
+        threads = [threading.Thread(target=process, args=(rank,)) for rank in ranks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+    assert start(3, [0, 2], 0.5) == {0: "rank 1 did not come", 2: "others did not come"}
+    assert start(3, [1], 0.5) == {1: "rank 0 did not come"}
+    stores = [start(size, list(range(size)), 60) for size in (3, 3, 2, 3)]
+    for number, members in enumerate(stores):
+        members[0].set("number", str(number))
+    for number, members in enumerate(stores):
+        assert [store.get("number").decode() for store in members.values()] == [str(number)] * len(members)
+
+
+def test_restarts_left(monkeypatch):
+    for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert restarts_left() == 0
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert restarts_left() == 0
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert restarts_left() == 2
