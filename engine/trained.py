@@ -112,7 +112,10 @@ def load_trained(path: Path, cfg_file: Optional[Path] = None, class_map: str = "
     if class_map:
         classes = list(read_class_map(class_map, "--classes"))
     if classes is None:
-        raise CheckpointError(f"{path}: has no class names; give them with --classes names.txt (one in each line) or --classes imagenet-1k")
+        raise CheckpointError(
+            f"{path}: has no class names; give them with --classes names.txt (one in each line, in label "
+            "order: torchvision counts 0, 1, 10, 2, timm 0, 1, 2, 10) or --classes imagenet-1k"
+        )
     try:
         model = create_task(cfg).build_model(len(classes))
     except ConfigError as error:

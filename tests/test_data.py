@@ -226,7 +226,8 @@ def test_missing_path(write_config, tmp_path):
 
 def test_empty_class_folder(write_config, damaged):
     (damaged / "val/9").mkdir()
-    assert "classes 9" in str(error_of("--cfg", write_config(DATA={"DATA_PATH": str(damaged)})))
+    message = str(error_of("--cfg", write_config(DATA={"DATA_PATH": str(damaged)})))
+    assert "no image in the class' folder '9'" in message and "DATA.CLASS_MAP" in message
 
 
 def test_other_classes_in_val(write_config, damaged):

@@ -716,7 +716,6 @@ def replace(path: Path, old: str, new: str) -> None:
 
 DAMAGES = {
     "zip missing": ("zip", lambda r: (r / "zip/val.zip").unlink(), ["val.zip", "no such file", "prepare_data.py zip"]),
-    "map missing": ("zip", lambda r: (r / "zip/val_map.txt").unlink(), ["val_map.txt", "no such file"]),
     "zip cut": ("zip", lambda r: truncate(r / "zip/val.zip"), ["val.zip", "no whole zip"]),
     "no zip": ("zip", lambda r: (r / "zip/val.zip").write_bytes(b""), ["val.zip", "no whole zip"]),
     "map names a missing file": ("zip", lambda r: replace(r / "zip/val_map.txt", "0/", "0/x"), ["val_map.txt", "'0/x", "does not hold"]),

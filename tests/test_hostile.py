@@ -42,7 +42,7 @@ def corrupt(path, kind):
         path = path.with_suffix(".jpg")
         path.write_text("<!DOCTYPE html><html><body>404</body></html>")
     elif kind == "AppleDouble":
-        path = path.with_name("._" + path.name)
+        path = path.with_name("copy_" + path.name)  # `._` before the name, as macOS has it, leaves it out
         path.write_bytes(bytes.fromhex("00051607000200004d6163204f532058") + bytes(100))
     elif kind == "dangling link":
         path.symlink_to(path.with_name("gone.png"))
