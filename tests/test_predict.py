@@ -29,6 +29,7 @@ from timm.data import ImageNetInfo
 
 import data.sources.files
 from data.decode import frames_of, open_image
+from data.image_files import IMAGE_SUFFIXES
 from data.sources.files import find_images
 from engine.predict import Predictor
 from engine.tasks import create_task
@@ -307,7 +308,7 @@ def test_what_is_no_image_is_listed_and_stops_nothing(hostile, checkpoint, capsy
     assert start("--checkpoint", checkpoint, *arguments) == 1
     problems = [
         "in/empty.jpg: is a folder, no image",
-        "nothing: is a folder without images (*.jpg, *.jpeg, *.png, *.ppm, *.bmp, *.pgm, *.tif, *.tiff, *.webp, *.gif)",
+        f"nothing: is a folder without images (*{', *'.join(IMAGE_SUFFIXES)})",
         *UNREADABLE,
         "missing.jpg: cannot be read as an image (FileNotFoundError: No such file or directory)",
         "in/doc.pdf: cannot be read as an image (no image of a known format)",

@@ -510,7 +510,7 @@ def test_one_line_for_bad_folders(copy, tmp_path):
     assert said(tmp_path / "none").startswith(f"{tmp_path / 'none'}: no such folder")
     assert said(tmp_path).startswith(f"{tmp_path / 'train'}: no such folder")
     (copy / "val/3").mkdir()
-    assert said().startswith(f"{copy / 'val'}: Found no valid file for the classes 3.")
+    assert said().startswith(f"{copy / 'val'}: no image in the class' folder '3'; ") and "DATA." not in said()
     (copy / "val/3").rmdir()
     (copy / "val/2").rename(copy / "2")
     assert said().startswith(f"{copy / 'val'}: lacks class '2' and 0 more that {copy / 'train'} has")

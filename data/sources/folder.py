@@ -14,6 +14,10 @@ from ..decode import decode_image
 from ..image_files import is_hidden_or_tool, is_image, left_out, notes_of
 from .reading import printable, read_image
 
+# What a run's config offers instead, and a conversion does not.
+OR_MAP = ", or name all classes in a text file and give it as DATA.CLASS_MAP, which may name classes without images"
+OR_OTHER_FOLDER = ", or name another folder with DATA.TRAIN_SPLIT, DATA.VAL_SPLIT"
+
 
 class FolderSource:
     """One split folder; its sub-folders, sorted by name, are the classes. They hold images at any depth.
@@ -116,8 +120,7 @@ class FolderSource:
             what = f"holds {len(flat)} images, such as {flat[0]!r}, but no class' folder" if flat else "holds no class' folder"
             raise DataError(
                 f"{root}: {what}; every class needs a folder with at least one image ({root.name}/<class>/*; "
-                "scripts/prepare_data.py folders makes them of ImageNet's own archives), or name another folder with "
-                "DATA.TRAIN_SPLIT, DATA.VAL_SPLIT"
+                f"scripts/prepare_data.py folders makes them of ImageNet's own archives){OR_OTHER_FOLDER}"
             )
         return sorted(classes), others
 
@@ -163,6 +166,5 @@ def _without_images(root: Path, empty: list[str], others: list[str]) -> str:
     there = left_out([other for other in others if other.split("/")[0] in set(empty) and "/" in other])
     return (
         f"{root}: no image in the class' {'folder' if len(empty) == 1 else 'folders'} {shown}{f' ({there})' if there else ''}; "
-        "every class needs a folder with at least one image: remove or fill it, or name all classes in a text file and give it "
-        "as DATA.CLASS_MAP, which may name classes without images"
+        f"every class needs a folder with at least one image: remove or fill it{OR_MAP}"
     )

@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from data.sources.folder import FolderSource
+from data.sources.folder import OR_MAP, OR_OTHER_FOLDER, FolderSource
 from utils.errors import DataError, UserError
 from utils.rng import fingerprint
 
@@ -119,5 +119,7 @@ def in_order(pool: Executor, function: Callable, items: Iterable, ahead: int, *a
 
 def reworded(error: UserError) -> UserError:
     """FolderSource's errors name keys of a run's config; here they are flags, or not to be had."""
-    text = str(error).replace("set DATA.OUTSIDE_LINKS True", "give --outside-links").replace(", or set DATA.ON_ERROR skip", "")
+    text = str(error).replace("set DATA.OUTSIDE_LINKS True", "give --outside-links")
+    for way_out in (", or set DATA.ON_ERROR skip", OR_MAP, OR_OTHER_FOLDER):
+        text = text.replace(way_out, "")
     return type(error)(text)
