@@ -60,7 +60,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             peers.meet()
             good = True
         except Stopped as stopped:
-            good = True
+            good = stopped.together
             stopped.reason = peers.stop.reason
             raise
         except OSError as error:
@@ -211,6 +211,9 @@ def run_and_leave(argv: Optional[Sequence[str]] = None) -> None:
     except UserError as error:
         report(error)
     except Stopped as stopped:
+        if str(stopped):
+            with contextlib.suppress(OSError, ValueError):
+                print(printable(stopped), file=sys.stderr, flush=True)
         if stopped.reason in ("SIGUSR1", "SIGINT"):  # SIGTERM is also how the launcher ends its processes to restart them
             refuse_restart(PARENT)
         leave(stopped.status)

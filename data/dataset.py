@@ -9,6 +9,7 @@ from utils.errors import DataError
 from utils.rng import derive_seed, seed_cpu
 
 from .batches import Item
+from .workers import reading
 
 MAX_IN_A_ROW = 100  # images that can be unreadable one after the other before something else must be wrong
 
@@ -53,7 +54,9 @@ class ImageDataset(Samples, Dataset):
     def loads(self, count: int) -> Iterator[Callable[[], tuple[Any, int]]]:
         """So many of the images, not yet read, from all over the set: each gives (what the source gives, label)."""
         for i in range(count):
-            yield partial(self.source.load, i * len(self) // count)
+            index = i * len(self) // count
+            reading(self.source.name(index))
+            yield partial(self.source.load, index)
 
     def first(self, count: int, size: int = 0) -> list[Item]:
         """Some training samples, from all over the set; `size` as in `SeededIndex`."""
@@ -67,6 +70,7 @@ class ImageDataset(Samples, Dataset):
         while True:
             if seed is not None:
                 seed_cpu(seed)
+            reading(self.source.name(index))
             try:
                 image, label = self.source.load(index)
                 break

@@ -1,36 +1,25 @@
 """Batches of a data set, loaded by worker processes."""
 
-import atexit
+import errno
 import itertools
-import multiprocessing
+import os
 from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from utils.errors import UserError
+from utils.errors import ShortageError, UserError
 from utils.rng import derive_seed
-from utils.signals import end_with_parent, ignore_stop_signals
 
 from .batches import Batch, Finish, collate_items
 from .cache import can_be_cached
 from .dataset import ImageDataset, SeededIndex
+from .patience import patience
 from .prefetch import Prefetcher
 from .samplers import EvalSampler, TrainBatchSampler
 from .sources import is_stream
 from .stream import EvalStream, StreamDataset, TrainStream
-
-
-def _prepare_worker(_: int) -> None:
-    ignore_stop_signals()
-    end_with_parent()
-
-
-@atexit.register
-def _end_workers() -> None:
-    """Workers ignore SIGTERM, with which Python ends those that are left when a process ends by an exception."""
-    for process in multiprocessing.active_children():
-        process.kill()
+from .workers import Lines, describe_wait
 
 
 class Loader:
@@ -43,13 +32,24 @@ class Loader:
         prefetch: batches that each of them loads ahead.
         pin_memory: whether batches lie in memory that a GPU can copy from while it computes.
         stream: what gives the samples, if not the data set's indices.
+        timeout: seconds without a batch after which the wait is an error; 0: none.
         batching: more for the DataLoader: what makes a batch.
     """
 
     def __init__(
-        self, dataset, finish: Finish, num_workers: int, prefetch: int, pin_memory: bool, stream: Optional[IterableDataset] = None, **batching: Any
+        self,
+        dataset,
+        finish: Finish,
+        num_workers: int,
+        prefetch: int,
+        pin_memory: bool,
+        stream: Optional[IterableDataset] = None,
+        timeout: float = 0.0,
+        **batching: Any,
     ):
         self.dataset = dataset
+        self.timeout = timeout
+        self.lines = Lines(num_workers)
         self.num_images = len(dataset)
         self.finish = finish
         self.failures: list[str] = []
@@ -60,7 +60,7 @@ class Loader:
             persistent_workers=num_workers > 0,
             prefetch_factor=prefetch if num_workers else None,
             collate_fn=collate_items,
-            worker_init_fn=_prepare_worker,
+            worker_init_fn=self.lines.prepare_worker,
             generator=torch.Generator(),  # it draws when its workers start; the run's own random numbers must not depend on that
             multiprocessing_context="fork" if num_workers else None,  # see `end_with_parent`; Python 3.14 has another default
             **batching,
@@ -71,9 +71,21 @@ class Loader:
         return Prefetcher(self.batches(), self.finish, self.finish.device)
 
     def batches(self) -> Iterator[Batch]:
-        """The batches as the workers send them."""
+        """The batches as the workers send them.
+
+        Raises:
+            UserError: of a worker; or no batch comes, see `patience`; or the machine lacks what sending them needs.
+        """
+        if not self.loader.num_workers:
+            self.lines.take(0)
         try:
-            for batch, failures in self.loader:
+            with patience(self.timeout, self._describe_wait):
+                received = iter(self.loader)
+            while True:
+                with patience(self.timeout, self._describe_wait):
+                    batch, failures = next(received, (None, None))
+                if failures is None:
+                    return
                 self.failures += failures
                 if batch is not None:
                     yield batch
@@ -81,6 +93,43 @@ class Loader:
             # A worker's error arrives with its traceback as text; the last line is `module.Class: message`.
             *traceback, last = str(error).splitlines()
             raise type(error)(last.split(": ", 1)[1] if traceback else last) from None
+        except (RuntimeError, OSError) as error:
+            shortage = self._shortage(error)
+            if shortage is None:
+                raise
+            raise shortage from None
+
+    def first(self, count: int, size: int = 0) -> list:
+        """Some samples, read by this process; see the data set's `first`.
+
+        Raises:
+            UserError: as `batches`.
+        """
+        lines = Lines(0)
+        lines.take(0)
+        with patience(self.timeout, lambda: describe_wait(lines, [])):
+            return self.dataset.first(count, size)
+
+    def _describe_wait(self) -> str:
+        iterator = self.loader._iterator  # kept there, as the workers are persistent
+        return describe_wait(self.lines, getattr(iterator, "_workers", []))
+
+    def _shortage(self, error: Exception) -> Optional[ShortageError]:
+        """What the machine lacks for the sending of batches, if that is what an error is about."""
+        ended = next((line.removeprefix("ended: ") for line in self.lines.read() if line.startswith("ended: ")), "")
+        text = f"{ended} {' '.join(str(error).split())}"
+        workers = f"DATA.NUM_WORKERS is {self.loader.num_workers}"
+        again = "and start the same command again"
+        if getattr(error, "errno", None) == errno.EMFILE or "Too many open files" in text:
+            return ShortageError(f"{workers}: too many files are open; raise the limit (`ulimit -n`) or use fewer, {again}")
+        if "shared memory" in text or "/torch_" in text or "Bus error" in text:
+            return ShortageError(
+                f"{workers}: a loading process has no room in /dev/shm, which has {_shm_size()}; make it larger (docker run "
+                f"--shm-size), use fewer or smaller batches, or DATA.NUM_WORKERS 0, {again}"
+            )
+        if ended:
+            return ShortageError(f"{workers}: a loading process cannot send its batch ({ended[:200]}); correct that, or use 0, {again}")
+        return None
 
     def take_failures(self) -> list[str]:
         """What could not be read since the last call."""
@@ -109,10 +158,11 @@ class TrainLoader(Loader):
         shares: bool = False,
         repeats: int = 1,
         sizes: Sequence[tuple[int, int]] = (),
+        timeout: float = 0.0,
     ):
         self.sampler = TrainBatchSampler(len(dataset), num_batches, batch_size, rank, world_size, seed, shares, repeats, sizes)
         self.sizes = sizes
-        super().__init__(dataset, finish, num_workers, prefetch, pin_memory, batch_sampler=self.sampler)
+        super().__init__(dataset, finish, num_workers, prefetch, pin_memory, timeout=timeout, batch_sampler=self.sampler)
 
     @property
     def order(self) -> str:
@@ -148,9 +198,12 @@ class EvalLoader(Loader):
         num_workers: int,
         prefetch: int,
         pin_memory: bool,
+        timeout: float = 0.0,
     ):
         sampler: Sampler = EvalSampler(len(dataset), rank, world_size)
-        super().__init__(dataset, finish, num_workers, prefetch, pin_memory, batch_size=batch_size, sampler=sampler)
+        super().__init__(
+            dataset, finish, num_workers, prefetch, pin_memory, timeout=timeout, batch_size=batch_size, sampler=sampler
+        )
 
 
 class TrainStreamLoader(Loader):
@@ -234,3 +287,8 @@ def endless_batches(dataset, batch_size: int, seed: int, buffer: int, **settings
 def dataset_of(source, transform: Callable, on_error: str, sized: Optional[Mapping[int, Callable]] = None):
     """The samples of a source of either kind."""
     return (StreamDataset if is_stream(source) else ImageDataset)(source, transform, on_error, sized)
+
+
+def _shm_size() -> str:
+    status = os.statvfs("/dev/shm")
+    return f"{status.f_blocks * status.f_frsize / 2**20:.0f} MiB, {status.f_bavail * status.f_frsize / 2**20:.0f} of them free"

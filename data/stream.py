@@ -19,6 +19,7 @@ from utils.rng import derive_seed, seed_cpu
 from .batches import Item
 from .dataset import MAX_IN_A_ROW, Samples
 from .samplers import size_at
+from .workers import reading
 
 
 class StreamDataset(Samples):
@@ -26,7 +27,7 @@ class StreamDataset(Samples):
 
     def loads(self, count: int) -> Iterator[Callable[[], tuple[Any, int]]]:
         """So many of the images, read but not decoded: each gives (what the source gives, label)."""
-        shards = itertools.chain.from_iterable(map(self.source.read, range(len(self.source.shards))))
+        shards = itertools.chain.from_iterable(map(self._read, range(len(self.source.shards))))
         for sample in itertools.islice(shards, count):
             yield lambda sample=sample: (self.source.image(sample), sample.label)
 
@@ -36,11 +37,15 @@ class StreamDataset(Samples):
         Raises:
             DataError: none of them can be read.
         """
-        items = [self.item(sample, seed, size) for seed, sample in enumerate(itertools.islice(self.source.read(0), count))]
+        items = [self.item(sample, seed, size) for seed, sample in enumerate(itertools.islice(self._read(0), count))]
         good = [item for item in items if item.sample is not None]
         if not good:
             raise DataError(f"{self.source.shards[0]}: none of its first {count} images can be read; make the shard anew")
         return good
+
+    def _read(self, shard: int) -> Iterator[Any]:
+        reading(self.source.shards[shard])
+        return self.source.read(shard)
 
     def item(self, sample, seed: Optional[int] = None, size: int = 0) -> Item:
         """A sample, transformed; see `ImageDataset.__getitem__`."""
@@ -176,4 +181,5 @@ def share(source, order: list[int], reader: int, readers: int) -> Iterator[Any]:
         own = [order[reader % len(order)]]
         together = len(range(reader % len(order), readers, len(order)))
     for shard in own:
+        reading(source.shards[shard])
         yield from itertools.islice(source.read(shard), reader // len(order) if together > 1 else 0, None, together)

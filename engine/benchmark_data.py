@@ -16,6 +16,8 @@ from yacs.config import CfgNode
 from data.batches import Finish, Item, collate_items
 from data.dataset import ImageDataset
 from data.loader import endless_batches
+from data.patience import patience
+from data.workers import Lines, describe_wait
 from utils.defaults import BACKENDS
 from utils.distributed import Launch
 from utils.errors import ConfigError, DataError
@@ -63,7 +65,7 @@ def benchmark_data(cfg: CfgNode, launch: Launch, device: torch.device, images_pe
         f"{cores} cores; one process, medians of {ROUNDS} rounds of {min(IMAGES, len(chosen))} images, in turns"
     )
     seconds = {}
-    for name, profile in profile_in_turns(ways, cfg.SEED).items():
+    for name, profile in profile_in_turns(ways, cfg.SEED, cfg.DATA.TIMEOUT).items():
         in_training = profile.pop("finish")
         seconds[name] = sum(profile.values())
         compared = name != RELEASED and RELEASED in seconds
@@ -117,12 +119,15 @@ def as_released(dataset: ImageDataset, mean: Sequence[float], std: Sequence[floa
     return Way(dataset, steps, collate, lambda batch: batch)
 
 
-def profile_in_turns(ways: dict[str, Way], seed: int) -> dict[str, dict[str, float]]:
+def profile_in_turns(ways: dict[str, Way], seed: int, timeout: float) -> dict[str, dict[str, float]]:
     """Seconds of this process' CPU time per image by step, the median over rounds in which each way has its turn."""
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    lines = Lines(0)
+    lines.take(0)
     for number in range(ROUNDS + 1):
         for name, way in ways.items():
-            rounds[name].append(profile(way, seed, number))
+            with patience(timeout, lambda: describe_wait(lines, [])):
+                rounds[name].append(profile(way, seed, number))
     return {name: {step: median(r[step] for r in found[1:]) for step in found[1]} for name, found in rounds.items()}  # the first warms up
 
 

@@ -224,6 +224,7 @@ def loading(cfg: CfgNode, device: torch.device) -> dict[str, Any]:
         num_workers=cfg.DATA.NUM_WORKERS,
         prefetch=cfg.DATA.PREFETCH,
         pin_memory=cfg.DATA.PIN_MEMORY and device.type == "cuda",
+        timeout=cfg.DATA.TIMEOUT,
     )
 
 

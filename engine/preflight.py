@@ -85,11 +85,10 @@ def look_ahead(trainer: Trainer, findings: Findings) -> list[str]:
 
 def _read_images(trainer: Trainer):
     """A micro-batch of the largest size, made of a few training images, and the seconds that each took."""
-    dataset = trainer.train_loader.dataset
     size = trainer.plan.batch_size
     pixels = max(_sizes(trainer), default=0)
     started = time.perf_counter()
-    items = dataset.first(min(SAMPLES, size), pixels)
+    items = trainer.train_loader.first(min(SAMPLES, size), pixels)
     seconds = (time.perf_counter() - started) / len(items)
     batch, _ = collate_items((items * -(-size // len(items)))[:size])
     return batch, seconds

@@ -16,7 +16,7 @@ from data.loader import Loader
 from data.samplers import size_at
 from utils.device import memory_mib
 from utils.distributed import broadcast_buffers, sum_over_ranks
-from utils.errors import CheckpointError, NonFiniteError, Stopped
+from utils.errors import CheckpointError, NonFiniteError, OutputError, Stopped
 from utils.files import write_json
 from utils.peers import Peers
 from utils.provenance import record
@@ -148,7 +148,13 @@ class Trainer:
         for i in range(num_batches):
             last = i == num_batches - 1
             waiting = time.perf_counter()
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except (Stopped, OutputError):  # it does not come; before an update's first one nothing of the update is done
+                if i == 0 and self.peers.launch.world_size == 1:
+                    self.note(window)
+                    self.save(LAST)
+                raise
             window.wait += time.perf_counter() - waiting
             if self.progress.updates == 0 and i == 0:
                 self.log.picture("train_batch", self.task.preview(batch, self.train_loader.dataset.classes))

@@ -23,7 +23,7 @@ import fault_test
 import main as cli
 from conftest import ROOT, Job, Stop, assert_same, assert_same_run, error_of, free_port, history, load, run, stop_at_update
 
-from data import loader
+from data.workers import Lines
 from engine import trainer
 from engine.checkpoints.store import Checkpointer
 from engine.precision import NativePrecision
@@ -760,14 +760,14 @@ def test_a_killed_process_is_found_by_others_that_hang(write_config, monkeypatch
 @pytest.mark.parametrize("moment", ["as they start", "as they wait"])
 def test_loading_processes_end_with_theirs(write_config, monkeypatch, moment):
     """They hold its connections: the other processes would take a killed one for a silent one."""
-    prepare_worker = loader._prepare_worker
+    prepare_worker = Lines.prepare_worker
 
-    def slowly(worker):
+    def slowly(lines, worker):
         time.sleep(1 if moment == "as they start" else 0)
-        prepare_worker(worker)
+        prepare_worker(lines, worker)
         print("ready", flush=True)
 
-    monkeypatch.setattr(loader, "_prepare_worker", slowly)
+    monkeypatch.setattr(Lines, "prepare_worker", slowly)
     job = Job("--cfg", write_config(DATA={"NUM_WORKERS": 2}, TRAIN={"EPOCHS": 200, "WARMUP_EPOCHS": 0}))
     children = Path(f"/proc/{job.pids[0]}/task/{job.pids[0]}/children")
     job.until(lambda: len(children.read_text().split()) >= 2 and (moment == "as they start" or job.text().count("ready") >= 2))

@@ -164,7 +164,7 @@ def test_scripts_read_a_config_as_main_does(weights, write_config, tmp_path):
 
 NOT_OF_THE_INPUT = {  # which images, in which order, how soon, of training alone, or how many of the figures
     "DATA.DATASET", "DATA.DATA_PATH", "DATA.TRAIN_SPLIT", "DATA.VAL_SPLIT", "DATA.COLUMNS", "DATA.ZIP_MODE", "DATA.CACHE_MODE",
-    "DATA.SHUFFLE_BUFFER", "DATA.CLASS_MAP", "DATA.CLASS_ORDER", "DATA.BATCH_SIZE", "DATA.BACKEND", "DATA.NUM_WORKERS", "DATA.PREFETCH",
+    "DATA.SHUFFLE_BUFFER", "DATA.CLASS_MAP", "DATA.CLASS_ORDER", "DATA.BATCH_SIZE", "DATA.BACKEND", "DATA.NUM_WORKERS", "DATA.PREFETCH", "DATA.TIMEOUT",
     "DATA.PIN_MEMORY", "DATA.ON_ERROR", "DATA.OUTSIDE_LINKS", "DATA.SYNTHETIC_IMAGES",
     "DATA.FROM_MODEL",  # its values are those of the keys it sets
     "TEST.FUSED", "TEST.KNN", "TEST.KNN_TEMPERATURE", "TEST.SETS", "TEST.SETS_FILE", "TEST.SETS_PATH", "TEST.PREDICTIONS",

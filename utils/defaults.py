@@ -48,6 +48,7 @@ DEFAULTS.DATA.FROM_MODEL = False  # sizes, crop, mean, std and interpolation as 
 DEFAULTS.DATA.BACKEND = "pil"  # for training: pil (timm's pixels), cv2 (faster, the same draws), nvimgcodec (cv2, decodes crops only)
 DEFAULTS.DATA.NUM_WORKERS = 8  # per process
 DEFAULTS.DATA.PREFETCH = 2  # batches that each of them loads ahead
+DEFAULTS.DATA.TIMEOUT = 900.0  # seconds without a batch after which a run ends and names the file; 0: it waits for ever
 DEFAULTS.DATA.PIN_MEMORY = True  # has an effect with CUDA only
 DEFAULTS.DATA.ON_ERROR = "raise"  # an image that cannot be read: raise (ends the run), skip (left out, counted, listed)
 DEFAULTS.DATA.OUTSIDE_LINKS = False  # follow links that lead out of the train or val folder
@@ -239,6 +240,7 @@ RULES = {
     "DATA.NUM_WORKERS": NOT_NEGATIVE,
     "DATA.BACKEND": one_of(*BACKENDS),
     "DATA.PREFETCH": POSITIVE,
+    "DATA.TIMEOUT": NOT_NEGATIVE,
     "DATA.ON_ERROR": one_of("raise", "skip"),
     "DATA.SYNTHETIC_IMAGES": POSITIVE,
     "MODEL.TYPE": one_of("fat", "timm"),

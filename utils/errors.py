@@ -58,10 +58,11 @@ class ProcessError(UserError):
 
 
 class Stopped(Exception):
-    """A signal asked the run to end; everything is saved. Not an error: the same command goes on."""
+    """A signal asked the run to end. Not an error: the same command goes on. A message, if there is one, is still to be said."""
 
     status = 128 + 15  # as a shell says of SIGTERM
     reason = ""  # the signal's name, where it is known
+    together = True  # whether all processes of the run end at the same step
 
 
 def printable(text: object) -> str:

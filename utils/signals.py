@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from typing import Iterator
+from typing import Iterator, Optional
 
 # Slurm, Kubernetes and launchers send these before they kill; SIGINT is Ctrl-C.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -26,6 +26,14 @@ class StopRequest:
         self.reason = self.reason or reason
 
 
+_request: Optional[StopRequest] = None  # a process has one set of handlers: those of the innermost `stop_signals`
+
+
+def requested_stop() -> str:
+    """The signal that has asked this process to stop, '' if none; of the `stop_signals` block that is running."""
+    return _request.reason if _request else ""
+
+
 @contextlib.contextmanager
 def stop_signals(request: StopRequest) -> Iterator[None]:
     """While the block runs, the signals only make the request; a second Ctrl-C ends the process at once."""
@@ -35,12 +43,15 @@ def stop_signals(request: StopRequest) -> Iterator[None]:
             raise KeyboardInterrupt
         request.make(signal.Signals(number).name)
 
+    global _request
+    outer, _request = _request, request
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number in STOP_SIGNALS:
         signal.signal(number, handle)
     try:
         yield
     finally:
+        _request = outer
         for number, handler in previous.items():
             signal.signal(number, handler)
 

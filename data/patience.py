@@ -1,0 +1,66 @@
+"""No endless waiting for images: a limit on silence, and on how long a request to stop waits for the next batch.
+
+What blocks a read cannot be asked. A timer's signal looks at the wait once a second, in the main thread, where it ends
+any read that Python makes. It counts its own rounds, not the clock: after Ctrl-Z and `fg` nothing has run out.
+"""
+
+import contextlib
+import signal
+import threading
+from typing import Callable, Iterator
+
+from utils.errors import OutputError, Stopped
+from utils.signals import requested_stop
+
+TICK = 1.0  # seconds of a round
+GRACE = 5  # rounds in which a batch may still come after a request to stop
+
+
+class WaitEnded(BaseException):
+    """Raised in the middle of a read; not an Exception, which the readers of damaged files catch."""
+
+
+@contextlib.contextmanager
+def patience(timeout: float, describe: Callable[[], str], remedy: str = "raise DATA.TIMEOUT") -> Iterator[None]:
+    """Ends the block's wait when it has lasted `timeout` seconds, or some seconds after a request to stop.
+
+    In another thread than the main one, which gets the signals, it does nothing.
+
+    Args:
+        timeout: 0: only a request to stop ends it.
+        describe: what is waited for, `FILE: ...`, asked only when the wait is ended.
+        remedy: for a wait that would have ended well.
+
+    Raises:
+        OutputError: after `timeout`.
+        Stopped: after a request to stop, which the other processes of the run need not have met.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    rounds = asked = 0
+
+    def look(number, frame):
+        nonlocal rounds, asked
+        rounds += 1
+        asked += bool(requested_stop())
+        if asked > GRACE or 0 < timeout <= rounds * TICK:
+            raise WaitEnded
+
+    previous = signal.signal(signal.SIGALRM, look)
+    outer = signal.setitimer(signal.ITIMER_REAL, TICK, TICK)  # of a wait around this one
+    try:
+        yield
+    except WaitEnded:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # or it would end what follows, too
+        what = describe()
+        if asked > GRACE:
+            stopped = Stopped(f"stopped by {requested_stop()} while waiting for images: {what}")
+            stopped.together = False
+            raise stopped from None
+        raise OutputError(
+            f"{what}, for {timeout:g} s; look at the disk or the network, or {remedy}, and start the same command again"
+        ) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *outer)
+        signal.signal(signal.SIGALRM, previous)

@@ -1,0 +1,113 @@
+"""Loading processes: what they are set up with, and what they leave for the process that waits for them.
+
+Each has a line in memory that both see: which file it is reading, or why it ended. A process that is stopped or blocked
+cannot be asked.
+"""
+
+import atexit
+import mmap
+import multiprocessing
+import multiprocessing.queues
+import os
+import tempfile
+from typing import Optional
+
+from utils.signals import end_with_parent, ignore_stop_signals
+
+LINE = 1024  # bytes of a process' line
+SOCKET_PATH = 100  # bytes that a Unix socket's path may have, a little less than systems allow
+SOCKET_NAME = 32  # of these, what multiprocessing adds to the folder
+STATES = {"T": "which is stopped", "t": "which is stopped", "D": "which waits for the disk", "Z": "which has ended"}
+
+_line: Optional["Line"] = None  # this process' own, if it loads
+
+
+class Line:
+    """A line of text in shared memory."""
+
+    def __init__(self, memory: mmap.mmap, number: int):
+        self.memory, self.start = memory, number * LINE
+
+    def write(self, text: str) -> None:
+        data = os.fsencode(text)[: LINE - 1]
+        self.memory[self.start : self.start + len(data) + 1] = data + b"\0"
+
+    def read(self) -> str:
+        return os.fsdecode(self.memory[self.start : self.start + LINE].split(b"\0", 1)[0])
+
+
+class Lines:
+    """Those of all loading processes of a loader; with none of these, that of the process itself."""
+
+    def __init__(self, workers: int):
+        self.workers = workers
+        self.memory = mmap.mmap(-1, LINE * max(workers, 1))  # forked processes have it in common
+
+    def take(self, number: int) -> None:
+        """This process writes to that line from now on."""
+        global _line
+        _line = Line(self.memory, number)
+
+    def read(self) -> list[str]:
+        return [Line(self.memory, number).read() for number in range(max(self.workers, 1))]
+
+    def prepare_worker(self, number: int) -> None:
+        """For the DataLoader's `worker_init_fn`."""
+        ignore_stop_signals()
+        end_with_parent()
+        self.take(number)
+        use_short_folder()
+        multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end_with_reason)
+
+
+def reading(name: str) -> None:
+    """Notes what this process is about to read."""
+    if _line is not None:
+        _line.write(name)
+
+
+def end_with_reason(error: BaseException, _) -> None:
+    """A batch that cannot be sent would be dropped, and waited for without an end: this process ends instead."""
+    if _line is not None:
+        _line.write(f"ended: {type(error).__name__}: {' '.join(str(error).split())}")
+    os._exit(1)
+
+
+def use_short_folder() -> None:
+    """Batches are sent by sockets in the folder of temporary files (TMPDIR), whose path must be short for that."""
+    if len(os.fsencode(tempfile.gettempdir())) + SOCKET_NAME <= SOCKET_PATH:
+        return
+    for folder in ("/tmp", "/var/tmp", "/dev/shm"):
+        if os.access(folder, os.W_OK | os.X_OK):
+            tempfile.tempdir = folder
+            return
+
+
+def describe_wait(lines: Lines, processes: list) -> str:
+    """Which file is being read, or which loading process gives nothing, `FILE: ...`."""
+    names = lines.read()
+    if not processes:
+        return f"{names[0] or 'images'}: has been read without an end"
+    states = [_state(process.pid) for process in processes]
+    odd = [number for number, state in enumerate(states) if state in STATES]
+    number = odd[0] if odd else next((number for number, name in enumerate(names) if name), 0)
+    about = STATES.get(states[number], "which gives nothing") if number < len(states) else "which gives nothing"
+    name = names[number] if number < len(names) else ""
+    return f"{name or 'DATA.NUM_WORKERS'}: is the last that loading process {number} ({processes[number].pid}) was reading, {about}"
+
+
+def _state(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0]
+    except (OSError, IndexError):
+        return "Z"
+
+
+def end_all() -> None:
+    """Workers ignore SIGTERM, with which Python ends those that are left when a process ends by an exception."""
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+atexit.register(end_all)
