@@ -10,7 +10,7 @@ from typing import Callable, NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.errors import ConfigError, OutputError, UserError, did_you_mean, printable  # noqa: E402
+from utils.errors import ConfigError, OutputError, Stopped, UserError, did_you_mean, printable  # noqa: E402
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,6 +69,8 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
         sys.exit(main())
     except UserError as error:
         status, line = error.status, str(error)
+    except Stopped as stopped:
+        status, line = Stopped.status, str(stopped)
     except BrokenPipeError:  # of `| head`
         sys.stdout = None
         sys.exit(141)
