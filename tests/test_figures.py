@@ -472,7 +472,7 @@ def test_refused(runs, image, tmp_path):
     both = ["--checkpoint", good, "--image", image, "--img-size", 64]
     cases = [
         (["figure4", "--checkpoint", tmp_path / "none.pth", "--image", image], CheckpointError, "none.pth: cannot be read"),
-        (["figure4", "--checkpoint", tmp_path, "--image", image], CheckpointError, "cannot be read"),
+        (["figure4", "--checkpoint", tmp_path, "--image", image], CheckpointError, "is a folder without weights"),
         (["figure4", "--checkpoint", damaged, "--image", image], CheckpointError, "damaged.pth: is damaged"),
         (["figure4", "--checkpoint", bare, "--image", image], CheckpointError, "bare.pth: has no config; say which model"),
         (["figure4", "--checkpoint", strange, "--image", image], CheckpointError, "strange.pth: its config: unknown key MODEL.NO_KEY"),

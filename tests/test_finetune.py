@@ -158,7 +158,7 @@ def checkpoint(tmp_path_factory, digits):
 
 
 def changed_from(checkpoint, weights) -> set[str]:
-    start = load(checkpoint)["model"]
+    start = load(checkpoint)["ema"]  # the average is what a run starts from
     return {name for name, value in weights.items() if not torch.equal(value, start[name])}
 
 

@@ -93,9 +93,9 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
     for part in ("engine", "data", "utils"):  # imported anew
         for name in [name for name in sys.modules if name.split(".")[0] == part]:
             monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.setitem(sys.modules, "yacs.config", None)
     torch.save(timm.create_model("fat_tiny", num_classes=2).state_dict(), tmp_path / "x.pth")
-    with pytest.raises(ValueError, match="^checkpoint: jinja2 cannot be imported .* pip install -r .*requirements.txt$"):
+    with pytest.raises(ValueError, match="^checkpoint: yacs.config cannot be imported .* pip install -r .*requirements.txt$"):
         hub("fat_tiny", checkpoint=tmp_path / "x.pth")
     assert hub("fat_tiny", num_classes=2).num_classes == 2
 
