@@ -103,7 +103,7 @@ def _load(name: str, path: Path, kwargs: dict):
 
 def _told(checkpoint: dict, path: Path) -> dict:
     """What timm is to know of images and classes (`timm.data.resolve_model_data_config(model)`), as far as the checkpoint says it."""
-    from engine.trained import data_config
+    from engine.inference.trained import data_config
     from utils.config import config_from
 
     images = data_config(config_from(checkpoint["config"], f"{path}: its config")) if isinstance(checkpoint.get("config"), dict) else {}

@@ -32,9 +32,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
     # Imported after the checks that need no torch, as it takes seconds.
     try:
-        from engine.benchmark_data import benchmark_data
-        from engine.preprocessing import take_from_model
-        from engine.run import check, evaluate_checkpoint, throughput, train
+        from engine.commands.benchmark_data import benchmark_data
+        from engine.setup.preprocessing import take_from_model
+        from engine.commands.run import check, evaluate_checkpoint, throughput, train
         from utils.device import is_out_of_memory, select_device, use_deterministic_algorithms
         from utils.distributed import process_group, read_launch
         from utils.malloc import keep_freed_memory

@@ -55,7 +55,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = build_parser().parse_args(argv)
     from exports.job import Job
 
-    from engine.trained import load_trained
+    from engine.inference.trained import load_trained
 
     trained = load_trained(args.checkpoint, args.cfg, args.classes)
     for line in trained.warnings:

@@ -41,9 +41,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         from tqdm import tqdm
 
         from data.sources.files import find_images
-        from engine.predict import Predictor
-        from engine.trained import load_trained
-        from engine.waits import available_cores
+        from engine.inference.predictor import Predictor
+        from engine.inference.trained import load_trained
+        from engine.training.waits import available_cores
         from utils.device import select_device
         from utils.malloc import keep_freed_memory
         from utils.signals import StopRequest, stop_signals

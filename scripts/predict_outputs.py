@@ -7,9 +7,9 @@ from typing import Any, BinaryIO, Iterator, Mapping, Sequence
 
 import cv2
 
-from engine.predict import Prediction
-from engine.set_reports import write_rows
-from engine.trained import Trained
+from engine.inference.predictor import Prediction
+from engine.evaluation.sets.tables import write_rows
+from engine.inference.trained import Trained
 from utils.errors import printable
 from utils.pictures import encode_png, grid, titled
 

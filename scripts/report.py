@@ -16,7 +16,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    from engine.report import write_report  # takes seconds
+    from engine.report.page import write_report  # takes seconds
 
     status = 0
     for run in args.runs:

@@ -221,7 +221,7 @@ class Stop(Exception):
 
 def stop_at_update(monkeypatch, update):
     """Makes the run in this process (and in processes forked from it) end at this update as if it were cut off."""
-    from engine.trainer import Trainer
+    from engine.training.trainer import Trainer
 
     original = Trainer.update
     count = {"done": 0}

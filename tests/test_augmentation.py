@@ -18,7 +18,7 @@ from data.batches import Examples, collate_items
 from data.dataset import ImageDataset, SeededIndex
 from data.loader import TrainLoader
 from data.sources import open_source
-from engine.criterion import create_criterion
+from engine.tasks.criterion import create_criterion
 from engine.tasks import create_task
 from utils.config import load_config
 from utils.rng import seed_all
@@ -120,7 +120,7 @@ def test_the_preview_shows_views_side_by_side(write_config):
 
 
 def test_benchmark_data_with_views(write_config, capsys, monkeypatch):
-    monkeypatch.setattr("engine.benchmark_data.ROUNDS", 1)
+    monkeypatch.setattr("engine.commands.benchmark_data.ROUNDS", 1)
     run("--cfg", write_config(AUG={**PLAIN, "SPLITS": 2}), "--benchmark-data")
     assert "views" in capsys.readouterr().out
 

@@ -26,7 +26,7 @@ from data.decode import decode_image
 from data.loader import TrainLoader
 from data.prefetch import Prefetcher, copying_stream
 from data.sources import open_source
-from engine.waits import LEAST, Waits
+from engine.training.waits import LEAST, Waits
 from utils.errors import ConfigError, DataError
 from utils.rng import seed_cpu
 
@@ -380,9 +380,9 @@ def test_a_missing_package_is_one_line(write_config, monkeypatch):
 
 
 def test_a_missing_requirement_is_one_line(write_config, monkeypatch):
-    monkeypatch.setitem(sys.modules, "engine.run", None)  # as if what it imports were not there
+    monkeypatch.setitem(sys.modules, "engine.commands.run", None)  # as if what it imports were not there
     message = str(error_of("--cfg", write_config()))
-    assert message.startswith("engine.run: cannot be imported") and "pip install -r requirements.txt" in message
+    assert message.startswith("engine.commands.run: cannot be imported") and "pip install -r requirements.txt" in message
 
 
 def test_refused_by_the_command(write_config):
@@ -408,8 +408,8 @@ def test_a_run_trains_with_it_and_evaluates_by_pillow(write_config, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_benchmark(write_config, tmp_path, capsys, monkeypatch, workers):
-    monkeypatch.setattr("engine.benchmark_data.ROUNDS", 1)
-    monkeypatch.setattr("engine.benchmark_data.LOADER_SECONDS", 0.1)
+    monkeypatch.setattr("engine.commands.benchmark_data.ROUNDS", 1)
+    monkeypatch.setattr("engine.commands.benchmark_data.LOADER_SECONDS", 0.1)
     run("--cfg", write_config(DATA={"NUM_WORKERS": workers}, AUG={"HFLIP": 0.5}), "--benchmark-data", "100000")
     said = capsys.readouterr().out
     for backend in ("timm", "pil", "cv2"):
@@ -426,7 +426,7 @@ def test_benchmark(write_config, tmp_path, capsys, monkeypatch, workers):
 
 
 def test_benchmark_leaves_out_what_is_not_there(write_config, capsys, monkeypatch):
-    monkeypatch.setattr("engine.benchmark_data.ROUNDS", 1)
+    monkeypatch.setattr("engine.commands.benchmark_data.ROUNDS", 1)
     path = write_config(AUG={"AUTO_AUGMENT": "augmix-m3"})
     run("--cfg", path, "--benchmark-data")
     said = capsys.readouterr().out
@@ -465,7 +465,7 @@ def test_what_to_change_depends_on_what_there_is():
 
 
 def test_a_waiting_run_warns(write_config, capsys, monkeypatch):
-    monkeypatch.setattr("engine.waits.LEAST", 0.05)
+    monkeypatch.setattr("engine.training.waits.LEAST", 0.05)
     path = write_config(TRAIN={"EPOCHS": 2, "WARMUP_EPOCHS": 1})
     monkeypatch.setattr("data.dataset.seed_cpu", lambda seed: (time.sleep(0.02), seed_cpu(seed)))
     run("--cfg", path, "--tag", "slow")

@@ -15,7 +15,7 @@ from conftest import ROOT, Stop, assert_same_run, error_of, history, launch, loa
 
 from engine.checkpoints.file import interpret, open_checkpoint, read_checkpoint
 from engine.checkpoints.load import load_pretrained
-from engine.progress import Progress
+from engine.checkpoints.progress import Progress
 from utils.defaults import DEFAULTS
 from utils.errors import CheckpointError, OutputError
 from utils.files import atomic_write
@@ -193,7 +193,7 @@ def test_content_and_files_of_a_run(write_config, tmp_path):
 
 
 def test_best_is_the_best_and_a_worse_one_never_replaces_it(write_config, tmp_path, monkeypatch):
-    import engine.trainer
+    import engine.training.trainer
 
     scores = iter([(40.0, 30.0), (35.0, 50.0), (45.0, 50.0), (10.0, 20.0)])  # raw, ema
     pending = []
@@ -203,7 +203,7 @@ def test_best_is_the_best_and_a_worse_one_never_replaces_it(write_config, tmp_pa
             pending.extend(next(scores))
         return {"acc1": pending.pop(0), "acc5": 100.0, "loss": 1.0, "num_images": 29}
 
-    monkeypatch.setattr(engine.trainer, "evaluate", scored)
+    monkeypatch.setattr(engine.training.trainer, "evaluate", scored)
     path = write_config()
     best = tmp_path / "output/fat_tiny/default/best.pth"
     run("--cfg", path, "--opts", "TRAIN.EPOCHS", 3)
@@ -366,7 +366,7 @@ def test_same_head_is_loaded_and_the_better_weights_of_a_checkpoint_are_taken(tm
     raw, ema, model = (timm.create_model("fat_tiny", num_classes=4) for _ in range(3))
     assert load_pretrained(model, interpret(raw.state_dict(), tmp_path), "raw") == ([], "")
     assert torch.equal(model.head.weight, raw.head.weight)
-    from engine.build import start_from
+    from engine.training.build import start_from
 
     best = {"acc1": 50.0, "weights": "ema", "epoch": 4}
     for epoch, expected in ((5, ema), (9, raw)):  # the best checkpoint, and a later one of the same run

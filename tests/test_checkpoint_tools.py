@@ -20,7 +20,7 @@ from weights.files import open_checkpoint
 
 import models
 from data.class_maps import read_class_map
-from engine.trained import load_trained
+from engine.inference.trained import load_trained
 from utils.errors import OutputError, UserError
 from utils.files import atomic_write
 

@@ -9,7 +9,7 @@ import yaml
 from conftest import ROOT
 
 import main as cli
-from engine.plan import plan_batches
+from engine.training.plan import plan_batches
 from engine.tasks import create_task
 from utils.config import config_from, leaf_keys, load_config, to_dict
 from utils.defaults import ALIASES, DEFAULTS, RULES

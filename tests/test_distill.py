@@ -12,7 +12,7 @@ from test_fuse import difference, realistic
 
 from data.batches import Examples
 from engine.checkpoints.file import interpret
-from engine.distill import Distillation, Inputs, Teacher, pretrained_teacher, trained_teacher
+from engine.tasks.distill import Distillation, Inputs, Teacher, pretrained_teacher, trained_teacher
 from engine.tasks import create_task
 from utils.config import load_config
 from utils.errors import ConfigError

@@ -15,14 +15,14 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 import models  # noqa: F401
-from engine.model import create_model, prepare_model
-from engine.nonfinite import FiniteGuard
-from engine.optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
-from engine.plan import BatchPlan
-from engine.precision import NativePrecision, create_precision, resolve_dtype
-from engine.progress import Progress, Window
-from engine.trainer import Trainer
-from engine.waits import Waits
+from engine.setup.model import create_model, prepare_model
+from engine.training.nonfinite import FiniteGuard
+from engine.training.optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
+from engine.training.plan import BatchPlan
+from engine.setup.precision import NativePrecision, create_precision, resolve_dtype
+from engine.checkpoints.progress import Progress, Window
+from engine.training.trainer import Trainer
+from engine.training.waits import Waits
 from utils.distributed import Launch
 from utils.errors import ConfigError
 from utils.macs import measure_complexity

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import error_of, launch, run
 from near import same_figures
 
-from engine.evaluate import summarize
+from engine.evaluation.loop import summarize
 from utils.metrics import ClassificationMetrics
 
 

@@ -20,10 +20,10 @@ from timm.data import ImageNetInfo, create_transform
 from data.class_maps import read_class_map
 from data.corruptions import CorruptedSource, corrupt, failure_of
 from data.sources import open_source
-from engine.evaluation_sets import _subset, label_folders, match_labels
-from engine.predictions import Predictions
-from engine.set_reports import PUBLISHED, is_imagenet, meanings, table
-from engine.set_specs import SetSpec, read_sets
+from engine.evaluation.sets.open import _subset, label_folders, match_labels
+from engine.evaluation.sets.predictions import Predictions
+from engine.evaluation.sets.tables import PUBLISHED, is_imagenet, meanings, table
+from engine.evaluation.sets.spec import SetSpec, read_sets
 from utils.errors import ConfigError, DataError
 from utils.metrics import calibration, corruption_errors
 from utils.rng import derive_seed
@@ -292,11 +292,11 @@ def test_labels_by_file_name(evaluate, data, checkpoint, labels):
 
 
 def test_labels_need_no_second_run_of_the_model(evaluate, monkeypatch):
-    import engine.run
+    import engine.commands.run
 
     seen = []
-    original = engine.run.evaluate
-    monkeypatch.setattr(engine.run, "evaluate", lambda *args, **named: seen.append(args[2].num_images) or original(*args, **named))
+    original = engine.commands.run.evaluate
+    monkeypatch.setattr(engine.commands.run, "evaluate", lambda *args, **named: seen.append(args[2].num_images) or original(*args, **named))
     folder = evaluate("many")
     assert seen == [47]
     assert {path.name.split("_")[0].split(".")[0] for path in folder.iterdir()} == {"many", "table"}
@@ -592,9 +592,9 @@ def test_refused_before_anything_is_evaluated(data, checkpoint, tmp_path, monkey
     (tmp_path / "other.json").write_text('{"x.png": [3]}')
     path = tmp_path / "sets.yaml"
     path.write_text(sets if isinstance(sets, str) else yaml.safe_dump(sets))
-    import engine.run
+    import engine.commands.run
 
-    monkeypatch.setattr(engine.run, "evaluate", lambda *_, **__: pytest.fail("it was evaluated"))
+    monkeypatch.setattr(engine.commands.run, "evaluate", lambda *_, **__: pytest.fail("it was evaluated"))
     error = error_of(*arguments_for(tmp_path / "out", checkpoint, path, names))
     assert message in str(error) and error.status == 2
     assert not (tmp_path / "out").exists()

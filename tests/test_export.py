@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard, constants
 from PIL import Image, ImageOps
 from test_fuse import realistic
 
-from engine.trained import load_trained
+from engine.inference.trained import load_trained
 from utils.config import config_from, to_dict
 from utils.errors import DataError, OutputError, UserError
 

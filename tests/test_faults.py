@@ -24,12 +24,12 @@ import main as cli
 from conftest import ROOT, Job, Stop, assert_same, assert_same_run, error_of, free_port, history, load, run, stop_at_update
 
 from data.workers import Lines
-from engine import trainer
+from engine.training import trainer
 from engine.checkpoints.store import Checkpointer
-from engine.precision import NativePrecision
-from engine.progress import Progress, Window
+from engine.setup.precision import NativePrecision
+from engine.checkpoints.progress import Progress, Window
 from engine.tasks.classification import Classification
-from engine.trainer import Trainer
+from engine.training.trainer import Trainer
 from utils.distributed import Launch
 from utils.errors import NonFiniteError, Stopped
 from utils.files import remove_unfinished
@@ -633,7 +633,7 @@ def test_not_finite_weights_of_the_validation_are_not_saved(write_config, tmp_pa
     run("--cfg", path)
     last = tmp_path / RUNS / "default/last.pth"
     before = last.read_bytes()
-    monkeypatch.setattr("engine.trainer.evaluate", lambda *a, **k: {"acc1": 1.0, "loss": math.nan, "num_images": 29})
+    monkeypatch.setattr("engine.training.trainer.evaluate", lambda *a, **k: {"acc1": 1.0, "loss": math.nan, "num_images": 29})
     error = error_of("--cfg", path, "--opts", "TRAIN.EPOCHS", 2)
     assert isinstance(error, NonFiniteError) and last.read_bytes() == before
 
@@ -669,7 +669,7 @@ def test_a_full_disk(whole, tmp_path, monkeypatch, limit):
 
 def test_no_room_for_the_checkpoints_is_found_before_the_first_step(write_config, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 70 * 2**20})
-    monkeypatch.setattr("engine.preflight.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("engine.training.preflight.shutil.disk_usage", lambda path: usage)
     error = error_of("--cfg", write_config(SAVE_FREQ=1, TRAIN={"EPOCHS": 20}))
     assert error.status == 5 and "24 checkpoints of" in str(error) and "70 MiB are free" in str(error)
     assert not (tmp_path / "output").exists()
@@ -934,10 +934,10 @@ def test_check_of_a_run_under_way(write_config, tmp_path, capsys):
 
 
 def test_the_preflight_changes_no_bit(write_config, tmp_path, monkeypatch):
-    import engine.run
+    import engine.commands.run
 
     path = write_config(AMP={"DTYPE": "float16"})
-    original, found = engine.run.rehearse, {}
+    original, found = engine.commands.run.rehearse, {}
 
     def watched(trainer, optimizer_of):
         before = torch.get_rng_state(), random.getstate()
@@ -945,9 +945,9 @@ def test_the_preflight_changes_no_bit(write_config, tmp_path, monkeypatch):
         assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
         return found["findings"]
 
-    monkeypatch.setattr(engine.run, "rehearse", watched)
+    monkeypatch.setattr(engine.commands.run, "rehearse", watched)
     run("--cfg", path, "--tag", "with")
-    monkeypatch.setattr(engine.run, "rehearse", lambda *args: found["findings"])
+    monkeypatch.setattr(engine.commands.run, "rehearse", lambda *args: found["findings"])
     run("--cfg", path, "--tag", "without")
     assert_same_run(tmp_path / RUNS / "with", tmp_path / RUNS / "without")
 

@@ -11,9 +11,9 @@ from conftest import ROOT, Stop, assert_same_run, error_of, launch, load, run, s
 from sklearn.neighbors import KNeighborsClassifier
 
 import models  # noqa: F401
-from engine import freeze
-from engine.knn import Bank, Neighbours
-from engine.optim import create_lr_scheduler, create_optimizer
+from engine.training import freeze
+from engine.evaluation.knn import Bank, Neighbours
+from engine.training.optim import create_lr_scheduler, create_optimizer
 from utils.config import load_config
 from utils.distributed import Launch
 from utils.peers import Peers
@@ -274,7 +274,7 @@ def clusters(seed, count):
 @pytest.mark.parametrize("chunk", [2**26, 1000])
 def test_votes_are_scikit_learn_s(monkeypatch, chunk):
     """Cosine distance d = 1 - s, weights exp((1 - d) / tau); in chunks of any size."""
-    monkeypatch.setattr("engine.knn.CHUNK", chunk)
+    monkeypatch.setattr("engine.evaluation.knn.CHUNK", chunk)
     (train, labels), (images, targets) = clusters(1, 300), clusters(2, 100)
     ks, temperature = [1, 5, 10, 200], 0.07
     votes = Neighbours(bank_of(train, labels), ks, temperature, num_classes=5)

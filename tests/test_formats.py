@@ -28,9 +28,9 @@ from data.loader import TrainLoader, TrainStreamLoader, dataset_of, eval_loader
 from data.sources import keys_of, open_source
 from data.stream import TrainStream
 from data.transforms import eval_transform, train_transform
-from engine.evaluation_sets import open_sets
-from engine.set_specs import SetSpec
-from engine.trainer import Trainer
+from engine.evaluation.sets.open import open_sets
+from engine.evaluation.sets.spec import SetSpec
+from engine.training.trainer import Trainer
 from utils import memory
 from utils.errors import ConfigError, DataError
 from utils.memory import available_memory
@@ -371,8 +371,8 @@ def test_an_image_of_a_shard_that_cannot_be_read(copied, formats):
 
 
 def test_the_loading_of_shards_is_timed(write_config, formats, monkeypatch, capfd):
-    monkeypatch.setattr("engine.benchmark_data.ROUNDS", 1)
-    monkeypatch.setattr("engine.benchmark_data.LOADER_SECONDS", 0.1)
+    monkeypatch.setattr("engine.commands.benchmark_data.ROUNDS", 1)
+    monkeypatch.setattr("engine.commands.benchmark_data.LOADER_SECONDS", 0.1)
     run("--cfg", write_config(DATA={"DATASET": "wds", "DATA_PATH": str(formats / "wds"), "NUM_WORKERS": 1}), "--benchmark-data")
     out = capfd.readouterr().out
     assert "60 training images" in out and "cv2: " in out and "loader: " in out and "read " in out

@@ -8,7 +8,7 @@ from plain_fat import PlainFAT
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.evaluate import fill_up
+from engine.evaluation.loop import fill_up
 from models.layers import DepthwiseConv2d, LayerNorm
 from models.layers.depthwise import DepthwiseConvolution
 from models.layers.norm import norm_channels_last

@@ -165,7 +165,7 @@ def test_a_full_disk_does_not_hide_another_error(tmp_path):
 
 
 def test_an_error_ends_the_run_at_w_and_b_too(write_config, monkeypatch):
-    from engine.trainer import Trainer
+    from engine.training.trainer import Trainer
 
     whole = Broken(calls=10**9)
     fake_wandb(monkeypatch, lambda **how: whole)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from conftest import run_processes
 
 from data.batches import Finish, collate_items
-from engine.mistakes import Mistakes
+from engine.evaluation.mistakes import Mistakes
 from engine.tasks.classification import Classification
 from utils.config import config_from
 from utils.distributed import Launch
@@ -96,7 +96,7 @@ def test_any_number_of_processes_finds_the_same(tmp_path):
 
 
 def test_of_five_crops_the_centre_is_shown(digits):
-    """As engine.predict does; the first one is a corner."""
+    """As engine.inference.predictor does; the first one is a corner."""
     cfg = config_from({"MODEL": {"NAME": "fat_tiny"}, "DATA": {"DATASET": "folder", "DATA_PATH": str(digits), "IMG_SIZE": 32}, "TEST": {"CROPS": 5, "CROP_PCT": 0.5}}, "test")
     task = Classification(cfg)
     dataset = task.val_dataset(["0", "1", "2"])

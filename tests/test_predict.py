@@ -31,9 +31,9 @@ import data.sources.files
 from data.decode import frames_of, open_image
 from data.image_files import IMAGE_SUFFIXES
 from data.sources.files import find_images
-from engine.predict import Predictor
+from engine.inference.predictor import Predictor
 from engine.tasks import create_task
-from engine.trained import load_trained
+from engine.inference.trained import load_trained
 from utils.config import config_from
 from utils.errors import CheckpointError, ConfigError, OutputError, UserError
 

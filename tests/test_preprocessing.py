@@ -9,10 +9,10 @@ from conftest import error_of, run
 from timm.data import create_dataset, create_loader, resolve_data_config
 
 from data.loader import eval_loader
-from engine.build import loading
-from engine.preprocessing import can_be_taken, differences, input_warnings, of_model, take_from_model
+from engine.training.build import loading
+from engine.setup.preprocessing import can_be_taken, differences, input_warnings, of_model, take_from_model
 from engine.tasks import create_task
-from engine.trained import load_trained
+from engine.inference.trained import load_trained
 from utils.config import leaf_keys, load_config, to_dict
 from utils.defaults import DEFAULTS, INPUT_KEYS
 

@@ -14,9 +14,9 @@ import report as command
 from conftest import SMALL, Stop, launch, run, stop_at_update
 from test_mistakes import ALONE, collected
 
-from engine import report
-from engine.charts import chart, scale, thinned
-from engine.findings import frequent_confusions, worst_mistakes
+from engine.report import page as report
+from engine.report.charts import chart, scale, thinned
+from engine.evaluation.findings import frequent_confusions, worst_mistakes
 from utils.config import load_config, to_dict
 from utils.errors import ConfigError, DataError
 

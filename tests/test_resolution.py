@@ -19,7 +19,7 @@ from data.sources import open_source
 from data.transforms import eval_transform
 from engine.tasks import create_task
 from engine.tasks.classification import Classification
-from engine.views import predict_views
+from engine.evaluation.views import predict_views
 from utils.config import load_config
 
 STEPS = [[0, 32], [1, 64], [3, 48]]

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.samplers import EvalSampler, TrainBatchSampler
-from engine.plan import BatchPlan
-from engine.resume import fit_progress
-from engine.progress import Progress
+from engine.training.plan import BatchPlan
+from engine.checkpoints.resume import fit_progress
+from engine.checkpoints.progress import Progress
 from utils.errors import ConfigError
 
 sizes = st.integers(1, 300)

@@ -7,9 +7,9 @@ import timm
 import torch
 from conftest import error_of, run
 
-from engine import freeze
-from engine.model import create_model, has_drop_path, place
-from engine.optim import create_optimizer
+from engine.training import freeze
+from engine.setup.model import create_model, has_drop_path, place
+from engine.training.optim import create_optimizer
 from utils import macs
 from utils.macs import measure_complexity
 

@@ -24,7 +24,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.tasks import create_task
-from engine.trained import load_trained
+from engine.inference.trained import load_trained
 from look import attention, confusion, fasa, features, grad_cam, inputs, panels
 from models.inspection import grad_cam as cam_of
 from models.inspection import inspect_fasa

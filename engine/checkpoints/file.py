@@ -13,7 +13,7 @@ import torch
 from utils.errors import CheckpointError, OutputError
 from utils.files import is_of_the_machine, require_no_device
 
-from ..progress import Progress
+from .progress import Progress
 from . import unpickle
 from .foreign import WEIGHT_FILES, describe_archive, describe_folder, describe_start
 from .layouts import State, Weights, weights_in

@@ -23,7 +23,7 @@ from data.loader import Loader, eval_loader
 from data.sources.files import find_images
 from data.stream import StreamDataset
 from engine.tasks import create_task
-from engine.trained import Trained
+from engine.inference.trained import Trained
 from utils.errors import ConfigError, DataError, UserError, printable
 from utils.files import unwritable, write_json
 from utils.provenance import record

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from cli import whole_number
 
-from engine.trained import Trained
+from engine.inference.trained import Trained
 from utils.errors import CheckpointError
 from utils.pictures import grid
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.trained import Trained
+from engine.inference.trained import Trained
 from models import FAT
 from models.inspection import grad_cam
 from utils.errors import ConfigError, did_you_mean

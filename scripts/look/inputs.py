@@ -12,7 +12,7 @@ import torch
 from cli import whole_number
 from torch.utils.tensorboard import SummaryWriter
 
-from engine.trained import Trained, load_trained
+from engine.inference.trained import Trained, load_trained
 from models import FAT
 from utils.defaults import RULES
 from utils.errors import CheckpointError, ConfigError, DataError, printable
@@ -101,7 +101,7 @@ def open_model(args: argparse.Namespace) -> Trained:
 
     Raises:
         ConfigError: no images, or no size for one.
-        CheckpointError: see `engine.trained.load_trained`.
+        CheckpointError: see `engine.inference.trained.load_trained`.
     """
     if not args.images:
         raise ConfigError("IMAGE: which ones should the model look at? Give image files, before flags that take several values")

@@ -14,13 +14,13 @@ import numpy as np
 from cli import whole_number
 
 from data.loader import eval_loader
-from engine.build import build_precision, loading
-from engine.evaluate import describe, evaluate
-from engine.mistakes import Errors, Mistakes
-from engine.model import prepare_model
-from engine.set_reports import meanings, write_csv
+from engine.training.build import build_precision, loading
+from engine.evaluation.loop import describe, evaluate
+from engine.evaluation.mistakes import Errors, Mistakes
+from engine.setup.model import prepare_model
+from engine.evaluation.sets.tables import meanings, write_csv
 from engine.tasks import create_task
-from engine.trained import Trained, load_trained
+from engine.inference.trained import Trained, load_trained
 from utils.config import config_from, to_dict
 from utils.device import select_device
 from utils.distributed import Launch

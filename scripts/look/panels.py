@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 import torch
 
-from engine.trained import Trained
+from engine.inference.trained import Trained
 from utils.errors import ConfigError
 
 SIDE = 224  # px of a panel

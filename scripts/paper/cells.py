@@ -20,7 +20,7 @@ import yaml
 
 from engine.checkpoints.file import open_checkpoint, progress_of
 from engine.checkpoints.load import require_fit
-from engine.set_reports import is_imagenet
+from engine.evaluation.sets.tables import is_imagenet
 from engine.tasks import create_task
 from utils.config import leaf_keys, load_config, to_dict
 from utils.defaults import DEFAULTS

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from look.inputs import require_fat, require_size
 
-from engine.trained import Trained, load_trained
+from engine.inference.trained import Trained, load_trained
 from utils.errors import ConfigError, DataError
 
 from . import quickstart
@@ -31,7 +31,7 @@ class TrainedFAT(Trained):
 
 
 def load_fat(path: Path) -> TrainedFAT:
-    """The FAT of a checkpoint, see `engine.trained.load_trained`.
+    """The FAT of a checkpoint, see `engine.inference.trained.load_trained`.
 
     Raises:
         CheckpointError: also if it is of another model.

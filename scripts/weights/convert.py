@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from data.class_maps import read_class_map
 from engine.checkpoints.load import COUNT
-from engine.preprocessing import take_from_model
+from engine.setup.preprocessing import take_from_model
 from engine.tasks import create_task
 from utils.config import load_config
 from utils.defaults import CONFIGS, DEFAULTS

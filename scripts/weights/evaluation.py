@@ -9,10 +9,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from yacs.config import CfgNode
 
 from data.loader import eval_loader, train_loader
-from engine.build import build_precision, loading
+from engine.training.build import build_precision, loading
 from engine.checkpoints.load import load_weights
-from engine.evaluate import evaluate
-from engine.model import prepare_model
+from engine.evaluation.loop import evaluate
+from engine.setup.model import prepare_model
 from engine.tasks import create_task
 from utils.device import select_device
 from utils.distributed import Launch

@@ -18,7 +18,7 @@ from engine.checkpoints.file import CheckpointFile
 from engine.checkpoints.file import open_checkpoint as open_file
 from engine.checkpoints.layouts import State
 from engine.checkpoints.load import COUNT, first_difference
-from engine.download import sha256_of
+from engine.checkpoints.download import sha256_of
 from utils.config import config_from, leaf_keys, to_dict, value_of
 from utils.errors import CheckpointError, ConfigError, printable
 from utils.files import atomic_write

@@ -8,8 +8,8 @@ from typing import Any, Mapping
 
 import torch
 
-from engine.download import sha256_of
-from engine.set_reports import is_imagenet
+from engine.checkpoints.download import sha256_of
+from engine.evaluation.sets.tables import is_imagenet
 from utils.errors import printable
 
 from .files import ORIGIN, Checkpoint, guess_fat, megabytes, num_classes_in, open_checkpoint, parameters_in, shape_of_fat

@@ -19,7 +19,7 @@ def require_neighbours(ks: Sequence[int], num_images: int) -> None:
 
 
 class Embedding:
-    """What `engine.evaluate` runs in a task's place to get an image's features instead of its classes."""
+    """What `engine.evaluation.loop` runs in a task's place to get an image's features instead of its classes."""
 
     def evaluate_batch(self, model, batch, metrics) -> None:
         metrics.update(F.normalize(model(batch.images).float()), batch.targets, batch.keys)  # (B, D), of length 1

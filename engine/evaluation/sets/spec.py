@@ -9,10 +9,11 @@ import yaml
 
 from data.sources import SOURCES
 from utils.config import UniqueKeyLoader
+from utils.defaults import CONFIGS
 from utils.errors import ConfigError, did_you_mean
 
 VAL = "val"
-SETS_FILE = Path(__file__).parent.parent / "configs" / "evaluation_sets.yaml"
+SETS_FILE = CONFIGS / "evaluation_sets.yaml"
 
 
 @dataclass

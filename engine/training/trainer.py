@@ -24,13 +24,13 @@ from utils.rng import seed_all
 from utils.run_log import RunLog
 
 from . import freeze
-from .checkpoints.file import read_checkpoint
-from .checkpoints.store import BEST, LAST, Checkpointer, checkpoints_of
-from .evaluate import describe, evaluate, summarize
+from ..checkpoints.file import read_checkpoint
+from ..checkpoints.store import BEST, LAST, Checkpointer, checkpoints_of
+from ..evaluation.loop import describe, evaluate, summarize
 from .nonfinite import MAX_ROLLBACKS, FiniteGuard
 from .plan import BatchPlan
-from .progress import Progress, Window
-from .report import MISTAKES, RESULT
+from ..checkpoints.progress import Progress, Window
+from ..report.page import MISTAKES, RESULT
 from .waits import Waits
 
 

@@ -8,8 +8,8 @@ from utils.config import leaf_keys, to_dict
 from utils.defaults import DEFAULTS
 from utils.errors import CheckpointError, ConfigError
 
-from .checkpoints.file import read_checkpoint
-from .checkpoints.store import checkpoints_of
+from .file import read_checkpoint
+from .store import checkpoints_of
 from .progress import Progress
 
 

@@ -14,7 +14,7 @@ from data.sources import is_stream, keys_of, open_source
 from data.sources.relabelled import relabelled
 from utils.errors import ConfigError, DataError, did_you_mean
 
-from .set_specs import VAL, SetSpec
+from .spec import VAL, SetSpec
 
 REAL_LABELS = "imagenet_real_labels"
 

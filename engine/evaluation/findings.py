@@ -8,7 +8,7 @@ from typing import Any, Sequence
 from utils.pictures import encode_jpeg
 
 from .mistakes import Errors
-from .set_reports import meanings
+from .sets.tables import meanings
 
 CONFUSIONS = 20  # pairs of classes that are shown
 

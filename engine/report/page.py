@@ -19,8 +19,8 @@ from utils.files import record_lines, require_no_device, write_text
 from utils.pictures import encode_jpeg
 
 from .charts import Chart, Points, chart
-from .tasks import TASKS
-from .waits import SHARE
+from ..tasks import TASKS
+from ..training.waits import SHARE
 
 REPORT = "report.html"
 RESULT = "result.json"  # in the folder of a finished run

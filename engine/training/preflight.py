@@ -15,7 +15,7 @@ from utils.errors import ConfigError, OutputError
 from utils.rng import get_rng_state, seed_all, set_rng_state
 
 from . import freeze
-from .checkpoints.store import BEST, LAST, PREVIOUS
+from ..checkpoints.store import BEST, LAST, PREVIOUS
 from .trainer import Trainer, duration
 
 SAMPLES = 8  # training images that are read

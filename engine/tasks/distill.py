@@ -11,9 +11,9 @@ from torch import nn
 import models  # noqa: F401  (registers FAT with timm)
 from utils.errors import CheckpointError, ConfigError
 
-from .checkpoints.file import CheckpointFile
-from .checkpoints.load import fit
-from .model import published
+from ..checkpoints.file import CheckpointFile
+from ..checkpoints.load import fit
+from ..setup.model import published
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from data.sources.files import FileSource
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError
 
-from .build import loading
-from .model import deploy_model, prepare_model
-from .precision import create_precision
+from ..training.build import loading
+from ..setup.model import deploy_model, prepare_model
+from ..setup.precision import create_precision
 from .trained import Trained
-from .views import predict_views
+from ..evaluation.views import predict_views
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Predictor:
         img_size: px; 0: what the model was evaluated on.
         workers: loading processes; 0: this one loads. A single batch is always loaded by this one.
         fused: whether the deployed form predicts, see `models.fuse`.
-        amp: whether a GPU computes in 16 bits, see `engine.precision`.
+        amp: whether a GPU computes in 16 bits, see `engine.setup.precision`.
 
     Raises:
         ConfigError: the model has no deployed form.

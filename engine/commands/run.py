@@ -22,7 +22,7 @@ from utils.peers import Peers
 from utils.run_log import RunLog
 from utils.signals import stop_signals
 
-from .build import (
+from ..training.build import (
     build_optimizer,
     build_precision,
     build_trainer,
@@ -31,27 +31,27 @@ from .build import (
     loading,
     run_directory,
 )
-from .checkpoints.file import open_checkpoint, progress_of, read_checkpoint
-from .checkpoints.load import load_weights, require_fit
-from .checkpoints.store import checkpoints_of
-from .data_notes import order_note, source_notes
-from .download import local_file
-from .evaluate import describe, evaluate, summarize
-from .evaluate_sets import evaluate_sets
-from .evaluation_sets import open_sets
-from .freeze import describe as describe_frozen
-from .knn import Bank, Embedding, Neighbours, require_neighbours
-from .model import deploy_model, has_drop_path, prepare_model
-from .predictions import Predictions
-from .preflight import look_ahead, rehearse
-from .preprocessing import describe as describe_inputs, input_warnings
-from .report import MISTAKES, REPORT, RESULT, write_report
-from .set_reports import is_imagenet, table
-from .resume import Found, config_changes, find_checkpoint, fit_progress, stamp_of
-from .set_specs import VAL, read_sets
-from .tasks import create_task
+from ..checkpoints.file import open_checkpoint, progress_of, read_checkpoint
+from ..checkpoints.load import load_weights, require_fit
+from ..checkpoints.store import checkpoints_of
+from ..setup.data_notes import order_note, source_notes
+from ..checkpoints.download import local_file
+from ..evaluation.loop import describe, evaluate, summarize
+from ..evaluation.sets.run import evaluate_sets
+from ..evaluation.sets.open import open_sets
+from ..training.freeze import describe as describe_frozen
+from ..evaluation.knn import Bank, Embedding, Neighbours, require_neighbours
+from ..setup.model import deploy_model, has_drop_path, prepare_model
+from ..evaluation.sets.predictions import Predictions
+from ..training.preflight import look_ahead, rehearse
+from ..setup.preprocessing import describe as describe_inputs, input_warnings
+from ..report.page import MISTAKES, REPORT, RESULT, write_report
+from ..evaluation.sets.tables import is_imagenet, table
+from ..checkpoints.resume import Found, config_changes, find_checkpoint, fit_progress, stamp_of
+from ..evaluation.sets.spec import VAL, read_sets
+from ..tasks import create_task
 from .throughput import measure_throughput
-from .trainer import Trainer, describe_best, require_same_place
+from ..training.trainer import Trainer, describe_best, require_same_place
 
 # Besides checkpoints: what a run that starts over puts away.
 OF_ONE_RUN = (

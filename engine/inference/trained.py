@@ -17,11 +17,11 @@ from utils.config import config_from, load_config
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.files import open_regular
 
-from .checkpoints.file import open_checkpoint
-from .checkpoints.load import load_weights, require_fit
-from .preprocessing import input_warnings, take_from_model
-from .set_reports import is_imagenet, meanings
-from .tasks import create_task
+from ..checkpoints.file import open_checkpoint
+from ..checkpoints.load import load_weights, require_fit
+from ..setup.preprocessing import input_warnings, take_from_model
+from ..evaluation.sets.tables import is_imagenet, meanings
+from ..tasks import create_task
 
 
 def data_config(cfg: CfgNode) -> dict[str, Any]:

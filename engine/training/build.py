@@ -19,21 +19,21 @@ from utils.provenance import commit
 from utils.rng import seed_all
 from utils.run_log import RunLog
 
-from .checkpoints.file import open_checkpoint
-from .checkpoints.load import load_pretrained
-from .checkpoints.store import Checkpointer
-from .distill import Distillation, Inputs, Teacher, pretrained_teacher, trained_teacher
-from .download import local_file
+from ..checkpoints.file import open_checkpoint
+from ..checkpoints.load import load_pretrained
+from ..checkpoints.store import Checkpointer
+from ..tasks.distill import Distillation, Inputs, Teacher, pretrained_teacher, trained_teacher
+from ..checkpoints.download import local_file
 from .freeze import freeze
-from .model import place, prepare_model, require_layout, wrap_model
+from ..setup.model import place, prepare_model, require_layout, wrap_model
 from .nonfinite import FiniteGuard
 from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
 from .plan import accumulation_for, plan_batches
-from .precision import create_precision
-from .preprocessing import input_warnings
-from .progress import Progress
-from .set_reports import is_imagenet
-from .tasks import create_task
+from ..setup.precision import create_precision
+from ..setup.preprocessing import input_warnings
+from ..checkpoints.progress import Progress
+from ..evaluation.sets.tables import is_imagenet
+from ..tasks import create_task
 from .trainer import Trainer
 from .waits import Waits, available_cores, local_processes
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from utils.errors import ConfigError
 
-from .checkpoints.load import classifier_of
+from ..checkpoints.load import classifier_of
 
 BACKBONE = "backbone"
 

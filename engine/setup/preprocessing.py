@@ -10,7 +10,7 @@ from utils.defaults import INPUT_KEYS, RULES
 from utils.errors import ConfigError
 
 from .model import published
-from .resume import config_changes
+from ..checkpoints.resume import config_changes
 
 CROP_MODE = "center"  # what `data.transforms.eval_transform` does
 NOT_BUILT = ", which is not built here"

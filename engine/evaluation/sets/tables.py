@@ -9,11 +9,12 @@ from typing import Any, BinaryIO, Iterable, Mapping, Optional, Sequence
 import numpy as np
 from timm.data import ImageNetInfo
 
+from utils.defaults import CONFIGS
 from utils.files import atomic_write, write_json
 
 from .predictions import Records, confusions, per_class
 
-PUBLISHED = Path(__file__).parent.parent / "configs" / "published.csv"
+PUBLISHED = CONFIGS / "published.csv"
 
 
 def write_set(
@@ -28,7 +29,7 @@ def write_set(
     """Writes <name>.json, <name>_classes.csv, <name>_confusions.csv and, if there are any, <name>_predictions.csv.
 
     Args:
-        records, right: the images that the figures are of, see `engine.predictions`.
+        records, right: the images that the figures are of, see `engine.evaluation.sets.predictions`.
         classes: the model's.
         predictions: images, and the labels that are right for each.
 
@@ -96,7 +97,7 @@ def table(
     """This model's figures in percent, and under them published ones for the same sets where these are ImageNet's.
 
     Args:
-        summaries: of each set, see `engine.evaluate_sets`.
+        summaries: of each set, see `engine.evaluation.sets.run`.
         asked: the sets, in the order of the columns.
         published: column of configs/published.csv by set, '' for none.
         imagenet: whether the model's classes are those of the published figures.

@@ -11,11 +11,11 @@ from utils.metrics import corruption_errors
 from utils.peers import Peers
 from utils.run_log import RunLog
 
-from .evaluate import summarize
-from .evaluation_sets import EvaluationSet, measured_corruptions
+from ..loop import summarize
+from .open import EvaluationSet, measured_corruptions
 from .predictions import Predictions, Records, by_target, score, with_labels
-from .set_reports import write_set
-from .set_specs import VAL
+from .tables import write_set
+from .spec import VAL
 
 
 @dataclass
@@ -50,7 +50,7 @@ def evaluate_sets(
         asked: names of those whose figures are wanted; the others only give images.
         weights: names of the checkpoint's weights; all are evaluated on the validation images if these are asked for.
         better: the ones for the other sets, unless the validation has said which are.
-        measured: (weights, loader, metrics) -> results of the one evaluation, see `engine.evaluate`.
+        measured: (weights, loader, metrics) -> results of the one evaluation, see `engine.evaluation.loop`.
         loader: data set -> its loader.
         metric: what the weights are compared by.
         folder: where the files go.

@@ -24,8 +24,8 @@ from utils.errors import ConfigError, DataError
 from utils.rng import derive_seed, seed_cpu
 from utils.run_log import RunLog
 
-from .build import loading, run_directory
-from .tasks import create_task
+from ..training.build import loading, run_directory
+from ..tasks import create_task
 
 IMAGES = 64  # timed in each round, spread over the data set
 ROUNDS = 5

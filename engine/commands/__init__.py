@@ -1,0 +1,1 @@
+"""What main.py does: one command a file."""

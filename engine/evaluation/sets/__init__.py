@@ -1,0 +1,1 @@
+"""Evaluation sets: ImageNet's further ones and users' own."""

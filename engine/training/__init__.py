@@ -1,0 +1,1 @@
+"""A training run: its parts and the loop over them."""
