@@ -16,7 +16,7 @@ import argparse
 import importlib
 from typing import Optional, Sequence
 
-from cli import Parser, run_and_leave
+from cli import Parser, run_script
 
 from utils.errors import CheckpointError, ConfigError
 
@@ -57,4 +57,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_script(main)

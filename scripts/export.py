@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
-from cli import Parser, not_negative, run_and_leave, whole_number
+from cli import Parser, not_negative, run_script, whole_number
 
 from utils.errors import UserError, did_you_mean, printable
 
@@ -80,4 +80,4 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_script(main)

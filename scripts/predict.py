@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Iterable, Iterator, Mapping, Optional, Sequence
 
-from cli import Parser, run_and_leave, whole_number
+from cli import Parser, run_script, whole_number
 
 from utils.errors import ConfigError, OutputError, printable
 from utils.files import atomic_write
@@ -43,7 +43,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         from data.sources.files import find_images
         from engine.inference.predictor import Predictor
         from engine.inference.trained import load_trained
-        from engine.training.waits import available_cores
+        from utils.distributed import available_cores
         from utils.device import select_device
         from utils.malloc import keep_freed_memory
         from utils.signals import StopRequest, stop_signals
@@ -192,4 +192,4 @@ def opened(kind: str, path: str) -> Iterator[BinaryIO]:
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_script(main)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
-from cli import Parser, run_and_leave
+from cli import Parser, run_script
 
 from utils.errors import UserError, printable
 
@@ -29,4 +29,4 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_script(main)

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
-from cli import ROOT, Parser, run_and_leave
+from cli import ROOT, Parser, run_script
 
 from utils.errors import ConfigError, UserError, printable
 
@@ -96,4 +96,4 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict]:
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_script(main)

@@ -16,7 +16,7 @@ import importlib
 import sys
 from typing import Optional, Sequence
 
-from cli import Parser, run_and_leave
+from cli import Parser, run_script
 
 from utils.errors import ConfigError, printable
 
@@ -54,4 +54,4 @@ def build_parser() -> tuple[Parser, dict]:
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_script(main)

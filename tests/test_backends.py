@@ -380,9 +380,9 @@ def test_a_missing_package_is_one_line(write_config, monkeypatch):
 
 
 def test_a_missing_requirement_is_one_line(write_config, monkeypatch):
-    monkeypatch.setitem(sys.modules, "engine.commands.run", None)  # as if what it imports were not there
+    monkeypatch.setitem(sys.modules, "engine.commands.train", None)  # as if what it imports were not there
     message = str(error_of("--cfg", write_config()))
-    assert message.startswith("engine.commands.run: cannot be imported") and "pip install -r requirements.txt" in message
+    assert message.startswith("engine.commands.train: cannot be imported") and "pip install -r requirements.txt" in message
 
 
 def test_refused_by_the_command(write_config):

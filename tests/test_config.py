@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-import main as cli
+from engine.arguments import config_flags, parse_args
 from engine.training.plan import plan_batches
 from engine.tasks import create_task
 from utils.config import config_from, leaf_keys, load_config, to_dict
@@ -165,22 +165,22 @@ def test_unknown_names_get_the_nearest(write_config):
 
 
 def test_a_flag_left_out_changes_nothing():
-    args = cli.parse_args(["--cfg", "x.yaml"])
-    assert cli.config_flags(args) == {}
+    args = parse_args(["--cfg", "x.yaml"])
+    assert config_flags(args) == {}
 
 
 def test_every_flag_sets_its_key():
-    args = cli.parse_args(
+    args = parse_args(
         "--cfg c --data-path d --batch-size 4 --accumulation-steps 2 --pretrained p --resume r --use-checkpoint "
         "--amp-opt-level O1 --output o --tag t".split()
     )
-    assert cli.config_flags(args) == {
+    assert config_flags(args) == {
         "DATA.DATA_PATH": "d", "DATA.BATCH_SIZE": 4, "TRAIN.ACCUMULATION_STEPS": 2, "MODEL.PRETRAINED": "p",
         "MODEL.RESUME": "r", "TRAIN.USE_CHECKPOINT": True, "AMP.ENABLED": True, "OUTPUT": "o",
         "TAG": "t",
     }  # fmt: skip
     for flags in (["--disable_amp"], ["--amp-opt-level", "O0"]):
-        assert cli.config_flags(cli.parse_args(["--cfg", "c", *flags])) == {"AMP.ENABLED": False}
+        assert config_flags(parse_args(["--cfg", "c", *flags])) == {"AMP.ENABLED": False}
 
 
 def test_keys_that_have_gone_are_read_where_they_change_nothing(write_config):

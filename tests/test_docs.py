@@ -36,7 +36,8 @@ from pages import PAGES, anchors_of, blocks, commands_of, links_of, markdown_fil
 from PIL import Image
 from timm.data import ImageNetInfo
 
-import engine.commands.run  # noqa: F401  (with the packages that it needs, so that no command has to import them again)
+import engine.commands.evaluate
+import engine.commands.train  # noqa: F401  (with the packages that they need, so that no command has to import them again)
 from models.fuse import is_native_on_cpu
 
 matplotlib.use("Agg")

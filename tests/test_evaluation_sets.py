@@ -292,11 +292,11 @@ def test_labels_by_file_name(evaluate, data, checkpoint, labels):
 
 
 def test_labels_need_no_second_run_of_the_model(evaluate, monkeypatch):
-    import engine.commands.run
+    import engine.commands.evaluate
 
     seen = []
-    original = engine.commands.run.evaluate
-    monkeypatch.setattr(engine.commands.run, "evaluate", lambda *args, **named: seen.append(args[2].num_images) or original(*args, **named))
+    original = engine.commands.evaluate.evaluate
+    monkeypatch.setattr(engine.commands.evaluate, "evaluate", lambda *args, **named: seen.append(args[2].num_images) or original(*args, **named))
     folder = evaluate("many")
     assert seen == [47]
     assert {path.name.split("_")[0].split(".")[0] for path in folder.iterdir()} == {"many", "table"}
@@ -592,9 +592,9 @@ def test_refused_before_anything_is_evaluated(data, checkpoint, tmp_path, monkey
     (tmp_path / "other.json").write_text('{"x.png": [3]}')
     path = tmp_path / "sets.yaml"
     path.write_text(sets if isinstance(sets, str) else yaml.safe_dump(sets))
-    import engine.commands.run
+    import engine.commands.evaluate
 
-    monkeypatch.setattr(engine.commands.run, "evaluate", lambda *_, **__: pytest.fail("it was evaluated"))
+    monkeypatch.setattr(engine.commands.evaluate, "evaluate", lambda *_, **__: pytest.fail("it was evaluated"))
     error = error_of(*arguments_for(tmp_path / "out", checkpoint, path, names))
     assert message in str(error) and error.status == 2
     assert not (tmp_path / "out").exists()

@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 import torch
 import fault_test
-import main as cli
 from conftest import ROOT, Job, Stop, assert_same, assert_same_run, error_of, free_port, history, load, run, stop_at_update
 
 from data.workers import Lines
@@ -30,6 +29,7 @@ from engine.setup.precision import NativePrecision
 from engine.checkpoints.progress import Progress, Window
 from engine.tasks.classification import Classification
 from engine.training.trainer import Trainer
+from utils import ending
 from utils.distributed import Launch
 from utils.errors import NonFiniteError, Stopped
 from utils.files import remove_unfinished
@@ -782,7 +782,7 @@ def with_a_launcher_that_ends(seconds=4):
     if os.fork():
         time.sleep(seconds)
         os._exit(0)
-    cli.PARENT = os.getppid()
+    ending.LAUNCHER = os.getppid()
 
 
 def test_processes_end_that_wait_for_a_launcher_which_was_killed(write_config, tmp_path, monkeypatch):
@@ -807,7 +807,7 @@ def test_an_evaluation_whose_launcher_was_killed(write_config, tmp_path, monkeyp
     monkeypatch.setattr(Classification, "evaluate_batch", lambda self, *args: (time.sleep(1), original(self, *args)))
     status = tmp_path / "status"
 
-    monkeypatch.setattr("main.leave", lambda code: (status.write_text(str(code)), os._exit(code)))
+    monkeypatch.setattr("utils.ending.leave", lambda code: (status.write_text(str(code)), os._exit(code)))
     Job(
         "--eval", "--resume", tmp_path / RUNS / "default/last.pth", "--cfg", write_config(DATA={"BATCH_SIZE": 2}),
         environment={"TORCHELASTIC_RUN_ID": "x"}, prepare=with_a_launcher_that_ends,
@@ -934,10 +934,10 @@ def test_check_of_a_run_under_way(write_config, tmp_path, capsys):
 
 
 def test_the_preflight_changes_no_bit(write_config, tmp_path, monkeypatch):
-    import engine.commands.run
+    import engine.training.start
 
     path = write_config(AMP={"DTYPE": "float16"})
-    original, found = engine.commands.run.rehearse, {}
+    original, found = engine.training.start.rehearse, {}
 
     def watched(trainer, optimizer_of):
         before = torch.get_rng_state(), random.getstate()
@@ -945,9 +945,9 @@ def test_the_preflight_changes_no_bit(write_config, tmp_path, monkeypatch):
         assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
         return found["findings"]
 
-    monkeypatch.setattr(engine.commands.run, "rehearse", watched)
+    monkeypatch.setattr(engine.training.start, "rehearse", watched)
     run("--cfg", path, "--tag", "with")
-    monkeypatch.setattr(engine.commands.run, "rehearse", lambda *args: found["findings"])
+    monkeypatch.setattr(engine.training.start, "rehearse", lambda *args: found["findings"])
     run("--cfg", path, "--tag", "without")
     assert_same_run(tmp_path / RUNS / "with", tmp_path / RUNS / "without")
 

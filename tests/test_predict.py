@@ -22,7 +22,7 @@ import predict_outputs
 import pytest
 import torch
 import yaml
-from cli import run_and_leave
+from cli import run_script
 from conftest import ROOT, SMALL, run
 from PIL import Image
 from timm.data import ImageNetInfo
@@ -539,7 +539,7 @@ def test_ctrl_c_leaves_no_file_and_no_process(checkpoint, digits, tmp_path, monk
         signal.signal(signal.SIGINT, signal.default_int_handler)
         status = 99
         try:
-            run_and_leave(functools.partial(start, *arguments))
+            run_script(functools.partial(start, *arguments))
         except SystemExit as leaving:
             status = leaving.code
         finally:

@@ -9,7 +9,7 @@ from conftest import error_of, run
 from timm.data import create_dataset, create_loader, resolve_data_config
 
 from data.loader import eval_loader
-from engine.training.build import loading
+from engine.setup.loading import loading
 from engine.setup.preprocessing import can_be_taken, differences, input_warnings, of_model, take_from_model
 from engine.tasks import create_task
 from engine.inference.trained import load_trained

@@ -57,6 +57,17 @@ def read_launch(environ: Mapping[str, str], local_rank: Optional[int] = None) ->
     return Launch()
 
 
+def available_cores(processes: int) -> int:
+    """The cores that each of so many processes of this machine may use, at least 1."""
+    return max(1, len(os.sched_getaffinity(0)) // processes)
+
+
+def local_processes(world_size: int) -> int:
+    """How many of the run's processes are on this machine; where no launcher says it, all."""
+    number = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(number) if number.isdigit() and 0 < int(number) <= world_size else world_size
+
+
 def _srun_rendezvous(environ: Mapping[str, str]) -> dict[str, str]:
     """Address and port that every task of a Slurm step agrees on: this node, and a port from the job's number.
 

@@ -13,10 +13,10 @@ import torch
 from utils.errors import CheckpointError, OutputError
 from utils.files import is_of_the_machine, require_no_device
 
-from .progress import Progress
 from . import unpickle
 from .foreign import WEIGHT_FILES, describe_archive, describe_folder, describe_start
 from .layouts import State, Weights, weights_in
+from .progress import Progress
 
 SAFETENSORS_HEADER = 100_000_000  # bytes at most, as its format says
 

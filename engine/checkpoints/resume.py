@@ -9,8 +9,8 @@ from utils.defaults import DEFAULTS
 from utils.errors import CheckpointError, ConfigError
 
 from .file import read_checkpoint
-from .store import checkpoints_of
 from .progress import Progress
+from .store import checkpoints_of
 
 
 @dataclass

@@ -19,12 +19,12 @@ from data.loader import endless_batches
 from data.patience import patience
 from data.workers import Lines, describe_wait
 from utils.defaults import BACKENDS
-from utils.distributed import Launch
 from utils.errors import ConfigError, DataError
 from utils.rng import derive_seed, seed_cpu
 from utils.run_log import RunLog
 
-from ..training.build import loading, run_directory
+from ..session import Session
+from ..setup.loading import loading
 from ..tasks import create_task
 
 IMAGES = 64  # timed in each round, spread over the data set
@@ -42,7 +42,7 @@ class Way(NamedTuple):
     finish: Callable[[Any], Any]  # what the training process does with a batch
 
 
-def benchmark_data(cfg: CfgNode, launch: Launch, device: torch.device, images_per_second: float) -> None:
+def benchmark_data(session: Session, images_per_second: float) -> None:
     """Times the loading of training images by each backend, in turns, and by the config's workers; writes nothing.
 
     Args:
@@ -52,9 +52,9 @@ def benchmark_data(cfg: CfgNode, launch: Launch, device: torch.device, images_pe
         ConfigError: several processes.
         DataError: the data set cannot be used.
     """
-    if launch.world_size > 1:
-        raise ConfigError(f"--benchmark-data: times one process, but {launch.world_size} were started; start main.py without a launcher")
-    log = RunLog(run_directory(cfg), enabled=True)
+    cfg, device, log, processes = session.cfg, session.device, session.log, session.launch.world_size
+    if processes > 1:
+        raise ConfigError(f"--benchmark-data: times one process, but {processes} were started; start main.py without a launcher")
     torch.set_num_threads(1)  # as in a worker
     finish = loading(cfg, device)["finish"]
     ways = open_ways(cfg, finish, log)

@@ -1,4 +1,4 @@
-"""Inference speed of a model on synthetic images."""
+"""`--throughput`: inference speed of a model on synthetic images."""
 
 import time
 from dataclasses import dataclass
@@ -9,7 +9,31 @@ from torch import nn
 
 from utils.device import memory_mib, to_device
 
+from ..session import Session
+from ..setup.complexity import complexity_of
+from ..setup.model import deploy_model, prepare_model
+from ..setup.precision import create_precision
+from ..tasks import create_task
+
 WARMUP_SECONDS, MEASURED_SECONDS, MAX_BATCHES = 3, 10, 100
+
+
+def throughput(session: Session) -> None:
+    """Prints the model's inference speed on synthetic images; reads and writes no files."""
+    cfg, device, log = session.cfg, session.device, session.log
+    precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, device)
+    model = create_task(cfg).build_model(cfg.MODEL.NUM_CLASSES or 1000)
+    log.info(f"{cfg.MODEL.NAME} at {cfg.DATA.IMG_SIZE} px: {complexity_of(model, cfg)}")
+    model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
+    if cfg.TEST.FUSED:
+        model = deploy_model(model, precision.dtype)
+    if cfg.TRAIN.COMPILE:
+        model.compile(mode=cfg.TRAIN.COMPILE_MODE)
+    log.info(f"{device} | {precision}{' | fused' * cfg.TEST.FUSED} | batch {cfg.DATA.BATCH_SIZE}")
+    speed = measure_throughput(
+        model, precision, device, cfg.DATA.BATCH_SIZE, cfg.DATA.IMG_SIZE, cfg.TRAIN.CHANNELS_LAST
+    )
+    log.info(str(speed))
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from data.sources.files import FileSource
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError
 
-from ..training.build import loading
+from ..evaluation.views import predict_views
+from ..setup.loading import loading
 from ..setup.model import deploy_model, prepare_model
 from ..setup.precision import create_precision
 from .trained import Trained
-from ..evaluation.views import predict_views
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from utils.files import open_regular
 
 from ..checkpoints.file import open_checkpoint
 from ..checkpoints.load import load_weights, require_fit
-from ..setup.preprocessing import input_warnings, take_from_model
 from ..evaluation.sets.tables import is_imagenet, meanings
+from ..setup.preprocessing import input_warnings, take_from_model
 from ..tasks import create_task
 
 

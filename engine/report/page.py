@@ -17,14 +17,13 @@ from utils.defaults import CONFIGS, DEFAULTS, is_cell
 from utils.errors import DataError
 from utils.files import record_lines, require_no_device, write_text
 from utils.pictures import encode_jpeg
+from utils.run_files import MISTAKES, REPORT, RESULT
+from utils.run_log import RunLog
 
-from .charts import Chart, Points, chart
 from ..tasks import TASKS
 from ..training.waits import SHARE
+from .charts import Chart, Points, chart
 
-REPORT = "report.html"
-RESULT = "result.json"  # in the folder of a finished run
-MISTAKES = "mistakes.json"  # what the last evaluation showed besides figures
 TEMPLATES = Path(__file__).parent / "templates"
 NAMES = {"acc1": "top-1, %", "acc5": "top-5, %", "loss": "loss", "num_images": "images", "unreadable": "images not read"}
 LISTED = 20  # images that could not be read, changed settings
@@ -44,6 +43,15 @@ def write_report(run: Path) -> Path:
     text = environment.get_template(REPORT).render(describe_run(run))
     write_text(run / REPORT, text)
     return run / REPORT
+
+
+def write_if_possible(run: Path, log: RunLog) -> None:
+    """Writes the report of a run that is done; whatever fails is a warning."""
+    try:
+        log.info(f"wrote {write_report(run)}")
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning(f"{run / REPORT}: not written ({reason[:300]}); `python scripts/report.py {run}` writes it")
 
 
 def describe_run(run: Path) -> dict[str, Any]:

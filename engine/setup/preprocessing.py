@@ -9,8 +9,8 @@ from utils.config import to_dict, value_of
 from utils.defaults import INPUT_KEYS, RULES
 from utils.errors import ConfigError
 
-from .model import published
 from ..checkpoints.resume import config_changes
+from .model import published
 
 CROP_MODE = "center"  # what `data.transforms.eval_transform` does
 NOT_BUILT = ", which is not built here"

@@ -18,12 +18,12 @@ from utils.errors import ConfigError, DataError, UserError
 from utils.metrics import ClassificationMetrics
 from utils.pictures import montage
 
-from .criterion import create_criterion
-from .distill import Distillation
 from ..evaluation.findings import frequent_confusions, worst_mistakes
 from ..evaluation.mistakes import Errors, Mistakes
-from ..setup.model import PooledFeatures, create_model
 from ..evaluation.views import predict_views
+from ..setup.model import PooledFeatures, create_model
+from .criterion import create_criterion
+from .distill import Distillation
 
 
 class Classification:

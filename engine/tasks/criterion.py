@@ -3,7 +3,12 @@
 from typing import Callable
 
 import torch
-from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import (
+    BinaryCrossEntropy,
+    JsdCrossEntropy,
+    LabelSmoothingCrossEntropy,
+    SoftTargetCrossEntropy,
+)
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -1,51 +1,49 @@
 """A training run from its config: data, model, optimizer, schedule and state, each given the values that it uses."""
 
 from pathlib import Path
-from typing import Any, Callable, Optional, Sequence
+from typing import Optional
 
 import torch
 from timm.utils import ModelEmaV3
 from yacs.config import CfgNode
 
-from data.batches import Finish
-from data.cache import plan_caches
 from data.loader import eval_loader, train_loader
 from utils.config import to_dict
-from utils.device import is_out_of_memory
+from utils.distributed import available_cores, local_processes
 from utils.errors import ConfigError
-from utils.macs import Complexity, measure_complexity
-from utils.peers import Peers
+from utils.macs import Complexity
 from utils.provenance import commit
 from utils.rng import seed_all
-from utils.run_log import RunLog
 
+from ..checkpoints.download import local_file
 from ..checkpoints.file import open_checkpoint
 from ..checkpoints.load import load_pretrained
+from ..checkpoints.progress import Progress
 from ..checkpoints.store import Checkpointer
-from ..tasks.distill import Distillation, Inputs, Teacher, pretrained_teacher, trained_teacher
-from ..checkpoints.download import local_file
-from .freeze import freeze
+from ..evaluation.sets.tables import is_imagenet
+from ..session import Session
+from ..setup.complexity import complexity_of
+from ..setup.loading import loading
 from ..setup.model import place, prepare_model, require_layout, wrap_model
+from ..setup.precision import create_precision
+from ..setup.preprocessing import input_warnings
+from ..tasks import create_task
+from ..tasks.distill import (
+    Distillation,
+    Inputs,
+    Teacher,
+    pretrained_teacher,
+    trained_teacher,
+)
+from .freeze import freeze
 from .nonfinite import FiniteGuard
 from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
 from .plan import accumulation_for, plan_batches
-from ..setup.precision import create_precision
-from ..setup.preprocessing import input_warnings
-from ..checkpoints.progress import Progress
-from ..evaluation.sets.tables import is_imagenet
-from ..tasks import create_task
 from .trainer import Trainer
-from .waits import Waits, available_cores, local_processes
+from .waits import Waits
 
 
-def run_directory(cfg: CfgNode) -> Path:
-    """OUTPUT/MODEL.NAME/TAG, where everything of a run lies."""
-    return Path(cfg.OUTPUT) / cfg.MODEL.NAME / cfg.TAG
-
-
-def build_trainer(
-    cfg: CfgNode, device: torch.device, peers: Peers, log: RunLog, pretrained: str
-) -> tuple[Trainer, Complexity, list[str]]:
+def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexity, list[str]]:
     """Everything that a training run consists of, at its beginning. Writes nothing.
 
     Args:
@@ -57,7 +55,7 @@ def build_trainer(
     Raises:
         UserError: settings, data or weights that cannot be used.
     """
-    launch = peers.launch
+    cfg, launch, device, peers, log = session.cfg, session.launch, session.device, session.peers, session.log
 
     # Data
     if cfg.TRAIN.COMPILE and cfg.TRAIN.USE_CHECKPOINT:
@@ -65,7 +63,7 @@ def build_trainer(
     accumulation_for(  # refuses before the data set is read
         cfg.TRAIN.TOTAL_BATCH_SIZE, cfg.TRAIN.ACCUMULATION_STEPS, cfg.DATA.BATCH_SIZE, launch.world_size
     )
-    precision = build_precision(cfg, device)
+    precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, device)
     task = create_task(cfg)
     train_set = task.train_dataset()
     classes = list(train_set.classes)
@@ -87,7 +85,7 @@ def build_trainer(
     reading = dict(buffer=cfg.DATA.SHUFFLE_BUFFER, cache_mode=cfg.DATA.CACHE_MODE)
     train_batches = train_loader(train_set, **epochs, **reading, **placing)
     val_batches = eval_loader(val_set, **placing)
-    distillation = build_distillation(cfg, classes, device, peers, log)
+    distillation = build_distillation(session, classes)
     task.prepare_training(len(classes), distillation)
 
     # Model
@@ -120,7 +118,7 @@ def build_trainer(
     # State
     progress = Progress()
     checkpointer = Checkpointer(
-        run_directory(cfg),
+        session.directory,
         metadata={
             "config": to_dict(cfg),
             "classes": classes,
@@ -185,13 +183,14 @@ def build_trainer(
     return trainer, complexity, pretrained_notes
 
 
-def build_distillation(cfg: CfgNode, classes: list[str], device: torch.device, peers: Peers, log: RunLog) -> Optional[Distillation]:
+def build_distillation(session: Session, classes: list[str]) -> Optional[Distillation]:
     """What DISTILL.TEACHER adds to the loss; None without one.
 
     Raises:
         ConfigError: a teacher that timm does not know, or without weights; or one for other classes.
         CheckpointError: DISTILL.WEIGHTS cannot be read, or are another model's.
     """
+    cfg, peers, log = session.cfg, session.peers, session.log
     name = cfg.DISTILL.TEACHER
     if not name:
         if cfg.DISTILL.WEIGHTS:
@@ -213,33 +212,8 @@ def build_distillation(cfg: CfgNode, classes: list[str], device: torch.device, p
         if not peers.launch.local_rank:
             peers.gather(None)
     teacher = Teacher(model, own, Inputs(cfg.DATA.MEAN, cfg.DATA.STD))
-    teacher = place(teacher, device, cfg.TRAIN.CHANNELS_LAST)
+    teacher = place(teacher, session.device, cfg.TRAIN.CHANNELS_LAST)
     return Distillation(teacher, cfg.DISTILL.KIND, cfg.DISTILL.ALPHA, cfg.DISTILL.TAU)
-
-
-def loading(cfg: CfgNode, device: torch.device) -> dict[str, Any]:
-    """How a loader's batches are loaded and come to the device."""
-    return dict(
-        finish=Finish(cfg.DATA.MEAN, cfg.DATA.STD, device, cfg.TRAIN.CHANNELS_LAST),
-        num_workers=cfg.DATA.NUM_WORKERS,
-        prefetch=cfg.DATA.PREFETCH,
-        pin_memory=cfg.DATA.PIN_MEMORY and device.type == "cuda",
-        timeout=cfg.DATA.TIMEOUT,
-    )
-
-
-def caches(mode: str, datasets: Sequence[Any], peers: Peers, log: RunLog) -> Callable[[], None]:
-    """See `plan_caches`."""
-    launch = peers.launch
-    return plan_caches(
-        [dataset.source for dataset in datasets],
-        mode,
-        launch.rank,
-        launch.world_size,
-        peers.gather,
-        local_processes(launch.world_size),
-        log.info,
-    )
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -253,27 +227,6 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module, lr: float) -> torch.op
         momentum=cfg.TRAIN.OPTIMIZER.MOMENTUM,
         layer_decay=cfg.TRAIN.LAYER_DECAY,
     )
-
-
-def build_precision(cfg: CfgNode, device: torch.device):
-    return create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, device)
-
-
-def complexity_of(model: torch.nn.Module, cfg: CfgNode) -> Complexity:
-    """The model's size; also what shows that it takes images of DATA.IMG_SIZE.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    try:
-        return measure_complexity(model, (3, cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE))
-    except Exception as error:  # models raise of many kinds
-        if is_out_of_memory(error):
-            raise
-        reason = " ".join((str(error) or type(error).__name__).split("\n")[0].split())
-        raise ConfigError(
-            f"DATA.IMG_SIZE: {cfg.MODEL.NAME} cannot take images of {cfg.DATA.IMG_SIZE} px ({reason}); use another size"
-        ) from None
 
 
 def start_from(model: torch.nn.Module, pretrained: str, cfg: CfgNode) -> list[str]:

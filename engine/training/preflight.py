@@ -14,8 +14,8 @@ from utils.device import forget_memory, is_out_of_memory, memory_mib
 from utils.errors import ConfigError, OutputError
 from utils.rng import get_rng_state, seed_all, set_rng_state
 
-from . import freeze
 from ..checkpoints.store import BEST, LAST, PREVIOUS
+from . import freeze
 from .trainer import Trainer, duration
 
 SAMPLES = 8  # training images that are read

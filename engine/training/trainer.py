@@ -21,16 +21,16 @@ from utils.files import write_json
 from utils.peers import Peers
 from utils.provenance import record
 from utils.rng import seed_all
+from utils.run_files import MISTAKES, RESULT
 from utils.run_log import RunLog
 
-from . import freeze
 from ..checkpoints.file import read_checkpoint
+from ..checkpoints.progress import Progress, Window
 from ..checkpoints.store import BEST, LAST, Checkpointer, checkpoints_of
 from ..evaluation.loop import describe, evaluate, summarize
+from . import freeze
 from .nonfinite import MAX_ROLLBACKS, FiniteGuard
 from .plan import BatchPlan
-from ..checkpoints.progress import Progress, Window
-from ..report.page import MISTAKES, RESULT
 from .waits import Waits
 
 

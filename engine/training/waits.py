@@ -1,6 +1,5 @@
 """Notices in training that the model waits for images, and says what to change."""
 
-import os
 from typing import Optional
 
 SHARE = 0.2  # of an epoch's time, above which it is said
@@ -44,14 +43,3 @@ class Waits:
         if not advice:
             advice.append(f"DATA.NUM_WORKERS {self.workers} has all {self.cores} cores: use more cores, smaller files or a faster disk")
         return f"{', or '.join(advice)}; --benchmark-data says where the time goes"
-
-
-def available_cores(processes: int) -> int:
-    """The cores that each of so many processes of this machine may use, at least 1."""
-    return max(1, len(os.sched_getaffinity(0)) // processes)
-
-
-def local_processes(world_size: int) -> int:
-    """How many of the run's processes are on this machine; where no launcher says it, all."""
-    number = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return int(number) if number.isdigit() and 0 < int(number) <= world_size else world_size

@@ -11,12 +11,13 @@ from timm.models import save_for_hf
 from yacs.config import CfgNode
 
 from engine.checkpoints.file import progress_of, read_checkpoint
-from engine.report.page import RESULT, read_object
 from engine.evaluation.sets.tables import meanings
 from engine.inference.trained import data_config
+from engine.report.page import read_object
 from utils.config import value_of
 from utils.errors import CheckpointError, OutputError
 from utils.provenance import commit
+from utils.run_files import RESULT
 
 from .job import ExportError, Job, first_line, needed, preprocessing
 

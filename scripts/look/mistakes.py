@@ -14,7 +14,8 @@ import numpy as np
 from cli import whole_number
 
 from data.loader import eval_loader
-from engine.training.build import build_precision, loading
+from engine.setup.loading import loading
+from engine.setup.precision import create_precision
 from engine.evaluation.loop import describe, evaluate
 from engine.evaluation.mistakes import Errors, Mistakes
 from engine.setup.model import prepare_model
@@ -92,7 +93,7 @@ def evaluated(trained: Trained, args: argparse.Namespace) -> tuple[dict[str, Any
     loader = eval_loader(dataset, batch_size=cfg.DATA.BATCH_SIZE, rank=0, world_size=1, **loading(cfg, device))
     mistakes = Mistakes(device, cfg.DATA.MEAN, cfg.DATA.STD, args.number)
     alone, log = Peers(Launch()), Listing()
-    metrics = evaluate(model, task, loader, build_precision(cfg, device), device, log, alone, metrics=mistakes)
+    metrics = evaluate(model, task, loader, create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, device), device, log, alone, metrics=mistakes)
     return metrics, mistakes.gather(alone), log.unreadable
 
 

@@ -10,7 +10,7 @@ from run_records import median_speed, read_records
 from yacs.config import CfgNode
 
 from engine.checkpoints.resume import config_changes
-from engine.report.page import RESULT
+from utils.run_files import RESULT
 from utils.config import load_config, to_dict
 from utils.errors import ConfigError, OutputError
 

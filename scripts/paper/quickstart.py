@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engine.training.build import run_directory
+from engine.session import run_directory
 from engine.checkpoints.file import progress_of, read_checkpoint
 from engine.checkpoints.store import BEST, LAST
 from utils.config import load_config

@@ -47,7 +47,7 @@ def train_all(jobs: Sequence[Job], at_a_time: int, done: Callable[[Job, float], 
     """
     # Its processes fork from one that has imported torch and has no threads yet.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "engine.commands.run"])
+    context.set_forkserver_preload(["__main__", "engine.commands.train"])
     threads = max(1, len(os.sched_getaffinity(0)) // at_a_time)
     waiting, running = list(jobs), {}
     try:

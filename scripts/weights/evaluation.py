@@ -9,7 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from yacs.config import CfgNode
 
 from data.loader import eval_loader, train_loader
-from engine.training.build import build_precision, loading
+from engine.setup.loading import loading
+from engine.setup.precision import create_precision
 from engine.checkpoints.load import load_weights
 from engine.evaluation.loop import evaluate
 from engine.setup.model import prepare_model
@@ -45,7 +46,7 @@ class Evaluation:
         if self.loader is None:
             self.loader = eval_loader(self.task.val_dataset(self.classes), **self.placing)
         load_weights(self.model, state, self.path)
-        precision = build_precision(self.cfg, self.device)
+        precision = create_precision(self.cfg.AMP.ENABLED, self.cfg.AMP.DTYPE, self.device)
         log = RunLog(Path(), enabled=True)
         return evaluate(self.model, self.task, self.loader, precision, self.device, log, Peers(Launch()))
 

@@ -14,8 +14,8 @@ from utils.run_log import RunLog
 from ..loop import summarize
 from .open import EvaluationSet, measured_corruptions
 from .predictions import Predictions, Records, by_target, score, with_labels
-from .tables import write_set
 from .spec import VAL
+from .tables import write_set
 
 
 @dataclass

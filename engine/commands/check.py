@@ -1,0 +1,13 @@
+"""Does everything that precedes a run's first step."""
+
+from ..session import Session
+from ..training.start import find_for_all, is_finished, prepare
+
+
+def check(session: Session) -> None:
+    """Does everything that precedes a run's first step, and writes nothing but weights that a URL names."""
+    found = find_for_all(session)
+    if is_finished(session, found):
+        return
+    prepare(session, found).introduce()
+    session.log.info("all checks passed; nothing was written")

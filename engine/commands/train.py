@@ -1,0 +1,47 @@
+"""Trains to the last epoch, from the run's newest checkpoint if it has one."""
+
+from utils.files import write_text
+from utils.lock import RunLock
+from utils.signals import stop_signals
+
+from ..checkpoints.run_folder import claim
+from ..report.page import write_if_possible
+from ..session import Session
+from ..training.start import find_for_all, is_finished, prepare
+from ..training.trainer import describe_best
+
+
+def train(session: Session) -> None:
+    """Trains to the last epoch, from the run's newest checkpoint if it has one; a finished run is left alone."""
+    cfg, directory, log = session.cfg, session.directory, session.log
+    found = find_for_all(session)
+    if is_finished(session, found):
+        return
+    run = prepare(session, found)
+    trainer, lock = run.trainer, RunLock(directory)
+    try:
+        if session.is_first:
+            lock.acquire()
+            claim(directory, found, cfg.TRAIN.AUTO_RESUME)
+            log.open()
+            log.open_records(trainer.progress.updates if found.path else -1, trainer.progress.epoch)
+            write_text(directory / "config.yaml", cfg.dump())
+        session.peers.from_first(None)  # nobody goes on before the folder is rank 0's
+        run.introduce()
+        run.fill_caches()
+        found.checkpoint = None  # its memory is free for the training
+        with stop_signals(session.peers.stop):
+            trainer.fit()
+        log.info(f"finished: best {describe_best(trainer.progress.best)}; everything is in {directory}")
+        if cfg.REPRODUCES and trainer.facts["imagenet"]:
+            target = cfg.REPRODUCES.rpartition("/")[0] or "classification"
+            log.info(
+                f"`python scripts/reproduce.py {target} --runs {directory}` puts it into the tables, "
+                f"if it is the recipe of configs/{cfg.REPRODUCES}.yaml"
+            )
+        if session.is_first:
+            write_if_possible(directory, log)
+        log.close()
+    finally:
+        log.abandon()
+        lock.release()

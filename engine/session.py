@@ -1,0 +1,109 @@
+"""What a command works with, and how it ends: `open_session`."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Optional, Sequence
+
+import torch
+from yacs.config import CfgNode
+
+from utils.config import to_dict
+from utils.device import is_out_of_memory, select_device, use_deterministic_algorithms
+from utils.distributed import Launch, process_group, read_launch
+from utils.errors import ConfigError, OutputError, ShortageError, Stopped
+from utils.malloc import keep_freed_memory
+from utils.peers import Peers
+from utils.run_log import RunLog
+
+from .setup.preprocessing import take_from_model
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every command needs, and what travels with it: the config, this process among the others, the run's folder."""
+
+    cfg: CfgNode
+    launch: Launch
+    device: torch.device
+    peers: Peers
+    directory: Path
+    log: RunLog
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.launch.rank == 0
+
+    @property
+    def placement(self) -> str:
+        """Where it runs, for the log."""
+        return f"{self.device} | {self.launch.world_size} process{'es' if self.launch.world_size > 1 else ''}"
+
+
+def run_directory(cfg: CfgNode) -> Path:
+    """OUTPUT/MODEL.NAME/TAG, where everything of a run lies."""
+    return Path(cfg.OUTPUT) / cfg.MODEL.NAME / cfg.TAG
+
+
+@contextlib.contextmanager
+def open_session(cfg: CfgNode, given: Sequence[str], environ, local_rank: Optional[int], parent: int, on_loss) -> Iterator[Session]:
+    """The processes meet, the block runs, they part. An error of torch or of the system becomes one of ours.
+
+    Args:
+        cfg: the config as loaded.
+        given: keys that the user set on the command line, which DATA.FROM_MODEL leaves alone.
+        environ: the launcher's environment.
+        local_rank: as old launchers pass it.
+        parent: the process that started this one.
+        on_loss: called with the error when another process is lost.
+
+    Raises:
+        UserError: of every kind.
+        Stopped: a signal has ended the work.
+    """
+    cfg = take_from_model(cfg, given=given)
+    keep_freed_memory()
+    launch = read_launch(environ, local_rank)
+    device = select_device(cfg.DEVICE, launch.local_rank)
+    if cfg.DETERMINISTIC:
+        use_deterministic_algorithms()
+    directory = run_directory(cfg)
+    with process_group(launch, device, parent) as store:
+        peers = Peers(launch, parent, store, cfg.RANK_TIMEOUT, on_loss=on_loss)
+        log = RunLog(directory, launch.rank == 0, cfg.LOGGERS, to_dict(cfg))
+        together = False
+        try:
+            yield Session(cfg, launch, device, peers, directory, log)
+            peers.meet()
+            together = True
+        except Stopped as stopped:
+            together = stopped.together
+            stopped.reason = peers.stop.reason
+            raise
+        except OSError as error:
+            raise OutputError(f"{error.filename or 'output'}: {error.strerror or error}; check the path and the disk") from error
+        except (RuntimeError, MemoryError) as error:
+            raise_as_ours(error, cfg, device)
+            peers.name_lost()  # a collective operation fails when another process is gone
+            raise
+        finally:
+            peers.close(together)
+
+
+def raise_as_ours(error: Exception, cfg: CfgNode, device: torch.device) -> None:
+    """Raises the UserError that an error of torch stands for, if it is one that a setting mends."""
+    if is_out_of_memory(error):
+        raise ShortageError(
+            f"DATA.BATCH_SIZE (--batch-size) is {cfg.DATA.BATCH_SIZE}: {device} is out of memory; use a smaller one "
+            "(with TRAIN.TOTAL_BATCH_SIZE the recipe stays the same) or --use-checkpoint"
+        ) from error
+    if cfg.DETERMINISTIC and "deterministic" in str(error):
+        reason = " ".join(str(error).split(". ")[0].split())
+        raise ConfigError(f"DETERMINISTIC: {reason}; switch it off") from error
+    if "DataLoader worker" in str(error):
+        reason = " ".join(str(error).split())[:120]
+        raise ShortageError(
+            f"DATA.NUM_WORKERS is {cfg.DATA.NUM_WORKERS}: a loading process was killed, perhaps as memory ran out "
+            f"({reason}); use fewer, and start the same command again"
+        ) from error

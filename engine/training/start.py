@@ -1,0 +1,168 @@
+"""The start of a training run, or of its check: everything that comes before the first step. Writes nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+from utils import provenance
+from utils.errors import ConfigError
+from utils.loggers import require_loggers
+from utils.macs import Complexity
+
+from ..checkpoints.download import local_file
+from ..checkpoints.file import progress_of, read_checkpoint
+from ..checkpoints.resume import Found, config_changes, find_checkpoint, fit_progress
+from ..session import Session
+from ..setup.data_notes import order_note, source_notes
+from ..setup.loading import caches
+from ..setup.model import has_drop_path
+from ..setup.preprocessing import describe as describe_inputs
+from .build import build_optimizer, build_trainer
+from .freeze import describe as describe_frozen
+from .preflight import look_ahead, rehearse
+from .trainer import Trainer, describe_best, require_same_place
+
+
+@dataclass
+class PreparedRun:
+    """A run that is ready for its next step."""
+
+    trainer: Trainer
+    introduce: Callable[[], None]  # says what runs where on what
+    fill_caches: Callable[[], None]  # reads archives into memory
+
+
+def find_for_all(session: Session) -> Found:
+    """The checkpoint that rank 0 found to go on from, read by every process."""
+    cfg = session.cfg
+    found = find_checkpoint(session.directory, cfg.TRAIN.AUTO_RESUME, cfg.MODEL.RESUME) if session.is_first else Found()
+    path, own = session.peers.from_first((str(found.path) if found.path else "", found.own))
+    if path and not session.is_first:
+        found = Found(Path(path), read_checkpoint(Path(path)), stamp=own or None)
+    return found
+
+
+def is_finished(session: Session, found: Found) -> bool:
+    """Whether the run's own checkpoint is that of its end; says so."""
+    progress = progress_of(found.checkpoint, found.path) if found.own else None
+    if not progress or progress.epoch < session.cfg.TRAIN.EPOCHS:
+        return False
+    best = describe_best(progress.best)
+    session.log.info(f"{session.directory} is finished: {progress.epoch} epochs, best {best}; nothing to do")
+    return True
+
+
+def prepare(session: Session, found: Found) -> PreparedRun:
+    """Builds the run, rehearses a step on copies, goes to the checkpoint's place, and looks ahead at disk and time."""
+    cfg, peers, log = session.cfg, session.peers, session.log
+    require_loggers(cfg.LOGGERS)
+    pretrained = "" if found.path else local_file(cfg.MODEL.PRETRAINED, session.launch, peers)
+    trainer, complexity, notes = build_trainer(session, pretrained)
+    findings = rehearse(trainer, lambda model: build_optimizer(cfg, model, trainer.plan.scale_lr(cfg.TRAIN.BASE_LR)))
+    changes = restore(trainer, found) if found.path else []
+    forecast = look_ahead(trainer, findings)
+    datasets = [trainer.train_loader.dataset, trainer.val_loader.dataset]
+    fill_caches = caches(cfg.DATA.CACHE_MODE, datasets, peers, log)
+
+    def introduce() -> None:
+        introduce_run(session, trainer, complexity)
+        for line in [*source_notes(datasets), *findings.lines(cfg.DATA.NUM_WORKERS), *forecast]:
+            log.info(line)
+        record_start(session, trainer, complexity)
+        warn_of_settings(session, trainer, has_weights=bool(pretrained or found.path))
+        by_names = found.path and not cfg.DISTILL.TEACHER  # the checkpoint's classes were compared with the data set's
+        order = "" if by_names else order_note(cfg, trainer.train_loader.dataset.classes)
+        for line in filter(None, [order, *notes, *describe_start(session, found, changes, trainer)]):
+            log.info(line)
+
+    return PreparedRun(trainer, introduce, fill_caches)
+
+
+def restore(trainer: Trainer, found: Found) -> list[str]:
+    """Gives the trainer the checkpoint's state; returns what has changed since.
+
+    Raises:
+        CheckpointError: it does not fit the run.
+        ConfigError: its place in the run does not, or it is that of a finished run.
+    """
+    progress, checkpointer = trainer.progress, trainer.checkpointer
+    checkpointer.restore(found.checkpoint, found.path)
+    require_same_place(progress, trainer.peers, found.path)
+    changes = config_changes(found.checkpoint["config"], checkpointer.metadata["config"])
+    changes += fit_progress(progress, found.checkpoint, checkpointer.metadata, found.path)
+    progress.changes = progress.changes + changes
+    if progress.epoch >= trainer.epochs:
+        raise ConfigError(
+            f"{found.path}: is finished, epoch {progress.epoch} of TRAIN.EPOCHS {trainer.epochs}; to train on from its "
+            "weights use --pretrained, or set more epochs"
+        )
+    return changes
+
+
+def introduce_run(session: Session, trainer: Trainer, complexity: Complexity) -> None:
+    """Says what runs where on what."""
+    cfg, log, plan, device = session.cfg, session.log, trainer.plan, session.device
+    train_set, val_set = trainer.train_loader.dataset, trainer.val_loader.dataset
+    log.info(
+        f"{session.placement} | {trainer.precision} | global batch "
+        f"{session.launch.world_size} x {plan.batch_size} x {plan.accumulation_steps} accumulated = {plan.total_batch_size} | "
+        f"lr {plan.scale_lr(cfg.TRAIN.BASE_LR):.3e}"
+    )
+    if cfg.DEVICE == "auto" and device.type == "cpu":
+        log.warning("no GPU found, training on the CPU")
+    log.info(f"{cfg.MODEL.NAME} at {cfg.DATA.IMG_SIZE} px: {complexity}")
+    if cfg.TRAIN.FREEZE:
+        log.info(describe_frozen(trainer.model, cfg.TRAIN.FREEZE))
+    log.info(
+        f"{cfg.DATA.DATA_PATH or cfg.DATA.DATASET}: {len(train_set)} training and {len(val_set)} validation images, "
+        f"{len(train_set.classes)} classes; {plan.updates_per_epoch} updates per epoch; run in {log.directory}"
+    )
+
+
+def record_start(session: Session, trainer: Trainer, complexity: Complexity) -> None:
+    """Writes the same, as data, into the run's records."""
+    cfg, plan = session.cfg, trainer.plan
+    train_set, val_set = trainer.train_loader.dataset, trainer.val_loader.dataset
+    values = {
+        "model": cfg.MODEL.NAME,
+        "img_size": cfg.DATA.IMG_SIZE,
+        "params": complexity.params,
+        "conv_macs": complexity.conv_macs,
+        "macs": complexity.macs,
+        "data_path": cfg.DATA.DATA_PATH,
+        "train_images": len(train_set),
+        "val_images": len(val_set),
+        "classes": len(train_set.classes),
+        "device": f"{session.launch.world_size} x {session.device.type}",
+        "processes": session.launch.world_size,
+        "precision": str(trainer.precision),
+        "total_batch_size": plan.total_batch_size,
+        "changes": trainer.progress.changes,
+        **provenance.record(session.device),
+    }
+    session.log.record("start", trainer.progress.updates, values)
+
+
+def warn_of_settings(session: Session, trainer: Trainer, has_weights: bool) -> None:
+    """Says which settings of the model have no effect, or one that few want."""
+    cfg, log = session.cfg, session.log
+    if cfg.MODEL.TYPE == "timm":
+        log.info(describe_inputs(cfg))
+    if cfg.MODEL.DROP_PATH_RATE and not has_drop_path(trainer.model):
+        rate, name = cfg.MODEL.DROP_PATH_RATE, cfg.MODEL.NAME
+        log.warning(f"MODEL.DROP_PATH_RATE is {rate}, but {name} has no drop path: it is left out")
+    if cfg.TRAIN.FREEZE and not has_weights:
+        log.warning("TRAIN.FREEZE without MODEL.PRETRAINED (--pretrained): what is frozen has random weights, and keeps them")
+
+
+def describe_start(session: Session, found: Found, changes: list[str], trainer: Trainer) -> list[str]:
+    """Where the run goes on, and what is not as it was."""
+    resume, progress = session.cfg.MODEL.RESUME, trainer.progress
+    lines = [f"warning: {why}. Going on from {found.path} instead" for why in found.damaged.values()]
+    if not found.path:
+        return lines
+    lines.append(f"resumed from {found.path}: epoch {progress.epoch}, update {progress.step}")
+    lines += [f"warning: since that checkpoint {change}" for change in changes]
+    if resume and Path(resume) != found.path:
+        lines.append(f"warning: MODEL.RESUME {resume} is not used: the run has its own {found.path}")
+    return lines

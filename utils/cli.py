@@ -1,0 +1,54 @@
+"""What command lines share: arguments with errors of one line."""
+
+import argparse
+import math
+from typing import Callable, NoReturn
+
+from .errors import ConfigError, did_you_mean
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings})
+
+    def parse_args(self, args=None, namespace=None):
+        args, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parsers = [self, *(own for action in self._actions if isinstance(action.choices, dict) for own in action.choices.values())]
+            flags = dict.fromkeys(flag for parser in parsers for action in parser._actions for flag in action.option_strings)
+            self.error(f"{unknown[0]}: unknown; {did_you_mean(unknown[0], flags)}")
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see --help)")
+
+
+def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """A type for argparse: a whole number from `least` to `most`."""
+
+    def read(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def number(what: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
+    """A type for argparse: a number for which `holds` is true; `what` says which those are."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is no number {what}")
+        return value
+
+    return read
+
+
+not_negative = number("of 0 or more", lambda value: 0 <= value < math.inf)
