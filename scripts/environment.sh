@@ -15,8 +15,9 @@ use_environment() {
         }
         local requirements=() file
         for file in "$@"; do requirements+=(-r "$file"); done
-        # uv installs the same packages faster; pip does it where uv cannot.
-        { .venv/bin/python -m pip install --quiet uv && .venv/bin/uv pip install --quiet --python .venv/bin/python "${requirements[@]}"; } ||
+        # uv installs the same packages faster; pip does it where uv cannot. Bytecode is compiled now, once: where
+        # PYTHONDONTWRITEBYTECODE is set, every start of Python would compile torch anew.
+        { .venv/bin/python -m pip install --quiet uv && .venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python "${requirements[@]}"; } ||
             .venv/bin/python -m pip install --quiet "${requirements[@]}" || {
             echo "error: pip install ${requirements[*]}: failed; see above" >&2
             return 2

@@ -38,6 +38,31 @@ SMALL = {
 }
 
 
+# Files whose tests share nothing that takes long to make: each test may run in another process. A file that is not named
+# here stays together, so that what its tests share is made once.
+SPREAD = {"test_checkpoint", "test_cli", "test_engine", "test_faults", "test_hostile", "test_loggers", "test_waits"}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="the whole of the long matrices, not only their diagonals")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.path.stem not in SPREAD:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    if not config.getoption("--all"):
+        left_out = [item for item in items if item.get_closest_marker("only_all")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("only_all")]
+
+
+def rest(*values):
+    """A case of a matrix that is tested with --all only."""
+    return pytest.param(*values, marks=pytest.mark.only_all)
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
     """60 training and 29 validation images of three digits, as folders; 29 is divisible by no 2, 3 or 8."""
