@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, Stop, assert_same_run, error_of, load, run, stop_at_update
+from conftest import ROOT, Stop, assert_same_run, error_of, load, rest, run, stop_at_update
 from test_data import FINISH, LOADING, augmentation
 from timm.data import AugMixDataset, create_transform
 from timm.data.random_erasing import RandomErasing
@@ -141,8 +141,9 @@ def test_binary_cross_entropy_by_hand(threshold):
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mixed, dtype", [
+    (False, "float32"), (True, "bfloat16"), rest(False, "bfloat16"), rest(True, "float32"),
+])  # fmt: skip
 def test_bce_trains(write_config, tmp_path, mixed, dtype):
     """From ln 2 per class at the start to better than guessing (a third), in either number format."""
     path = write_config(

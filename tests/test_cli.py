@@ -8,7 +8,7 @@ import sys
 import cv2
 import pytest
 import torch
-from conftest import ROOT, error_of, run
+from conftest import ROOT, error_of, rest, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from utils.device import select_device
@@ -79,7 +79,7 @@ def test_launched_error_is_said_once(write_config):
     assert f"traceback : {lines[0]}" in ended.stderr  # in which our line stands as the cause
 
 
-@pytest.mark.parametrize("module", ["launch", "run"])
+@pytest.mark.parametrize("module", ["launch", rest("run")])
 def test_launchers_train_b0_itself(tmp_path, module):
     """Two processes, FAT-B0 and the paper's recipe, for two updates on synthetic images."""
     ended = command(

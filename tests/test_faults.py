@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 import fault_test
-from conftest import ROOT, Job, Stop, assert_same, assert_same_run, error_of, free_port, history, load, run, stop_at_update
+from conftest import ROOT, Job, Stop, assert_same, assert_same_run, error_of, free_port, history, load, rest, run, stop_at_update
 
 from data.workers import Lines
 from engine.training import trainer
@@ -65,9 +65,9 @@ def test_the_fault_script_compares_every_bit_in_any_memory_layout():
 
 @pytest.mark.parametrize("world_size, options", [
     (1, ["DATA.NUM_WORKERS", 0]),
-    (1, ["DATA.NUM_WORKERS", 2, "AMP.DTYPE", "bfloat16", "TRAIN.ACCUMULATION_STEPS", 2]),
+    rest(1, ["DATA.NUM_WORKERS", 2, "AMP.DTYPE", "bfloat16", "TRAIN.ACCUMULATION_STEPS", 2]),
     (2, ["DATA.NUM_WORKERS", 2, "TRAIN.ACCUMULATION_STEPS", 2]),
-    (2, ["DATA.NUM_WORKERS", 0, "AMP.DTYPE", "bfloat16"]),
+    rest(2, ["DATA.NUM_WORKERS", 0, "AMP.DTYPE", "bfloat16"]),
 ])  # fmt: skip
 def test_killed_at_any_moment(write_config, tmp_path, world_size, options):
     """Three kills of the job or of one of its processes; weights, average, optimizer, random numbers, history: the same bits."""
@@ -261,7 +261,7 @@ def test_odd_things_in_the_folder_stop_nothing(write_config, tmp_path):
 
 
 @pytest.mark.parametrize("number, world_size, workers", [
-    (signal.SIGTERM, 1, 2), (signal.SIGUSR1, 1, 0), (signal.SIGTERM, 2, 2), (signal.SIGUSR1, 2, 0), (signal.SIGINT, 1, 2),
+    rest(signal.SIGTERM, 1, 2), (signal.SIGUSR1, 1, 0), (signal.SIGTERM, 2, 2), rest(signal.SIGUSR1, 2, 0), (signal.SIGINT, 1, 2),
 ])  # fmt: skip
 def test_a_signal_in_training_saves_and_ends(write_config, tmp_path, number, world_size, workers):
     """It goes to all processes, as a scheduler sends it, workers included; then again, while the first is obeyed."""
@@ -303,7 +303,7 @@ def test_a_signal_to_one_process_stops_both_in_one_place(write_config, tmp_path)
     assert len(progress["window_loss_sums"]) == (2 if progress["window_images"] else 0)
 
 
-@pytest.mark.parametrize("world_size, epoch", [(1, 0), (1, 1), (2, 0), (2, 1)])
+@pytest.mark.parametrize("world_size, epoch", [rest(1, 0), (1, 1), (2, 0), rest(2, 1)])
 def test_a_signal_in_evaluation(write_config, tmp_path, monkeypatch, world_size, epoch):
     """The epoch's training is kept; the evaluation is done again. One process gets the signal, both stop soon."""
     path = write_config(DATA={"BATCH_SIZE": 2}, PRINT_FREQ=100)
@@ -409,7 +409,7 @@ def test_window_sums_go_to_other_processes():
 
 
 @pytest.mark.parametrize("first, then", [
-    ((2, 4, 1), (1, 8, 1)), ((1, 8, 1), (2, 4, 1)), ((2, 4, 1), (1, 4, 2)), ((2, 4, 1), (1, 4, 1)), ((1, 4, 2), (2, 4, 2)),
+    ((2, 4, 1), (1, 8, 1)), rest((1, 8, 1), (2, 4, 1)), rest((2, 4, 1), (1, 4, 2)), ((2, 4, 1), (1, 4, 1)), ((1, 4, 2), (2, 4, 2)),
 ])  # fmt: skip
 def test_another_number_of_processes_goes_on_with_the_next_image(write_config, tmp_path, monkeypatch, first, then):
     """(processes, batch, accumulated): every image of the epoch once, before and after the change together."""
@@ -497,8 +497,7 @@ def poison(monkeypatch, places, what, rank=0):
     monkeypatch.setattr(Classification, "loss", poisoned)
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-@pytest.mark.parametrize("print_freq", [1, 100])
+@pytest.mark.parametrize("what, print_freq", [("loss", 1), ("gradient", 100), rest("loss", 100), rest("gradient", 1)])
 def test_not_finite_raise(write_config, tmp_path, monkeypatch, what, print_freq):
     path = write_config(TRAIN={"EPOCHS": 2, "SAVE_EVERY_STEPS": 2}, PRINT_FREQ=print_freq)
     poison(monkeypatch, {(1, 4)}, what)
@@ -515,8 +514,9 @@ def test_not_finite_raise(write_config, tmp_path, monkeypatch, what, print_freq)
     assert (folder / "last.pth").read_bytes() == before
 
 
-@pytest.mark.parametrize("policy", ["raise", "rollback"])
-@pytest.mark.parametrize("what", ["value", "gradient"])
+@pytest.mark.parametrize("policy, what", [
+    ("raise", "value"), ("rollback", "gradient"), rest("raise", "gradient"), rest("rollback", "value"),
+])  # fmt: skip
 def test_not_finite_on_one_process_ends_or_rolls_back_both(write_config, tmp_path, monkeypatch, policy, what):
     path = write_config(TRAIN={"EPOCHS": 2, "SAVE_EVERY_STEPS": 2, "NONFINITE": policy}, DATA={"BATCH_SIZE": 4}, PRINT_FREQ=3)
     poison(monkeypatch, {(1, 4)}, what, rank=1)
@@ -527,8 +527,9 @@ def test_not_finite_on_one_process_ends_or_rolls_back_both(write_config, tmp_pat
     assert (progress["epoch"], progress["rolled_back"]) == ((1, []) if policy == "raise" else (2, [[1, 4]]))
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient", "value"])
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size, what", [
+    (1, "loss"), (2, "gradient"), (1, "value"), rest(2, "loss"), rest(1, "gradient"), rest(2, "value"),
+])  # fmt: skip
 def test_not_finite_skip(write_config, tmp_path, monkeypatch, what, world_size):
     """The update leaves no trace: the same end as if its step had not been taken."""
     path = write_config(TRAIN={"EPOCHS": 2, "NONFINITE": "skip"}, DATA={"BATCH_SIZE": 8 // world_size})
@@ -608,7 +609,7 @@ def test_rollback_is_not_for_ever(write_config, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [
-    ["TRAIN.NONFINITE", "skip"], ["AMP.DTYPE", "float16"], ["TRAIN.NONFINITE", "skip", "AMP.DTYPE", "float16"],
+    rest(["TRAIN.NONFINITE", "skip"]), ["AMP.DTYPE", "float16"], ["TRAIN.NONFINITE", "skip", "AMP.DTYPE", "float16"],
 ])  # fmt: skip
 def test_a_run_that_only_leaves_out_updates_ends(write_config, monkeypatch, options):
     poison(monkeypatch, {(epoch, step) for epoch in range(20) for step in range(7)}, "gradient")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import Job, error_of, launch, load, run
+from conftest import Job, error_of, launch, load, rest, run
 from PIL import Image
 
 from data.decode import decode_image
@@ -73,7 +73,7 @@ def test_an_image_that_cannot_be_read_ends_the_run_and_is_named(write_config, im
     assert str(error).startswith(f"{path}: cannot be read as an image (") and "DATA.ON_ERROR skip" in str(error)
 
 
-@pytest.mark.parametrize("workers, world_size", [(0, 1), (2, 1), (0, 2)])
+@pytest.mark.parametrize("workers, world_size", [rest(0, 1), (2, 1), (0, 2)])
 def test_skip_trains_without_them_and_lists_them(write_config, tmp_path, images, workers, world_size):
     kinds = [kind for kind in KINDS if kind != "no permission"]
     folder = sorted((images / "train/1").iterdir())
