@@ -46,14 +46,14 @@ class CheckpointFile:
         is_best = best.get("epoch") == self.progress.epoch - 1
         return "ema" if is_best and best.get("weights") == "ema" and "ema" in self.weights else "raw"
 
-    def choose(self, name: Optional[str]) -> str:
-        """The kind of weights that is asked for, or the better one.
+    def choose(self, name: Optional[str], flag: str = "--weights") -> str:
+        """The kind of weights that is asked for, or the better one; `flag` is what they are asked for by.
 
         Raises:
             CheckpointError: it has no such weights.
         """
         if name and name not in self.weights:
-            raise CheckpointError(f"{self.path}: has no {name} weights; use --weights {next(iter(self.weights))}, or leave it out")
+            raise CheckpointError(f"{self.path}: has no {name} weights; use {flag} {next(iter(self.weights))}, or leave it out")
         return name or self.better
 
     def source_of(self, name: str) -> str:

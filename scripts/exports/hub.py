@@ -11,9 +11,9 @@ from timm.models import save_for_hf
 from yacs.config import CfgNode
 
 from engine.checkpoints.file import progress_of, read_checkpoint
+from engine.preprocessing import data_config
 from engine.report import RESULT, read_object
 from engine.set_reports import meanings
-from engine.trained import data_config
 from utils.config import value_of
 from utils.errors import CheckpointError, OutputError
 from utils.provenance import commit
