@@ -60,6 +60,13 @@ def number(what: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
 not_negative = number("of 0 or more", lambda value: 0 <= value < math.inf)
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights", choices=["raw", "ema"],
+        help="default: the average (ema) of a run's best checkpoint if that was what was best, and of another tool's if it has one; else raw",
+    )  # fmt: skip
+
+
 def run_and_leave(main: Callable[[], int]) -> NoReturn:
     """Ends with the status that `main` returns; its errors are one line, and a scheduler's SIGTERM ends it as Ctrl-C does."""
     for stream in filter(None, (sys.stdout, sys.stderr)):

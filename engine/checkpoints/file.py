@@ -18,6 +18,7 @@ from . import unpickle
 from .foreign import WEIGHT_FILES, describe_archive, describe_folder, describe_start
 from .layouts import State, Weights, weights_in
 
+TRAINING_CONFIG = "training_config"  # in config.json of the folders that scripts/export.py hub writes
 SAFETENSORS_HEADER = 100_000_000  # bytes at most, as its format says
 
 
@@ -189,7 +190,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_folder(folder: Path) -> dict[str, Any]:
-    """Weights of a model's folder, with the names of the classes and the images that its config.json tells."""
+    """Weights of a model's folder, with the names of the classes and this project's config, if its config.json has them."""
     names = sorted(path.name for path in Path(folder).iterdir())
     weights = next((name for name in WEIGHT_FILES if name in names), None)
     if weights is None:
@@ -199,6 +200,8 @@ def _read_folder(folder: Path) -> dict[str, Any]:
     labels = told.get("label_names") or _section(told, "pretrained_cfg").get("label_names")
     if isinstance(labels, list) and all(isinstance(label, str) for label in labels):
         content["classes"] = labels
+    if "FAT" in _section(_section(told, TRAINING_CONFIG), "MODEL"):
+        content["config"] = told[TRAINING_CONFIG]
     return content
 
 

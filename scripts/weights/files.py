@@ -154,13 +154,6 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace the file if it is there; an input never is")
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--weights", choices=["raw", "ema"],
-        help="default: the average (ema) of a run's best checkpoint if that was what was best, and of another tool's if it has one; else raw",
-    )  # fmt: skip
-
-
 def require_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
     """Refuses, before anything is computed, a file that is an input, or is there.
 

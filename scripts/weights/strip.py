@@ -7,7 +7,9 @@ average (EMA) one is kept, see --weights.
 import argparse
 from pathlib import Path
 
-from .files import add_output, add_weights, megabytes, open_checkpoint, require_output, say_how, write_checkpoint
+from cli import add_weights
+
+from .files import add_output, megabytes, open_checkpoint, require_output, say_how, write_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
