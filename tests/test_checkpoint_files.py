@@ -14,7 +14,7 @@ from conftest import ROOT, error_of, run
 from torch.optim.swa_utils import AveragedModel
 
 import engine.checkpoints
-from engine.checkpoints.file import open_checkpoint
+from engine.checkpoints.file import open_checkpoint, read_checkpoint
 from engine.checkpoints.load import load_pretrained, require_fit
 from utils.errors import CheckpointError
 from yacs.config import CfgNode
@@ -114,6 +114,48 @@ def test_of_two_that_fit_none_is_guessed(tmp_path):
         open_checkpoint(path)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_newer_pickle_protocols(tmp_path, protocol, zipped):
+    """What torch.load's safe way does not know: the weights and settings are those of the same file in protocol 2."""
+    content = {
+        "model": {key: torch.nn.Parameter(value) if key == "head.bias" else value for key, value in RAW.state_dict().items()},
+        "twice": [RAW.head.weight, RAW.head.weight, "head.bias", "head.bias", torch.float16, torch.Size([2])],
+        "bytes": b"\x00\xffabc", "long": 2**70, "sets": [{1}, frozenset([2])], "umlaut": "\u00e4" * 300, **SETTINGS,
+    }  # fmt: skip
+    plain, newer = tmp_path / "plain.pth", tmp_path / "newer.pth"
+    torch.save(content, plain, _use_new_zipfile_serialization=zipped)
+    torch.save(content, newer, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+    expected, found = read_checkpoint(plain), read_checkpoint(newer)
+    assert expected.keys() == found.keys() == content.keys()
+    assert protocol < 4 or found["sets"] == [[1], (2,)]
+    for key in ("bytes", "long", "umlaut", "epoch", "optimizer", "config", "meters"):
+        assert found[key] == expected[key] and type(found[key]) is type(expected[key])
+    assert found["args"].lr == 0.1 and found["bytes"] == content["bytes"]
+    assert torch.equal(found["twice"][0], RAW.head.weight) and found["twice"][2:] == content["twice"][2:]
+    assert found["twice"][0].data_ptr() == found["twice"][1].data_ptr()
+    checkpoint, model = open_checkpoint(newer), model_of(9)
+    model.load_state_dict(require_fit(model, checkpoint, "raw").state)
+    assert same_logits(model, RAW)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_what_no_protocol_brings_is_refused(tmp_path, protocol):
+    """Code, whatever the protocol; and an object of protocol 4, for which 2 has no like."""
+    path = tmp_path / "x.pth"
+    torch.save({"model": RAW.state_dict(), "x": Bomb()}, path, pickle_protocol=protocol)
+    with pytest.raises(CheckpointError, match="nothing of it was run"):
+        open_checkpoint(path)
+    assert not Bomb.ran
+    torch.save({"model": RAW.state_dict(), "x": Keywords()}, path, pickle_protocol=4)
+    with pytest.raises(CheckpointError, match="newer pickle protocol, whose NEWOBJ_EX .*without pickle_protocol") as caught:
+        open_checkpoint(path)
+    assert "damaged" not in str(caught.value)
+    path.write_bytes(b"\x80\x04\x95 cut")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        open_checkpoint(path)
+
+
 def test_safetensors_and_a_hub_folder(tmp_path):
     folder = tmp_path / "hub"
     folder.mkdir()
@@ -150,6 +192,11 @@ class Bomb:
 
     def __reduce__(self):
         return setattr, (Bomb, "ran", True)
+
+
+class Keywords:
+    def __getnewargs_ex__(self):
+        return (), {"a": 1}
 
 
 @pytest.mark.parametrize("place", ["beside the weights", "in settings that are read"])

@@ -1,9 +1,11 @@
 """torch.hub's entry points."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 from conftest import ROOT
@@ -68,6 +70,18 @@ def test_bare_weights(tmp_path, settings, wrap):
     model = realistic(num_classes=4, **settings)
     torch.save(wrap(model.state_dict()), tmp_path / "weights.pth")
     assert torch.equal(logits(hub("fat_tiny", checkpoint=tmp_path / "weights.pth")), logits(model))
+
+
+def test_a_folder_of_the_hub(tmp_path):
+    """Its config.json has the run's config, which tells the form of FAT and its images."""
+    model = realistic(num_classes=3, interaction="concat")
+    told = config(NAME="fat_tiny")
+    told["MODEL"]["FAT"]["interaction"], told["DATA"]["IMG_SIZE"] = "concat", 96
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"label_names": ["a", "b", "c"], "training_config": told}))
+    loaded = hub("fat_tiny", checkpoint=tmp_path)
+    assert torch.equal(logits(loaded), logits(model)) and loaded.pretrained_cfg["label_names"] == ["a", "b", "c"]
+    assert timm.data.resolve_model_data_config(loaded)["input_size"] == (3, 96, 96)
 
 
 @pytest.mark.parametrize("make, message", [
