@@ -9,6 +9,7 @@ import sys
 import checkpoint as tools
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 import yaml
@@ -21,6 +22,7 @@ from weights.files import open_checkpoint
 import models
 from data.class_maps import read_class_map
 from engine.trained import load_trained
+from utils.config import config_from, to_dict
 from utils.errors import OutputError, UserError
 from utils.files import atomic_write
 
@@ -78,6 +80,22 @@ def same_weights(a, b) -> bool:
 
 
 # strip
+
+
+def test_a_folder_of_the_hub(tmp_path, capsys):
+    """Its file of weights is what is counted; its config and classes come with it."""
+    weights, folder = timm.create_model("fat_tiny", num_classes=2).state_dict(), tmp_path / "hub"
+    folder.mkdir()
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    told = {"label_names": ["a", "b"], "training_config": to_dict(config_from({"MODEL": {"NAME": "fat_tiny"}}, "here"))}
+    (folder / "config.json").write_text(json.dumps(told))
+    assert tool("info", "--json", folder) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes"] == (folder / "model.safetensors").stat().st_size
+    assert found["model"] == "fat_tiny" and found["classes"] == ["a", "b"]
+    assert tool("strip", folder, "--output", tmp_path / "small.pth") == 0
+    assert load(tmp_path / "small.pth")["classes"] == ["a", "b"]
+    assert tool("diff", folder, tmp_path / "small.pth") == 0
 
 
 def test_stripped_checkpoint_evaluates_to_the_same_figures_and_can_be_started_from(trained, tmp_path, capsys):

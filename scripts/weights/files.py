@@ -16,6 +16,7 @@ from yacs.config import CfgNode
 import models  # noqa: F401  (registers FAT with timm)
 from engine.checkpoints.file import CheckpointFile
 from engine.checkpoints.file import open_checkpoint as open_file
+from engine.checkpoints.foreign import WEIGHT_FILES
 from engine.checkpoints.layouts import State
 from engine.checkpoints.load import COUNT, first_difference
 from engine.download import sha256_of
@@ -52,7 +53,7 @@ class Checkpoint(CheckpointFile):
 
     def source(self, name: str) -> dict[str, Any]:
         """What a file that is made of these weights says of where they come from."""
-        found = {"file": str(self.path), "sha256": sha256_of(self.path), "weights": name}
+        found = {"file": str(self.path), "sha256": sha256_of(file_of(self.path)), "weights": name}
         if note := self.note(name):
             found["how"] = note
         if self.progress:
@@ -71,6 +72,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     checkpoint = Checkpoint(**vars(open_file(path)))
     checkpoint.cfg  # refused now if it cannot be used
     return checkpoint
+
+
+def file_of(path: Path) -> Path:
+    """The file, or that with the weights in a model's folder."""
+    return next(path / name for name in WEIGHT_FILES if (path / name).exists()) if path.is_dir() else path
 
 
 def say_how(checkpoint: Checkpoint, name: str) -> None:
