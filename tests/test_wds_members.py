@@ -1,4 +1,4 @@
-"""Which members of a shard are a sample, its image and its label: the right ones in any layout, counted as they are read."""
+"""Which members of a shard are a sample, its image and its label: in any layout, and counted as they are read."""
 
 import functools
 import io
@@ -25,7 +25,7 @@ from utils.errors import DataError
 
 COUNT = 6  # samples in a shard
 
-# Members of sample n, in order. The image is the one with a star; a label is n % 3, others' content is of no use.
+# Members of sample n, in order. The image is the one with a star; the label is n % 3.
 LAYOUTS = {
     "plain": ["*{n}.png", "{n}.cls"],
     "mask first": ["{n}.mask.png", "*{n}.png", "{n}.cls"],
@@ -71,8 +71,8 @@ def write_shard(path: Path, members: list[tuple[str, bytes]]) -> None:
             archive.addfile(member, io.BytesIO(data))
 
 
-def members_of(layout: list[str], image=lambda n: b"image %d" % n, label=lambda n: n % 3) -> list[tuple[str, bytes]]:
-    """`COUNT` samples of the layout."""
+def members_of(layout: list[str], image=lambda n: b"image %d" % n, label=lambda n: n % 3) -> list:
+    """Names and contents of `COUNT` samples of the layout."""
     members = []
     for n in range(COUNT):
         for template in layout:
@@ -130,7 +130,8 @@ def test_an_info_changes_nothing(tmp_path):
     split = {"name": "val", "filenames": ["val-0.tar"], "shard_lengths": [COUNT], "num_samples": COUNT}
     (tmp_path / "_info.json").write_text(json.dumps({"splits": {"val": split}, "classes": ["a", "b", "c"]}))
     source = opened(tmp_path)
-    assert [(sample.data, sample.label) for sample in read_all(source)] == [(b"image %d" % n, n % 3) for n in range(COUNT)]
+    right = [(b"image %d" % n, n % 3) for n in range(COUNT)]
+    assert [(sample.data, sample.label) for sample in read_all(source)] == right
     split["shard_lengths"] = [2 * COUNT]  # as many as there are images, masks with them
     (tmp_path / "_info.json").write_text(json.dumps({"splits": {"val": split}, "classes": ["a", "b", "c"]}))
     with pytest.raises(DataError, match="holds 6 images, _info.json says 12"):
@@ -147,7 +148,7 @@ def test_keys_with_dots_and_members_in_any_order(tmp_path):
             if drawn.random() < 0.5:
                 key = key.replace(".", "-")
             image = drawn.choice(["png", "JPG", "webp"])
-            more = drawn.sample(["mask.png", "seg.tif", "caption.txt", "meta.json", "npy"], drawn.randrange(4))
+            more = drawn.sample(["mask.png", "seg.tif", "note.txt", "meta.json", "npy"], drawn.randrange(4))
             own = [(f"{key}.{image}", b"image %d" % n), (f"{key}.cls", b"%d" % (n % 3))]
             own += [(f"{key}.{suffix}", b"none of it") for suffix in more]
             drawn.shuffle(own)
@@ -168,16 +169,22 @@ REFUSED = {
         "7: has several images, mask.png, img.png; choose one in DATA.COLUMNS, such as [mask.png, cls]",
     ),
     "no image": (["7.txt"], "7: has no image, but txt; each sample needs a .jpg, .png or the like"),
-    "a hidden image": (["._7.png", "7.cls"], "7: has no image, but cls; each sample needs a .jpg, .png or the like"),
-    "no label": (["7.png", "7.npy"], "7: has no label, but png, npy; each sample needs one in .cls, .json or .txt"),
+    "a hidden image": (
+        ["._7.png", "7.cls"],
+        "7: has no image, but cls; each sample needs a .jpg, .png or the like",
+    ),
+    "no label": (
+        ["7.png", "7.npy"],
+        "7: has no label, but png, npy; each sample needs one in .cls, .json or .txt",
+    ),
     "a label of another name": (
         ["7.png", "7.png.cls"],
         "7: has no image and cls with the same name, but png, png.cls; name their suffixes in DATA.COLUMNS",
     ),
     "one sample or two": (
         ["img.png", "img.cls", "img.0.png", "img.0.cls"],
-        "img: is one sample, or 'img.0' another one, which has an image and a label too; name the members' suffixes in "
-        "DATA.COLUMNS, or make the shard anew with keys that have no dots",
+        "img: is one sample, or 'img.0' another one, which has an image and a label too; name the members' "
+        "suffixes in DATA.COLUMNS, or make the shard anew with keys without dots",
     ),
     "twice": (
         ["7.png", "7.cls", "7.PNG"],
@@ -185,8 +192,8 @@ REFUSED = {
     ),
     "images first": (
         ["img.0.png", "img.1.png", "img.0.cls", "img.1.cls"],
-        "img.1.png: is of no sample, as no image and label of its name lie beside it; make the shard anew, with the "
-        "members of each sample in a row",
+        "img.1.png: is of no sample, as no image and label of its name lie beside it; make the shard anew, with "
+        "the members of each sample in a row",
     ),
     "outside": (
         ["../7.png", "7.cls"],
@@ -201,28 +208,34 @@ def test_what_can_be_understood_in_two_ways_is_refused(tmp_path, case):
     assert refusal(tmp_path, *members).removeprefix(f"{tmp_path}/val-0.tar") == line
 
 
-@pytest.mark.parametrize("members", [["a.m.png", "a.m.json", "a.png", "a.json"], ["a.m.png", "a.m.json", "a.png", "a.cls"]])
-def test_a_sample_beside_its_own_beginning_is_refused(tmp_path, members):
-    """Whatever the order of the members is, a mask with a label of its own is not read as an image."""
-    for order in (members, members[2:] + members[:2]):
-        if order[1] != "a.cls":  # after which the mask's JSON is no label
-            assert refusal(tmp_path, *order).startswith("a: is one sample, or 'a.m' another one")
-    write_shard(tmp_path / "val-0.tar", [("a.m.png", b"mask"), ("a.m.json", b"{}"), ("a.png", b"image"), ("a.cls", b"2")])
+def test_a_mask_with_a_label_is_no_sample(tmp_path):
+    """It is refused, unless another kind of label is before it, or DATA.COLUMNS says which label counts."""
+    for members in (
+        ["a.m.png", "a.m.json", "a.png", "a.json"],
+        ["a.png", "a.json", "a.m.png", "a.m.json"],
+        ["a.m.png", "a.m.json", "a.png", "a.cls"],
+    ):
+        assert refusal(tmp_path, *members).startswith("a: is one sample, or 'a.m' another one")
+    members = [("a.m.png", b"mask"), ("a.m.json", b"{}"), ("a.png", b"image"), ("a.cls", b"2")]
+    write_shard(tmp_path / "val-0.tar", members[2:] + members[:2])
+    assert [(s.data, s.label) for s in read_all(opened(tmp_path))] == [(b"image", 2)]
+    write_shard(tmp_path / "val-0.tar", members)
     for columns in (("png", "cls"), ("image", "cls")):
         assert [(s.data, s.label) for s in read_all(opened(tmp_path, columns))] == [(b"image", 2)]
 
 
 @pytest.mark.parametrize("columns, image, label", [
-    (("rgb.png", "cls"), b"rgb", 0), (("Mask.PNG", ".fine.cls"), b"mask", 1), (("image", "fine.cls"), b"exact", 1),
-    (("jpg", "txt"), b"exact", 2), (("rgb.png", "json:kind"), b"rgb", 2), (("image", "json"), b"exact", 1),
-    (("image", "label"), b"exact", 0),
+    (("rgb.png", "cls"), b"rgb", 0), (("Mask.PNG", ".fine.cls"), b"mask", 1), (("image", "fine.cls"), b"jpg", 1),
+    (("jpg", "txt"), b"jpg", 2), (("rgb.png", "json:kind"), b"rgb", 2), (("image", "json"), b"jpg", 1),
+    (("image", "label"), b"jpg", 0),
 ])  # fmt: skip
 def test_columns_choose_the_members(tmp_path, columns, image, label):
     members = {
-        "rgb.png": b"rgb", "mask.png": b"mask", "jpg": b"exact", "cls": b"0", "fine.cls": b"1", "txt": b"2",
+        "rgb.png": b"rgb", "mask.png": b"mask", "jpg": b"jpg", "cls": b"0", "fine.cls": b"1", "txt": b"2",
         "json": b'{"label": 1, "kind": 2, "key": "x"}',
     }  # fmt: skip
-    write_shard(tmp_path / "val-0.tar", [(f"{n}.{suffix}", data) for n in range(3) for suffix, data in members.items()])
+    named = [(f"{n}.{suffix}", data) for n in range(3) for suffix, data in members.items()]
+    write_shard(tmp_path / "val-0.tar", named)
     source = opened(tmp_path, columns)
     assert [(sample.data, sample.label) for sample in read_all(source)] == 3 * [(image, label)]
     assert len(source) == 3 and not source.notes
@@ -239,8 +252,8 @@ def test_columns_that_are_not_there(tmp_path):
 def test_an_image_of_a_longer_suffix_is_said(tmp_path, capsys):
     write_shard(tmp_path / "val-0.tar", members_of(LAYOUTS["long suffix"]))
     line = (
-        f"{tmp_path}/val-0.tar: the image of 0 is taken to be its member image.jpg, likewise in other samples; DATA.COLUMNS "
-        "names another"
+        f"{tmp_path}/val-0.tar: the image of 0 is taken to be its member image.jpg, likewise in other samples; "
+        "DATA.COLUMNS names another"
     )
     assert opened(tmp_path).notes == [line]
     assert open_source("wds", "val-{0..0}.tar|6", str(tmp_path), 3, 0).notes == [line]  # not counted
@@ -264,15 +277,16 @@ def test_members_that_are_left_out_are_said(tmp_path):
 @pytest.mark.parametrize("suffix", ["cls", "txt", "json"])
 def test_labels_can_be_class_names(tmp_path, suffix):
     names = ["zebra", "an apple", "n01440764"]
-    write_shard(tmp_path / "val-0.tar", members_of(["*{n}.png", f"{{n}}.{suffix}"], label=lambda n: names[n % 3]))
+    layout = ["*{n}.png", f"{{n}}.{suffix}"]
+    write_shard(tmp_path / "val-0.tar", members_of(layout, label=lambda n: names[n % 3]))
     (tmp_path / "map.txt").write_text("n01440764\nzebra\nan apple\n")
     source = opened(tmp_path, num_classes=0, class_to_idx=read_class_map(str(tmp_path / "map.txt")))
     assert [sample.label for sample in read_all(source)] == 2 * [1, 2, 0]
     with pytest.raises(DataError) as refused:
         read_all(opened(tmp_path))
     assert str(refused.value) == (
-        f"{tmp_path}/val-0.tar:0: has label 'zebra', which is no number and none of the 3 classes; name the classes in "
-        "DATA.CLASS_MAP, a text file with a name in each line, in label order"
+        f"{tmp_path}/val-0.tar:0: has label 'zebra', which is no number and none of the 3 classes; name the "
+        "classes in DATA.CLASS_MAP, a text file with a name in each line, in label order"
     )
     split = {"name": "val", "filenames": ["val-0.tar"], "shard_lengths": [COUNT], "num_samples": COUNT}
     (tmp_path / "_info.json").write_text(json.dumps({"splits": {"val": split}, "classes": names}))
@@ -293,9 +307,10 @@ def test_labels_that_are_numbers(tmp_path, text, label):
 
 
 @pytest.mark.parametrize("suffix, data, said", [
-    ("cls", b"", "has no label"), ("cls", b"-1", "has label -1, of 3 classes"), ("cls", b"1.5", "has label '1.5', which is no"),
-    ("cls", b"3", "has label 3, of 3 classes"), ("json", b'{"label": 1.5}', "has no label"), ("json", b"{", "has no label"),
-    ("json", b'{"label": [1]}', "has no label"), ("json", b'{"class": 1}', "has no label"), ("txt", b"a cat", "has label 'a cat'"),
+    ("cls", b"", "has no label"), ("cls", b"-1", "has label -1, of 3"), ("cls", b"1.5", "has label '1.5', which"),
+    ("cls", b"3", "has label 3, of 3"), ("txt", b"a cat", "has label 'a cat'"), ("json", b"{", "has no label"),
+    ("json", b'{"label": 1.5}', "has no label"), ("json", b'{"label": [1]}', "has no label"),
+    ("json", b'{"class": 1}', "has no label"),
 ])  # fmt: skip
 def test_labels_that_are_none(tmp_path, suffix, data, said):
     write_shard(tmp_path / "val-0.tar", [("7.png", b""), (f"7.{suffix}", data)])
@@ -323,7 +338,8 @@ def memorised(config: Path, path: Path) -> None:
     transform = eval_transform(cfg.DATA.IMG_SIZE, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT)
     pictures = [transform(decode_image(io.BytesIO(png(n)))).pixels for n in range(COUNT)]
     mean, std = (torch.tensor(values) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
-    images = ((torch.stack([torch.as_tensor(picture) for picture in pictures]).float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    pixels = torch.stack([torch.as_tensor(picture) for picture in pictures]).float() / 255
+    images = ((pixels - mean) / std).permute(0, 3, 1, 2)
     with torch.no_grad():
         features = model.forward_head(model.forward_features(images), pre_logits=True)
         features = torch.cat([features, torch.ones(COUNT, 1)], dim=1).double()
@@ -337,7 +353,8 @@ def memorised(config: Path, path: Path) -> None:
 def test_evaluation_of_shards_with_masks(write_config, tmp_path, capfd):
     def accuracy(folder: str, layout: list[str], *opts) -> tuple[float, int]:
         members = members_of(layout, png)
-        write_shard(tmp_path / folder / "val-0.tar", [(n, png(0) if d == b"none of it" else d) for n, d in members])
+        members = [(name, png(0) if data == b"none of it" else data) for name, data in members]
+        write_shard(tmp_path / folder / "val-0.tar", members)
         arguments = ["DATA.DATA_PATH", tmp_path / folder, *opts]
         run("--cfg", config, "--eval", "--resume", tmp_path / "x.pth", "--opts", *arguments)
         found = json.loads((tmp_path / "output/fat_tiny/default/eval.json").read_text())
@@ -352,14 +369,15 @@ def test_evaluation_of_shards_with_masks(write_config, tmp_path, capfd):
     assert "the image of 0 is taken to be its member image.jpg, likewise in other samples" in capfd.readouterr().out
     two = ["{n}.mask.png", "*{n}.rgb.png", "{n}.cls"]
     write_shard(tmp_path / "two/val-0.tar", members_of(two, png))
-    error = error_of("--cfg", config, "--eval", "--resume", tmp_path / "x.pth", "--opts", "DATA.DATA_PATH", tmp_path / "two")
-    assert error.status == 2 and "has several images, mask.png, rgb.png; choose one in DATA.COLUMNS" in str(error)
+    path = ["--opts", "DATA.DATA_PATH", tmp_path / "two"]
+    error = error_of("--cfg", config, "--eval", "--resume", tmp_path / "x.pth", *path)
+    assert error.status == 2 and "has several images, mask.png, rgb.png; choose one in DATA" in str(error)
     assert accuracy("two", two, "DATA.COLUMNS", "[rgb.png,cls]") == (100, COUNT)
     assert accuracy("two", two, "DATA.COLUMNS", "[mask.png,cls]")[0] < 50  # they are all the same image
 
 
 def test_verify_has_the_same_rule(digits, tmp_path):
-    """Files of macOS in a shard are left out and said; a sample that is not right is named, and the others are read."""
+    """What is left out is said; a sample that is not right is named, and the others are read."""
     prepare_data.main(["shards", str(digits), "--output", str(tmp_path), "--workers", "0", "--splits", "val"])
     with tarfile.open(tmp_path / "val-000000.tar") as archive:
         members = [(member.name, archive.extractfile(member).read()) for member in archive]

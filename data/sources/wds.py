@@ -39,8 +39,8 @@ class Sample(NamedTuple):
 
 
 class WdsSource:
-    """Shards of samples with an image (.jpg, .png, ...) and its label, a number or a class' name (.cls, `label` in .json,
-    .txt); see `wds_members`.
+    """Shards of samples with an image (.jpg, .png, ...) and its label, a number or a class' name (.cls, `label` in
+    .json, .txt); see `wds_members`.
 
     It is read in streams (`read`), not by index. How many images the shards hold is said by `_info.json` beside them; local
     shards without it are counted.
@@ -78,15 +78,13 @@ class WdsSource:
             if shard in local and size is not None and os.path.getsize(shard) != size:
                 raise DataError(f"{shard}: has {os.path.getsize(shard)} bytes, {INFO} says {size}; fetch or make it again")
         self.lengths = shards.lengths
-        self.notes: list[str] = []  # see `data.sources`
         self.unusual = ""  # what is to be said of which member is the image
+        others: list[str] = []
         if not self.lengths and len(local) == len(self.shards) and not shards.total:
-            others: list[str] = []
             self.lengths = [self._count(shard, others) for shard in self.shards]
-            self.notes += notes_of(folder, others)
         elif self.shards[0] in local:
             self._look()
-        self.notes += [self.unusual] if self.unusual else []
+        self.notes = notes_of(folder, others) + ([self.unusual] if self.unusual else [])  # see `data.sources`
         self.num_images = sum(self.lengths) if self.lengths else shards.total
         if not self.num_images:
             raise DataError(
@@ -118,7 +116,7 @@ class WdsSource:
         url, count = self.shards[shard], 0
         try:
             for parts in samples(url, _files(url), self.wanted, []):
-                if not shard and not parts.exact and not self.unusual:  # of shards that could not be looked at before
+                if not shard and not parts.exact and not self.unusual:  # `_look` saw only local shards
                     self._note(url, parts)
                     print(self.unusual, file=sys.stderr, flush=True)
                 yield self._sample(url, parts)
@@ -154,8 +152,8 @@ class WdsSource:
     def _note(self, shard: str, parts: Parts) -> None:
         if not parts.exact and not self.unusual:
             self.unusual = printable(
-                f"{shard}: the image of {parts.key} is taken to be its member {parts.image}, likewise in other samples; "
-                "DATA.COLUMNS names another"
+                f"{shard}: the image of {parts.key} is taken to be its member {parts.image}, likewise in other "
+                "samples; DATA.COLUMNS names another"
             )
 
     def _sample(self, url: str, parts: Parts[bytes]) -> Sample:
@@ -178,15 +176,15 @@ class WdsSource:
         text = str(written).strip()
         if not isinstance(written, (int, str)) or not text:
             raise DataError(
-                f"{name}: has no label; each sample needs one, a number or a class' name, in .cls, as 'label' in .json, or "
-                "in .txt; DATA.COLUMNS names another member, or another field as json:<field>"
+                f"{name}: has no label; each sample needs one, a number or a class' name, in .cls, as 'label' in "
+                ".json, or in .txt; DATA.COLUMNS names another member, or another field as json:<field>"
             )
         if not NUMBER.fullmatch(text):
             if text in self.labels:
                 return self.labels[text]
             raise DataError(
-                f"{name}: has label {text[:60]!r}, which is no number and none of the {len(self.classes)} classes; name "
-                "the classes in DATA.CLASS_MAP, a text file with a name in each line, in label order"
+                f"{name}: has label {text[:60]!r}, which is no number and none of the {len(self.classes)} classes; "
+                "name the classes in DATA.CLASS_MAP, a text file with a name in each line, in label order"
             )
         if not 0 <= int(text) < len(self.table):
             raise DataError(

@@ -1,9 +1,10 @@
-"""Which members of a shard make up a sample, and which of these are its image and its label: by their names alone.
+"""Which members of a shard are a sample, and which of them are its image and its label: by their names alone.
 
-It is the one rule for counting and for reading. A label's name without its suffix is the sample's key (`img.0.cls`:
-`img.0`), and its other members' names begin with the key and a dot: `img.0.png` and `img.0.mask.png` are of that sample.
-The members of a sample lie in a row. webdataset ends a key at the first dot of a file's name, which is the same where
-labels have one dot. Names that can be understood in two ways are refused.
+The one rule for counting and for reading. A label's name without its suffix is the sample's key, and the
+names of its other members begin with the key and a dot: with `img.0.cls` the key is `img.0`, and `img.0.png`
+and `img.0.mask.png` are of that sample. The members of a sample lie in a row. (webdataset ends a key at the
+first dot of a file's name, which is the same where labels have one dot.) Names that can be understood in two
+ways are refused.
 """
 
 import re
@@ -45,8 +46,8 @@ class Parts(NamedTuple, Generic[Data]):
 def wanted_by(columns: Sequence[str]) -> Wanted:
     """
     Args:
-        columns: suffixes of images and labels, such as 'rgb.png' and 'cls', or 'json:class' for a field in JSON. 'image'
-            and 'label', the defaults, stand for the usual members.
+        columns: suffixes of images and labels, such as 'rgb.png' and 'cls'; 'json:class' is a field in JSON;
+            'image' and 'label', the defaults, stand for the usual members.
     """
     image, label = columns
     suffix, _, field = label.partition(":")
@@ -63,7 +64,7 @@ def samples(
     """The samples of a shard; see `grouped`.
 
     Raises:
-        DataError: members are of no sample, or can be of several; a sample has no image or no label, or several images.
+        DataError: members are of no sample, or can be of several; a sample has no label, or not one image.
     """
     for group in grouped(where, members, wanted, others):
         yield group.parts()
@@ -77,8 +78,8 @@ def grouped(
     Args:
         where: the shard, for messages.
         members: names and data of its files, in order.
-        others: is given the names of those that are left out: hidden ones, those of systems and programs, and those
-            without a dot.
+        others: is given the names of those that are left out: hidden ones, those of systems and programs, and
+            those without a dot.
 
     Raises:
         DataError: a name leads out of the shard.
@@ -119,7 +120,7 @@ class Group(Generic[Data]):
         self.stem = ""
         self.members: list[tuple[str, Data]] = []
         self.image_keys: set[str] = set()  # that the images fit
-        self.label_keys: dict[str, list[str]] = {suffix: [] for suffix in wanted.labels}  # that labels name
+        self.label_keys: dict[str, list[str]] = {suffix: [] for suffix in wanted.labels}  # that they name
 
     def add(self, name: str, data: Data) -> None:
         self.stem = stem_of(name)
@@ -134,7 +135,7 @@ class Group(Generic[Data]):
                 keys.append(name[: -len(suffix) - 1])
 
     def ends_before(self, name: str) -> bool:
-        """Whether a member is of another sample: its name has another stem, or this one is whole without it."""
+        """Whether a member is of another sample: it has another stem, or this one is whole without it."""
         if stem_of(name) != self.stem:
             return True
         whole = self.whole_keys()
@@ -159,7 +160,8 @@ class Group(Generic[Data]):
         for name, data in self.members:
             suffix = name[len(key) + 1 :].lower()
             if not name.startswith(key + "."):
-                raise self._error(name, f"is of no sample, as no image and label of its name lie beside it; {IN_A_ROW}")
+                text = "is of no sample, as no image and label of its name lie beside it"
+                raise self._error(name, f"{text}; {IN_A_ROW}")
             if suffix in members:
                 raise self._error(name, f"is there twice; {IN_A_ROW}")
             members[suffix] = data
@@ -175,28 +177,29 @@ class Group(Generic[Data]):
             what = "correct DATA.COLUMNS" if image else "each sample needs a .jpg, .png or the like"
             raise self._error(self.stem, f"has no {missing}, but {there}; {what}")
         if not self.label():
-            missing = "label" if labels == LABELS else f"member {labels[0]}"
-            what = "each sample needs one in .cls, .json or .txt" if labels == LABELS else "correct DATA.COLUMNS"
+            usual = labels == LABELS
+            missing = "label" if usual else f"member {labels[0]}"
+            what = "each sample needs one in .cls, .json or .txt" if usual else "correct DATA.COLUMNS"
             raise self._error(self.stem, f"has no {missing}, but {there}; {what}")
         whole = self.whole_keys()
         if not whole:
-            text = f"has no image and {self.label()} with the same name, but {there}; name their suffixes in DATA.COLUMNS"
-            raise self._error(self.stem, text)
+            text = f"has no image and {self.label()} with the same name, but {there}"
+            raise self._error(self.stem, f"{text}; name their suffixes in DATA.COLUMNS")
         key = whole[0]
         inner = next((other for other in (*whole, *self.before) if other.startswith(key + ".")), "")
         if inner:
-            text = f"is one sample, or {inner!r} another one, which has an image and a label too; name the members' suffixes"
-            raise self._error(key, f"{text} in DATA.COLUMNS, or make the shard anew with keys that have no dots")
+            text = f"is one sample, or {inner!r} another one, which has an image and a label too"
+            what = "name the members' suffixes in DATA.COLUMNS, or make the shard anew with keys without dots"
+            raise self._error(key, f"{text}; {what}")
         return key
 
     def _image(self, key: str, suffixes: list[str]) -> str:
-        """Which member is the image: the one with nothing but a suffix, else the only one that ends in one."""
+        """Which member is the image: the one that is a suffix alone, else the only one that ends in one."""
         exact = [suffix for suffix in suffixes if "." + suffix in IMAGE_SUFFIXES]
         fitting = exact or [suffix for suffix in suffixes if has_image_suffix("." + suffix)]
         if len(fitting) > 1:
-            choice = f"[{fitting[0]}, {self.label()}]"
-            text = f"has several images, {', '.join(fitting)}; choose one in DATA.COLUMNS, such as {choice}"
-            raise self._error(key, text)
+            what = f"choose one in DATA.COLUMNS, such as [{fitting[0]}, {self.label()}]"
+            raise self._error(key, f"has several images, {', '.join(fitting)}; {what}")
         return fitting[0]
 
     def _error(self, name: str, text: str) -> DataError:
