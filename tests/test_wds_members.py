@@ -1,4 +1,4 @@
-"""Which members of a shard are a sample, its image and its label: in any layout, and counted as they are read."""
+"""Which members of a shard are a sample, its image and its label: in any layout, counted as they are read."""
 
 import functools
 import io
@@ -78,8 +78,8 @@ def members_of(layout: list[str], image=lambda n: b"image %d" % n, label=lambda 
         for template in layout:
             name = template.lstrip("*").format(n=n)
             is_label = name.lower().endswith((f"{n}.cls", f"{n}.json", f"{n}.txt", "c.json", "o.cls"))
-            data = image(n) if template[0] == "*" else label_text(name, label(n)) if is_label else b"none of it"
-            members.append((name, data))
+            other = label_text(name, label(n)) if is_label else b"none of it"
+            members.append((name, image(n) if template[0] == "*" else other))
     return members
 
 
@@ -115,9 +115,8 @@ def test_the_right_members_are_counted_and_read(tmp_path, layout):
     assert [(sample.data, sample.label) for sample in samples] == 2 * right
     # the key of a sample is that of its image's file
     star = next(name for name in LAYOUTS[layout] if name[0] == "*")[1:].removeprefix("./")
-    assert [sample.key for sample in samples[:COUNT]] == [
-        stem + suffix.lower() for stem, suffix in (split_suffix(star.format(n=n), layout) for n in range(COUNT))
-    ]
+    named = [split_suffix(star.format(n=n), layout) for n in range(COUNT)]
+    assert [sample.key for sample in samples[:COUNT]] == [stem + suffix.lower() for stem, suffix in named]
 
 
 def split_suffix(name: str, layout: str) -> tuple[str, str]:

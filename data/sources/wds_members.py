@@ -8,7 +8,7 @@ ways are refused.
 """
 
 import re
-from typing import Generic, Iterable, Iterator, NamedTuple, Optional, Sequence, TypeVar
+from typing import Generic, Iterable, Iterator, NamedTuple, Sequence, TypeVar
 
 from utils.errors import DataError, printable
 
