@@ -70,7 +70,7 @@ def open_source(
         num_classes: of a synthetic set, and of one that does not say it.
         num_images: of a synthetic set.
         decode, outside_links, class_to_idx: see `FolderSource`.
-        columns: see `HfdsSource`.
+        columns: see `HfdsSource` and `WdsSource`.
         class_order: one of `CLASS_ORDERS`; by which names the classes have their labels, without `class_to_idx` and where
             the data set does not name an order of its own.
 

@@ -13,7 +13,6 @@ import numpy as np
 from utils.errors import DataError
 from utils.rng import fingerprint
 
-from ..image_files import has_image_suffix as is_image  # noqa: F401  (of `wds`)
 from ..image_files import is_hidden_or_tool, left_out
 from .reading import printable, read_image
 

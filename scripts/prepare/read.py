@@ -6,7 +6,6 @@ image is noted in `problems`, and the others are still read; `notes` are of what
 
 import contextlib
 import glob
-import itertools
 import json
 import tarfile
 import zipfile
@@ -15,6 +14,7 @@ from typing import Iterator, Optional
 
 from data.image_files import is_image, notes_of
 from data.sources.folder import FolderSource
+from data.sources.wds_members import USUAL, Parts, grouped
 from utils.errors import ConfigError, DataError, UserError
 
 from .archives import require_end
@@ -126,11 +126,12 @@ class Shards:
         about = info["splits"][split]
 
         def items() -> Iterator[Item]:
+            others: list[str] = []
             extra = {file.name for file in path.glob(f"{glob.escape(split)}-*.tar")} - set(about["filenames"])
             problems.extend(f"{path / name}: is not named in {INFO}" for name in sorted(extra))
             for name, length, size in zip(about["filenames"], about["shard_lengths"], about["shard_bytes"]):
                 count = 0
-                for item in _samples(path / name, info["classes"], problems):
+                for item in _samples(path / name, info["classes"], problems, others):
                     count += 1
                     yield item
                 if count != length:
@@ -139,6 +140,7 @@ class Shards:
                     problems.append(f"{path / name}: has {(path / name).stat().st_size} bytes, {INFO} says {size}")
             if about["num_samples"] != sum(about["shard_lengths"]):
                 problems.append(f"{path / INFO}: the lengths of {split}'s shards do not add up to {about['num_samples']}")
+            notes.extend(notes_of(path, others))
 
         return info["classes"], items()
 
@@ -221,29 +223,20 @@ def _tar_files(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
         require_end(archive)
 
 
-def _samples(path: Path, classes: list[str], problems: list[str]) -> Iterator[Item]:
-    sample: dict[str, bytes] = {}
-    stem: Optional[str] = None
-    for name, data in itertools.chain(_tar_files(path, problems), [(".", b"")]):  # the last ends the last sample
-        this, _, extension = name.partition(".")
-        if this != stem:
-            if sample:
-                yield from _sample(f"{path}: {stem}", sample, classes, problems)
-            stem, sample = this, {}
-        if extension in sample:
-            problems.append(f"{path}: holds {name} twice")
-        sample[extension] = data
+def _samples(path: Path, classes: list[str], problems: list[str], others: list[str]) -> Iterator[Item]:
+    with _noted(path, problems):
+        for group in grouped(str(path), _tar_files(path, problems), USUAL, others):
+            with _noted(f"{path}: {group.stem}", problems):
+                yield from _sample(f"{path}: {group.stem}", group.parts(), classes, problems)
 
 
-def _sample(where: str, sample: dict[str, bytes], classes: list[str], problems: list[str]) -> Iterator[Item]:
-    with _noted(where, problems):
-        about, label = json.loads(sample.pop("json")), int(sample.pop("cls"))
-        (data,) = sample.values()
-        if about["label"] != label:
-            problems.append(f"{where}: its cls says label {label}, its json {about['label']}")
-        if not 0 <= label < len(classes) or about["class"] != classes[label]:
-            problems.append(f"{where}: label {label} is not that of class {about['class']!r}")
-        yield about["key"], label, data
+def _sample(where: str, parts: Parts[bytes], classes: list[str], problems: list[str]) -> Iterator[Item]:
+    about, label = json.loads(parts.members["json"]), int(parts.members["cls"])
+    if about["label"] != label:
+        problems.append(f"{where}: its cls says label {label}, its json {about['label']}")
+    if not 0 <= label < len(classes) or about["class"] != classes[label]:
+        problems.append(f"{where}: label {label} is not that of class {about['class']!r}")
+    yield about["key"], label, parts.members[parts.image]
 
 
 @contextlib.contextmanager
@@ -253,6 +246,8 @@ def _noted(where: object, problems: list[str]) -> Iterator[None]:
         yield
     except MemoryError:
         raise
+    except DataError as error:
+        problems.append(str(error))
     except Exception as error:  # pyarrow and zipfile raise of many kinds at damaged files
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         problems.append(f"{where}: cannot be read to its end ({type(error).__name__}: {' '.join(str(reason).split())})")
