@@ -48,15 +48,17 @@ class HfdsSource:
             raise DataError(f"{root}: no such folder; DATA.DATA_PATH (--data-path) must hold parquet files, see scripts/prepare_data.py parquet")
         image, label = columns
         rows = _load(root, split)
+        notes = _ignored_tables(rows, root)
         for column in columns:
             if column not in rows.column_names:
-                raise DataError(f"{root}: has no column {column!r}, but {', '.join(rows.column_names)}; name its images and labels in DATA.COLUMNS")
+                there = f"has no column {column!r}, but {', '.join(rows.column_names)}; name its images and labels in DATA.COLUMNS"
+                raise DataError("; ".join([f"{root}: {there}", *notes]))
         import pyarrow.compute as pc
 
         rows = _with_files(rows, image, root)
         self.rows, self.column, self.root, self.decode = rows, image, root, decode
         self.labels, names = labels_of(rows.data.column(label), label, f"{root}: {split!r}")
-        self.notes = [f"{root}: its classes are the names in the column {label!r}"] if names is not None else []
+        self.notes = notes + ([f"{root}: its classes are the names in the column {label!r}"] if names is not None else [])
         given = getattr(rows.features[label], "names", None)  # of numbers
         own = names or (wordnet_ids(given) if given else classes_for(num_classes, class_to_idx))
         if len(self.labels) == 0 or self.labels.min() < 0 or self.labels.max() >= len(own):
@@ -103,6 +105,14 @@ class HfdsSource:
                     yield file
 
         return read_image(self.name(index), opened, self.decode, "make the parquet file anew without it"), int(self.labels[index])
+
+
+def _ignored_tables(rows: Any, root: Path) -> list[str]:
+    """A line of the parquet files, if `datasets` takes the folder for one of images, as it does where a split has a folder."""
+    tables = [*root.glob("*.parquet"), *root.glob("data/*.parquet")]
+    if rows.info.builder_name != "imagefolder" or not tables:
+        return []
+    return [f"{root}: its folders of images are read, not {tables[0].name}; for this, move one of them to another place"]
 
 
 def _with_files(rows: Any, column: str, root: Path) -> Any:

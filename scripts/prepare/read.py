@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import Iterator, Optional
 
+from data.class_maps import wordnet_ids
 from data.image_files import is_image, notes_of
 from data.sources.columns import file_in, key_of
 from data.sources.folder import FolderSource
@@ -165,7 +166,7 @@ class Parquet:
             classes = _names_of_numbers(pq.read_schema(files[0]).metadata or {})
 
         def items() -> Iterator[Item]:
-            expected = files[0].stem.rsplit("-", 1)[1]
+            expected = files[0].stem.rpartition("-of-")[2]
             if expected.isdecimal() and len(files) != int(expected):
                 problems.append(f"{path / 'data'}: has {len(files)} of {int(expected)} files of {NAMES[split]}")
             number = 0
@@ -217,7 +218,8 @@ def _info(path: Path) -> dict:
 def _names_of_numbers(metadata: dict) -> Optional[list[str]]:
     """The names of a column of numbers, as the Hugging Face libraries keep them; None where it holds names itself."""
     about = json.loads(metadata.get(b"huggingface", b"{}"))
-    return about.get("info", {}).get("features", {}).get("label", {}).get("names")
+    names = about.get("info", {}).get("features", {}).get("label", {}).get("names")
+    return names and wordnet_ids(names)
 
 
 def _row(root: Path, image: object, label: object, classes: Optional[list[str]], number: str) -> Item:
