@@ -108,7 +108,7 @@ def _without_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_stderr() -> Iterator[None]:
-    """For C libraries (libtiff, OpenCV's libjpeg) that write there of what they go on with, and do not name the file."""
+    """For C libraries (libtiff, OpenCV's libjpeg), which write there of what they go on with, without the file."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

@@ -1,6 +1,7 @@
 """Image files without what they say about their pixels: texts, colour profiles, previews, the camera's notes.
 
-A reader may end at such a part that is damaged or too large, though the pixels are whole. Pixels are not looked at here.
+A reader may end at such a part that is damaged or too large, though the pixels are whole. Pixels are not looked at
+here.
 """
 
 import struct
@@ -22,11 +23,11 @@ WEBP_ORIENTATIONS = {b"EXIF": 0x08, b"XMP ": 0x04}  # and their flags in VP8X
 WEBP_PROFILE = 0x20  # likewise
 
 TIFF_PIXELS = {
-    256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339, 347,
-    512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532,
+    256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339,
+    347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532,
 }  # fmt: skip
-# By a file's first bytes: byte order, where the directory's offset stands, kinds of the offset and of the number of
-# entries (as in `struct`), bytes of an entry.
+# By a file's first bytes: byte order, where the directory's offset stands, kinds of the offset and of the number
+# of entries (as in `struct`), bytes of an entry.
 TIFFS = {
     b"II*\0": ("<", 4, "I", "H", 12), b"MM\0*": (">", 4, "I", "H", 12),
     b"II+\0": ("<", 8, "Q", "Q", 20), b"MM\0+": (">", 8, "Q", "Q", 20),
@@ -34,8 +35,10 @@ TIFFS = {
 
 
 def without_metadata(data: bytes) -> Iterator[bytes]:
-    """A file's bytes with less and less metadata: first without what says nothing of the pixels, then also without what
-    says which side of them is up, and the frames of an animated PNG. None of a format that is not known here.
+    """A file's bytes with less and less metadata; none of a format that is not known here.
+
+    First without what says nothing of the pixels, then also without what says which side of them is up, and without
+    the frames of an animated PNG.
     """
     stripped = _stripper(data)
     for keep in (True, False) if stripped else ():
@@ -120,7 +123,7 @@ def _webp(data: bytes, keep: bool) -> Optional[bytes]:
 
 
 def _tiff(data: bytes, keep: bool) -> Optional[bytes]:
-    """The first page's directory with the pixels' entries alone, in its place; what others point at stays where it is."""
+    """The first page's directory has the pixels' entries alone; what the others point at stays where it is."""
     order, place, offset, number, size = TIFFS[data[:4]]
     start = struct.unpack_from(order + offset, data, place)[0]
     count = struct.unpack_from(order + number, data, start)[0]

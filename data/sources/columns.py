@@ -1,4 +1,4 @@
-"""What the columns of a parquet file say of an image: its class, by number or by name, and its file's name."""
+"""What the columns of a parquet file say of an image: its class by number or name, and its file's name."""
 
 import os
 import re
@@ -13,8 +13,8 @@ from utils.errors import DataError
 def labels_of(column: Any, name: str, where: str) -> tuple[np.ndarray, Optional[list[str]]]:
     """Each row's label, and the classes' names in label order; None where the column holds numbers.
 
-    Names are numbered by code points, as folders are: also '10' and '2', which are names if they are text. Truth values are
-    the classes False and True, also where only one of them is there.
+    Names are numbered by code points, as folders are: also '10' and '2', which are names if they are text. Truth values
+    are the classes False and True, also where only one of them is there.
 
     Args:
         column: pyarrow's ChunkedArray.
@@ -44,7 +44,8 @@ def labels_of(column: Any, name: str, where: str) -> tuple[np.ndarray, Optional[
             raise ValueError
         return labels, None
     except (ValueError, TypeError, OverflowError):  # pyarrow's, of bytes that are no text, is a ValueError
-        raise DataError(f"{where}: the column {name!r} holds no numbers or names; name another in DATA.COLUMNS") from None
+        what = f"the column {name!r} holds no numbers or names"
+        raise DataError(f"{where}: {what}; name another in DATA.COLUMNS") from None
 
 
 def is_text(kind: Any) -> bool:
@@ -79,7 +80,8 @@ def file_in(root: Path, path: str) -> Path:
         OSError: it is no file in the folder.
     """
     found = os.path.realpath(root / path)
-    if not (found.startswith(os.path.realpath(root) + os.sep) and os.path.isfile(found)):  # a pipe would wait for ever
+    inside = found.startswith(os.path.realpath(root) + os.sep)
+    if not (inside and os.path.isfile(found)):  # a pipe would wait for ever
         raise OSError(f"no file in {root}, {path!r}")
     return Path(found)
 
@@ -91,6 +93,6 @@ def _require_all(lacking: Any, name: str, where: str) -> None:
     if count:
         row = pc.index(lacking, True).as_py()
         raise DataError(
-            f"{where}: {count} of {len(lacking)} rows have no label in the column {name!r}, such as row {row} (counted from 0); "
-            "make the files anew without them, or name another column in DATA.COLUMNS"
+            f"{where}: {count} of {len(lacking)} rows have no label in the column {name!r}, such as row {row} "
+            "(counted from 0); make the files anew without them, or name another column in DATA.COLUMNS"
         )

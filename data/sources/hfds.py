@@ -51,14 +51,17 @@ class HfdsSource:
         notes = _ignored_tables(rows, root)
         for column in columns:
             if column not in rows.column_names:
-                there = f"has no column {column!r}, but {', '.join(rows.column_names)}; name its images and labels in DATA.COLUMNS"
-                raise DataError("; ".join([f"{root}: {there}", *notes]))
+                there = f"has no column {column!r}, but {', '.join(rows.column_names)}"
+                way_out = "name its images and labels in DATA.COLUMNS"
+                raise DataError("; ".join([f"{root}: {there}", way_out, *notes]))
         import pyarrow.compute as pc
 
         rows = _with_files(rows, image, root)
         self.rows, self.column, self.root, self.decode = rows, image, root, decode
         self.labels, names = labels_of(rows.data.column(label), label, f"{root}: {split!r}")
-        self.notes = notes + ([f"{root}: its classes are the names in the column {label!r}"] if names is not None else [])
+        if names is not None:
+            notes.append(f"{root}: its classes are the names in the column {label!r}")
+        self.notes = notes
         given = getattr(rows.features[label], "names", None)  # of numbers
         own = names or (wordnet_ids(given) if given else classes_for(num_classes, class_to_idx))
         if len(self.labels) == 0 or self.labels.min() < 0 or self.labels.max() >= len(own):
@@ -74,7 +77,8 @@ class HfdsSource:
             if not len(self.chosen):
                 raise DataError(f"{root}: none of its classes, {own[0]!r} and so on, is in the class map; check DATA.CLASS_MAP")
         paths = pc.struct_field(rows.data.column(image), "path").to_pylist()
-        self.keys = np.array([os.fsencode(key_of(paths[i] or f"{i}", self.classes[self.labels[n]])) for n, i in enumerate(self.chosen)])
+        found = zip(self.chosen, self.labels)
+        self.keys = np.array([os.fsencode(key_of(paths[i] or f"{i}", self.classes[k])) for i, k in found])
         self.fingerprint = fingerprint(self.keys.tolist())
 
     @classmethod
@@ -108,15 +112,15 @@ class HfdsSource:
 
 
 def _ignored_tables(rows: Any, root: Path) -> list[str]:
-    """A line of the parquet files, if `datasets` takes the folder for one of images, as it does where a split has a folder."""
+    """A line of the parquet files, if `datasets` reads images instead, as it does where a split has a folder."""
     tables = [*root.glob("*.parquet"), *root.glob("data/*.parquet")]
     if rows.info.builder_name != "imagefolder" or not tables:
         return []
-    return [f"{root}: its folders of images are read, not {tables[0].name}; for this, move one of them to another place"]
+    return [f"{root}: its folders of images are read, not {tables[0].name}; move one of them to another place"]
 
 
 def _with_files(rows: Any, column: str, root: Path) -> Any:
-    """The rows with cells of `bytes` and `path` in a column that holds these, bytes alone, or paths of files in `root`.
+    """The rows with cells of `bytes` and `path` in a column of these, of bytes alone, or of paths of files in `root`.
 
     Raises:
         DataError: it holds something else.
@@ -128,7 +132,8 @@ def _with_files(rows: Any, column: str, root: Path) -> Any:
     has_bytes = pa.types.is_struct(stored) and "bytes" in {field.name for field in stored}
     if not (has_bytes or is_bytes(stored) or is_text(stored)):
         kind = rows.features[column]
-        raise DataError(f"{root}: the column {column!r} holds no image files but {kind}; name another in DATA.COLUMNS")
+        what = f"the column {column!r} holds no image files but {kind}"
+        raise DataError(f"{root}: {what}; name another in DATA.COLUMNS")
     return rows.cast_column(column, datasets.Image()).cast_column(column, datasets.Image(decode=False))
 
 
