@@ -229,7 +229,8 @@ def _row(root: Path, image: object, label: object, classes: Optional[list[str]],
     name = classes[label] if classes else label.decode() if isinstance(label, bytes) else str(label)
     cell = image if isinstance(image, dict) else {"bytes": image} if isinstance(image, bytes) else {"path": image}
     data, file = cell.get("bytes"), cell.get("path")
-    key = key_of(file or number, name)
+    has_class = classes and file and file.partition("/")[0] in classes  # as a conversion writes it; the label may be wrong
+    key = file if has_class else key_of(file or number, name)
     return key, label if classes else None, data or file_in(root, file or "").read_bytes()
 
 
