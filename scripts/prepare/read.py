@@ -12,7 +12,9 @@ import zipfile
 from pathlib import Path
 from typing import Iterator, Optional
 
+from data.class_maps import wordnet_ids
 from data.image_files import is_image, notes_of
+from data.sources.columns import file_in, key_of
 from data.sources.folder import FolderSource
 from data.sources.wds_members import USUAL, Parts, grouped
 from utils.errors import ConfigError, DataError, UserError
@@ -24,6 +26,7 @@ from .shards import INFO
 
 Item = tuple[str, Optional[int], bytes]
 SPLITS = ("train", "val")
+COLUMNS = ["image", "label"]  # of parquet files
 
 
 class Folder:
@@ -162,18 +165,20 @@ class Parquet:
         files = sorted(path.glob(f"data/{NAMES[split]}-*.parquet"))
         classes = None
         with _noted(files[0], problems):
-            features = json.loads(pq.read_schema(files[0]).metadata[b"huggingface"])["info"]["features"]
-            classes = features["label"]["names"]
+            classes = _names_of_numbers(pq.read_schema(files[0]).metadata or {})
 
         def items() -> Iterator[Item]:
-            expected = files[0].stem.rsplit("-", 1)[1]
+            expected = files[0].stem.rpartition("-of-")[2]
             if expected.isdecimal() and len(files) != int(expected):
                 problems.append(f"{path / 'data'}: has {len(files)} of {int(expected)} files of {NAMES[split]}")
+            number = 0
             for file in files:
                 with _noted(file, problems), pq.ParquetFile(file) as table:
-                    for batch in table.iter_batches(batch_size=100):
-                        for row in batch.to_pylist():
-                            yield row["image"]["path"], row["label"], row["image"]["bytes"]
+                    for batch in table.iter_batches(batch_size=100, columns=COLUMNS):
+                        for row in batch.select(COLUMNS).to_pylist():
+                            with _noted(f"{file}: row {number}", problems):
+                                yield _row(path, row["image"], row["label"], classes, str(number))
+                            number += 1
 
         return classes, items()
 
@@ -210,6 +215,25 @@ def _info(path: Path) -> dict:
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise DataError(f"{path / INFO}: cannot be read; remove it and start the conversion again") from None
+
+
+def _names_of_numbers(metadata: dict) -> Optional[list[str]]:
+    """The names of a column of numbers, as the Hugging Face libraries keep them; None where it holds names itself."""
+    about = json.loads(metadata.get(b"huggingface", b"{}"))
+    names = about.get("info", {}).get("features", {}).get("label", {}).get("names")
+    return names and wordnet_ids(names)
+
+
+def _row(root: Path, image: object, label: object, classes: Optional[list[str]], number: str) -> Item:
+    """A row of a parquet file, see `data.sources.hfds`; labels without names of their own are names."""
+    if label is None or image is None:
+        raise ValueError(f"has no {'label' if label is None else 'image'}")
+    name = classes[label] if classes else label.decode() if isinstance(label, bytes) else str(label)
+    cell = image if isinstance(image, dict) else {"bytes": image} if isinstance(image, bytes) else {"path": image}
+    data, file = cell.get("bytes"), cell.get("path")
+    has_class = classes and file and file.partition("/")[0] in classes  # as a conversion writes it; the label may be wrong
+    key = file if has_class else key_of(file or number, name)
+    return key, label if classes else None, data or file_in(root, file or "").read_bytes()
 
 
 def _tar_files(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
