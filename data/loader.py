@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from utils.errors import ShortageError, UserError
+from utils.errors import DataError, ShortageError, UserError
 from utils.rng import derive_seed
 from utils.signals import requested_stop
 
@@ -93,7 +93,10 @@ class Loader:
         except UserError as error:
             # A worker's error arrives with its traceback as text; the last line is `module.Class: message`.
             *traceback, last = str(error).splitlines()
-            raise type(error)(last.split(": ", 1)[1] if traceback else last) from None
+            line = last.split(": ", 1)[1] if traceback else last
+            if requested_stop() and isinstance(error, DataError):  # a command that fetches images was asked to end, too
+                raise stopped_while(line.rsplit("; ", 1)[0]) from None
+            raise type(error)(line) from None
         except (RuntimeError, OSError) as error:
             if requested_stop() and "DataLoader worker" in str(error):  # it came before the worker ignored it
                 raise stopped_while("a loading process ended with it") from None

@@ -1,5 +1,6 @@
 """WebDataset shards: tar files that are read from the first byte to the last, on disk or in an object store."""
 
+import contextlib
 import io
 import json
 import math
@@ -14,6 +15,7 @@ from utils.errors import DataError
 from utils.rng import fingerprint
 
 from ..class_maps import classes_for
+from ..workers import kill_with_children, reading
 from .archive import inner_name, is_image, require_end
 from .reading import printable, read_image
 
@@ -99,9 +101,11 @@ class WdsSource:
         """The samples of a shard, in order."""
         url, count = self.shards[shard], 0
         try:
-            for parts in webdataset.tariterators.tarfile_samples(iter([{"url": url}])):
-                yield self._sample(url, parts)
-                count += 1
+            with _opened(url) as stream:
+                files = webdataset.tariterators.tar_file_expander(iter([{"url": url, "stream": stream}]))
+                for parts in webdataset.tariterators.group_by_keys(files):
+                    yield self._sample(url, parts)
+                    count += 1
         except DataError:
             raise
         except (OSError, ValueError, OverflowError, EOFError, tarfile.TarError) as error:
@@ -144,12 +148,28 @@ class Shards(NamedTuple):
     total: int  # images in all; 0: not known
 
 
+@contextlib.contextmanager
+def _opened(url: str) -> Iterator[BinaryIO]:
+    """A file, or what a command writes that fetches it; the command ends with the block, or `close` would wait for it."""
+    stream = webdataset.gopen(url)
+    try:
+        yield stream
+    finally:
+        command = getattr(stream, "proc", None)
+        if command and command.poll() is None:
+            kill_with_children(command.pid)
+        with contextlib.suppress(OSError):
+            stream.close()
+
+
 def _read_info(folder: str) -> dict[str, Any]:
     path = os.path.join(folder, INFO)
+    reading(path)
     try:
         if REMOTE.match(folder):
-            with webdataset.gopen(path) as file:
+            with _opened(path) as file:
                 text = file.read()
+                file.close()  # raises OSError if the command failed
         elif not os.path.isdir(folder):
             raise DataError(f"{folder or 'DATA.DATA_PATH'}: no such folder; DATA.DATA_PATH (--data-path) must hold the shards, {LAYOUT}")
         else:
@@ -225,6 +245,7 @@ def _as_shards(entry: Mapping[str, Any]) -> Shards:
 
 def _count(path: str) -> int:
     """Images in a local shard, by its members' headers."""
+    reading(path)
     try:
         with tarfile.open(path, "r:*") as archive:
             count, last = 0, None
