@@ -142,10 +142,10 @@ def commands_of(path: Path) -> list[bytes]:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("command", ["train", "--eval"])
 def test_a_command_that_gives_nothing_ends_in_a_line(stuck, shards, command, workers):
-    job = Job(*stuck(command, workers, timeout=4.0))
+    job = Job(*stuck(command, workers, timeout=6.0))
     assert job.wait() == [5], job.text()
     line = job.text().splitlines()[-1]
-    assert line.startswith(f"error: pipe:cat {shards}/fifo: ") and "for 4 s" in line and "Traceback" not in job.text()
+    assert line.startswith(f"error: pipe:cat {shards}/fifo: ") and "for 6 s" in line and "Traceback" not in job.text()
     job.until(lambda: not commands_of(shards / "fifo"))
 
 
