@@ -65,7 +65,7 @@ class Launched:
         launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", str(restarts)]
         ended = subprocess.run(
             [sys.executable, *launcher, "--master_port", str(free_port()), str(script), *map(str, argv)],
-            env={**ENVIRONMENT, "STARTS": str(starts)}, capture_output=True, text=True, timeout=300,
+            env={**ENVIRONMENT, "STARTS": str(starts)}, capture_output=True, text=True, timeout=900,  # four starts on a busy machine
         )  # fmt: skip
         self.status, self.text = ended.returncode, ended.stdout + ended.stderr
         self.starts = sorted(starts.read_text().split("\n")[:-1])
@@ -183,7 +183,7 @@ class Nodes:
         self.agents: list[subprocess.Popen] = []
 
     def start(self, node: str) -> subprocess.Popen:
-        quick = "join_timeout=120,last_call_timeout=5,keep_alive_interval=2"
+        quick = "join_timeout=600,last_call_timeout=5,keep_alive_interval=4"
         launcher = [
             "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc_per_node", "1", "--max_restarts", "3", "--rdzv_backend", "c10d",
             "--rdzv_endpoint", f"127.0.0.1:{self.port}", "--rdzv_id", "run", "--rdzv_conf", quick,
@@ -204,7 +204,7 @@ class Nodes:
         return [int(line[-1]) for line in lines if line.startswith(node)]
 
     def until(self, condition) -> None:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not condition():
             assert time.monotonic() < deadline, self.text()
             time.sleep(0.1)

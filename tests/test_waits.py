@@ -71,7 +71,7 @@ def test_a_signal_is_obeyed_while_a_run_waits_and_what_is_done_is_saved(write_co
     job.until(lambda: log.read_text())
     job.until(lambda: "] loss" in job.text())
     job.send(signal.SIGTERM)
-    assert job.wait(60) == [143]
+    assert job.wait(180) == [143]
     assert "stopped by SIGTERM while waiting for images: " in job.text() and "Traceback" not in job.text()
     assert load(tmp_path / "output/fat_tiny/default/last.pth")["progress"]["updates"] > 0
 
@@ -83,7 +83,7 @@ def test_a_signal_is_obeyed_while_an_evaluation_waits(write_config, tmp_path, mo
     job = Job("--cfg", config, "--eval", "--resume", tmp_path / "output/fat_tiny/default/last.pth")
     job.until(lambda: log.read_text())
     job.send(signal.SIGTERM)
-    assert job.wait(60) == [143], job.text()
+    assert job.wait(180) == [143], job.text()
     assert "while waiting for images" in job.text()
 
 
@@ -95,7 +95,7 @@ def test_the_other_process_ends_with_the_one_that_waits(write_config, tmp_path, 
             a_source_that_blocks(monkeypatch, tmp_path, after=24)
 
     job = Job("--cfg", config, world_size=2, prepare=one_of_them)
-    assert job.wait(90) == [5, 5]
+    assert job.wait(180) == [5, 5]
     assert "has been read without an end, for 2 s" in job.text() and "Traceback" not in job.text()
 
 
@@ -143,7 +143,7 @@ def commands_of(path: Path) -> list[bytes]:
 @pytest.mark.parametrize("command", ["train", "--eval"])
 def test_a_command_that_gives_nothing_ends_in_a_line(stuck, shards, command, workers):
     job = Job(*stuck(command, workers, timeout=6.0))
-    assert job.wait() == [5], job.text()
+    assert job.wait(300) == [5], job.text()
     line = job.text().splitlines()[-1]
     assert line.startswith(f"error: pipe:cat {shards}/fifo: ") and "for 6 s" in line and "Traceback" not in job.text()
     job.until(lambda: not commands_of(shards / "fifo"))
@@ -154,11 +154,11 @@ def test_a_command_that_gives_nothing_ends_in_a_line(stuck, shards, command, wor
 def test_a_signal_is_obeyed_while_a_command_gives_nothing(stuck, shards, command, workers):
     """It reaches the command too, as a scheduler's does."""
     job = Job(*stuck(command, workers, timeout=0.0))
-    job.until(lambda: commands_of(shards / "fifo"))
+    job.until(lambda: commands_of(shards / "fifo"), 180)
     if command == "train" and workers:
-        job.until(lambda: "[1/" in job.text())  # the images of the first shard
+        job.until(lambda: "[1/" in job.text(), 180)  # the images of the first shard
     job.send(signal.SIGTERM)
-    assert job.wait() == [143], job.text()
+    assert job.wait(300) == [143], job.text()
     assert "stopped by SIGTERM" in job.text().splitlines()[-1] and "Traceback" not in job.text()
     if command == "train" and not workers:
         assert "while waiting for images: pipe:cat" in job.text()
@@ -209,9 +209,9 @@ def test_a_signal_is_obeyed_while_a_data_set_is_opened(write_config, shards):
             held.append(os.open(shards / "_info.json", os.O_WRONLY | os.O_NONBLOCK))
         return bool(held)
 
-    job.until(is_waited_for)
+    job.until(is_waited_for, 180)
     job.send(signal.SIGTERM)
-    assert job.wait() == [143] and "Traceback" not in job.text()
+    assert job.wait(300) == [143] and "Traceback" not in job.text()
     os.close(held[0])
 
 
@@ -270,9 +270,9 @@ def test_a_signal_is_obeyed_while_predict_waits(predicting, workers):
             os._exit(end.code)
 
     job = Job(prepare=in_place_of_main)
-    job.until(lambda: log.read_text())
+    job.until(lambda: log.read_text(), 180)
     job.send(signal.SIGTERM)
-    assert job.wait() == [143], job.text()
+    assert job.wait(300) == [143], job.text()
     assert "stopped by SIGTERM while waiting for images: " in job.text() and "Traceback" not in job.text()
 
 
