@@ -14,6 +14,7 @@ import threading
 import time
 from typing import Any, NoReturn, Optional, Sequence
 
+from data.workers import end_all
 from utils.config import load_config
 from utils.errors import ConfigError, OutputError, ShortageError, Stopped, UserError, did_you_mean, printable
 from utils.restarts import refuse_restart, restarts_left
@@ -197,6 +198,8 @@ def report(error: UserError) -> NoReturn:
 
 def leave(status: int) -> NoReturn:
     """Ends at once: unlike after sys.exit, other processes and workers are not waited for."""
+    with contextlib.suppress(OSError):
+        end_all()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -80,7 +80,9 @@ def _open_images(spec: SetSpec, task, val, classes, root, outside_links) -> Eval
     def opened(path: str):
         def source(decode: Callable):
             place, split = os.path.split(os.path.join(root, path).rstrip("/"))
-            inner = open_source(spec.format, split, place, len(classes), 0, decode=decode, outside_links=outside_links)
+            inner = open_source(
+                spec.format, split, place, len(classes), 0, decode=decode, outside_links=outside_links, timeout=task.cfg.DATA.TIMEOUT
+            )
             return relabelled(inner, label_folders(spec, inner.classes, classes, subset), classes)
 
         return task.set_dataset(source, spec.crop_pct)

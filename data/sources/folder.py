@@ -12,6 +12,7 @@ from utils.rng import fingerprint
 
 from ..decode import decode_image
 from ..image_files import is_hidden_or_tool, is_image, left_out, notes_of
+from ..workers import reading
 from .reading import printable, read_image
 
 # What a run's config offers instead, and a conversion does not.
@@ -45,6 +46,7 @@ class FolderSource:
             raise DataError(
                 f"{root}: no such folder; DATA.DATA_PATH (--data-path) must hold train/<class>/* and val/<class>/*"
             )
+        reading(str(root))
         self.decode = decode
         self.inside = "" if outside_links else os.path.realpath(root) + os.sep
         try:
@@ -150,7 +152,9 @@ def _files_of(root: Path, name: str) -> Iterator[str]:
         raise error
 
     places = []
+    reading(os.path.join(root, name))
     for place, folders, files in os.walk(os.path.join(root, name), onerror=fail, followlinks=True):
+        reading(place)
         hidden = [folder + "/" for folder in folders if is_hidden_or_tool(folder)]
         folders[:] = [folder for folder in folders if not is_hidden_or_tool(folder)]
         places.append((place, sorted(files) + hidden))

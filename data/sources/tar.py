@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional
 from utils.errors import DataError
 
 from ..image_files import is_image, notes_of
+from ..workers import reading
 from .archive import ArchiveSource, Entry, by_class, describe_leading, inner_name, leading_folders, require_end, require_file
 
 LAYOUT = "DATA.DATA_PATH (--data-path) must hold train.tar and val.tar with <class>/<file>, see scripts/prepare_data.py tar"
@@ -57,6 +58,7 @@ def _members(path: Path, archive: tarfile.TarFile, offset: int = 0, folder: str 
     """
     for member in archive:
         name = inner_name(path, member.name)
+        reading(f"{path}:{name}")
         if (member.islnk() or member.issym()) and is_image(name):
             raise DataError(f"{path}: holds {name!r} as a link to {member.linkname!r}; make the archive anew with --dereference --hard-dereference")
         if member.isdir() and name.strip("./"):

@@ -17,6 +17,7 @@ from utils.rng import fingerprint
 
 from ..class_maps import classes_for
 from ..image_files import notes_of
+from ..workers import kill_with_children, reading
 from .archive import require_end
 from .reading import printable, read_image
 from .wds_members import Parts, Wanted, samples, wanted_by
@@ -211,12 +212,28 @@ class Shards(NamedTuple):
     total: int  # images in all; 0: not known
 
 
+@contextlib.contextmanager
+def _opened(url: str) -> Iterator[BinaryIO]:
+    """A file, or what a command writes that fetches it; the command ends with the block, or `close` would wait for it."""
+    stream = webdataset.gopen(url)
+    try:
+        yield stream
+    finally:
+        command = getattr(stream, "proc", None)
+        if command and command.poll() is None:
+            kill_with_children(command.pid)
+        with contextlib.suppress(OSError):
+            stream.close()
+
+
 def _read_info(folder: str) -> dict[str, Any]:
     path = os.path.join(folder, INFO)
+    reading(path)
     try:
         if REMOTE.match(folder):
-            with webdataset.gopen(path) as file:
+            with _opened(path) as file:
                 text = file.read()
+                file.close()  # raises OSError if the command failed
         elif not os.path.isdir(folder):
             raise DataError(f"{folder or 'DATA.DATA_PATH'}: no such folder; DATA.DATA_PATH (--data-path) must hold the shards, {LAYOUT}")
         else:
@@ -292,13 +309,15 @@ def _as_shards(entry: Mapping[str, Any]) -> Shards:
 
 def _files(url: str) -> Iterator[tuple[str, bytes]]:
     """Names and bytes of a shard's members."""
-    streams = webdataset.tariterators.url_opener(iter([{"url": url}]))
-    for file in webdataset.tariterators.tar_file_expander(streams, eof_value=None):
-        yield file["fname"], file["data"]
+    with _opened(url) as stream:
+        streams = iter([{"url": url, "stream": stream}])
+        for file in webdataset.tariterators.tar_file_expander(streams, eof_value=None):
+            yield file["fname"], file["data"]
 
 
 def _headers(path: str, wanted: Wanted, others: list[str]) -> Iterator[Parts[None]]:
     """The samples of a local shard, without their bytes."""
+    reading(path)
     try:
         with tarfile.open(path, "r:*") as archive:
             yield from samples(path, _names(archive), wanted, others)

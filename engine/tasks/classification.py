@@ -172,6 +172,7 @@ class Classification:
                 columns=cfg.DATA.COLUMNS,
                 class_to_idx=read_class_map(cfg.DATA.CLASS_MAP) if cfg.DATA.CLASS_MAP else None,
                 class_order=cfg.DATA.CLASS_ORDER,
+                timeout=cfg.DATA.TIMEOUT,
             )
 
         source = opened(split)

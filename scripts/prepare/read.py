@@ -14,6 +14,7 @@ from typing import Iterator, Optional
 
 from data.class_maps import wordnet_ids
 from data.image_files import is_image, notes_of
+from data.sources.archive import describe_leading, inner_name, leading_folders
 from data.sources.columns import file_in, key_of
 from data.sources.folder import FolderSource
 from data.sources.wds_members import USUAL, Parts, grouped
@@ -59,7 +60,7 @@ class Folder:
 
 
 class Zip:
-    """<split>.zip with <split>_map.txt"""
+    """<split>.zip with <split>_map.txt, or with a folder for each class"""
 
     @staticmethod
     def has(path: Path, split: str) -> bool:
@@ -71,29 +72,43 @@ class Zip:
 
         def items() -> Iterator[Item]:
             with _noted(archive, problems), zipfile.ZipFile(archive) as file:
-                labels = {}
-                for number, line in enumerate(text.read_text(encoding="utf-8").splitlines(), 1):
-                    key, _, label = line.partition("\t")
-                    if key in labels:
-                        problems.append(f"{text}: line {number} names {key} again")
-                    if not label.isdecimal():
-                        problems.append(f"{text}: line {number} is no '<class>/<file>', tab, label")
-                        continue
-                    labels[key] = int(label)
                 members = [member for member in file.infolist() if not member.is_dir()]
-                for key in sorted(set(labels) - {member.filename for member in members}):
-                    problems.append(f"{archive}: has no {key}, which {text.name} names")
-                for member in members:
-                    if member.filename not in labels:
-                        problems.append(f"{text}: does not name {member.filename}, which {archive.name} has")
-                    with _noted(f"{archive}: {member.filename}", problems):
-                        yield member.filename, labels.get(member.filename), file.read(member)
+                names = [inner_name(archive, member.filename) for member in members]
+                prefix = leading_folders(filter(is_image, names), split, None)
+                keys = [name.removeprefix(prefix) for name in names]
+                notes.extend(describe_leading(archive, prefix))
+                labels = _map_labels(text, split, problems) if text.exists() else None
+                if labels is not None:
+                    problems.extend(f"{archive}: has no {key}, which {text.name} names" for key in sorted(set(labels) - set(keys)))
+                    problems.extend(f"{text}: does not name {key}, which {archive.name} has" for key in keys if key not in labels)
+                else:
+                    notes.append(f"{text}: no such file; the classes are the folders in the zip")
+                    notes.extend(notes_of(archive, [name for name in names if not is_image(name)]))
+                for key, member in zip(keys, members):
+                    if labels is not None or is_image(key):
+                        with _noted(f"{archive}: {member.filename}", problems):
+                            yield key, labels.get(key) if labels else None, file.read(member)
 
         return None, items()
 
 
+def _map_labels(path: Path, split: str, problems: list[str]) -> dict[str, int]:
+    """The labels by <class>/<file>, without folders that all of the map's names begin with."""
+    labels: dict[str, int] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        name, _, label = line.partition("\t")
+        if name in labels:
+            problems.append(f"{path}: line {number} names {name} again")
+        if not label.isdecimal():
+            problems.append(f"{path}: line {number} is no '<class>/<file>', tab, label")
+            continue
+        labels[name] = int(label)
+    prefix = leading_folders(labels, split, None)
+    return {name.removeprefix(prefix): label for name, label in labels.items()}
+
+
 class Tar:
-    """<split>.tar"""
+    """<split>.tar, with a folder or a tar file for each class"""
 
     @staticmethod
     def has(path: Path, split: str) -> bool:
@@ -102,13 +117,16 @@ class Tar:
     @staticmethod
     def read(path: Path, split: str, problems: list[str], notes: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
         def items() -> Iterator[Item]:
-            others = []
-            for name, data in _tar_files(path / f"{split}.tar", problems):
+            archive, others = path / f"{split}.tar", []
+            names = [name for name, _ in _tar_files(archive, [], contents=False)]
+            prefix = leading_folders(filter(is_image, names), split, None)
+            notes.extend(describe_leading(archive, prefix))
+            for name, data in _tar_files(archive, problems):
                 if is_image(name):
-                    yield name, None, data
+                    yield name.removeprefix(prefix), None, data
                 else:
                     others.append(name)
-            notes.extend(notes_of(path / f"{split}.tar", others))
+            notes.extend(notes_of(archive, others))
 
         return None, items()
 
@@ -236,15 +254,28 @@ def _row(root: Path, image: object, label: object, classes: Optional[list[str]],
     return key, label if classes else None, data or file_in(root, file or "").read_bytes()
 
 
-def _tar_files(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
+def _tar_files(path: Path, problems: list[str], contents: bool = True) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of the files; those of a tar file in it are <its stem>/<name>."""
     with _noted(path, problems), tarfile.open(path, "r:") as archive:
-        for member in archive:
-            if not member.isfile():
-                problems.append(f"{path}: {member.name!r} is no plain file")
-                continue
-            yield member.name, archive.extractfile(member).read()
-            archive.members.clear()
-        require_end(archive)
+        yield from _files_of(path, archive, problems, contents)
+
+
+def _files_of(path: Path, archive: tarfile.TarFile, problems: list[str], contents: bool, folder: str = "") -> Iterator[tuple[str, bytes]]:
+    for member in archive:
+        name = inner_name(path, member.name)
+        if member.isdir():
+            continue
+        if not member.isfile():
+            problems.append(f"{path}: {folder + name!r} is no plain file")
+            continue
+        file = archive.extractfile(member)
+        if name.endswith(".tar") and not folder:
+            with tarfile.open(fileobj=file, mode="r:") as inner:
+                yield from _files_of(path, inner, problems, contents, name[:-4] + "/")
+        else:
+            yield folder + name, file.read() if contents else b""
+        archive.members.clear()
+    require_end(archive)
 
 
 def _samples(path: Path, classes: list[str], problems: list[str], others: list[str]) -> Iterator[Item]:
