@@ -242,6 +242,10 @@ def is_finished(cfg: CfgNode, found: Found, log: RunLog) -> bool:
     if not progress or progress.epoch < cfg.TRAIN.EPOCHS:
         return False
     log.info(f"{log.directory} is finished: {progress.epoch} epochs, best {describe_best(progress.best)}; nothing to do")
+    changes = config_changes(found.checkpoint.get("config", {}), to_dict(cfg))
+    if changes:
+        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        log.warning(f"this command has settings that the run was not trained with ({', '.join(changes[:3])}{more}); give them another --tag")
     return True
 
 
