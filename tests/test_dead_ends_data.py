@@ -9,6 +9,7 @@ from conftest import error_of, run
 
 from data.sources import open_source
 from data.sources.archive import leading_folders
+from data.sources.folder import FolderSource
 from utils.errors import DataError
 
 
@@ -171,3 +172,33 @@ def test_classes_of_training_and_validation_that_only_look_the_same(write_config
     (data / "train" / "1").rename(data / "train" / COMPOSED)
     (data / "val" / "1").rename(data / "val" / DECOMPOSED)
     assert "'\\xc4' and 'A\\u0308' look the same and are not" in message(write_config, data)
+
+
+@pytest.mark.parametrize("with_map", [False, True])
+def test_a_zip_of_windows(data, with_map):
+    plain = FolderSource(data / "val")
+    with zipfile.ZipFile(data / "val.zip", "w") as packed:
+        packed.writestr(renamed("val\\"), b"")
+        for path in files_of(data / "val"):
+            packed.writestr(renamed(str(path.relative_to(data)).replace("/", "\\")), path.read_bytes())
+    if with_map:
+        lines = [f"{plain.key(index)}\t{plain.labels[index]}\n" for index in range(len(plain))]
+        (data / "val_map.txt").write_text("".join(lines))
+    source = open_source("zip", "val", str(data), 0, 0)
+    assert [(source.key(i), source.load(i)[1]) for i in range(len(source))] == [(plain.key(i), plain.load(i)[1]) for i in range(len(plain))]
+    assert any("as of Windows" in note for note in source.notes)
+
+
+def renamed(name):
+    """A zip's entry of that name as it is: Python on Windows would put '/' for its own separator."""
+    info = zipfile.ZipInfo("x")
+    info.filename = name
+    return info
+
+
+@pytest.mark.parametrize("split, file", [("val", "val.tar.gz"), ("val", "val.tgz"), ("val.tar.gz", "val.tar.gz"), ("val.tgz", "val.tgz")])
+def test_a_compressed_tar_is_named(data, split, file):
+    with tarfile.open(data / file, "w:gz") as archive:
+        archive.add(data / "val", "val")
+    with pytest.raises(DataError, match=f"{file}: is compressed .*unpack it to a plain .tar"):
+        open_source("tar", split, str(data), 0, 0)

@@ -19,6 +19,7 @@ from ..image_files import is_hidden_or_tool, left_out
 from .reading import printable, read_image
 
 
+PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 SUSPICIOUS = re.compile(r"\.\.|^\.?/|/\.?/|\0")  # what keeps a name from being taken as it is
 
 
@@ -94,9 +95,15 @@ class ArchiveSource:
 
 
 def require_file(path: Path, what: str) -> None:
-    """Raises DataError if there is no such file."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; {what}")
+    """Raises DataError if there is no such file; says so if it is there compressed."""
+    if path.is_file():
+        return
+    stem = path.with_suffix("")  # the file itself where the split is called val.tar.gz
+    beside = [stem, Path(f"{stem}.tgz"), *(Path(f"{path}{suffix}") for suffix in PACKED)]
+    for other in beside:
+        if other.suffix in PACKED and other.is_file():
+            raise DataError(f"{other}: is compressed and images are read at their places; unpack it to a plain {path.suffix}")
+    raise DataError(f"{path}: no such file; {what}")
 
 
 def inner_name(path: Path, name: str) -> str:

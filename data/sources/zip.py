@@ -40,8 +40,7 @@ class ZipSource(ArchiveSource):
         require_file(path, LAYOUT)
         try:
             with zipfile.ZipFile(path) as archive:
-                found = {inner_name(path, info.filename): info for info in archive.infolist() if not info.is_dir()}
-                folders = [inner_name(path, info.filename).rstrip("/") + "/" for info in archive.infolist() if info.is_dir()]
+                found, folders, backslashes = _content(path, archive.infolist())
         except (zipfile.BadZipFile, EOFError, struct.error, UnicodeDecodeError) as error:
             raise DataError(f"{path}: is no whole zip file ({error}); make or fetch it again") from None
         map_path = path.with_name(path.stem + "_map.txt")
@@ -76,7 +75,7 @@ class ZipSource(ArchiveSource):
             for info in [found[members[name]]]
         ]
         super().__init__(path, classes, entries, decode)
-        self.notes = notes + describe_leading(path, prefix)
+        self.notes = [*backslashes, *notes, *describe_leading(path, prefix)]
 
     @classmethod
     def open(cls, split: str, data_path: str, decode: Callable, class_to_idx, **_) -> "ZipSource":
@@ -99,6 +98,21 @@ class ZipSource(ArchiveSource):
         if zlib.crc32(content) != crc:
             raise zipfile.BadZipFile("bad checksum")
         return content
+
+
+def _content(path: Path, infos: Sequence[zipfile.ZipInfo]) -> tuple[dict[str, zipfile.ZipInfo], list[str], list[str]]:
+    r"""The files by name, the folders' names, which end with '/', and a line if all names have Windows' \ in place of it,
+    as .NET wrote them for years.
+    """
+    backslashes = any("\\" in info.filename for info in infos) and not any("/" in info.filename for info in infos)
+    found, folders = {}, []
+    for info in infos:
+        name = info.filename.replace("\\", "/") if backslashes else info.filename
+        if name.endswith("/"):
+            folders.append(inner_name(path, name).rstrip("/") + "/")
+        else:
+            found[inner_name(path, name)] = info
+    return found, folders, [f"{path}: its names have \\ between folders, as of Windows; it is read as /"] if backslashes else []
 
 
 def _by_map(
