@@ -172,6 +172,19 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
         assert "damaged" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_training_does_not_start_from_what_is_no_number(tmp_path, value):
+    state = {key: tensor.clone() for key, tensor in RAW.state_dict().items()}
+    state["head.bias"][0] = float(value)
+    with pytest.raises(CheckpointError, match="its head.bias holds values that are infinite or no numbers"):
+        load_pretrained(model_of(9), open_checkpoint(saved(state, tmp_path / "x.pth")), "raw")
+    state["head.bias"] = torch.full((5,), float(value))  # of a head that is initialised anew
+    state["head.weight"] = torch.zeros(5, *RAW.head.weight.shape[1:])
+    model = model_of(9)
+    assert load_pretrained(model, open_checkpoint(saved(state, tmp_path / "y.pth")), "raw")[0] == ["head.weight", "head.bias"]
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
 class Bomb:
     ran = False
 

@@ -187,7 +187,7 @@ def load_pretrained(model: nn.Module, checkpoint: CheckpointFile, name: str) -> 
         The names of the tensors that were not loaded, and what was done to get the weights (see `Fitted.note`).
 
     Raises:
-        CheckpointError: anything but the classifier differs.
+        CheckpointError: anything but the classifier differs, or a tensor holds what is no number.
     """
     head = classifier_of(model)
     fitted = fit(model, checkpoint, name, ignore=head)
@@ -197,5 +197,11 @@ def load_pretrained(model: nn.Module, checkpoint: CheckpointFile, name: str) -> 
     skipped = [key for key, value in own.items() if weights[key].shape != value.shape]
     if skipped:
         skipped = [key for key in own if head and key.startswith(head)]  # weight and bias belong together
-    model.load_state_dict({key: weights[key] for key in own if key not in skipped}, strict=False)
+    taken = {key: weights[key] for key in own if key not in skipped}
+    broken = next((key for key, value in taken.items() if value.is_floating_point() and not value.isfinite().all()), None)
+    if broken:
+        raise CheckpointError(
+            f"{checkpoint.path}: its {broken} holds values that are infinite or no numbers, as of a training that failed; use another checkpoint"
+        )
+    model.load_state_dict(taken, strict=False)
     return skipped, fitted.note
