@@ -35,10 +35,11 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """What is known of a checkpoint, as plain values; keys of what is not known are left out."""
     path, cfg, progress = checkpoint.path, checkpoint.cfg, checkpoint.progress
     state = checkpoint.states[checkpoint.better]
+    files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
     found: dict[str, Any] = {
         "file": str(path),
-        "bytes": path.stat().st_size,
-        "sha256": sha256_of(path),
+        "bytes": sum(file.stat().st_size for file in files),
+        **({} if path.is_dir() else {"sha256": sha256_of(path)}),
         "kind": kind_of(checkpoint),
         "tensors": len(state),
         "parameters": parameters_in(state),
@@ -109,7 +110,7 @@ def as_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and texts to print."""
     types = ", ".join(f"{n} {dtype}" for dtype, n in found["types"].items())
     lines = [
-        ("file", f"{found['file']}, {megabytes(found['bytes'])}, sha256 {found['sha256'][:8]}..."),
+        ("file", f"{found['file']}, {megabytes(found['bytes'])}" + (f", sha256 {found['sha256'][:8]}..." if "sha256" in found else "")),
         ("kind", found["kind"]),
     ]
     if "model" in found:
