@@ -68,7 +68,7 @@ def open_sets(
         elif name == VAL:
             opened[name] = EvaluationSet(spec, {"": val()})
         else:
-            opened[name] = _open_images(spec, task, val, classes, root, outside_links)
+            opened[name] = _open_images(spec, task, val, classes, root, outside_links, timeout)
     return opened
 
 
@@ -81,7 +81,7 @@ def _open_images(spec: SetSpec, task, val, classes, root, outside_links) -> Eval
         def source(decode: Callable):
             place, split = os.path.split(os.path.join(root, path).rstrip("/"))
             inner = open_source(
-                spec.format, split, place, len(classes), 0, decode=decode, outside_links=outside_links, timeout=task.cfg.DATA.TIMEOUT
+                spec.format, split, place, len(classes), 0, decode=decode, outside_links=outside_links, timeout=timeout
             )
             return relabelled(inner, label_folders(spec, inner.classes, classes, subset), classes)
 

@@ -125,7 +125,7 @@ def evaluate_checkpoint(cfg: CfgNode, launch: Launch, device: torch.device, peer
     val_set = functools.cache(lambda: task.val_dataset(known))
     classes = known or list(val_set().classes)
     root = cfg.TEST.SETS_PATH or cfg.DATA.DATA_PATH
-    sets = open_sets(specs, task, val_set, classes, root, cfg.DATA.OUTSIDE_LINKS)
+    sets = open_sets(specs, task, val_set, classes, root, cfg.DATA.OUTSIDE_LINKS, cfg.DATA.TIMEOUT)
     model = prepare_model(task.build_model(len(classes)), device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
     fitted = {name: require_fit(model, checkpoint, name) for name in checkpoint.weights}
     weights = {name: of_file.state for name, of_file in fitted.items()}
@@ -242,6 +242,10 @@ def is_finished(cfg: CfgNode, found: Found, log: RunLog) -> bool:
     if not progress or progress.epoch < cfg.TRAIN.EPOCHS:
         return False
     log.info(f"{log.directory} is finished: {progress.epoch} epochs, best {describe_best(progress.best)}; nothing to do")
+    changes = config_changes(found.checkpoint.get("config", {}), to_dict(cfg))
+    if changes:
+        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        log.warning(f"this command has settings that the run was not trained with ({', '.join(changes[:3])}{more}); give them another --tag")
     return True
 
 

@@ -1,8 +1,10 @@
 """Files with weights as training codes write them: each gives the logits of the model that they were taken from."""
 
 import argparse
+import json
 import pathlib
 import pickle
+import tarfile
 from collections import OrderedDict, defaultdict
 
 import numpy as np
@@ -73,6 +75,7 @@ LAYOUTS = {
     "Lightning of another name": ({"state_dict": {**prefixed("net."), "loss.w": torch.ones(1)}, **LIGHTNING}, RAW, "took off 'net.'"),
     "SWA": (AveragedModel(RAW).state_dict(), RAW, "left out n_averaged"),
     "no counts": ({"model": without_counts(RAW)}, RAW, "num_batches_tracked"),
+    "an average of all tensors": ({"ema": {key: value.float() for key, value in AVERAGE.state_dict().items()}}, AVERAGE, "took ema"),
     "ordered": (OrderedDict(model=OrderedDict(RAW.state_dict())), RAW, ""),
 }  # fmt: skip
 
@@ -168,6 +171,26 @@ def test_safetensors_and_a_hub_folder(tmp_path):
         assert same_logits(model, RAW) and checkpoint.classes == classes
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_weights_in_parts_are_joined(tmp_path, kind):
+    state, save = RAW.state_dict(), safetensors.torch.save_file if kind == "safetensors" else torch.save
+    places = {key: f"part-{number % 2}.{kind}" for number, key in enumerate(state)}
+    for part in set(places.values()):
+        save({key: state[key].contiguous() for key in state if places[key] == part}, tmp_path / part)
+    index = tmp_path / f"model.{kind}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    for path in (index, tmp_path):
+        model = model_of(9)
+        load_pretrained(model, open_checkpoint(path), "raw")
+        assert same_logits(model, RAW)
+    save({"other": torch.ones(1)}, tmp_path / f"part-0.{kind}")
+    with pytest.raises(CheckpointError, match=f"in part-0.{kind}, which does not hold it"):
+        open_checkpoint(tmp_path)
+    (tmp_path / f"part-0.{kind}").unlink()
+    with pytest.raises(CheckpointError, match=f"part-0.{kind}: cannot be read"):
+        open_checkpoint(tmp_path)
+
+
 def test_what_is_no_checkpoint_is_named(tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pt")
     np.savez(tmp_path / "weights.npz", a=np.ones(2))
@@ -175,16 +198,33 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     (tmp_path / "keras.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64))
     (tmp_path / "model.onnx").write_bytes(b"\x08\x08\x12\x07pytorch" + bytes(64))
+    (tmp_path / "empty.pth").touch()
+    with tarfile.open(tmp_path / "best.pth.tar", "w") as archive:
+        archive.add(tmp_path / "page.pth", "best.pth")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "best.pth").touch()
     kinds = {
         "script.pt": "a TorchScript file", "weights.npz": "a NumPy archive", "page.pth": "an HTML page", "pointer.pth": "a Git LFS pointer",
         "keras.h5": "an HDF5 file", "model.onnx": "an ONNX file", "run": "the folder of a run",
+        "empty.pth": "empty", "best.pth.tar": "a tar archive",
     }  # fmt: skip
     for name, kind in kinds.items():
         with pytest.raises(CheckpointError, match=f"is {kind}.*;") as caught:
             open_checkpoint(tmp_path / name)
         assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_training_does_not_start_from_what_is_no_number(tmp_path, value):
+    state = {key: tensor.clone() for key, tensor in RAW.state_dict().items()}
+    state["head.bias"][0] = float(value)
+    with pytest.raises(CheckpointError, match="its head.bias holds values that are infinite or no numbers"):
+        load_pretrained(model_of(9), open_checkpoint(saved(state, tmp_path / "x.pth")), "raw")
+    state["head.bias"] = torch.full((5,), float(value))  # of a head that is initialised anew
+    state["head.weight"] = torch.zeros(5, *RAW.head.weight.shape[1:])
+    model = model_of(9)
+    assert load_pretrained(model, open_checkpoint(saved(state, tmp_path / "y.pth")), "raw")[0] == ["head.weight", "head.bias"]
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
 class Bomb:

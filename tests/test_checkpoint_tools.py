@@ -542,3 +542,12 @@ def test_devices_pipes_and_links_are_not_replaced(tmp_path, trained):
         with pytest.raises(OutputError, match="is no regular file"), atomic_write(tmp_path / name):
             pass
     assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink() and len(os.listdir(tmp_path)) == 2
+
+
+def test_info_of_a_folder_of_the_hub(tmp_path, capsys):
+    model = timm.create_model("fat_tiny", num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text('{"label_names": ["a", "b", "c"]}')
+    assert tool("info", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "fat_tiny" in said and "classes  3" in said

@@ -192,8 +192,8 @@ def test_a_folder_that_is_listed_without_an_end_is_named(write_config, digits, t
 
 def test_a_slow_opening_is_waited_for(shards, monkeypatch):
     """What is limited is the silence between two files."""
-    count = wds._count
-    monkeypatch.setattr(wds, "_count", lambda path: (time.sleep(1), count(path))[1])
+    count = wds.WdsSource._count
+    monkeypatch.setattr(wds.WdsSource, "_count", lambda *args: (time.sleep(1), count(*args))[1])
     (shards / "_info.json").unlink()
     assert len(open_source("wds", "train", str(shards), 3, 0, timeout=3.0)) == 60
 

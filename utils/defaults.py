@@ -175,6 +175,11 @@ INPUT_KEYS = (
     "TEST.IMG_SIZE", "TEST.CROP_PCT", "TEST.CROPS", "TEST.FLIP",
 )  # fmt: skip
 
+# Files and folders: a config has them as a shell does, with ~ and $VARIABLE.
+PATH_KEYS = (
+    "OUTPUT", "DATA.DATA_PATH", "DATA.CLASS_MAP", "MODEL.PRETRAINED", "MODEL.RESUME", "DISTILL.WEIGHTS", "TEST.SETS_FILE", "TEST.SETS_PATH",
+)  # fmt: skip
+
 # Keys of older configs that have gone: the values that mean what is done today, and what to say of others.
 RETIRED = {
     "AMP.BACKEND": (("native",), "NVIDIA took apex.amp out of apex in 2025; leave the key out, torch.autocast is used"),

@@ -42,9 +42,10 @@ class TarSource(ArchiveSource):
         prefix = leading_folders(found, split, class_to_idx)
         found = {name[len(prefix) :]: place for name, place in found.items()}
         folders = [name[len(prefix) :] for name in others if name.startswith(prefix)]
-        classes, files = by_class(path, found, class_to_idx, folders)
+        classes, files, unnamed = by_class(path, found, class_to_idx, folders)
         super().__init__(path, classes, [Entry(name, label, found[name], found[name][1]) for name, label in files], decode)
-        self.notes = notes_of(path, [name for name in others if name[-1] != "/"]) + describe_leading(path, prefix)
+        left_out = [name for name in others if name[-1] != "/"]
+        self.notes = notes_of(path, left_out) + describe_leading(path, prefix) + unnamed
 
     @classmethod
     def open(cls, split: str, data_path: str, decode: Callable, class_to_idx, **_) -> "TarSource":

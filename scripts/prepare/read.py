@@ -251,7 +251,9 @@ def _row(root: Path, image: object, label: object, classes: Optional[list[str]],
     data, file = cell.get("bytes"), cell.get("path")
     has_class = classes and file and file.partition("/")[0] in classes  # as a conversion writes it; the label may be wrong
     key = file if has_class else key_of(file or number, name)
-    return key, label if classes else None, data or file_in(root, file or "").read_bytes()
+    if data is None:
+        data = file_in(root, file or "").read_bytes()
+    return key, label if classes else None, data
 
 
 def _tar_files(path: Path, problems: list[str], contents: bool = True) -> Iterator[tuple[str, bytes]]:

@@ -119,7 +119,7 @@ def as_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and texts to print."""
     types = ", ".join(f"{n} {dtype}" for dtype, n in found["types"].items())
     lines = [
-        ("file", f"{found['file']}, {megabytes(found['bytes'])}, sha256 {found['sha256'][:8]}..."),
+        ("file", f"{found['file']}, {megabytes(found['bytes'])}" + (f", sha256 {found['sha256'][:8]}..." if "sha256" in found else "")),
         ("kind", found["kind"]),
     ]
     if "model" in found:
