@@ -46,6 +46,7 @@ def open_sets(
     classes: Sequence[str],
     root: str,
     outside_links: bool,
+    timeout: float = 0.0,
 ) -> dict[str, EvaluationSet]:
     """The sets, ready to be evaluated on: all are checked before the first is.
 
@@ -56,6 +57,7 @@ def open_sets(
         classes: the model's, in label order.
         root: folder of the sets.
         outside_links: see `FolderSource`.
+        timeout: DATA.TIMEOUT, of opening.
 
     Raises:
         ConfigError, DataError: a set is missing or does not fit the model.
@@ -72,7 +74,7 @@ def open_sets(
     return opened
 
 
-def _open_images(spec: SetSpec, task, val, classes, root, outside_links) -> EvaluationSet:
+def _open_images(spec: SetSpec, task, val, classes, root, outside_links, timeout) -> EvaluationSet:
     subset = _subset(spec, classes)
     folder = Path(root, spec.path)
     found = EvaluationSet(spec, subset=subset, place=str(folder))

@@ -76,7 +76,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def file_of(path: Path) -> Path:
     """The file, or that with the weights in a model's folder."""
-    return next(path / name for name in WEIGHT_FILES if (path / name).exists()) if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    indices = sorted(path.glob("*.index.json"))  # of weights in parts
+    return next(file for file in [*(path / name for name in WEIGHT_FILES), *indices] if file.exists())
 
 
 def say_how(checkpoint: Checkpoint, name: str) -> None:
