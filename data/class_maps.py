@@ -1,12 +1,13 @@
 """Which label a class' name has, where that is not its place among the sorted names."""
 
+import unicodedata
 from importlib import resources
 from pathlib import Path
-from typing import Mapping, Optional, Sequence
+from typing import Iterable, Mapping, Optional, Sequence
 
 from timm.data import ImageNetInfo
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 
 IMAGENET = ("imagenet-1k", "imagenet-12k", "imagenet-21k", "imagenet-21k-goog", "imagenet-21k-miil", "imagenet-22k", "imagenet-22k-ms")
 SUBSETS = ("imagenet_a_synsets", "imagenet_r_synsets")  # timm's lists of the 200 classes of ImageNet-A and of ImageNet-R
@@ -43,6 +44,36 @@ def read_class_map(name: str, key: str = "DATA.CLASS_MAP") -> dict[str, int]:
         if not names:
             raise ConfigError(f"{name}: names no class; write a class' name in each line, in label order")
     return {name: label for label, name in enumerate(names)}
+
+
+def unnamed_folders(place: object, folders: Iterable[str], class_to_idx: Optional[Mapping[str, int]]) -> list[str]:
+    """A line of the folders whose images are left out, as a class map does not name them; none where there are none.
+
+    Raises:
+        DataError: one of them differs from a class of the map, which has no folder, in what is not seen.
+    """
+    folders = set(folders)
+    unnamed = sorted(folders - set(class_to_idx)) if class_to_idx is not None else []
+    if not unnamed:
+        return []
+    missing = [name for name in class_to_idx if name not in folders]
+    alike = look_alikes(missing, unnamed)
+    if alike:
+        raise DataError(f"{place}: {alike}, of the class map and of a folder; rename the folder, or correct the map")
+    lacks = f"; no folder has the name of {len(missing)} classes of the map (such as {missing[0]!r})" if missing else ""
+    return [f"{place}: left out folders that the class map does not name: {len(unnamed)} (such as {unnamed[0]!r}){lacks}"]
+
+
+def look_alikes(names: Iterable[str], others: Iterable[str]) -> str:
+    """The first two names, written so that one sees it, that differ in blanks around them alone, or in how Unicode
+    composes letters (macOS has 'A' and two dots where others have one character); '' where there are none.
+    """
+    seen = {unicodedata.normalize("NFC", name).strip(): name for name in names}
+    for other in others:
+        name = seen.get(unicodedata.normalize("NFC", other).strip(), other)
+        if name != other:
+            return f"{ascii(name)} and {ascii(other)} look the same and are not"
+    return ""
 
 
 def classes_for(num_classes: int, class_to_idx: Optional[Mapping[str, int]]) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from .decode import decode_image, open_image, orientation_of
+from .decode import decode_image, open_image, orientation_of, without_stderr
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
@@ -73,7 +73,8 @@ class CropReader:
 
 def decode_cv2(data: bytes, box: Box) -> Optional[np.ndarray]:
     """A box of a JPEG file, by decoding all of it with OpenCV; None if it cannot be decoded or may be damaged."""
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    with without_stderr():
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None or is_filled_up(pixels):
         return None
     return cv2.cvtColor(_cut(pixels, box), cv2.COLOR_BGR2RGB)

@@ -4,15 +4,15 @@ Its libjpeg-turbo skips what lies outside of the box but for the entropy coding,
 The package is optional: it is large, for Linux only, and needs no GPU for this.
 """
 
-import contextlib
 import os
-from typing import Any, Iterator, Optional
+from typing import Any, Optional
 
 import numpy as np
 
 from utils.errors import ConfigError
 
 from .crops import Box, is_filled_up
+from .decode import without_stderr
 
 _decoders: dict[int, Any] = {}  # one for each process, as its threads do not survive a fork
 
@@ -39,7 +39,7 @@ class RegionDecoder:
 def _decoder() -> tuple[Any, Any]:
     if os.getpid() not in _decoders:
         os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # a file that it cannot decode is Pillow's to judge
-        with _without_stderr():  # it says there which of NVIDIA's GPU codecs are not installed
+        with without_stderr():  # it says there which of NVIDIA's GPU codecs are not installed
             try:
                 from nvidia import nvimgcodec
             except ImportError:
@@ -55,15 +55,3 @@ def _decoder() -> tuple[Any, Any]:
             )
         _decoders[os.getpid()] = decoder, nvimgcodec
     return _decoders[os.getpid()]
-
-
-@contextlib.contextmanager
-def _without_stderr() -> Iterator[None]:
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

@@ -8,11 +8,11 @@ from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from utils.errors import ShortageError, UserError
+from utils.errors import DataError, ShortageError, UserError
 from utils.rng import derive_seed
 from utils.signals import requested_stop
 
-from .batches import Batch, Finish, collate_items
+from .batches import Batch, Finish, Item, collate_items
 from .cache import can_be_cached
 from .dataset import ImageDataset, SeededIndex
 from .patience import patience, stopped_while
@@ -20,7 +20,7 @@ from .prefetch import Prefetcher
 from .samplers import EvalSampler, TrainBatchSampler
 from .sources import is_stream
 from .stream import EvalStream, StreamDataset, TrainStream
-from .workers import Lines, describe_wait
+from .workers import Lines, describe_wait, reading
 
 
 class Loader:
@@ -60,7 +60,7 @@ class Loader:
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             prefetch_factor=prefetch if num_workers else None,
-            collate_fn=collate_items,
+            collate_fn=_collate,
             worker_init_fn=self.lines.prepare_worker,
             generator=torch.Generator(),  # it draws when its workers start; the run's own random numbers must not depend on that
             multiprocessing_context="fork" if num_workers else None,  # see `end_with_parent`; Python 3.14 has another default
@@ -93,7 +93,10 @@ class Loader:
         except UserError as error:
             # A worker's error arrives with its traceback as text; the last line is `module.Class: message`.
             *traceback, last = str(error).splitlines()
-            raise type(error)(last.split(": ", 1)[1] if traceback else last) from None
+            line = last.split(": ", 1)[1] if traceback else last
+            if requested_stop() and isinstance(error, DataError):  # a command that fetches images was asked to end, too
+                raise stopped_while(line.rsplit("; ", 1)[0]) from None
+            raise type(error)(line) from None
         except (RuntimeError, OSError) as error:
             if requested_stop() and "DataLoader worker" in str(error):  # it came before the worker ignored it
                 raise stopped_while("a loading process ended with it") from None
@@ -290,6 +293,13 @@ def endless_batches(dataset, batch_size: int, seed: int, buffer: int, **settings
 def dataset_of(source, transform: Callable, on_error: str, sized: Optional[Mapping[int, Callable]] = None):
     """The samples of a source of either kind."""
     return (StreamDataset if is_stream(source) else ImageDataset)(source, transform, on_error, sized)
+
+
+def _collate(items: Sequence[Item]) -> tuple[Optional[Batch], list[str]]:
+    """`collate_items`; a loading process that has read its batch is not the one that others wait for."""
+    batch = collate_items(items)
+    reading("")
+    return batch
 
 
 def _shm_size() -> str:

@@ -7,7 +7,7 @@ any read that Python makes. It counts its own rounds, not the clock: after Ctrl-
 import contextlib
 import signal
 import threading
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 
 from utils.errors import OutputError, Stopped
 from utils.signals import requested_stop
@@ -21,7 +21,9 @@ class WaitEnded(BaseException):
 
 
 @contextlib.contextmanager
-def patience(timeout: float, describe: Callable[[], str], remedy: str = "raise DATA.TIMEOUT") -> Iterator[None]:
+def patience(
+    timeout: float, describe: Callable[[], str], remedy: str = "raise DATA.TIMEOUT", sign: Callable[[], Any] = lambda: None
+) -> Iterator[None]:
     """Ends the block's wait when it has lasted `timeout` seconds, or some seconds after a request to stop.
 
     In another thread than the main one, which gets the signals, it does nothing.
@@ -30,6 +32,7 @@ def patience(timeout: float, describe: Callable[[], str], remedy: str = "raise D
         timeout: 0: only a request to stop ends it.
         describe: what is waited for, `FILE: ...`, asked only when the wait is ended.
         remedy: for a wait that would have ended well.
+        sign: what changes while the work goes on; each change starts the time anew.
 
     Raises:
         OutputError: after `timeout`.
@@ -39,10 +42,12 @@ def patience(timeout: float, describe: Callable[[], str], remedy: str = "raise D
         yield
         return
     rounds = asked = 0
+    seen = sign()
 
     def look(number, frame):
-        nonlocal rounds, asked
-        rounds += 1
+        nonlocal rounds, asked, seen
+        before, seen = seen, sign()
+        rounds = rounds + 1 if seen == before else 0
         asked += bool(requested_stop())
         if asked > GRACE or 0 < timeout <= rounds * TICK:
             raise WaitEnded
@@ -66,6 +71,6 @@ def patience(timeout: float, describe: Callable[[], str], remedy: str = "raise D
 
 def stopped_while(what: str) -> Stopped:
     """A stop at no step that the processes agreed on."""
-    stopped = Stopped(f"stopped by {requested_stop()} while waiting for images: {what}; the same command goes on from the last save")
+    stopped = Stopped(f"stopped by {requested_stop()} while waiting for images: {what}; start the same command again")
     stopped.together = False
     return stopped

@@ -182,4 +182,6 @@ def share(source, order: list[int], reader: int, readers: int) -> Iterator[Any]:
         together = len(range(reader % len(order), readers, len(order)))
     for shard in own:
         reading(source.shards[shard])
-        yield from itertools.islice(source.read(shard), reader // len(order) if together > 1 else 0, None, together)
+        for sample in itertools.islice(source.read(shard), reader // len(order) if together > 1 else 0, None, together):
+            yield sample
+            reading(source.shards[shard])  # again: a batch may have been sent meanwhile

@@ -4,15 +4,20 @@ Each has a line in memory that both see: which file it is reading, or why it end
 cannot be asked.
 """
 
-import atexit
+import contextlib
 import mmap
 import multiprocessing
 import multiprocessing.queues
 import os
+import signal
 import tempfile
-from typing import Optional
+from pathlib import Path
+from typing import Iterator, Optional
 
+from utils.ending import at_end
 from utils.signals import end_with_parent, ignore_stop_signals
+
+from .patience import patience
 
 LINE = 1024  # bytes of a process' line
 SOCKET_PATH = 100  # bytes that a Unix socket's path may have, a little less than systems allow
@@ -66,6 +71,15 @@ def reading(name: str) -> None:
         _line.write(name)
 
 
+@contextlib.contextmanager
+def opening(timeout: float) -> Iterator[None]:
+    """While the block opens a data set: an end to a wait for what it notes by `reading`, see `patience`."""
+    lines = Lines(0)
+    lines.take(0)
+    with patience(timeout, lambda: describe_wait(lines, []), sign=lines.read):
+        yield
+
+
 def end_with_reason(error: BaseException, _) -> None:
     """A batch that cannot be sent would be dropped, and waited for without an end: this process ends instead."""
     if _line is not None:
@@ -105,9 +119,22 @@ def _state(pid: int) -> str:
 
 
 def end_all() -> None:
-    """Workers ignore SIGTERM, with which Python ends those that are left when a process ends by an exception."""
+    """Ends the loading processes and the commands that they read from, which would keep the run's output open.
+
+    Workers ignore SIGTERM, with which Python ends those that are left when a process ends by an exception.
+    """
     for process in multiprocessing.active_children():
-        process.kill()
+        if process._parent_pid == os.getpid():  # a forked process has a list of its parent's, too
+            kill_with_children(process.pid)
 
 
-atexit.register(end_all)
+def kill_with_children(pid: int) -> None:
+    """A shell does not pass its end on to the commands it runs."""
+    with contextlib.suppress(OSError):  # some have ended meanwhile
+        children = [child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+        os.kill(pid, signal.SIGKILL)
+        for child in children:
+            kill_with_children(int(child))
+
+
+at_end(end_all)

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
-from cli import Parser, not_negative, run_script, whole_number
+from cli import Parser, add_weights, not_negative, run_script, whole_number
 
 from utils.errors import UserError, did_you_mean, printable
 
@@ -40,6 +40,7 @@ def build_parser() -> Parser:
     parser.add_argument("--output", type=Path, default=Path("exported"), help="folder to write to (default: exported)")
     parser.add_argument("--cfg", type=Path, help="config, for a checkpoint without one; it wins over the checkpoint's")
     parser.add_argument("--classes", default="", help="text file with a class' name in each line, or imagenet-1k, for a checkpoint without names")
+    add_weights(parser)
     parser.add_argument("--images", type=Path, nargs="+", default=[], help="image files and folders to compare logits of (default: validation images)")
     parser.add_argument("--data-path", default="", help="data set, where it is not at the checkpoint's DATA.DATA_PATH")
     parser.add_argument("--bound", type=not_negative, default=1e-3, help="largest difference of logits, in their standard deviations (default: 0.001)")
@@ -57,7 +58,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
     from engine.inference.trained import load_trained
 
-    trained = load_trained(args.checkpoint, args.cfg, args.classes)
+    trained = load_trained(args.checkpoint, args.cfg, args.classes, args.weights)
     for line in trained.warnings:
         print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
     job = Job(

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Iterable, Iterator, Mapping, Optional, Sequence
 
-from cli import Parser, run_script, whole_number
+from cli import Parser, add_weights, run_script, whole_number
 
 from utils.errors import ConfigError, OutputError, printable
 from utils.files import atomic_write
@@ -59,7 +59,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         say(f"note: {line}")
     if paths:
         keep_freed_memory()
-        trained = load_trained(args.checkpoint, args.cfg, args.classes)
+        trained = load_trained(args.checkpoint, args.cfg, args.classes, args.weights)
         for line in trained.warnings:
             say(f"warning: {line}")
         device = select_device(args.device, 0)
@@ -106,6 +106,7 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="such as output/fat_b0/default/best.pth")
     parser.add_argument("--cfg", type=Path, metavar="FILE", help="config, for a checkpoint that has none")
     parser.add_argument("--classes", default="", metavar="LIST", help="for a checkpoint that has none: a file with a name in each line, or imagenet-1k")
+    add_weights(parser)
     parser.add_argument("--topk", type=whole_number(1), default=5, metavar="K", help="likeliest classes that are shown, at most all (default: 5)")
     parser.add_argument("--csv", metavar="FILE", help="a row for each image and class; - is standard output, in place of the table")
     parser.add_argument("--json", metavar="FILE", help="the same as JSON, with what could not be read; or -")

@@ -18,6 +18,8 @@ import torch.multiprocessing as mp
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+if "ATEN_CPU_CAPABILITY" in os.environ:  # torch's cache of compiled graphs mixes up the capabilities, which gives NaN
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/inductor_{os.environ['ATEN_CPU_CAPABILITY']}")
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts"))
 

@@ -145,6 +145,17 @@ def test_wrong_parts_are_one_line_before_anything_is_written(write_config, tmp_p
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
+def test_a_finished_run_of_other_settings_says_so(write_config, capsys):
+    run("--cfg", write_config())
+    for command in ((), ("--check",)):
+        capsys.readouterr()
+        run("--cfg", write_config(), *command)
+        assert "warning" not in capsys.readouterr().out
+        run("--cfg", write_config(), *command, "--opts", "TRAIN.WEIGHT_DECAY", "0.3")
+        said = capsys.readouterr().out
+        assert "is finished" in said and "TRAIN.WEIGHT_DECAY changed from 0.05 to 0.3" in said and "--tag" in said
+
+
 def test_finished_run_of_another_folder_cannot_be_resumed(write_config, tmp_path):
     run("--cfg", write_config())
     last = tmp_path / "output/fat_tiny/default/last.pth"

@@ -1,8 +1,10 @@
 """Files with weights as training codes write them: each gives the logits of the model that they were taken from."""
 
 import argparse
+import json
 import pathlib
 import pickle
+import tarfile
 from collections import OrderedDict, defaultdict
 
 import numpy as np
@@ -14,7 +16,7 @@ from conftest import ROOT, error_of, run
 from torch.optim.swa_utils import AveragedModel
 
 import engine.checkpoints
-from engine.checkpoints.file import open_checkpoint
+from engine.checkpoints.file import open_checkpoint, read_checkpoint
 from engine.checkpoints.load import load_pretrained, require_fit
 from utils.errors import CheckpointError
 from yacs.config import CfgNode
@@ -73,6 +75,7 @@ LAYOUTS = {
     "Lightning of another name": ({"state_dict": {**prefixed("net."), "loss.w": torch.ones(1)}, **LIGHTNING}, RAW, "took off 'net.'"),
     "SWA": (AveragedModel(RAW).state_dict(), RAW, "left out n_averaged"),
     "no counts": ({"model": without_counts(RAW)}, RAW, "num_batches_tracked"),
+    "an average of all tensors": ({"ema": {key: value.float() for key, value in AVERAGE.state_dict().items()}}, AVERAGE, "took ema"),
     "ordered": (OrderedDict(model=OrderedDict(RAW.state_dict())), RAW, ""),
 }  # fmt: skip
 
@@ -114,6 +117,48 @@ def test_of_two_that_fit_none_is_guessed(tmp_path):
         open_checkpoint(path)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_newer_pickle_protocols(tmp_path, protocol, zipped):
+    """What torch.load's safe way does not know: the weights and settings are those of the same file in protocol 2."""
+    content = {
+        "model": {key: torch.nn.Parameter(value) if key == "head.bias" else value for key, value in RAW.state_dict().items()},
+        "twice": [RAW.head.weight, RAW.head.weight, "head.bias", "head.bias", torch.float16, torch.Size([2])],
+        "bytes": b"\x00\xffabc", "long": 2**70, "sets": [{1}, frozenset([2])], "umlaut": "\u00e4" * 300, **SETTINGS,
+    }  # fmt: skip
+    plain, newer = tmp_path / "plain.pth", tmp_path / "newer.pth"
+    torch.save(content, plain, _use_new_zipfile_serialization=zipped)
+    torch.save(content, newer, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+    expected, found = read_checkpoint(plain), read_checkpoint(newer)
+    assert expected.keys() == found.keys() == content.keys()
+    assert protocol < 4 or found["sets"] == [[1], (2,)]
+    for key in ("bytes", "long", "umlaut", "epoch", "optimizer", "config", "meters"):
+        assert found[key] == expected[key] and type(found[key]) is type(expected[key])
+    assert found["args"].lr == 0.1 and found["bytes"] == content["bytes"]
+    assert torch.equal(found["twice"][0], RAW.head.weight) and found["twice"][2:] == content["twice"][2:]
+    assert found["twice"][0].data_ptr() == found["twice"][1].data_ptr()
+    checkpoint, model = open_checkpoint(newer), model_of(9)
+    model.load_state_dict(require_fit(model, checkpoint, "raw").state)
+    assert same_logits(model, RAW)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_what_no_protocol_brings_is_refused(tmp_path, protocol):
+    """Code, whatever the protocol; and an object of protocol 4, for which 2 has no like."""
+    path = tmp_path / "x.pth"
+    torch.save({"model": RAW.state_dict(), "x": Bomb()}, path, pickle_protocol=protocol)
+    with pytest.raises(CheckpointError, match="nothing of it was run"):
+        open_checkpoint(path)
+    assert not Bomb.ran
+    torch.save({"model": RAW.state_dict(), "x": Keywords()}, path, pickle_protocol=4)
+    with pytest.raises(CheckpointError, match="newer pickle protocol, whose NEWOBJ_EX .*without pickle_protocol") as caught:
+        open_checkpoint(path)
+    assert "damaged" not in str(caught.value)
+    path.write_bytes(b"\x80\x04\x95 cut")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        open_checkpoint(path)
+
+
 def test_safetensors_and_a_hub_folder(tmp_path):
     folder = tmp_path / "hub"
     folder.mkdir()
@@ -126,6 +171,26 @@ def test_safetensors_and_a_hub_folder(tmp_path):
         assert same_logits(model, RAW) and checkpoint.classes == classes
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_weights_in_parts_are_joined(tmp_path, kind):
+    state, save = RAW.state_dict(), safetensors.torch.save_file if kind == "safetensors" else torch.save
+    places = {key: f"part-{number % 2}.{kind}" for number, key in enumerate(state)}
+    for part in set(places.values()):
+        save({key: state[key].contiguous() for key in state if places[key] == part}, tmp_path / part)
+    index = tmp_path / f"model.{kind}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    for path in (index, tmp_path):
+        model = model_of(9)
+        load_pretrained(model, open_checkpoint(path), "raw")
+        assert same_logits(model, RAW)
+    save({"other": torch.ones(1)}, tmp_path / f"part-0.{kind}")
+    with pytest.raises(CheckpointError, match=f"in part-0.{kind}, which does not hold it"):
+        open_checkpoint(tmp_path)
+    (tmp_path / f"part-0.{kind}").unlink()
+    with pytest.raises(CheckpointError, match=f"part-0.{kind}: cannot be read"):
+        open_checkpoint(tmp_path)
+
+
 def test_what_is_no_checkpoint_is_named(tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pt")
     np.savez(tmp_path / "weights.npz", a=np.ones(2))
@@ -133,11 +198,15 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     (tmp_path / "keras.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64))
     (tmp_path / "model.onnx").write_bytes(b"\x08\x08\x12\x07pytorch" + bytes(64))
+    (tmp_path / "empty.pth").touch()
+    with tarfile.open(tmp_path / "best.pth.tar", "w") as archive:
+        archive.add(tmp_path / "page.pth", "best.pth")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "best.pth").touch()
     kinds = {
         "script.pt": "a TorchScript file", "weights.npz": "a NumPy archive", "page.pth": "an HTML page", "pointer.pth": "a Git LFS pointer",
         "keras.h5": "an HDF5 file", "model.onnx": "an ONNX file", "run": "the folder of a run",
+        "empty.pth": "empty", "best.pth.tar": "a tar archive",
     }  # fmt: skip
     for name, kind in kinds.items():
         with pytest.raises(CheckpointError, match=f"is {kind}.*;") as caught:
@@ -145,11 +214,29 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
         assert "damaged" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_training_does_not_start_from_what_is_no_number(tmp_path, value):
+    state = {key: tensor.clone() for key, tensor in RAW.state_dict().items()}
+    state["head.bias"][0] = float(value)
+    with pytest.raises(CheckpointError, match="its head.bias holds values that are infinite or no numbers"):
+        load_pretrained(model_of(9), open_checkpoint(saved(state, tmp_path / "x.pth")), "raw")
+    state["head.bias"] = torch.full((5,), float(value))  # of a head that is initialised anew
+    state["head.weight"] = torch.zeros(5, *RAW.head.weight.shape[1:])
+    model = model_of(9)
+    assert load_pretrained(model, open_checkpoint(saved(state, tmp_path / "y.pth")), "raw")[0] == ["head.weight", "head.bias"]
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
 class Bomb:
     ran = False
 
     def __reduce__(self):
         return setattr, (Bomb, "ran", True)
+
+
+class Keywords:
+    def __getnewargs_ex__(self):
+        return (), {"a": 1}
 
 
 @pytest.mark.parametrize("place", ["beside the weights", "in settings that are read"])

@@ -9,6 +9,7 @@ import sys
 import checkpoint as tools
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 import yaml
@@ -21,6 +22,7 @@ from weights.files import open_checkpoint
 import models
 from data.class_maps import read_class_map
 from engine.inference.trained import load_trained
+from utils.config import config_from, to_dict
 from utils.errors import OutputError, UserError
 from utils.files import atomic_write
 
@@ -78,6 +80,22 @@ def same_weights(a, b) -> bool:
 
 
 # strip
+
+
+def test_a_folder_of_the_hub(tmp_path, capsys):
+    """Its file of weights is what is counted; its config and classes come with it."""
+    weights, folder = timm.create_model("fat_tiny", num_classes=2).state_dict(), tmp_path / "hub"
+    folder.mkdir()
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    told = {"label_names": ["a", "b"], "training_config": to_dict(config_from({"MODEL": {"NAME": "fat_tiny"}}, "here"))}
+    (folder / "config.json").write_text(json.dumps(told))
+    assert tool("info", "--json", folder) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes"] == (folder / "model.safetensors").stat().st_size
+    assert found["model"] == "fat_tiny" and found["classes"] == ["a", "b"]
+    assert tool("strip", folder, "--output", tmp_path / "small.pth") == 0
+    assert load(tmp_path / "small.pth")["classes"] == ["a", "b"]
+    assert tool("diff", folder, tmp_path / "small.pth") == 0
 
 
 def test_stripped_checkpoint_evaluates_to_the_same_figures_and_can_be_started_from(trained, tmp_path, capsys):
@@ -524,3 +542,12 @@ def test_devices_pipes_and_links_are_not_replaced(tmp_path, trained):
         with pytest.raises(OutputError, match="is no regular file"), atomic_write(tmp_path / name):
             pass
     assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink() and len(os.listdir(tmp_path)) == 2
+
+
+def test_info_of_a_folder_of_the_hub(tmp_path, capsys):
+    model = timm.create_model("fat_tiny", num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text('{"label_names": ["a", "b", "c"]}')
+    assert tool("info", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "fat_tiny" in said and "classes  3" in said

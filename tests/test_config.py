@@ -12,7 +12,7 @@ from engine.arguments import config_flags, parse_args
 from engine.training.plan import plan_batches
 from engine.tasks import create_task
 from utils.config import config_from, leaf_keys, load_config, to_dict
-from utils.defaults import ALIASES, DEFAULTS, RULES
+from utils.defaults import ALIASES, DEFAULTS, PATH_KEYS, RULES
 from utils.errors import ConfigError, UserError
 
 SIZES = ["fat_b0", "fat_b1", "fat_b2", "fat_b3"]
@@ -79,6 +79,16 @@ def test_base_files_come_first_and_opts_and_flags_last(write):
 
 def test_text_stays_text(write):
     assert load_config(write("a.yaml", "TAG: a"), ["TAG", "0x10", "OUTPUT", "2001-99-99"]).TAG == "0x10"
+
+
+def test_paths_are_expanded_as_a_shell_does_it(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    cfg = load_config(write("a.yaml", "OUTPUT: ~/out\nDATA: {DATA_PATH: $SCRATCH/data}\nTAG: ~x$SCRATCH\n"), ["MODEL.RESUME", "${SCRATCH}/a~b.pth"])
+    assert (cfg.OUTPUT, cfg.DATA.DATA_PATH, cfg.MODEL.RESUME, cfg.TAG) == ("/home/me/out", "/scratch/data", "/scratch/a~b.pth", "~x$SCRATCH")
+    with pytest.raises(ConfigError, match=r"OUTPUT is '\$NOWHERE/x', but the variable \$NOWHERE is not set; export it"):
+        load_config(write("b.yaml", "OUTPUT: $NOWHERE/x\n"))
 
 
 def test_config_is_frozen_and_dumps_to_itself(write):
@@ -213,6 +223,10 @@ def test_no_dead_option():
         if key != "BASE" and key not in read and not any(key.startswith(f"{s}.") for s in whole_sections)
     ]  # fmt: skip
     assert dead == []
+
+
+def test_paths_that_are_expanded_are_of_real_keys():
+    assert set(PATH_KEYS) <= set(leaf_keys())
 
 
 def test_rules_and_aliases_are_of_real_keys_and_defaults_keep_the_rules():

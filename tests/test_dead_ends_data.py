@@ -9,6 +9,7 @@ from conftest import error_of, run
 
 from data.sources import open_source
 from data.sources.archive import leading_folders
+from data.sources.folder import FolderSource
 from utils.errors import DataError
 
 
@@ -134,3 +135,70 @@ def test_a_zip_without_a_map_says_so(write_config, data, capsys):
     run("--cfg", write_config(DATA={"DATA_PATH": str(data), "DATASET": "zip"}), "--check")
     said = capsys.readouterr().out
     assert said.count("val_map.txt: no such file; the classes are the folders") == 1 and "3 classes" in said
+
+
+COMPOSED, DECOMPOSED = "\u00c4", "A\u0308"  # both are shown as a capital A with two dots
+
+
+def layouts_of(root):
+    """The same images as folders, tar and zip."""
+    files = files_of(root / "val")
+    with tarfile.open(root / "val.tar", "w") as tar, zipfile.ZipFile(root / "val.zip", "w") as packed:
+        for path in files:
+            key = str(path.relative_to(root / "val"))
+            tar.add(path, key)
+            packed.write(path, key)
+    return ["folder", "tar", "zip"]
+
+
+def test_folders_that_a_class_map_does_not_name_are_said(data):
+    for kind in layouts_of(data):
+        source = open_source(kind, "val", str(data), 0, 0, class_to_idx={"2": 0, "none": 1, "0": 2})
+        assert {source.key(index).split("/")[0] for index in range(len(source))} == {"0", "2"}
+        said = "left out folders that the class map does not name: 1 (such as '1'); no folder has the name of 1 classes"
+        assert [said in note for note in source.notes].count(True) == 1, kind
+
+
+@pytest.mark.parametrize("folder, named", [(DECOMPOSED, COMPOSED), (COMPOSED, DECOMPOSED), ("1 ", "1")])
+def test_a_class_map_s_name_that_only_looks_like_a_folder_s(data, folder, named):
+    (data / "val" / "1").rename(data / "val" / folder)
+    for kind in layouts_of(data):
+        with pytest.raises(DataError, match="look the same and are not") as caught:
+            open_source(kind, "val", str(data), 0, 0, class_to_idx={"0": 0, named: 1, "2": 2})
+        assert ascii(folder) in str(caught.value) and ascii(named) in str(caught.value)
+
+
+def test_classes_of_training_and_validation_that_only_look_the_same(write_config, data):
+    (data / "train" / "1").rename(data / "train" / COMPOSED)
+    (data / "val" / "1").rename(data / "val" / DECOMPOSED)
+    assert "'\\xc4' and 'A\\u0308' look the same and are not" in message(write_config, data)
+
+
+@pytest.mark.parametrize("with_map", [False, True])
+def test_a_zip_of_windows(data, with_map):
+    plain = FolderSource(data / "val")
+    with zipfile.ZipFile(data / "val.zip", "w") as packed:
+        packed.writestr(renamed("val\\"), b"")
+        for path in files_of(data / "val"):
+            packed.writestr(renamed(str(path.relative_to(data)).replace("/", "\\")), path.read_bytes())
+    if with_map:
+        lines = [f"{plain.key(index)}\t{plain.labels[index]}\n" for index in range(len(plain))]
+        (data / "val_map.txt").write_text("".join(lines))
+    source = open_source("zip", "val", str(data), 0, 0)
+    assert [(source.key(i), source.load(i)[1]) for i in range(len(source))] == [(plain.key(i), plain.load(i)[1]) for i in range(len(plain))]
+    assert any("as of Windows" in note for note in source.notes)
+
+
+def renamed(name):
+    """A zip's entry of that name as it is: Python on Windows would put '/' for its own separator."""
+    info = zipfile.ZipInfo("x")
+    info.filename = name
+    return info
+
+
+@pytest.mark.parametrize("split, file", [("val", "val.tar.gz"), ("val", "val.tgz"), ("val.tar.gz", "val.tar.gz"), ("val.tgz", "val.tgz")])
+def test_a_compressed_tar_is_named(data, split, file):
+    with tarfile.open(data / file, "w:gz") as archive:
+        archive.add(data / "val", "val")
+    with pytest.raises(DataError, match=f"{file}: is compressed .*unpack it to a plain .tar"):
+        open_source("tar", split, str(data), 0, 0)

@@ -235,6 +235,11 @@ def test_timm_loads_the_folder(tmp_path, digits, photos, model, config):
     with torch.no_grad():
         assert torch.equal(loaded(images), trained.model(images))
     assert loaded.pretrained_cfg["label_names"] == NAMES
+    again = load_trained(folder)  # as this project reads it: no --cfg, no --classes
+    assert torch.equal(again.normalise([again.read(path) for path in paths]), images) and again.classes == NAMES
+    with torch.no_grad():
+        assert torch.equal(again.model(images), trained.model(images))
+    assert again.cfg.DATA.DATA_PATH == "" and str(tmp_path) not in (folder / "config.json").read_text()
     assert timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=7)(images).shape == (len(paths), 7)  # to fine-tune
 
 

@@ -741,7 +741,7 @@ DAMAGES = {
     "shard outside": ("wds", lambda r: rewrite_tar(r / "wds/val-000002.tar", lambda n, d: ("../" + n, d)), ["val-000002.tar", "leads out"]),
     "shard without images": ("wds", lambda r: rewrite_tar(r / "wds/val-000000.tar", lambda n, d: None if "png" in n else (n, d)), ["no image", "cls"]),
     "shard without labels": ("wds", lambda r: rewrite_tar(r / "wds/val-000000.tar", lambda n, d: None if "cls" in n else (n, d)), ["has no label"]),
-    "shard with words": ("wds", lambda r: rewrite_tar(r / "wds/val-000000.tar", lambda n, d: (n, b"cat" if "cls" in n else d)), ["has no label"]),
+    "shard with words": ("wds", lambda r: rewrite_tar(r / "wds/val-000000.tar", lambda n, d: (n, b"cat" if "cls" in n else d)), ["has label 'cat'", "DATA.CLASS_MAP"]),
     "shard with other labels": ("wds", lambda r: rewrite_tar(r / "wds/val-000000.tar", lambda n, d: (n, b"7" if "cls" in n else d)), ["label 7, of 3"]),
     "another size": ("wds", lambda r: say_sizes(r / "wds/_info.json"), ["val-000000.tar", "bytes", "_info.json says 5"]),
     "no info": ("wds", lambda r: (r / "wds/_info.json").write_text("[1"), ["_info.json", "no JSON"]),

@@ -1,9 +1,11 @@
 """torch.hub's entry points."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 from conftest import ROOT
@@ -70,11 +72,25 @@ def test_bare_weights(tmp_path, settings, wrap):
     assert torch.equal(logits(hub("fat_tiny", checkpoint=tmp_path / "weights.pth")), logits(model))
 
 
+def test_a_folder_of_the_hub(tmp_path):
+    """Its config.json has the run's config, which tells the form of FAT and its images."""
+    model = realistic(num_classes=3, interaction="concat")
+    told = config(NAME="fat_tiny")
+    told["MODEL"]["FAT"]["interaction"], told["DATA"]["IMG_SIZE"] = "concat", 96
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"label_names": ["a", "b", "c"], "training_config": told}))
+    loaded = hub("fat_tiny", checkpoint=tmp_path)
+    assert torch.equal(logits(loaded), logits(model)) and loaded.pretrained_cfg["label_names"] == ["a", "b", "c"]
+    assert timm.data.resolve_model_data_config(loaded)["input_size"] == (3, 96, 96)
+
+
 @pytest.mark.parametrize("make, message", [
     (lambda path: {"pretrained": True}, "no weights of fat_tiny are published"),
     (lambda path: {"checkpoint": path / "none.pth"}, "none.pth: cannot be read"),
     (lambda path: {"checkpoint": path / "b.pth"}, "b.pth: is of another model"),
     (lambda path: {"checkpoint": path / "run.pth"}, "run.pth: is of fat_b0, not fat_tiny"),
+    (lambda path: {"checkpoint": path / "run.pth", "weights": "ema"}, "run.pth: has no ema weights; use weights raw"),
+    (lambda path: {"weights": "ema"}, "weights: is a choice among those of a checkpoint"),
     (lambda path: {"checkpoint": 5}, "fat_tiny: the arguments are refused"),
     (lambda path: {"bogus": 1}, "fat_tiny: the arguments are refused"),
     (lambda path: {"num_classes": "x"}, "fat_tiny: the arguments are refused"),
@@ -100,23 +116,144 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
     assert hub("fat_tiny", num_classes=2).num_classes == 2
 
 
-PROGRAM = """
-import sys, torch
-model = torch.hub.load(sys.argv[1], "fat_tiny", source="local", checkpoint="weights.pth")
-assert model.num_classes == 4
-import utils
-assert utils.WHOSE == "mine"
-try:
-    torch.hub.load(sys.argv[1], "fat_tiny", source="local", checkpoint="weights.pth")
-except ValueError as error:
-    print(error)
+# A program with packages of its own. Each part of it ends with nothing left of FAT's but the models under their own name.
+START = """
+import contextlib, copy, io, pickle, sys
+import pytest, timm, torch
+
+ROOT = sys.argv[1]
+NAMES = ("engine", "data", "utils", "models")
+
+def imported():
+    return {name: module for name, module in sys.modules.items() if name.split(".")[0] in NAMES}
+
+@contextlib.contextmanager
+def nothing_left():
+    modules, path = imported(), list(sys.path)
+    yield
+    assert imported() == modules and sys.path == path
+    ours = [name for name, module in sys.modules.items() if str(getattr(module, "__file__", "")).startswith(ROOT + "/")]
+    assert ours and all(name.split(".")[0] == "fat_hub_models" for name in ours), ours
+
+def load(checkpoint="weights.pth", **settings):
+    with nothing_left():
+        return torch.hub.load(ROOT, "fat_tiny", source="local", checkpoint=checkpoint, **settings)
+
+def check(model):
+    images = torch.randn(2, 3, 64, 64)
+    assert model.training
+    model(images).sum().backward()
+    model = load()
+    expected = timm.create_model("fat_tiny", num_classes=4)
+    expected.load_state_dict(torch.load("weights.pth"))
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), expected.eval()(images))
+
+def load_other():
+    model = torch.hub.load("other", "net", source="local")
+    assert model.whose == "other's"
+"""
+OWN = """
+import engine.sub, models.fat, utils, data
+check(load())
+assert engine.sub.WHOSE == models.fat.WHOSE == utils.WHOSE == data.WHOSE == "mine"
+import models.layers
+assert models.layers.WHOSE == "mine"
+"""
+OWN_LATER = """
+check(load())
+import engine.sub, models.fat, utils, data
+assert engine.sub.WHOSE == models.fat.WHOSE == utils.WHOSE == data.WHOSE == "mine"
+check(load())
+"""
+OTHER_AFTER = "check(load()); load_other()"
+OTHER_BEFORE = "load_other(); check(load()); load_other()"
+TWICE = """
+first, second = load(None, num_classes=4), load()
+assert type(first) is type(second) and type(first).__module__ == "fat_hub_models.fat"
+assert type(timm.create_model("fat_tiny")) is type(first)
+"""
+USED = """
+model, images = load().eval(), torch.randn(2, 3, 64, 64)
+with torch.no_grad():
+    logits = model(images)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.compile(model, backend="eager", fullgraph=True)]
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    copies.append(torch.load(file, weights_only=False))
+    assert all(torch.equal(other(images), logits) for other in copies)
+    import fat_hub_models
+    assert torch.allclose(fat_hub_models.fuse(model)(images), logits, atol=1e-4)
+    maps = timm.create_model("fat_tiny", features_only=True)(images)
+assert [m.shape[1] for m in maps] == [16, 32, 64, 128]
+"""
+REFUSED = """
+load(None)
+for wrong in ({"checkpoint": "none.pth"}, {"checkpoint": "weights.pth", "weights": "ema"}, {"checkpoint": None, "num_classes": "x"}):
+    with nothing_left(), pytest.raises(ValueError):
+        torch.hub.load(ROOT, "fat_tiny", source="local", **wrong)
+"""
+OURS = """
+sys.path.insert(0, ROOT)
+import models
+before, path = imported(), list(sys.path)
+model = torch.hub.load(ROOT, "fat_tiny", source="local", checkpoint="weights.pth")
+assert type(model) is models.FAT and imported() == before and sys.path == path and "fat_hub_models" not in sys.modules
 """
 
 
-def test_from_another_folder_with_a_utils_of_its_own(tmp_path):
-    (tmp_path / "utils.py").write_text("WHOSE = 'mine'")
-    (tmp_path / "program.py").write_text(PROGRAM)
+@pytest.mark.parametrize("program, own", [
+    (OWN, True), (OWN_LATER, True), (OTHER_AFTER, False), (OTHER_BEFORE, False), (TWICE, False), (USED, True), (USED, False),
+    (REFUSED, True), (REFUSED, False), (OURS, False),
+], ids=["own", "own later", "other after", "other before", "twice", "used, own", "used", "refused, own", "refused", "ours"])  # fmt: skip
+def test_beside_packages_of_the_same_names(tmp_path, program, own):
+    """Of the program's own, or of another hub repository; without a warning."""
+    if own:
+        write_packages(tmp_path, "mine")
+    write_packages(tmp_path / "other", "other's")
+    hubconf = "from models.fat import net\nimport utils, engine.sub, data\n"
+    (tmp_path / "other" / "hubconf.py").write_text(hubconf)
+    (tmp_path / "program.py").write_text(START + program)
     torch.save(timm.create_model("fat_tiny", num_classes=4).state_dict(), tmp_path / "weights.pth")
-    done = subprocess.run([sys.executable, "program.py", ROOT], cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    command = [sys.executable, "-W", "error::UserWarning", "program.py", ROOT]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"utils: another package of this name is imported already ({tmp_path}/utils.py); load FAT before it, or in another process\n"
+
+
+def write_packages(folder, whose):
+    """Packages `engine` and `models`, modules `utils.py` and `data.py`."""
+    net = "import torch\n\ndef net():\n    model = torch.nn.Identity()\n    model.whose = WHOSE\n    return model\n"
+    files = ["engine/__init__.py", "engine/sub.py", "models/__init__.py", "models/fat.py", "models/layers.py", "utils.py", "data.py"]
+    for name in files:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"WHOSE = {whose!r}\n{net if name == 'models/fat.py' else ''}")
+
+
+def test_entry_points_are_the_models(monkeypatch):
+    monkeypatch.setattr(torch.hub, "_get_cache_or_reload", lambda *_, **__: str(ROOT))
+    assert sorted(torch.hub.list("someone/fat")) == ["fat_b0", "fat_b1", "fat_b2", "fat_b3", "fat_small", "fat_tiny"]
+
+
+def test_what_was_taken_is_said(tmp_path, capsys):
+    raw, ema = realistic(num_classes=3), realistic(num_classes=3)
+    prefixed = {f"module.{key}": value for key, value in raw.state_dict().items()}
+    path = tmp_path / "deit.pth"
+    torch.save({"model": prefixed, "model_ema": ema.state_dict()}, path)
+    for settings, line in (
+        ({}, "ema weights: took model_ema"),
+        ({"weights": "raw"}, "raw weights: took model, took off 'module.'"),
+        ({"num_classes": 5}, "ema weights: took model_ema; of another size and initialised anew: head.weight, head.bias"),
+    ):
+        hub("fat_tiny", checkpoint=path, **settings)
+        assert capsys.readouterr() == ("", f"{path}: {line}\n")
+
+
+def test_the_weights_that_are_asked_for(tmp_path):
+    raw, ema = realistic(num_classes=3), realistic(num_classes=3)
+    with torch.no_grad():
+        ema.head.bias += 1
+    torch.save({"model": raw.state_dict(), "model_ema": ema.state_dict()}, tmp_path / "x.pth")
+    for weights, expected in (("raw", raw), ("ema", ema), (None, ema)):
+        assert torch.equal(logits(hub("fat_tiny", checkpoint=tmp_path / "x.pth", weights=weights)), logits(expected))

@@ -110,6 +110,24 @@ def test_predictions_are_the_evaluation_s(changed, digits, tmp_path, capsys, tes
     assert len({row["probability"] for row in rows}) > 60  # the images differ
 
 
+def test_the_weights_that_are_asked_for(checkpoint, digits, tmp_path, capsys):
+    content = torch.load(checkpoint, weights_only=True)
+    content["ema"] = {key: value * 2 if key.startswith("head.") else value for key, value in content["model"].items()}
+    del content["progress"]
+    torch.save(content, tmp_path / "both.pth")
+    path = images_in(digits / "val")[0]
+    for weights, sharper in (("raw", 1), ("ema", 2)):
+        assert start("--checkpoint", tmp_path / "both.pth", path, "--weights", weights, "--csv", tmp_path / "x.csv") == 0
+        assert f"weights {weights}," in capsys.readouterr().err
+        trained = load_trained(checkpoint)
+        with torch.no_grad():
+            expected = (sharper * trained.model(trained.normalise([trained.read(path)]))).softmax(1)[0].sort(descending=True).values
+        found = torch.tensor([float(row["probability"]) for row in read(tmp_path / "x.csv")])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    message = str(error_of("--checkpoint", checkpoint, path, "--weights", "ema"))
+    assert message == f"{checkpoint}: has no ema weights; use --weights raw, or leave it out"
+
+
 def test_batches_and_workers_change_nothing(checkpoint, digits, tmp_path, capsys):
     found, before = [], set(multiprocessing.active_children())  # of other tests' loaders
     for number, arguments in enumerate((["--batch-size", 1], ["--batch-size", 8, "--workers", 2], ["--batch-size", 64])):

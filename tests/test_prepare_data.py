@@ -18,6 +18,7 @@ import prepare_data
 import pytest
 from prepare import archives, devkit, imagenet, images, job, read, shards, verify
 
+from data.sources import open_source
 from utils.errors import ConfigError, DataError, OutputError, UserError
 
 PACKED = ("zip", "tar", "shards", "parquet")
@@ -708,6 +709,34 @@ def test_verify_finds_files_that_are_cut_short_or_gone(kind, file, packed, digit
             assert any(problem.startswith(f"{out / file}: cannot be read") for problem in report["problems"])
         else:
             assert "val" not in report["splits"]
+
+
+@pytest.mark.parametrize("prefix", ["", "val/", "data/imagenet/val/", "imagenet_val/"])
+@pytest.mark.parametrize("kind", ["tar", "tar of tars", "zip", "zip with a map", "zip with a map of the same"])
+def test_verify_takes_off_leading_folders_as_reading_does(digits, tmp_path, kind, prefix):
+    keys = sorted(expected(digits, "val"))
+    form = kind.split()[0]
+    if kind == "tar of tars":
+        with tarfile.open(tmp_path / "val.tar", "w") as archive:
+            for name in "012":
+                inner = io.BytesIO()
+                with tarfile.open(fileobj=inner, mode="w") as classes:
+                    classes.add(digits / "val" / name, ".")
+                add(archive, f"{prefix}{name}.tar", inner.getvalue())
+    elif form == "tar":
+        with tarfile.open(tmp_path / "val.tar", "w") as archive:
+            archive.add(digits / "val", prefix or ".")
+    else:
+        with zipfile.ZipFile(tmp_path / "val.zip", "w") as archive:
+            for key in keys:
+                archive.write(digits / "val" / key, prefix + key)
+    if "map" in kind:
+        inside = prefix if "same" in kind else ""
+        (tmp_path / "val_map.txt").write_text("".join(f"{inside}{key}\t{key[0]}\n" for key in keys))
+    report, folder = found(tmp_path, form), found(digits, "folder")
+    assert not report["problems"]
+    assert report["splits"]["val"] == folder["splits"]["val"]
+    assert len(open_source(form, "val", str(tmp_path), 0, 0)) == 29
 
 
 def test_verify_finds_repeated_names(packed, tmp_path):

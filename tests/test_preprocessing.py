@@ -143,6 +143,15 @@ def test_a_tag_that_timm_does_not_know_is_one_line(write_config, key):
         assert message.startswith(f"{key} is {name!r}") and part in message
 
 
+@pytest.mark.parametrize("name, part", [
+    ("timm/vit_tiny_patch16_224.augreg_in21k", "timm's own is 'vit_tiny_patch16_224.augreg_in21k'"),
+    ("hf_hub:timm/resnet10t.c3_in1k", "timm's own is 'resnet10t.c3_in1k'"), ("hf-hub:timm/resnet10t", "timm's own is 'resnet10t'"),
+    ("vit_tiny.augreg_in21k", "timm has vit_tiny_patch16_224"), ("resnet10tt.c3_in1k", "did you mean 'resnet10t'?"),
+])  # fmt: skip
+def test_names_as_other_places_have_them(write_config, name, part):
+    assert part in str(error_of("--cfg", write_config(MODEL={"TYPE": "timm", "NAME": name}), "--check"))
+
+
 def test_fat_has_nothing_to_take(write_config):
     assert "DATA.FROM_MODEL: fat_tiny is no timm model" in str(error_of("--cfg", write_config(), "--check", "--opts", "DATA.FROM_MODEL", "True"))
     assert input_warnings(None, load_config(write_config())) == []

@@ -1,17 +1,20 @@
 """torchrun starts a run again: `--max_restarts`, agents that come and go, and the ends that no restart mends."""
 
+import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
-from conftest import ROOT, assert_same_run, free_port, launch
+from conftest import ROOT, assert_same_run, free_port, launch, load
 from utils.meeting import meet
 from utils.restarts import restarts_left
 
@@ -28,7 +31,7 @@ rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_CO
 with open(os.environ["STARTS"], "a") as file:
     file.write(f"{{attempt}} {{rank}}\\n")
 import main
-from engine.trainer import Trainer
+from engine.training.trainer import Trainer
 from utils.errors import DataError
 original = Trainer.update
 
@@ -62,7 +65,7 @@ class Launched:
         launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", str(restarts)]
         ended = subprocess.run(
             [sys.executable, *launcher, "--master_port", str(free_port()), str(script), *map(str, argv)],
-            env={**ENVIRONMENT, "STARTS": str(starts)}, capture_output=True, text=True, timeout=300,
+            env={**ENVIRONMENT, "STARTS": str(starts)}, capture_output=True, text=True, timeout=900,  # four starts on a busy machine
         )  # fmt: skip
         self.status, self.text = ended.returncode, ended.stdout + ended.stderr
         self.starts = sorted(starts.read_text().split("\n")[:-1])
@@ -138,3 +141,96 @@ def test_restarts_left(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert restarts_left() == 2
+
+
+# main.py on a node that comes and goes. One process alone waits: before the other node was killed, and again after some
+# updates of its own, until its agent ends it to let the other node in.
+LEAVING = f"""
+import os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+os.chdir({str(ROOT)!r})
+import main
+from engine.training.trainer import Trainer
+from utils.signals import requested_stop
+node, world_size, killed = os.environ["NODE"], int(os.environ["WORLD_SIZE"]), Path(os.environ["KILLED"])
+with open(os.environ["STARTS"], "a") as file:
+    file.write(f"{{node}} {{world_size}}\\n")
+original = Trainer.update
+
+def update(self, *args):
+    while world_size == 1 and not requested_stop() and (self.progress.updates == 12 or not killed.exists()):
+        time.sleep(0.05)
+    if world_size == 2 and node == "comes and goes" and self.progress.updates == 9:
+        killed.touch()
+        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, *args)
+
+Trainer.update = update
+main.run_and_leave()
+"""
+
+
+class Nodes:
+    """Agents of torchrun with a process each, one or two of which make up a run."""
+
+    def __init__(self, folder: Path, *argv):
+        self.folder, self.starts, self.port = folder, folder / "starts", free_port()
+        self.script = folder / "leaving.py"
+        self.script.write_text(LEAVING)
+        self.argv = [str(arg) for arg in argv]
+        self.agents: list[subprocess.Popen] = []
+
+    def start(self, node: str) -> subprocess.Popen:
+        quick = "join_timeout=600,last_call_timeout=5,keep_alive_interval=4"
+        launcher = [
+            "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc_per_node", "1", "--max_restarts", "3", "--rdzv_backend", "c10d",
+            "--rdzv_endpoint", f"127.0.0.1:{self.port}", "--rdzv_id", "run", "--rdzv_conf", quick,
+        ]  # fmt: skip
+        environment = {**ENVIRONMENT, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        environment |= {"NODE": node, "STARTS": str(self.starts), "KILLED": str(self.folder / "killed")}
+        with open(self.folder / f"output of {len(self.agents)}", "w") as file:
+            command = [sys.executable, *launcher, str(self.script), *self.argv]
+            self.agents.append(subprocess.Popen(command, env=environment, stdout=file, stderr=file))
+        return self.agents[-1]
+
+    def text(self) -> str:
+        return "".join(path.read_text() for path in sorted(self.folder.glob("output of *")))
+
+    def sizes(self, node: str) -> list[int]:
+        """Of how many processes the node's was one, start by start."""
+        lines = self.starts.read_text().splitlines() if self.starts.exists() else []
+        return [int(line[-1]) for line in lines if line.startswith(node)]
+
+    def until(self, condition) -> None:
+        deadline = time.monotonic() + 600
+        while not condition():
+            assert time.monotonic() < deadline, self.text()
+            time.sleep(0.1)
+
+
+def test_nodes_come_and_go(write_config, tmp_path):
+    """One of two agents is killed with its process, within an epoch, and started again."""
+    settings = {**SHORT, "TRAIN": {**SHORT["TRAIN"], "TOTAL_BATCH_SIZE": 8}}
+    nodes = Nodes(tmp_path, "--cfg", write_config(**settings))
+    try:
+        stays = nodes.start("stays")
+        time.sleep(2)  # it holds the rendezvous, as it is the first at the port
+        nodes.start("comes and goes")
+        nodes.until(lambda: (tmp_path / "killed").exists())
+        killed_at = len(nodes.sizes("stays"))
+        nodes.until(lambda: nodes.sizes("stays")[killed_at:] == [1])
+        again = nodes.start("comes and goes")
+        nodes.until(lambda: stays.poll() is not None and again.poll() is not None)
+    finally:
+        for agent in nodes.agents:
+            agent.kill()
+            agent.wait()
+    assert [stays.returncode, again.returncode] == [0, 0], nodes.text()
+    sizes = [size for size, _ in itertools.groupby(nodes.sizes("stays"))]
+    assert sizes[-3:] == [2, 1, 2], nodes.text()
+    resumed = re.findall(r"resumed from \S+last.pth: (.*)", nodes.text())
+    assert [place for place, _ in itertools.groupby(resumed)][-2:] == ["epoch 1, update 2", "epoch 1, update 6"], nodes.text()
+    progress = load(tmp_path / RUNS / "default/last.pth")["progress"]
+    assert (progress["epoch"], progress["updates"]) == (3, 21)

@@ -127,6 +127,21 @@ def test_attention_of_points_by_head(best, images, tmp_path, monkeypatch):
     assert all(tile.min(axis=2).max() > 150 and tile.max(axis=2).min() < 60 for tile in tiles)  # white, as no colour of a map is, in black
 
 
+@pytest.mark.parametrize("kind", ["features", "mistakes"])
+def test_what_was_taken_of_the_file_is_said(tmp_path, best, images, digits, capsys, kind):
+    """And --weights chooses."""
+    content = torch.load(best, weights_only=True)
+    path = tmp_path / "x.pth"
+    weights = {key: {f"module.{name}": value for name, value in content[key].items()} for key in ("model", "ema")}
+    torch.save({**content, **weights}, path)
+    given = images[:1] if kind == "features" else ["--data-path", digits, "--workers", 0]
+    for name in ("raw", "ema"):
+        assert look(kind, *given, "--checkpoint", path, "--weights", name, "--output", tmp_path / name) == 0
+        assert f"note: {path}: took off 'module.'\n" in capsys.readouterr().out
+    pictures = [next((tmp_path / name).glob(f"{kind}*.png")).read_bytes() for name in ("raw", "ema")]
+    assert pictures[0] != pictures[1]
+
+
 def test_attention_of_chosen_heads_and_blocks(tmp_path, images, monkeypatch):
     checkpoint = saved(tmp_path / "b.pth", depths=[1, 2, 1, 1])
     shown = recorded(monkeypatch, attention, "overlay")

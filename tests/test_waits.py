@@ -1,12 +1,17 @@
 """Nothing waits for ever on images, and a request to stop is obeyed while a run waits."""
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import cli as command_lines
+import predict
+import prepare_data
 import pytest
 import torch
 from conftest import ROOT, Job, error_of, load, run
@@ -14,19 +19,21 @@ from conftest import ROOT, Job, error_of, load, run
 from data.batches import Finish
 from data.dataset import ImageDataset
 from data.loader import EvalLoader
+from data.sources import open_source, wds
+from data.sources.files import FileSource
 from data.sources.folder import FolderSource
 from data.transforms import eval_transform
-from utils.errors import OutputError
+from utils.errors import DataError, OutputError
 
 WORKERS = {"NUM_WORKERS": 2, "TIMEOUT": 2.0}
 
 
-def a_source_that_blocks(monkeypatch, tmp_path, after: int = 0) -> Path:
+def a_source_that_blocks(monkeypatch, tmp_path, after: int = 0, kind=FolderSource) -> Path:
     """From its `after`-th read on a process' images are read from a pipe into which nobody writes; returns what counts reads."""
     fifo, log = tmp_path / "fifo", tmp_path / "reads"
     os.mkfifo(fifo)
     log.touch()
-    load_image = FolderSource.load
+    load_image = kind.load
     reads = 0
 
     def blocking(source, index):
@@ -39,7 +46,7 @@ def a_source_that_blocks(monkeypatch, tmp_path, after: int = 0) -> Path:
                 file.read()
         return load_image(source, index)
 
-    monkeypatch.setattr(FolderSource, "load", blocking)
+    monkeypatch.setattr(kind, "load", blocking)
     return log
 
 
@@ -64,7 +71,7 @@ def test_a_signal_is_obeyed_while_a_run_waits_and_what_is_done_is_saved(write_co
     job.until(lambda: log.read_text())
     job.until(lambda: "] loss" in job.text())
     job.send(signal.SIGTERM)
-    assert job.wait(60) == [143]
+    assert job.wait(180) == [143]
     assert "stopped by SIGTERM while waiting for images: " in job.text() and "Traceback" not in job.text()
     assert load(tmp_path / "output/fat_tiny/default/last.pth")["progress"]["updates"] > 0
 
@@ -76,7 +83,7 @@ def test_a_signal_is_obeyed_while_an_evaluation_waits(write_config, tmp_path, mo
     job = Job("--cfg", config, "--eval", "--resume", tmp_path / "output/fat_tiny/default/last.pth")
     job.until(lambda: log.read_text())
     job.send(signal.SIGTERM)
-    assert job.wait(60) == [143], job.text()
+    assert job.wait(180) == [143], job.text()
     assert "while waiting for images" in job.text()
 
 
@@ -88,8 +95,185 @@ def test_the_other_process_ends_with_the_one_that_waits(write_config, tmp_path, 
             a_source_that_blocks(monkeypatch, tmp_path, after=24)
 
     job = Job("--cfg", config, world_size=2, prepare=one_of_them)
-    assert job.wait(90) == [5, 5]
+    assert job.wait(180) == [5, 5]
     assert "has been read without an end, for 2 s" in job.text() and "Traceback" not in job.text()
+
+
+# Shards by a command that gives nothing
+
+
+@pytest.fixture
+def shards(digits, tmp_path) -> Path:
+    """The digits as shards; beside them a pipe into which nobody writes."""
+    folder = tmp_path / "shards"
+    assert prepare_data.main(["shards", str(digits), "--output", str(folder), "--images-per-shard", "15", "--workers", "0"]) == 0
+    os.mkfifo(folder / "fifo")
+    return folder
+
+
+@pytest.fixture
+def stuck(write_config, shards, tmp_path):
+    """Arguments of a training or an evaluation whose second shard a command reads from that pipe."""
+
+    def arguments(command: str, workers: int, timeout: float) -> list:
+        data = {"DATASET": "wds", "DATA_PATH": str(shards), "TIMEOUT": timeout}
+        config = write_config(DATA=data, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
+        split = "train" if command == "train" else "val"
+        flags = []
+        if command == "--eval":
+            run("--cfg", config)
+            flags = ["--eval", "--resume", tmp_path / "output/fat_tiny/default/last.pth"]
+        images = f"pipe:cat {shards}/{{{split}-000000.tar,fifo}}|29"
+        return ["--cfg", config, *flags, "--opts", f"DATA.{split.upper()}_SPLIT", images, "DATA.NUM_WORKERS", workers]
+
+    return arguments
+
+
+def commands_of(path: Path) -> list[bytes]:
+    """Those of all processes that name it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (process / "cmdline").read_bytes()
+            found += [line] if os.fsencode(path) in line else []
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("command", ["train", "--eval"])
+def test_a_command_that_gives_nothing_ends_in_a_line(stuck, shards, command, workers):
+    job = Job(*stuck(command, workers, timeout=6.0))
+    assert job.wait(300) == [5], job.text()
+    line = job.text().splitlines()[-1]
+    assert line.startswith(f"error: pipe:cat {shards}/fifo: ") and "for 6 s" in line and "Traceback" not in job.text()
+    job.until(lambda: not commands_of(shards / "fifo"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("command", ["train", "--eval"])
+def test_a_signal_is_obeyed_while_a_command_gives_nothing(stuck, shards, command, workers):
+    """It reaches the command too, as a scheduler's does."""
+    job = Job(*stuck(command, workers, timeout=0.0))
+    job.until(lambda: commands_of(shards / "fifo"), 180)
+    if command == "train" and workers:
+        job.until(lambda: "[1/" in job.text(), 180)  # the images of the first shard
+    job.send(signal.SIGTERM)
+    assert job.wait(300) == [143], job.text()
+    assert "stopped by SIGTERM" in job.text().splitlines()[-1] and "Traceback" not in job.text()
+    if command == "train" and not workers:
+        assert "while waiting for images: pipe:cat" in job.text()
+    job.until(lambda: not commands_of(shards / "fifo"))
+
+
+# The opening of a data set
+
+
+def test_an_opening_without_an_end_ends_in_a_line(write_config, shards):
+    (shards / "_info.json").unlink()
+    (shards / "fifo").rename(shards / "_info.json")
+    error = error_of("--cfg", write_config(DATA={"DATASET": "wds", "DATA_PATH": str(shards), "TIMEOUT": 2.0}), "--check")
+    assert isinstance(error, OutputError)
+    assert str(error).startswith(f"{shards}/_info.json: has been read without an end, for 2 s")
+
+
+def test_a_folder_that_is_listed_without_an_end_is_named(write_config, digits, tmp_path, monkeypatch):
+    walk = os.walk
+    os.mkfifo(tmp_path / "fifo")
+
+    def blocking(folder, **how):
+        if folder == str(digits / "val/1"):
+            (tmp_path / "fifo").read_bytes()
+        return walk(folder, **how)
+
+    monkeypatch.setattr(os, "walk", blocking)
+    error = error_of("--cfg", write_config(DATA={"TIMEOUT": 2.0}), "--check")
+    assert str(error).startswith(f"{digits}/val/1: has been read without an end, for 2 s")
+
+
+def test_a_slow_opening_is_waited_for(shards, monkeypatch):
+    """What is limited is the silence between two files."""
+    count = wds.WdsSource._count
+    monkeypatch.setattr(wds.WdsSource, "_count", lambda *args: (time.sleep(1), count(*args))[1])
+    (shards / "_info.json").unlink()
+    assert len(open_source("wds", "train", str(shards), 3, 0, timeout=3.0)) == 60
+
+
+def test_a_signal_is_obeyed_while_a_data_set_is_opened(write_config, shards):
+    (shards / "_info.json").unlink()
+    (shards / "fifo").rename(shards / "_info.json")
+    job = Job("--cfg", write_config(DATA={"DATASET": "wds", "DATA_PATH": str(shards), "TIMEOUT": 0.0}))
+    held = []
+
+    def is_waited_for() -> bool:
+        with contextlib.suppress(OSError):  # of a pipe that nobody reads
+            held.append(os.open(shards / "_info.json", os.O_WRONLY | os.O_NONBLOCK))
+        return bool(held)
+
+    job.until(is_waited_for, 180)
+    job.send(signal.SIGTERM)
+    assert job.wait(300) == [143] and "Traceback" not in job.text()
+    os.close(held[0])
+
+
+@pytest.mark.parametrize("command", ["train", "--check", "--benchmark-data"])
+def test_a_pipe_among_the_images_is_refused_and_named(write_config, digits, tmp_path, command):
+    shutil.copytree(digits, tmp_path / "copy")
+    for path in (tmp_path / "copy/train/0").iterdir():
+        path.unlink()
+        os.mkfifo(path)
+    error = error_of("--cfg", write_config(DATA={"DATA_PATH": str(tmp_path / "copy")}), *([] if command == "train" else [command]))
+    assert isinstance(error, DataError)
+    assert str(error).startswith(f"{tmp_path}/copy/train/0/") and "no regular file" in str(error)
+
+
+def test_a_pipe_in_a_shard_s_place_is_refused(shards):
+    (shards / "train-000001.tar").unlink()
+    (shards / "fifo").rename(shards / "train-000001.tar")
+    with pytest.raises(DataError, match="train-000001.tar: no such shard"):
+        open_source("wds", "train", str(shards), 3, 0, timeout=2.0)
+
+
+# predict.py
+
+
+@pytest.fixture
+def predicting(write_config, digits, tmp_path, monkeypatch):
+    """Arguments of predict.py for files that are read without an end, and what counts the reads."""
+
+    def arguments(workers: int, timeout: float) -> tuple[list[str], Path]:
+        run("--cfg", write_config(DATA={"TIMEOUT": timeout}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}))
+        log = a_source_that_blocks(monkeypatch, tmp_path, kind=FileSource)
+        checkpoint = tmp_path / "output/fat_tiny/default/last.pth"
+        flags = ["--checkpoint", checkpoint, digits / "val", "--workers", workers, "--batch-size", 2]
+        return [str(flag) for flag in flags], log
+
+    return arguments
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_predict_of_a_file_that_is_read_without_an_end(predicting, digits, workers):
+    arguments, _ = predicting(workers, timeout=2.0)
+    with pytest.raises(OutputError) as caught:
+        predict.main(arguments)
+    said = str(caught.value)
+    assert said.startswith(f"{digits}/val/") and "for 2 s" in said and "leave the file out" in said
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_is_obeyed_while_predict_waits(predicting, workers):
+    arguments, log = predicting(workers, timeout=0.0)
+
+    def in_place_of_main():
+        try:
+            command_lines.run_script(lambda: predict.main(arguments))
+        except SystemExit as end:
+            os._exit(end.code)
+
+    job = Job(prepare=in_place_of_main)
+    job.until(lambda: log.read_text(), 180)
+    job.send(signal.SIGTERM)
+    assert job.wait(300) == [143], job.text()
+    assert "stopped by SIGTERM while waiting for images: " in job.text() and "Traceback" not in job.text()
 
 
 def small_loader(digits: Path, **settings) -> EvalLoader:
@@ -113,8 +297,6 @@ def test_a_stopped_loading_process_is_named(digits):
 
 def test_slow_images_are_waited_for(digits, monkeypatch):
     """What is limited is the silence between two batches, not the epoch."""
-    import time
-
     load_image = FolderSource.load
     monkeypatch.setattr(FolderSource, "load", lambda source, index: (time.sleep(0.15), load_image(source, index))[1])
     loader = small_loader(digits, num_workers=0, timeout=2.0)

@@ -52,3 +52,11 @@ def number(what: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
 
 
 not_negative = number("of 0 or more", lambda value: 0 <= value < math.inf)
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """`--weights`: which of a checkpoint's are used."""
+    parser.add_argument(
+        "--weights", choices=["raw", "ema"],
+        help="default: the average (ema) of a run's best checkpoint if that was what was best, and of another tool's if it has one; else raw",
+    )  # fmt: skip

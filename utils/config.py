@@ -3,13 +3,14 @@
 import functools
 import operator
 import os
+import re
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
 import yaml
 from yacs.config import CfgNode
 
-from .defaults import ALIASES, DEFAULTS, RETIRED, RULES, is_finite
+from .defaults import ALIASES, DEFAULTS, PATH_KEYS, RETIRED, RULES, is_finite
 from .errors import ConfigError, did_you_mean
 
 
@@ -177,6 +178,8 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
         raise ConfigError(f"{where} is {value!r}; it must be of type {kind.__name__}, like {default!r}")
     if isinstance(result, str) and not result.isprintable():
         raise ConfigError(f"{where} is {value!r}; it must have printable characters only")
+    if key in PATH_KEYS and not result.startswith("pipe:"):  # a command, which its own shell expands
+        result = _expand(result, where)
     if kind is int and abs(result) >= 2**31:
         raise ConfigError(f"{where} is {value}; it must be below 2147483648")
     if not is_finite(result):
@@ -190,6 +193,15 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
         near = did_you_mean(result, rule.text[7:].split(", ")) if isinstance(result, str) and rule.text.startswith("one of ") else ""
         raise ConfigError(f"{where} is {value!r}; it must be {rule.text}" + (f"; {near}" if near.startswith("did") else ""))
     return result
+
+
+def _expand(path: str, where: str) -> str:
+    """A path as a shell expands it, which has not seen those of a file: ~ is the home, $NAME a variable's value."""
+    full = os.path.expandvars(os.path.expanduser(path))
+    unset = re.search(r"\$(\w+|\{\w+\})", full)
+    if unset:
+        raise ConfigError(f"{where} is {path!r}, but the variable {unset.group()} is not set; export it, or write the path out")
+    return full
 
 
 def _parse(text: str) -> Any:

@@ -33,7 +33,7 @@ DEFAULTS.DATA.DATASET = "imagenet"  # imagenet or folder (train/ and val/ with a
 DEFAULTS.DATA.DATA_PATH = ""
 DEFAULTS.DATA.TRAIN_SPLIT = "train"  # name of the split in DATA_PATH: a folder, archive, pattern of shards, split of a hub's set
 DEFAULTS.DATA.VAL_SPLIT = "val"
-DEFAULTS.DATA.COLUMNS = ["image", "label"]  # of hfds: the columns of images and labels
+DEFAULTS.DATA.COLUMNS = ["image", "label"]  # of hfds: columns; of wds: members by their suffixes, such as [rgb.png, cls]; image and label stand for the usual ones
 DEFAULTS.DATA.ZIP_MODE = False  # True: the same as DATASET zip, for imagenet
 DEFAULTS.DATA.CACHE_MODE = "no"  # zip, tar: files in memory: no, full (all in each process), part (each process has its share, and trains on it)
 DEFAULTS.DATA.SHUFFLE_BUFFER = 1000  # wds: images among which a loading process chooses the next one
@@ -173,6 +173,11 @@ ALIASES = {
 INPUT_KEYS = (
     "DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "DATA.EXIF",
     "TEST.IMG_SIZE", "TEST.CROP_PCT", "TEST.CROPS", "TEST.FLIP",
+)  # fmt: skip
+
+# Files and folders: a config has them as a shell does, with ~ and $VARIABLE.
+PATH_KEYS = (
+    "OUTPUT", "DATA.DATA_PATH", "DATA.CLASS_MAP", "MODEL.PRETRAINED", "MODEL.RESUME", "DISTILL.WEIGHTS", "TEST.SETS_FILE", "TEST.SETS_PATH",
 )  # fmt: skip
 
 # Keys of older configs that have gone: the values that mean what is done today, and what to say of others.

@@ -1,5 +1,6 @@
 """How a program ends: with one line for its error, and an exit status."""
 
+import atexit
 import contextlib
 import json
 import os
@@ -15,6 +16,13 @@ from .restarts import refuse_restart, restarts_left
 
 LAUNCHER = os.getppid()  # if there is one; taken early, before it can be gone
 _reporting = threading.Lock()
+_at_end: list[Callable[[], None]] = []
+
+
+def at_end(function: Callable[[], None]) -> None:
+    """The function is called when this process ends, by `leave` too."""
+    atexit.register(function)
+    _at_end.append(function)
 
 
 def run_rank(main: Callable[[], None]) -> NoReturn:
@@ -61,6 +69,9 @@ def report(error: UserError) -> NoReturn:
 
 def leave(status: int) -> NoReturn:
     """Ends at once: unlike after sys.exit, other processes and workers are not waited for."""
+    for function in _at_end:
+        with contextlib.suppress(OSError):
+            function()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

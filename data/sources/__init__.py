@@ -13,6 +13,7 @@ from utils.errors import ConfigError, did_you_mean
 
 from ..class_order import CLASS_ORDERS, timm_map
 from ..decode import decode_image
+from ..workers import opening
 from .cifar import CIFARSource
 from .folder import FolderSource
 from .hfds import HfdsSource
@@ -34,6 +35,7 @@ SOURCES = {
 }
 
 
+UNSEEN = ("hfds",)  # formats whose library does not say how far it is
 FIXED = ("cifar10", "cifar100", "synthetic")  # formats whose classes have their order from elsewhere
 
 
@@ -60,6 +62,7 @@ def open_source(
     class_to_idx: Optional[Mapping[str, int]] = None,
     columns: Sequence[str] = ("image", "label"),
     class_order: str = "torchvision",
+    timeout: float = 0.0,
 ):
     """The images of one split.
 
@@ -70,11 +73,13 @@ def open_source(
         num_classes: of a synthetic set, and of one that does not say it.
         num_images: of a synthetic set.
         decode, outside_links, class_to_idx: see `FolderSource`.
-        columns: see `HfdsSource`.
+        columns: see `HfdsSource` and `WdsSource`.
         class_order: one of `CLASS_ORDERS`; by which names the classes have their labels, without `class_to_idx` and where
             the data set does not name an order of its own.
+        timeout: seconds without a further file or folder after which the wait is an error; 0: none.
 
     Raises:
+        OutputError: after `timeout`.
         ConfigError: unknown `dataset` or `class_order`, or one whose classes are fixed and a `class_to_idx`.
         DataError: the data set is missing or incomplete.
     """
@@ -99,9 +104,10 @@ def open_source(
             columns=columns,
         )
 
-    source = opened(class_to_idx)
-    if class_order == "timm" and class_to_idx is None and name not in FIXED:
-        labels = timm_map(source.classes)
-        if labels is not None:  # the names are known when the set has been read, which is why it is read again
-            source = opened(labels)
+    with opening(0.0 if name in UNSEEN else timeout):
+        source = opened(class_to_idx)
+        if class_order == "timm" and class_to_idx is None and name not in FIXED:
+            labels = timm_map(source.classes)
+            if labels is not None:  # the names are known when the set has been read, which is why it is read again
+                source = opened(labels)
     return source

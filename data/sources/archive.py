@@ -13,11 +13,12 @@ import numpy as np
 from utils.errors import DataError
 from utils.rng import fingerprint
 
-from ..image_files import has_image_suffix as is_image  # noqa: F401  (of `wds`)
+from ..class_maps import unnamed_folders
 from ..image_files import is_hidden_or_tool, left_out
 from .reading import printable, read_image
 
 
+PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 SUSPICIOUS = re.compile(r"\.\.|^\.?/|/\.?/|\0")  # what keeps a name from being taken as it is
 
 
@@ -93,9 +94,15 @@ class ArchiveSource:
 
 
 def require_file(path: Path, what: str) -> None:
-    """Raises DataError if there is no such file."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; {what}")
+    """Raises DataError if there is no such file; says so if it is there compressed."""
+    if path.is_file():
+        return
+    stem = path.with_suffix("")  # the file itself where the split is called val.tar.gz
+    beside = [stem, Path(f"{stem}.tgz"), *(Path(f"{path}{suffix}") for suffix in PACKED)]
+    for other in beside:
+        if other.suffix in PACKED and other.is_file():
+            raise DataError(f"{other}: is compressed and images are read at their places; unpack it to a plain {path.suffix}")
+    raise DataError(f"{path}: no such file; {what}")
 
 
 def inner_name(path: Path, name: str) -> str:
@@ -157,8 +164,9 @@ def describe_leading(path: Path, prefix: str) -> list[str]:
 
 def by_class(
     path: Path, found: Iterable[str], class_to_idx: Optional[Mapping[str, int]], others: Iterable[str] = ()
-) -> tuple[list[str], list[tuple[str, int]]]:
-    """The classes, and (name, label) of each file `<class>/<file>`, in the order in which `FolderSource` has them.
+) -> tuple[list[str], list[tuple[str, int]], list[str]]:
+    """The classes, (name, label) of each file `<class>/<file>` in the order in which `FolderSource` has them, and lines of
+    what a class map leaves out.
 
     Args:
         path: of the archive, for messages.
@@ -182,8 +190,9 @@ def by_class(
             f"{path}: no image in the class' folder {empty[0]!r}{f' ({instead})' if instead else ''}; make the archive anew without "
             "the folder or with images in it, or name all classes in a text file and give it as DATA.CLASS_MAP"
         )
+    unnamed = unnamed_folders(path, present, class_to_idx)
     labels = dict(class_to_idx) if class_to_idx is not None else {name: i for i, name in enumerate(present)}
     files = [(name, labels[name.split("/")[0]]) for name in names if name.split("/")[0] in labels]
     if not files:
         raise DataError(f"{path}: none of its folders, {present[0]!r} and so on, has a class' name; check DATA.CLASS_MAP")
-    return sorted(labels, key=labels.__getitem__), files
+    return sorted(labels, key=labels.__getitem__), files, unnamed

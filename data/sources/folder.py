@@ -10,8 +10,10 @@ import numpy as np
 from utils.errors import DataError
 from utils.rng import fingerprint
 
+from ..class_maps import unnamed_folders
 from ..decode import decode_image
 from ..image_files import is_hidden_or_tool, is_image, left_out, notes_of
+from ..workers import reading
 from .reading import printable, read_image
 
 # What a run's config offers instead, and a conversion does not.
@@ -45,11 +47,13 @@ class FolderSource:
             raise DataError(
                 f"{root}: no such folder; DATA.DATA_PATH (--data-path) must hold train/<class>/* and val/<class>/*"
             )
+        reading(str(root))
         self.decode = decode
         self.inside = "" if outside_links else os.path.realpath(root) + os.sep
         try:
             found, others = self._class_folders(root)
             labels = {name: label for label, name in enumerate(found)}
+            unnamed = unnamed_folders(root, found, class_to_idx)
             if class_to_idx is not None:
                 labels = {name: class_to_idx[name] for name in found if name in class_to_idx}
             if not labels:
@@ -67,7 +71,7 @@ class FolderSource:
         samples = [(key, labels[name]) for name in labels for key in images[name]]
         self._require_distinct({os.path.join(root, os.path.dirname(key)) for key, _ in samples})
         self.classes = sorted(class_to_idx or labels, key=(class_to_idx or labels).__getitem__)
-        self.notes = notes_of(root, others)
+        self.notes = notes_of(root, others) + unnamed
         self.root = os.fsencode(root)
         # Arrays, not a list of pairs: workers share their memory, as no reference counts in it change.
         self.keys = np.array([os.fsencode(key) for key, _ in samples])
@@ -150,7 +154,9 @@ def _files_of(root: Path, name: str) -> Iterator[str]:
         raise error
 
     places = []
+    reading(os.path.join(root, name))
     for place, folders, files in os.walk(os.path.join(root, name), onerror=fail, followlinks=True):
+        reading(place)
         hidden = [folder + "/" for folder in folders if is_hidden_or_tool(folder)]
         folders[:] = [folder for folder in folders if not is_hidden_or_tool(folder)]
         places.append((place, sorted(files) + hidden))

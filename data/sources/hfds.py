@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import re
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional, Sequence
 
@@ -13,6 +12,7 @@ from utils.errors import ConfigError, DataError
 from utils.rng import fingerprint
 
 from ..class_maps import classes_for, wordnet_ids
+from .columns import file_in, is_bytes, is_text, key_of, labels_of
 from .reading import printable, read_image
 
 SPLITS = {"val": ("val", "validation", "test")}  # what the hub calls our validation split
@@ -26,8 +26,8 @@ class HfdsSource:
     Args:
         root: the folder.
         split: of the data set.
-        columns: names of the columns of images (files' bytes) and labels.
-        num_classes, class_to_idx: where the labels' column has no names, see `classes_for`.
+        columns: names of the columns of images (files' bytes, or their paths in the folder) and labels.
+        num_classes, class_to_idx: where the labels' column holds numbers without names, see `classes_for`.
         decode: open file -> image.
 
     Raises:
@@ -48,29 +48,22 @@ class HfdsSource:
             raise DataError(f"{root}: no such folder; DATA.DATA_PATH (--data-path) must hold parquet files, see scripts/prepare_data.py parquet")
         image, label = columns
         rows = _load(root, split)
+        notes = _ignored_tables(rows, root)
         for column in columns:
             if column not in rows.column_names:
-                raise DataError(f"{root}: has no column {column!r}, but {', '.join(rows.column_names)}; name its images and labels in DATA.COLUMNS")
-        import datasets
-        import pyarrow as pa
+                there = f"has no column {column!r}, but {', '.join(rows.column_names)}"
+                way_out = "name its images and labels in DATA.COLUMNS"
+                raise DataError("; ".join([f"{root}: {there}", way_out, *notes]))
         import pyarrow.compute as pc
 
-        kind, labels = rows.features[image], rows.features[label]
-        if not isinstance(kind, datasets.Image):
-            stored = rows.data.schema.field(image).type
-            if not (pa.types.is_struct(stored) and {"bytes", "path"} <= {field.name for field in stored}):
-                raise DataError(f"{root}: the column {image!r} holds no image files but {kind}; name another in DATA.COLUMNS")
-            rows = rows.cast_column(image, datasets.Image())
-        rows = rows.cast_column(image, datasets.Image(decode=False))
+        rows = _with_files(rows, image, root)
         self.rows, self.column, self.root, self.decode = rows, image, root, decode
-        given = rows.data.column(label)
-        try:
-            self.labels = np.array(given.to_numpy(), dtype=np.int64)
-            if pa.types.is_floating(given.type) and not given.null_count and (self.labels != given.to_numpy()).any():
-                raise ValueError
-        except (ValueError, TypeError, OverflowError):
-            raise DataError(f"{root}: the column {label!r} holds no numbers; name another in DATA.COLUMNS") from None
-        own = wordnet_ids(labels.names) if isinstance(labels, datasets.ClassLabel) and labels.names else classes_for(num_classes, class_to_idx)
+        self.labels, names = labels_of(rows.data.column(label), label, f"{root}: {split!r}")
+        if names is not None:
+            notes.append(f"{root}: its classes are the names in the column {label!r}")
+        self.notes = notes
+        given = getattr(rows.features[label], "names", None)  # of numbers
+        own = names or (wordnet_ids(given) if given else classes_for(num_classes, class_to_idx))
         if len(self.labels) == 0 or self.labels.min() < 0 or self.labels.max() >= len(own):
             found = f"labels from {self.labels.min()} to {self.labels.max()}" if len(self.labels) else "no images"
             raise DataError(f"{root}: {split!r} has {found}, of {len(own)} classes; choose a split with labels (DATA.VAL_SPLIT)")
@@ -84,7 +77,8 @@ class HfdsSource:
             if not len(self.chosen):
                 raise DataError(f"{root}: none of its classes, {own[0]!r} and so on, is in the class map; check DATA.CLASS_MAP")
         paths = pc.struct_field(rows.data.column(image), "path").to_pylist()
-        self.keys = np.array([os.fsencode(self._key(paths[i] or f"{i}", int(self.labels[n]))) for n, i in enumerate(self.chosen)])
+        found = zip(self.chosen, self.labels)
+        self.keys = np.array([os.fsencode(key_of(paths[i] or f"{i}", self.classes[k])) for i, k in found])
         self.fingerprint = fingerprint(self.keys.tolist())
 
     @classmethod
@@ -95,12 +89,6 @@ class HfdsSource:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def _key(self, path: str, label: int) -> str:
-        """<class>/<file>; the hub's ImageNet has the class once more at the end of its files' names."""
-        name = self.classes[label]
-        stem, dot, extension = path.rsplit("/", 1)[-1].rpartition(".")
-        return f"{name}/{re.sub(f'_{re.escape(name)}$', '', stem)}{dot}{extension}"
 
     def key(self, index: int) -> str:
         return os.fsdecode(self.keys[index])
@@ -117,13 +105,36 @@ class HfdsSource:
             if cell["bytes"]:
                 yield io.BytesIO(cell["bytes"])
             else:
-                path = os.path.realpath(self.root / cell["path"])
-                if not (path.startswith(os.path.realpath(self.root) + os.sep) and os.path.isfile(path)):  # a pipe would wait for ever
-                    raise OSError(f"no file in {self.root}, {cell['path']!r}")
-                with open(path, "rb") as file:
+                with open(file_in(self.root, cell["path"]), "rb") as file:
                     yield file
 
         return read_image(self.name(index), opened, self.decode, "make the parquet file anew without it"), int(self.labels[index])
+
+
+def _ignored_tables(rows: Any, root: Path) -> list[str]:
+    """A line of the parquet files, if `datasets` reads images instead, as it does where a split has a folder."""
+    tables = [*root.glob("*.parquet"), *root.glob("data/*.parquet")]
+    if rows.info.builder_name != "imagefolder" or not tables:
+        return []
+    return [f"{root}: its folders of images are read, not {tables[0].name}; move one of them to another place"]
+
+
+def _with_files(rows: Any, column: str, root: Path) -> Any:
+    """The rows with cells of `bytes` and `path` in a column of these, of bytes alone, or of paths of files in `root`.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    import datasets
+    import pyarrow as pa
+
+    stored = rows.data.schema.field(column).type
+    has_bytes = pa.types.is_struct(stored) and "bytes" in {field.name for field in stored}
+    if not (has_bytes or is_bytes(stored) or is_text(stored)):
+        kind = rows.features[column]
+        what = f"the column {column!r} holds no image files but {kind}"
+        raise DataError(f"{root}: {what}; name another in DATA.COLUMNS")
+    return rows.cast_column(column, datasets.Image()).cast_column(column, datasets.Image(decode=False))
 
 
 def _load(root: Path, split: str):

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional
 from utils.errors import DataError
 
 from ..image_files import is_image, notes_of
+from ..workers import reading
 from .archive import ArchiveSource, Entry, by_class, describe_leading, inner_name, leading_folders, require_end, require_file
 
 LAYOUT = "DATA.DATA_PATH (--data-path) must hold train.tar and val.tar with <class>/<file>, see scripts/prepare_data.py tar"
@@ -41,9 +42,10 @@ class TarSource(ArchiveSource):
         prefix = leading_folders(found, split, class_to_idx)
         found = {name[len(prefix) :]: place for name, place in found.items()}
         folders = [name[len(prefix) :] for name in others if name.startswith(prefix)]
-        classes, files = by_class(path, found, class_to_idx, folders)
+        classes, files, unnamed = by_class(path, found, class_to_idx, folders)
         super().__init__(path, classes, [Entry(name, label, found[name], found[name][1]) for name, label in files], decode)
-        self.notes = notes_of(path, [name for name in others if name[-1] != "/"]) + describe_leading(path, prefix)
+        left_out = [name for name in others if name[-1] != "/"]
+        self.notes = notes_of(path, left_out) + describe_leading(path, prefix) + unnamed
 
     @classmethod
     def open(cls, split: str, data_path: str, decode: Callable, class_to_idx, **_) -> "TarSource":
@@ -57,6 +59,7 @@ def _members(path: Path, archive: tarfile.TarFile, offset: int = 0, folder: str 
     """
     for member in archive:
         name = inner_name(path, member.name)
+        reading(f"{path}:{name}")
         if (member.islnk() or member.issym()) and is_image(name):
             raise DataError(f"{path}: holds {name!r} as a link to {member.linkname!r}; make the archive anew with --dereference --hard-dereference")
         if member.isdir() and name.strip("./"):

@@ -1,12 +1,14 @@
 """WebDataset shards: tar files that are read from the first byte to the last, on disk or in an object store."""
 
+import contextlib
 import io
 import json
 import math
 import os
 import re
+import sys
 import tarfile
-from typing import Any, BinaryIO, Callable, Iterator, Mapping, NamedTuple, Optional
+from typing import Any, BinaryIO, Callable, Iterator, Mapping, NamedTuple, Optional, Sequence
 
 import webdataset
 
@@ -14,12 +16,16 @@ from utils.errors import DataError
 from utils.rng import fingerprint
 
 from ..class_maps import classes_for
-from .archive import inner_name, is_image, require_end
+from ..image_files import notes_of
+from ..workers import kill_with_children, reading
+from .archive import require_end
 from .reading import printable, read_image
+from .wds_members import Parts, Wanted, samples, wanted_by
 
 INFO = "_info.json"  # beside the shards, as timm's reader has it: what the splits are, with counts
 REMOTE = re.compile(r"^(pipe:|[a-z0-9+]+://)")
 LAYOUT = "see scripts/prepare_data.py shards"
+NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 MAX_IMAGES = 10**12
 MAX_SHARDS = 1_000_000  # that a pattern may stand for; more is a slip of the pen, and would fill the memory
 
@@ -34,7 +40,8 @@ class Sample(NamedTuple):
 
 
 class WdsSource:
-    """Shards of samples with an image (.jpg, .png, ...) and its label as a number (.cls, or `label` in .json).
+    """Shards of samples with an image (.jpg, .png, ...) and its label, a number or a class' name (.cls, `label` in
+    .json, .txt); see `wds_members`.
 
     It is read in streams (`read`), not by index. How many images the shards hold is said by `_info.json` beside them; local
     shards without it are counted.
@@ -45,10 +52,11 @@ class WdsSource:
             behind it where nothing else says it.
         num_classes, class_to_idx: where the info has no `classes`, see `classes_for`.
         decode: open file -> image.
+        columns: which members are image and label, see `wds_members.wanted_by`.
 
     Raises:
-        DataError: shards are missing, cut short, or of another size than the info says; at `read`, a shard is damaged, or
-            a sample has no image or no label.
+        DataError: shards are missing, cut short, or of another size than the info says; where they are counted and at
+            `read`, a shard is damaged, or a sample has no image or no label, or several.
     """
 
     def __init__(
@@ -58,10 +66,11 @@ class WdsSource:
         num_classes: int,
         class_to_idx: Optional[Mapping[str, int]],
         decode: Callable[[BinaryIO], Any],
+        columns: Sequence[str] = ("image", "label"),
     ):
         info = _read_info(folder)
         shards = _find_shards(folder, split, info)
-        self.decode = decode
+        self.decode, self.wanted = decode, wanted_by(columns)
         self.shards = [name if REMOTE.match(name) else os.path.join(folder, name) for name in shards.names]
         local = {shard for shard in self.shards if not REMOTE.match(shard)}
         for shard, size in zip(self.shards, shards.sizes or [None] * len(self.shards)):
@@ -70,8 +79,13 @@ class WdsSource:
             if shard in local and size is not None and os.path.getsize(shard) != size:
                 raise DataError(f"{shard}: has {os.path.getsize(shard)} bytes, {INFO} says {size}; fetch or make it again")
         self.lengths = shards.lengths
+        self.unusual = ""  # what is to be said of which member is the image
+        others: list[str] = []
         if not self.lengths and len(local) == len(self.shards) and not shards.total:
-            self.lengths = [_count(shard) for shard in self.shards]
+            self.lengths = [self._count(shard, others) for shard in self.shards]
+        elif self.shards[0] in local:
+            self._look()
+        self.notes = notes_of(folder, others) + ([self.unusual] if self.unusual else [])  # see `data.sources`
         self.num_images = sum(self.lengths) if self.lengths else shards.total
         if not self.num_images:
             raise DataError(
@@ -86,11 +100,14 @@ class WdsSource:
             self.classes = sorted(class_to_idx, key=class_to_idx.__getitem__)
             if min(self.table) < 0:
                 raise DataError(f"{folder}: its class {own[self.table.index(-1)]!r} is not in the class map, and shards cannot be read in part; correct DATA.CLASS_MAP")
+        self.labels = {name: label for label, name in enumerate(self.classes)}  # of labels that are names
         self.fingerprint = fingerprint(os.fsencode(name) for name in shards.names) + f" {self.num_images}"
 
     @classmethod
-    def open(cls, split: str, data_path: str, num_classes: int, class_to_idx, decode: Callable, **_) -> "WdsSource":
-        return cls(data_path, split, num_classes, class_to_idx, decode)
+    def open(
+        cls, split: str, data_path: str, num_classes: int, class_to_idx, decode: Callable, columns, **_
+    ) -> "WdsSource":
+        return cls(data_path, split, num_classes, class_to_idx, decode, columns)
 
     def __len__(self) -> int:
         return self.num_images
@@ -99,7 +116,10 @@ class WdsSource:
         """The samples of a shard, in order."""
         url, count = self.shards[shard], 0
         try:
-            for parts in webdataset.tariterators.tarfile_samples(iter([{"url": url}])):
+            for parts in samples(url, _files(url), self.wanted, []):
+                if not shard and not parts.exact and not self.unusual:  # `_look` saw only local shards
+                    self._note(url, parts)
+                    print(self.unusual, file=sys.stderr, flush=True)
                 yield self._sample(url, parts)
                 count += 1
         except DataError:
@@ -116,23 +136,71 @@ class WdsSource:
         """Raises DataError: it is no image."""
         return read_image(sample.name, lambda: io.BytesIO(sample.data), self.decode, "make the shard anew without it")
 
-    def _sample(self, url: str, parts: dict[str, Any]) -> Sample:
-        stem = parts["__key__"]
-        name = printable(f"{url}:{stem}")
-        inner_name(url, stem)
-        extension = next((part for part in parts if is_image("." + part)), None)
-        if extension is None:
-            raise DataError(f"{name}: has no image, but {', '.join(part for part in parts if part[:2] != '__')}; each sample needs a .jpg, .png or the like")
-        try:
-            meta = json.loads(parts["json"]) if "json" in parts else {}
-            meta = meta if isinstance(meta, dict) else {}
-            label = int(parts["cls"] if "cls" in parts else meta["label"])
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            raise DataError(f"{name}: has no label; each sample needs one as a number in .cls, or as 'label' in .json") from None
-        if not 0 <= label < len(self.table):
-            raise DataError(f"{name}: has label {label}, of {len(self.table)} classes; correct MODEL.NUM_CLASSES or the shards")
-        key = meta.get("key") or meta.get("filename") or f"{stem}.{extension}"
-        return Sample(f"{name}.{extension}", str(key), parts[extension], self.table[label])
+    def _count(self, shard: str, others: list[str]) -> int:
+        """Images in a local shard, by its members' headers."""
+        count = 0
+        for parts in _headers(shard, self.wanted, others):
+            count += 1
+            self._note(shard, parts)
+        return count
+
+    def _look(self) -> None:
+        """At the first sample of a local shard; what is wrong with it is said when it is read."""
+        with contextlib.suppress(DataError):
+            for parts in _headers(self.shards[0], self.wanted, []):
+                return self._note(self.shards[0], parts)
+
+    def _note(self, shard: str, parts: Parts) -> None:
+        if not parts.exact and not self.unusual:
+            self.unusual = printable(
+                f"{shard}: the image of {parts.key} is taken to be its member {parts.image}, likewise in other "
+                "samples; DATA.COLUMNS names another"
+            )
+
+    def _sample(self, url: str, parts: Parts[bytes]) -> Sample:
+        name = printable(f"{url}:{parts.key}")
+        about = _as_json(parts.members.get("json", b""))
+        key = about.get("key") or about.get("filename") or f"{parts.key}.{parts.image}"
+        label = self._label(name, self._written_label(parts))
+        return Sample(f"{name}.{parts.image}", str(key), parts.members[parts.image], label)
+
+    def _written_label(self, parts: Parts[bytes]) -> Any:
+        data = parts.members[parts.label]
+        if parts.label.rpartition(".")[2] == "json":
+            return _as_json(data).get(self.wanted.field)
+        return data.decode("utf-8-sig", "replace")
+
+    def _label(self, name: str, written: Any) -> int:
+        """The label that is written as a number or as a class' name."""
+        if isinstance(written, float) and written.is_integer():
+            written = int(written)
+        text = str(written).strip()
+        if not isinstance(written, (int, str)) or not text:
+            raise DataError(
+                f"{name}: has no label; each sample needs one, a number or a class' name, in .cls, as 'label' in "
+                ".json, or in .txt; DATA.COLUMNS names another member, or another field as json:<field>"
+            )
+        if not NUMBER.fullmatch(text):
+            if text in self.labels:
+                return self.labels[text]
+            raise DataError(
+                f"{name}: has label {text[:60]!r}, which is no number and none of the {len(self.classes)} classes; "
+                "name the classes in DATA.CLASS_MAP, a text file with a name in each line, in label order"
+            )
+        if not 0 <= int(text) < len(self.table):
+            raise DataError(
+                f"{name}: has label {text}, of {len(self.table)} classes; correct MODEL.NUM_CLASSES or the shards"
+            )
+        return self.table[int(text)]
+
+
+def _as_json(data: bytes) -> dict[str, Any]:
+    """What a JSON object holds; nothing, if it is none."""
+    try:
+        about = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 class Shards(NamedTuple):
@@ -144,12 +212,28 @@ class Shards(NamedTuple):
     total: int  # images in all; 0: not known
 
 
+@contextlib.contextmanager
+def _opened(url: str) -> Iterator[BinaryIO]:
+    """A file, or what a command writes that fetches it; the command ends with the block, or `close` would wait for it."""
+    stream = webdataset.gopen(url)
+    try:
+        yield stream
+    finally:
+        command = getattr(stream, "proc", None)
+        if command and command.poll() is None:
+            kill_with_children(command.pid)
+        with contextlib.suppress(OSError):
+            stream.close()
+
+
 def _read_info(folder: str) -> dict[str, Any]:
     path = os.path.join(folder, INFO)
+    reading(path)
     try:
         if REMOTE.match(folder):
-            with webdataset.gopen(path) as file:
+            with _opened(path) as file:
                 text = file.read()
+                file.close()  # raises OSError if the command failed
         elif not os.path.isdir(folder):
             raise DataError(f"{folder or 'DATA.DATA_PATH'}: no such folder; DATA.DATA_PATH (--data-path) must hold the shards, {LAYOUT}")
         else:
@@ -223,18 +307,28 @@ def _as_shards(entry: Mapping[str, Any]) -> Shards:
     return Shards(names, lengths, sizes, sum(lengths))
 
 
-def _count(path: str) -> int:
-    """Images in a local shard, by its members' headers."""
+def _files(url: str) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of a shard's members."""
+    with _opened(url) as stream:
+        streams = iter([{"url": url, "stream": stream}])
+        for file in webdataset.tariterators.tar_file_expander(streams, eof_value=None):
+            yield file["fname"], file["data"]
+
+
+def _headers(path: str, wanted: Wanted, others: list[str]) -> Iterator[Parts[None]]:
+    """The samples of a local shard, without their bytes."""
+    reading(path)
     try:
         with tarfile.open(path, "r:*") as archive:
-            count, last = 0, None
-            for member in archive:
-                archive.members = []
-                stem, _ = webdataset.tariterators.base_plus_ext(member.name)
-                if member.isreg() and is_image(member.name) and stem not in (None, last):
-                    count, last = count + 1, stem
-            require_end(archive)
-            return count
+            yield from samples(path, _names(archive), wanted, others)
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
         reason = "no tar file" if "method tar" in str(error) else " ".join(str(error).split())
         raise DataError(f"{path}: is no whole shard ({reason}); fetch or make it again") from None
+
+
+def _names(archive: tarfile.TarFile) -> Iterator[tuple[str, None]]:
+    for member in archive:
+        archive.members = []  # tarfile keeps them all
+        if member.isreg():
+            yield member.name, None
+    require_end(archive)

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence
 
 from utils.errors import DataError
 
-from ..class_maps import classes_for
+from ..class_maps import classes_for, unnamed_folders
 from ..image_files import is_image, notes_of
 from .archive import ArchiveSource, Entry, by_class, describe_leading, inner_name, leading_folders, require_file
 
@@ -40,25 +40,25 @@ class ZipSource(ArchiveSource):
         require_file(path, LAYOUT)
         try:
             with zipfile.ZipFile(path) as archive:
-                found = {inner_name(path, info.filename): info for info in archive.infolist() if not info.is_dir()}
-                folders = [inner_name(path, info.filename).rstrip("/") + "/" for info in archive.infolist() if info.is_dir()]
+                found, folders, backslashes = _content(path, archive.infolist())
         except (zipfile.BadZipFile, EOFError, struct.error, UnicodeDecodeError) as error:
             raise DataError(f"{path}: is no whole zip file ({error}); make or fetch it again") from None
         map_path = path.with_name(path.stem + "_map.txt")
         prefix = leading_folders(filter(is_image, found), split, class_to_idx)
         if map_path.is_file():
-            classes, listed, members = _by_map(map_path, path, found, prefix, split, class_to_idx)
-            unnamed = sorted(set(found) - set(members.values()))
-            notes = [f"{path}: left out what {map_path.name} does not name: {len(unnamed)} (such as {unnamed[0]})"] if unnamed else []
+            classes, listed, members, unnamed = _by_map(map_path, path, found, prefix, split, class_to_idx)
+            others = sorted(set(found) - set(members.values()))
+            notes = [f"{path}: left out what {map_path.name} does not name: {len(others)} (such as {others[0]})"] if others else []
+            notes += unnamed
         else:
             members = {name[len(prefix) :]: name for name in found if is_image(name)}
             others = [name for name in found if not is_image(name)]
             rest = [name[len(prefix) :] for name in [*others, *folders] if name.startswith(prefix)]
             try:
-                classes, listed = by_class(path, members, class_to_idx, rest)
+                classes, listed, unnamed = by_class(path, members, class_to_idx, rest)
             except DataError as error:
                 raise DataError(f"{error}, or put {map_path.name} beside it, which labels the files") from None
-            notes = [*notes_of(path, others), f"{map_path}: no such file; the classes are the folders in the zip"]
+            notes = [*notes_of(path, others), *unnamed, f"{map_path}: no such file; the classes are the folders in the zip"]
         for member in members.values():
             if found[member].compress_type not in METHODS or found[member].flag_bits & 1:
                 raise DataError(
@@ -75,7 +75,7 @@ class ZipSource(ArchiveSource):
             for info in [found[members[name]]]
         ]
         super().__init__(path, classes, entries, decode)
-        self.notes = notes + describe_leading(path, prefix)
+        self.notes = [*backslashes, *notes, *describe_leading(path, prefix)]
 
     @classmethod
     def open(cls, split: str, data_path: str, decode: Callable, class_to_idx, **_) -> "ZipSource":
@@ -100,6 +100,21 @@ class ZipSource(ArchiveSource):
         return content
 
 
+def _content(path: Path, infos: Sequence[zipfile.ZipInfo]) -> tuple[dict[str, zipfile.ZipInfo], list[str], list[str]]:
+    r"""The files by name, the folders' names, which end with '/', and a line if all names have Windows' \ in place of it,
+    as .NET wrote them for years.
+    """
+    backslashes = any("\\" in info.filename for info in infos) and not any("/" in info.filename for info in infos)
+    found, folders = {}, []
+    for info in infos:
+        name = info.filename.replace("\\", "/") if backslashes else info.filename
+        if name.endswith("/"):
+            folders.append(inner_name(path, name).rstrip("/") + "/")
+        else:
+            found[inner_name(path, name)] = info
+    return found, folders, [f"{path}: its names have \\ between folders, as of Windows; it is read as /"] if backslashes else []
+
+
 def _by_map(
     map_path: Path,
     path: Path,
@@ -107,8 +122,9 @@ def _by_map(
     prefix: str,
     split: str,
     class_to_idx: Optional[Mapping[str, int]],
-) -> tuple[list[str], list[tuple[str, int]], dict[str, str]]:
-    """The classes, (name, label) of each file that the map names, and the members of the zip by these names.
+) -> tuple[list[str], list[tuple[str, int]], dict[str, str], list[str]]:
+    """The classes, (name, label) of each file that the map names, the members of the zip by these names, and lines of
+    what a class map leaves out.
 
     Args:
         found: the zip's members by name.
@@ -127,12 +143,13 @@ def _by_map(
         members[inner] = member
     listed = [(name[len(leading) :], label) for name, label in listed]
     classes = _classes(map_path, listed, class_to_idx)
+    unnamed = unnamed_folders(map_path, classes, class_to_idx)
     if class_to_idx is not None:
         listed = [(name, class_to_idx[classes[label]]) for name, label in listed if classes[label] in class_to_idx]
         classes = sorted(class_to_idx, key=class_to_idx.__getitem__)
     if not listed:
         raise DataError(f"{map_path}: names no image of a class; check it and DATA.CLASS_MAP")
-    return classes, listed, members
+    return classes, listed, members, unnamed
 
 
 def _read_map(path: Path) -> list[tuple[str, int]]:

@@ -14,10 +14,11 @@ from utils.errors import CheckpointError, OutputError
 from utils.files import is_of_the_machine, require_no_device
 
 from . import unpickle
-from .foreign import WEIGHT_FILES, describe_archive, describe_folder, describe_start
+from .foreign import INDEX, WEIGHT_FILES, describe_archive, describe_folder, describe_start
 from .layouts import State, Weights, weights_in
 from .progress import Progress
 
+TRAINING_CONFIG = "training_config"  # in config.json of the folders that scripts/export.py hub writes
 SAFETENSORS_HEADER = 100_000_000  # bytes at most, as its format says
 
 
@@ -46,14 +47,14 @@ class CheckpointFile:
         is_best = best.get("epoch") == self.progress.epoch - 1
         return "ema" if is_best and best.get("weights") == "ema" and "ema" in self.weights else "raw"
 
-    def choose(self, name: Optional[str]) -> str:
-        """The kind of weights that is asked for, or the better one.
+    def choose(self, name: Optional[str], flag: str = "--weights") -> str:
+        """The kind of weights that is asked for, or the better one; `flag` is what they are asked for by.
 
         Raises:
             CheckpointError: it has no such weights.
         """
         if name and name not in self.weights:
-            raise CheckpointError(f"{self.path}: has no {name} weights; use --weights {next(iter(self.weights))}, or leave it out")
+            raise CheckpointError(f"{self.path}: has no {name} weights; use {flag} {next(iter(self.weights))}, or leave it out")
         return name or self.better
 
     def source_of(self, name: str) -> str:
@@ -128,7 +129,8 @@ def progress_of(checkpoint: Mapping[str, Any], path: Path) -> Progress:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint file on the CPU: torch's formats, safetensors, or a model's folder as of the Hugging Face hub.
+    """The content of a checkpoint file on the CPU: torch's formats, safetensors, their index if they are several, or a
+    model's folder as of the Hugging Face hub.
 
     Raises:
         CheckpointError: no such file, a damaged one, one of another format, or one that holds more than plain tensors and
@@ -137,7 +139,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         require_no_device(path)
-        content = _read_folder(path) if Path(path).is_dir() else _read_file(path)
+        read = _read_folder if Path(path).is_dir() else _read_parts if str(path).endswith(INDEX) else _read_file
+        content = read(path)
     except (MemoryError, CheckpointError):
         raise
     except OSError as error:
@@ -189,9 +192,10 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_folder(folder: Path) -> dict[str, Any]:
-    """Weights of a model's folder, with the names of the classes and the images that its config.json tells."""
+    """Weights of a model's folder, with the names of the classes and this project's config, if its config.json has them."""
     names = sorted(path.name for path in Path(folder).iterdir())
-    weights = next((name for name in WEIGHT_FILES if name in names), None)
+    indices = [name for name in names if name.endswith(INDEX)]
+    weights = next((name for name in [*WEIGHT_FILES, *indices] if name in names), None)
     if weights is None:
         raise CheckpointError(f"{folder}: {describe_folder(names, Path(folder))}")
     content = {"model": read_checkpoint(Path(folder) / weights)}
@@ -199,7 +203,21 @@ def _read_folder(folder: Path) -> dict[str, Any]:
     labels = told.get("label_names") or _section(told, "pretrained_cfg").get("label_names")
     if isinstance(labels, list) and all(isinstance(label, str) for label in labels):
         content["classes"] = labels
+    if "FAT" in _section(_section(told, TRAINING_CONFIG), "MODEL"):
+        content["config"] = told[TRAINING_CONFIG]
     return content
+
+
+def _read_parts(index: Path) -> dict[str, Any]:
+    """The tensors of weights in several files, which lie beside their index."""
+    places = _section(_read_json(Path(index)), "weight_map")
+    if not places or any(not isinstance(name, str) or "/" in name for name in places.values()):
+        raise CheckpointError(f"{index}: does not say which tensor lies in which file beside it; download it again")
+    parts = {name: read_checkpoint(Path(index).with_name(name)) for name in sorted(set(places.values()))}
+    lost = next((key for key, name in places.items() if key not in parts[name]), None)
+    if lost:
+        raise CheckpointError(f"{index}: has {lost} in {places[lost]}, which does not hold it; download both again")
+    return {key: parts[name][key] for key, name in places.items()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

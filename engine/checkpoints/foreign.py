@@ -16,6 +16,7 @@ STARTS = (  # first bytes, what they are of, what to do
     (b"\xfd7zXZ\x00", "packed with xz", "unpack it"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it"),
     (b"\x28\xb5\x2f\xfd", "packed with zstd", "unpack it"),
+    (b"Rar!", "a RAR archive", "unpack it"),
     (b"%PDF", "a PDF file", RELOAD),
 )
 SUFFIXES = {  # of formats without a certain beginning
@@ -26,6 +27,7 @@ SUFFIXES = {  # of formats without a certain beginning
     ".engine": ("a TensorRT engine", f"it holds no state dict; {SAVE}"),
     ".mlmodel": ("a Core ML model", SAVE),
 }
+INDEX = ".index.json"  # of weights in several files, as the hub's are that are large: which tensor lies in which file
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "pytorch_model.pth")  # of a model's folder, as timm and the hub name them
 
 
@@ -33,6 +35,10 @@ def describe_start(path: Path) -> str:
     """`is ..., no checkpoint; what to do` for a file that is known to be something else; '' for any other."""
     with open(path, "rb") as file:
         start = file.read(512)
+    if not start:
+        return f"is empty, no checkpoint (of a download or a copy that failed, perhaps); {RELOAD}"
+    if start[257:262] == b"ustar":
+        return "is a tar archive, no checkpoint; unpack it, and give the file in it"
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for magic, what, advice in STARTS:
         if start.startswith(magic):

@@ -61,7 +61,8 @@ def fit(model: nn.Module, checkpoint: CheckpointFile, name: str, ignore: tuple[s
 
 
 def _fitted(model: nn.Module, checkpoint: CheckpointFile, name: str, taken: Taken, how: str = "") -> Fitted:
-    state, missing = dict(taken.state), missing_counts(model, taken.state)
+    missing = missing_counts(model, taken.state)
+    state = {key: value.long() if key.rpartition(".")[2] == COUNT else value for key, value in taken.state.items()}
     state.update({key: torch.zeros((), dtype=torch.long) for key in missing})
     counts = f"{len(missing)} {COUNT} of BatchNorm are not in it and set to 0" if missing else ""
     parts = [checkpoint.source_of(name), took_off(taken.prefix), left_out(taken.left_out), how, counts]
@@ -135,7 +136,8 @@ def first_difference(model: nn.Module, weights: State, ignore: tuple[str, ...] =
             return f"the model's {key} {tuple(value.shape)} is missing"
         other = weights[key]
         plain = other.layout is torch.strided and not other.is_meta and not other.is_quantized
-        if not plain or other.is_floating_point() != value.is_floating_point():
+        counts = key.rpartition(".")[2] == COUNT  # which codes that average or halve all tensors leave as floats
+        if not plain or (other.is_floating_point() != value.is_floating_point() and not counts):
             return f"{key} is {other.dtype} ({other.layout}), the model's {value.dtype}"
         if value.shape != weights[key].shape and not (ignore and key.startswith(ignore)):
             return f"{key} is {tuple(weights[key].shape)}, the model's {tuple(value.shape)}"
@@ -185,7 +187,7 @@ def load_pretrained(model: nn.Module, checkpoint: CheckpointFile, name: str) -> 
         The names of the tensors that were not loaded, and what was done to get the weights (see `Fitted.note`).
 
     Raises:
-        CheckpointError: anything but the classifier differs.
+        CheckpointError: anything but the classifier differs, or a tensor holds what is no number.
     """
     head = classifier_of(model)
     fitted = fit(model, checkpoint, name, ignore=head)
@@ -195,5 +197,11 @@ def load_pretrained(model: nn.Module, checkpoint: CheckpointFile, name: str) -> 
     skipped = [key for key, value in own.items() if weights[key].shape != value.shape]
     if skipped:
         skipped = [key for key in own if head and key.startswith(head)]  # weight and bias belong together
-    model.load_state_dict({key: weights[key] for key in own if key not in skipped}, strict=False)
+    taken = {key: weights[key] for key in own if key not in skipped}
+    broken = next((key for key, value in taken.items() if value.is_floating_point() and not value.isfinite().all()), None)
+    if broken:
+        raise CheckpointError(
+            f"{checkpoint.path}: its {broken} holds values that are infinite or no numbers, as of a training that failed; use another checkpoint"
+        )
+    model.load_state_dict(taken, strict=False)
     return skipped, fitted.note

@@ -1,5 +1,6 @@
 """torch.load, which never runs code of a file, with stand-ins for the settings that training codes save beside weights."""
 
+import contextlib
 import pickle
 import pickletools
 import zipfile
@@ -7,9 +8,13 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator
+from typing import Any, BinaryIO, Iterator, Union
 
 import torch
+
+from .protocol import PICKLES, in_protocol_2
+
+Source = Union[Path, BinaryIO]
 
 
 class StandIn:
@@ -67,20 +72,24 @@ def load(path: Path) -> Any:
 
     Raises:
         pickle.UnpicklingError: it holds objects of other kinds; nothing of it was run.
+        CheckpointError: it was saved with a newer pickle protocol, and holds what cannot be said in torch's own.
         Exception: it is damaged; zipfile, pickle and torch raise of many kinds.
     """
+    source = in_protocol_2(path) or path
     try:
-        return _load(path, [])
+        return _load(source, [])
     except pickle.UnpicklingError:
-        stand_ins = [(stand_in, name) for name in set(_types_in(path)) if (stand_in := _stand_in_for(name))]
+        stand_ins = [(stand_in, name) for name in set(_types_in(source)) if (stand_in := _stand_in_for(name))]
         if not stand_ins:
             raise
-    return _load(path, stand_ins)
+    return _load(source, stand_ins)
 
 
-def _load(path: Path, types: list) -> Any:
+def _load(source: Source, types: list) -> Any:
+    if not isinstance(source, Path):
+        source.seek(0)
     with torch.serialization.safe_globals(types):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(source, map_location="cpu", weights_only=True)
 
 
 def _stand_in_for(name: str) -> Any:
@@ -91,12 +100,12 @@ def _stand_in_for(name: str) -> Any:
     return StandIn if harmless else None
 
 
-def _types_in(path: Path) -> Iterator[str]:
+def _types_in(source: Source) -> Iterator[str]:
     """Full names of the types and functions that a file's pickles name, without loading any."""
-    with open(path, "rb") as file:
+    with open(source, "rb") if isinstance(source, Path) else contextlib.nullcontext(source) as file:
         if not zipfile.is_zipfile(file):
             file.seek(0)
-            for _ in range(5):  # torch's older format: number, version, machine, content, names of the storages
+            for _ in range(PICKLES):
                 yield from _types_in_pickle(file)
             return
         with zipfile.ZipFile(file) as archive:

@@ -11,7 +11,7 @@ from data.dataset import ImageDataset
 from data.loader import EvalLoader
 from data.sources.files import FileSource
 from utils.device import is_out_of_memory
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError, ConfigError, OutputError
 
 from ..evaluation.views import predict_views
 from ..setup.loading import loading
@@ -78,6 +78,7 @@ class Predictor:
         Raises:
             ConfigError: memory runs out, or the model does not take images of this size.
             CheckpointError: the model's outputs are not finite.
+            OutputError: a file is read without an end.
         """
         cfg = self.trained.cfg
         transform = self.trained.transform(self.img_size, cfg.TEST.CROPS)
@@ -89,6 +90,8 @@ class Predictor:
             for batch in loader.batches():
                 yield from self._predict(batch, loader.finish)
                 self.failures += loader.take_failures()
+        except OutputError as error:
+            raise OutputError(str(error).replace("raise DATA.TIMEOUT", "leave the file out")) from None
         except (RuntimeError, MemoryError, ValueError, AssertionError) as error:
             raise self._explain(error) or error from None
         self.failures += loader.take_failures()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Optional, Sequence
 
 import torch
 from torch import nn
@@ -22,15 +22,6 @@ from ..checkpoints.load import load_weights, require_fit
 from ..evaluation.sets.tables import is_imagenet, meanings
 from ..setup.preprocessing import input_warnings, take_from_model
 from ..tasks import create_task
-
-
-def data_config(cfg: CfgNode) -> dict[str, Any]:
-    """How the config's evaluation prepares an image, in timm's words (`timm.data.resolve_data_config`); one view of it."""
-    size = cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE
-    return {
-        "input_size": (3, size, size), "interpolation": cfg.DATA.INTERPOLATION, "mean": tuple(cfg.DATA.MEAN), "std": tuple(cfg.DATA.STD),
-        "crop_pct": cfg.TEST.CROP_PCT, "crop_mode": "center",
-    }  # fmt: skip
 
 
 @dataclass(frozen=True)

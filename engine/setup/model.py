@@ -1,6 +1,7 @@
 """The model of a run: created by name, moved, and wrapped for its devices."""
 
 import inspect
+import re
 from typing import Any, Optional
 
 import timm
@@ -51,7 +52,7 @@ def create_model(
                 )
             registered = "fat_b0"
     elif not is_model(registered):
-        raise ConfigError(f"MODEL.NAME is {name!r}, unknown to timm; {did_you_mean(name, list_models())}")
+        raise ConfigError(_unknown_to_timm(name, "MODEL.NAME"))
     try:
         if model_type == "timm" and getattr(timm.get_pretrained_cfg(registered), "fixed_input_size", False):
             settings["img_size"] = img_size
@@ -80,7 +81,7 @@ def published(name: str, key: str):
         ConfigError: timm knows no such model, or no such weights of it.
     """
     if not is_model(name):
-        raise ConfigError(f"{key} is {name!r}, unknown to timm; {did_you_mean(name, list_models())}")
+        raise ConfigError(_unknown_to_timm(name, key))
     try:
         return timm.get_pretrained_cfg(name)
     except RuntimeError as error:
@@ -187,3 +188,15 @@ def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:
         gradient_as_bucket_view=True,
         **{per_step_broadcast: False},
     )
+
+
+def _unknown_to_timm(name: str, key: str) -> str:
+    """A line with a name that timm knows for a model of the Hugging Face hub (timm/..., hf_hub:timm/...), for the beginning
+    of a name, or for one with a slip.
+    """
+    plain = re.sub("^hf[-_]hub:", "", name).removeprefix("timm/")
+    if is_model(plain):
+        return f"{key} is {name!r}, a name of the Hugging Face hub; timm's own is {plain!r}"
+    longer = [known for known in list_models() if known.startswith(plain.partition(".")[0] + "_")][:5]
+    near = f"timm has {', '.join(longer)} and others" if longer else did_you_mean(plain.partition(".")[0], list_models())
+    return f"{key} is {name!r}, unknown to timm; {near}"

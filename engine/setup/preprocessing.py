@@ -52,6 +52,15 @@ def can_be_taken(key: str, value: Any) -> bool:
     return key in RULES and isinstance(value, (int, float, str, list)) and RULES[key].holds(value)
 
 
+def data_config(cfg: CfgNode) -> dict[str, Any]:
+    """How the config's evaluation prepares an image, in timm's words (`timm.data.resolve_data_config`); one view of it."""
+    size = cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE
+    return {
+        "input_size": (3, size, size), "interpolation": cfg.DATA.INTERPOLATION, "mean": tuple(cfg.DATA.MEAN), "std": tuple(cfg.DATA.STD),
+        "crop_pct": cfg.TEST.CROP_PCT, "crop_mode": "center",
+    }  # fmt: skip
+
+
 def describe(cfg: CfgNode) -> str:
     """How the config prepares images, and whether timm does so for its model."""
     training, evaluation = cfg.DATA.IMG_SIZE, cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE

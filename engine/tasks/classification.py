@@ -9,7 +9,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from data.batches import Examples, resize_examples
-from data.class_maps import read_class_map
+from data.class_maps import look_alikes, read_class_map
 from data.loader import dataset_of
 from data.sources import open_source
 from data.transforms import Transform, eval_transform, train_transform
@@ -114,9 +114,11 @@ class Classification:
                     "DATA.DATA_PATH: the validation classes are the training classes in another order; make it the same "
                     "(DATA.CLASS_ORDER, DATA.CLASS_MAP)"
                 )
+            alike = look_alikes(only_known, only_val)
             raise DataError(
                 f"DATA.DATA_PATH: the validation classes are not the training classes (only in train: "
-                f"{', '.join(map(_shown, only_known)) or 'none'}; only in val: {', '.join(map(_shown, only_val)) or 'none'}); make them the same, or "
+                f"{', '.join(map(_shown, only_known)) or 'none'}; only in val: {', '.join(map(_shown, only_val)) or 'none'}"
+                f"{f'; {alike}' if alike else ''}); make them the same, or "
                 "name all classes in a text file and give it as DATA.CLASS_MAP, which may name classes without images; another split is named "
                 "by DATA.VAL_SPLIT"
             )
@@ -172,6 +174,7 @@ class Classification:
                 columns=cfg.DATA.COLUMNS,
                 class_to_idx=read_class_map(cfg.DATA.CLASS_MAP) if cfg.DATA.CLASS_MAP else None,
                 class_order=cfg.DATA.CLASS_ORDER,
+                timeout=cfg.DATA.TIMEOUT,
             )
 
         source = opened(split)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Callable
 
 from utils import provenance
+from utils.config import to_dict
 from utils.errors import ConfigError
 from utils.loggers import require_loggers
 from utils.macs import Complexity
@@ -49,6 +50,13 @@ def is_finished(session: Session, found: Found) -> bool:
         return False
     best = describe_best(progress.best)
     session.log.info(f"{session.directory} is finished: {progress.epoch} epochs, best {best}; nothing to do")
+    changes = config_changes(found.checkpoint.get("config", {}), to_dict(session.cfg))
+    if changes:
+        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        session.log.warning(
+            f"this command has settings that the run was not trained with ({', '.join(changes[:3])}{more}); "
+            "give them another --tag"
+        )
     return True
 
 

@@ -10,11 +10,11 @@ from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from yacs.config import CfgNode
 
-from engine.checkpoints.file import progress_of, read_checkpoint
+from engine.checkpoints.file import TRAINING_CONFIG, progress_of, read_checkpoint
 from engine.evaluation.sets.tables import meanings
-from engine.inference.trained import data_config
 from engine.report.page import read_object
-from utils.config import value_of
+from engine.setup.preprocessing import data_config
+from utils.config import config_from, to_dict, value_of
 from utils.errors import CheckpointError, OutputError
 from utils.provenance import commit
 from utils.run_files import RESULT
@@ -27,6 +27,12 @@ RECIPE = (  # of the card
     ("weight decay", "TRAIN.WEIGHT_DECAY"), ("images per update", "TRAIN.TOTAL_BATCH_SIZE"), ("drop path", "MODEL.DROP_PATH_RATE"),
     ("label smoothing", "MODEL.LABEL_SMOOTHING"), ("augmentation policy", "AUG.AUTO_AUGMENT"), ("mixup", "AUG.MIXUP"), ("cutmix", "AUG.CUTMIX"),
     ("random erasing", "AUG.REPROB"), ("EMA decay", "EMA.DECAY"),
+)  # fmt: skip
+
+
+OF_THE_MACHINE = (  # paths, which are nobody else's
+    "OUTPUT", "DATA.DATA_PATH", "DATA.CLASS_MAP", "MODEL.PRETRAINED", "MODEL.RESUME", "DISTILL.WEIGHTS", "TEST.SETS_FILE",
+    "TEST.SETS_PATH",
 )  # fmt: skip
 
 
@@ -51,19 +57,32 @@ def write(job: Job, folder: Path) -> None:
     from safetensors import SafetensorError
 
     trained = job.trained
-    told = {name: meaning for name, meaning in zip(trained.classes, meanings(trained.classes)) if meaning}
+    described = {name: meaning for name, meaning in zip(trained.classes, meanings(trained.classes)) if meaning}
     try:
         save_for_hf(
             trained.model,
             str(folder),
-            model_config={"pretrained_cfg": {"tag": job.cfg.TAG}, "label_names": trained.classes, **({"label_descriptions": told} if told else {})},
+            model_config={
+                "pretrained_cfg": {"tag": job.cfg.TAG}, "label_names": trained.classes,
+                **({"label_descriptions": described} if described else {}), TRAINING_CONFIG: shared(job.cfg),
+            },
             safe_serialization=True,
             data_config=data_config(job.cfg),
-        )
+        )  # fmt: skip
     except SafetensorError as error:
         raise OutputError(f"{job.output}: cannot be written ({first_line(error)}); free space or change --output") from None
     except (ValueError, TypeError, AttributeError, AssertionError, KeyError) as error:
         raise ExportError(f"--checkpoint: timm cannot save {job.cfg.MODEL.NAME} ({first_line(error)})") from None
+
+
+def shared(cfg: CfgNode) -> dict[str, Any]:
+    """The config without this machine's paths."""
+    config = to_dict(cfg)
+    for key in OF_THE_MACHINE:
+        *sections, last = key.split(".")
+        section = config[sections[0]] if sections else config
+        del section[last]
+    return to_dict(config_from(config, "config"))
 
 
 @torch.inference_mode()

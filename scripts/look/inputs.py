@@ -9,7 +9,7 @@ from typing import Callable, Iterable, Optional, Sequence
 
 import numpy as np
 import torch
-from cli import whole_number
+from cli import add_weights, whole_number
 from torch.utils.tensorboard import SummaryWriter
 
 from engine.inference.trained import Trained, load_trained
@@ -80,6 +80,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--classes", default="", metavar="NAMES",
         help="names of the classes, for a checkpoint without: a file with one in each line, or imagenet-1k",
     )  # fmt: skip
+    add_weights(parser)
     parser.add_argument("--output", type=Path, metavar="DIR", help="where the pictures go (default: look/ beside the checkpoint)")
 
 
@@ -107,12 +108,24 @@ def open_model(args: argparse.Namespace) -> Trained:
         raise ConfigError("IMAGE: which ones should the model look at? Give image files, before flags that take several values")
     if args.img_size is not None:
         require_size(args.img_size)
-    trained = load_trained(args.checkpoint, args.cfg, args.classes)
-    for line in trained.warnings:
-        print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
+    trained = load_model(args)
     fixed = (getattr(trained.model, "pretrained_cfg", None) or {}).get("fixed_input_size")
     if fixed and args.img_size not in (None, trained.cfg.DATA.IMG_SIZE):
         raise ConfigError(f"--img-size: {trained.cfg.MODEL.NAME} takes images of {trained.cfg.DATA.IMG_SIZE} px only; leave it out")
+    return trained
+
+
+def load_model(args: argparse.Namespace) -> Trained:
+    """The model that the arguments name; says what was done to get its weights, and what it sees otherwise than in training.
+
+    Raises:
+        CheckpointError: see `engine.inference.trained.load_trained`.
+    """
+    trained = load_trained(args.checkpoint, args.cfg, args.classes, args.weights)
+    for line in trained.warnings:
+        print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
+    if trained.note:
+        print(f"note: {printable(args.checkpoint)}: {printable(trained.note)}", flush=True)
     return trained
 
 

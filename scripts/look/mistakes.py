@@ -6,7 +6,6 @@ Images that cannot be read are left out and listed.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,10 @@ from engine.evaluation.mistakes import Errors, Mistakes
 from engine.setup.model import prepare_model
 from engine.evaluation.sets.tables import meanings, write_csv
 from engine.tasks import create_task
-from engine.inference.trained import Trained, load_trained
+from engine.inference.trained import Trained
 from utils.config import config_from, to_dict
 from utils.device import select_device
 from utils.distributed import Launch
-from utils.errors import printable
 from utils.peers import Peers
 from utils.pictures import grid, titled
 from utils.run_log import RunLog
@@ -49,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def make(args: argparse.Namespace) -> list[str]:
     """Returns what is to be said of the images that could not be read."""
-    trained = load_trained(args.checkpoint, args.cfg, args.classes)
-    for line in trained.warnings:
-        print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
+    trained = inputs.load_model(args)
     metrics, errors, unreadable = evaluated(trained, args)
     text = f"{trained.cfg.MODEL.NAME}, {trained.weights} weights of {trained.path}: {describe({'validation': metrics})}"
     print(text, flush=True)

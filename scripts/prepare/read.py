@@ -6,15 +6,18 @@ image is noted in `problems`, and the others are still read; `notes` are of what
 
 import contextlib
 import glob
-import itertools
 import json
 import tarfile
 import zipfile
 from pathlib import Path
 from typing import Iterator, Optional
 
+from data.class_maps import wordnet_ids
 from data.image_files import is_image, notes_of
+from data.sources.archive import describe_leading, inner_name, leading_folders
+from data.sources.columns import file_in, key_of
 from data.sources.folder import FolderSource
+from data.sources.wds_members import USUAL, Parts, grouped
 from utils.errors import ConfigError, DataError, UserError
 
 from .archives import require_end
@@ -24,6 +27,7 @@ from .shards import INFO
 
 Item = tuple[str, Optional[int], bytes]
 SPLITS = ("train", "val")
+COLUMNS = ["image", "label"]  # of parquet files
 
 
 class Folder:
@@ -56,7 +60,7 @@ class Folder:
 
 
 class Zip:
-    """<split>.zip with <split>_map.txt"""
+    """<split>.zip with <split>_map.txt, or with a folder for each class"""
 
     @staticmethod
     def has(path: Path, split: str) -> bool:
@@ -68,29 +72,43 @@ class Zip:
 
         def items() -> Iterator[Item]:
             with _noted(archive, problems), zipfile.ZipFile(archive) as file:
-                labels = {}
-                for number, line in enumerate(text.read_text(encoding="utf-8").splitlines(), 1):
-                    key, _, label = line.partition("\t")
-                    if key in labels:
-                        problems.append(f"{text}: line {number} names {key} again")
-                    if not label.isdecimal():
-                        problems.append(f"{text}: line {number} is no '<class>/<file>', tab, label")
-                        continue
-                    labels[key] = int(label)
                 members = [member for member in file.infolist() if not member.is_dir()]
-                for key in sorted(set(labels) - {member.filename for member in members}):
-                    problems.append(f"{archive}: has no {key}, which {text.name} names")
-                for member in members:
-                    if member.filename not in labels:
-                        problems.append(f"{text}: does not name {member.filename}, which {archive.name} has")
-                    with _noted(f"{archive}: {member.filename}", problems):
-                        yield member.filename, labels.get(member.filename), file.read(member)
+                names = [inner_name(archive, member.filename) for member in members]
+                prefix = leading_folders(filter(is_image, names), split, None)
+                keys = [name.removeprefix(prefix) for name in names]
+                notes.extend(describe_leading(archive, prefix))
+                labels = _map_labels(text, split, problems) if text.exists() else None
+                if labels is not None:
+                    problems.extend(f"{archive}: has no {key}, which {text.name} names" for key in sorted(set(labels) - set(keys)))
+                    problems.extend(f"{text}: does not name {key}, which {archive.name} has" for key in keys if key not in labels)
+                else:
+                    notes.append(f"{text}: no such file; the classes are the folders in the zip")
+                    notes.extend(notes_of(archive, [name for name in names if not is_image(name)]))
+                for key, member in zip(keys, members):
+                    if labels is not None or is_image(key):
+                        with _noted(f"{archive}: {member.filename}", problems):
+                            yield key, labels.get(key) if labels else None, file.read(member)
 
         return None, items()
 
 
+def _map_labels(path: Path, split: str, problems: list[str]) -> dict[str, int]:
+    """The labels by <class>/<file>, without folders that all of the map's names begin with."""
+    labels: dict[str, int] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        name, _, label = line.partition("\t")
+        if name in labels:
+            problems.append(f"{path}: line {number} names {name} again")
+        if not label.isdecimal():
+            problems.append(f"{path}: line {number} is no '<class>/<file>', tab, label")
+            continue
+        labels[name] = int(label)
+    prefix = leading_folders(labels, split, None)
+    return {name.removeprefix(prefix): label for name, label in labels.items()}
+
+
 class Tar:
-    """<split>.tar"""
+    """<split>.tar, with a folder or a tar file for each class"""
 
     @staticmethod
     def has(path: Path, split: str) -> bool:
@@ -99,13 +117,16 @@ class Tar:
     @staticmethod
     def read(path: Path, split: str, problems: list[str], notes: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
         def items() -> Iterator[Item]:
-            others = []
-            for name, data in _tar_files(path / f"{split}.tar", problems):
+            archive, others = path / f"{split}.tar", []
+            names = [name for name, _ in _tar_files(archive, [], contents=False)]
+            prefix = leading_folders(filter(is_image, names), split, None)
+            notes.extend(describe_leading(archive, prefix))
+            for name, data in _tar_files(archive, problems):
                 if is_image(name):
-                    yield name, None, data
+                    yield name.removeprefix(prefix), None, data
                 else:
                     others.append(name)
-            notes.extend(notes_of(path / f"{split}.tar", others))
+            notes.extend(notes_of(archive, others))
 
         return None, items()
 
@@ -126,11 +147,12 @@ class Shards:
         about = info["splits"][split]
 
         def items() -> Iterator[Item]:
+            others: list[str] = []
             extra = {file.name for file in path.glob(f"{glob.escape(split)}-*.tar")} - set(about["filenames"])
             problems.extend(f"{path / name}: is not named in {INFO}" for name in sorted(extra))
             for name, length, size in zip(about["filenames"], about["shard_lengths"], about["shard_bytes"]):
                 count = 0
-                for item in _samples(path / name, info["classes"], problems):
+                for item in _samples(path / name, info["classes"], problems, others):
                     count += 1
                     yield item
                 if count != length:
@@ -139,6 +161,7 @@ class Shards:
                     problems.append(f"{path / name}: has {(path / name).stat().st_size} bytes, {INFO} says {size}")
             if about["num_samples"] != sum(about["shard_lengths"]):
                 problems.append(f"{path / INFO}: the lengths of {split}'s shards do not add up to {about['num_samples']}")
+            notes.extend(notes_of(path, others))
 
         return info["classes"], items()
 
@@ -160,18 +183,20 @@ class Parquet:
         files = sorted(path.glob(f"data/{NAMES[split]}-*.parquet"))
         classes = None
         with _noted(files[0], problems):
-            features = json.loads(pq.read_schema(files[0]).metadata[b"huggingface"])["info"]["features"]
-            classes = features["label"]["names"]
+            classes = _names_of_numbers(pq.read_schema(files[0]).metadata or {})
 
         def items() -> Iterator[Item]:
-            expected = files[0].stem.rsplit("-", 1)[1]
+            expected = files[0].stem.rpartition("-of-")[2]
             if expected.isdecimal() and len(files) != int(expected):
                 problems.append(f"{path / 'data'}: has {len(files)} of {int(expected)} files of {NAMES[split]}")
+            number = 0
             for file in files:
                 with _noted(file, problems), pq.ParquetFile(file) as table:
-                    for batch in table.iter_batches(batch_size=100):
-                        for row in batch.to_pylist():
-                            yield row["image"]["path"], row["label"], row["image"]["bytes"]
+                    for batch in table.iter_batches(batch_size=100, columns=COLUMNS):
+                        for row in batch.select(COLUMNS).to_pylist():
+                            with _noted(f"{file}: row {number}", problems):
+                                yield _row(path, row["image"], row["label"], classes, str(number))
+                            number += 1
 
         return classes, items()
 
@@ -210,40 +235,65 @@ def _info(path: Path) -> dict:
         raise DataError(f"{path / INFO}: cannot be read; remove it and start the conversion again") from None
 
 
-def _tar_files(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
+def _names_of_numbers(metadata: dict) -> Optional[list[str]]:
+    """The names of a column of numbers, as the Hugging Face libraries keep them; None where it holds names itself."""
+    about = json.loads(metadata.get(b"huggingface", b"{}"))
+    names = about.get("info", {}).get("features", {}).get("label", {}).get("names")
+    return names and wordnet_ids(names)
+
+
+def _row(root: Path, image: object, label: object, classes: Optional[list[str]], number: str) -> Item:
+    """A row of a parquet file, see `data.sources.hfds`; labels without names of their own are names."""
+    if label is None or image is None:
+        raise ValueError(f"has no {'label' if label is None else 'image'}")
+    name = classes[label] if classes else label.decode() if isinstance(label, bytes) else str(label)
+    cell = image if isinstance(image, dict) else {"bytes": image} if isinstance(image, bytes) else {"path": image}
+    data, file = cell.get("bytes"), cell.get("path")
+    has_class = classes and file and file.partition("/")[0] in classes  # as a conversion writes it; the label may be wrong
+    key = file if has_class else key_of(file or number, name)
+    if data is None:
+        data = file_in(root, file or "").read_bytes()
+    return key, label if classes else None, data
+
+
+def _tar_files(path: Path, problems: list[str], contents: bool = True) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of the files; those of a tar file in it are <its stem>/<name>."""
     with _noted(path, problems), tarfile.open(path, "r:") as archive:
-        for member in archive:
-            if not member.isfile():
-                problems.append(f"{path}: {member.name!r} is no plain file")
-                continue
-            yield member.name, archive.extractfile(member).read()
-            archive.members.clear()
-        require_end(archive)
+        yield from _files_of(path, archive, problems, contents)
 
 
-def _samples(path: Path, classes: list[str], problems: list[str]) -> Iterator[Item]:
-    sample: dict[str, bytes] = {}
-    stem: Optional[str] = None
-    for name, data in itertools.chain(_tar_files(path, problems), [(".", b"")]):  # the last ends the last sample
-        this, _, extension = name.partition(".")
-        if this != stem:
-            if sample:
-                yield from _sample(f"{path}: {stem}", sample, classes, problems)
-            stem, sample = this, {}
-        if extension in sample:
-            problems.append(f"{path}: holds {name} twice")
-        sample[extension] = data
+def _files_of(path: Path, archive: tarfile.TarFile, problems: list[str], contents: bool, folder: str = "") -> Iterator[tuple[str, bytes]]:
+    for member in archive:
+        name = inner_name(path, member.name)
+        if member.isdir():
+            continue
+        if not member.isfile():
+            problems.append(f"{path}: {folder + name!r} is no plain file")
+            continue
+        file = archive.extractfile(member)
+        if name.endswith(".tar") and not folder:
+            with tarfile.open(fileobj=file, mode="r:") as inner:
+                yield from _files_of(path, inner, problems, contents, name[:-4] + "/")
+        else:
+            yield folder + name, file.read() if contents else b""
+        archive.members.clear()
+    require_end(archive)
 
 
-def _sample(where: str, sample: dict[str, bytes], classes: list[str], problems: list[str]) -> Iterator[Item]:
-    with _noted(where, problems):
-        about, label = json.loads(sample.pop("json")), int(sample.pop("cls"))
-        (data,) = sample.values()
-        if about["label"] != label:
-            problems.append(f"{where}: its cls says label {label}, its json {about['label']}")
-        if not 0 <= label < len(classes) or about["class"] != classes[label]:
-            problems.append(f"{where}: label {label} is not that of class {about['class']!r}")
-        yield about["key"], label, data
+def _samples(path: Path, classes: list[str], problems: list[str], others: list[str]) -> Iterator[Item]:
+    with _noted(path, problems):
+        for group in grouped(str(path), _tar_files(path, problems), USUAL, others):
+            with _noted(f"{path}: {group.stem}", problems):
+                yield from _sample(f"{path}: {group.stem}", group.parts(), classes, problems)
+
+
+def _sample(where: str, parts: Parts[bytes], classes: list[str], problems: list[str]) -> Iterator[Item]:
+    about, label = json.loads(parts.members["json"]), int(parts.members["cls"])
+    if about["label"] != label:
+        problems.append(f"{where}: its cls says label {label}, its json {about['label']}")
+    if not 0 <= label < len(classes) or about["class"] != classes[label]:
+        problems.append(f"{where}: label {label} is not that of class {about['class']!r}")
+    yield about["key"], label, parts.members[parts.image]
 
 
 @contextlib.contextmanager
@@ -253,6 +303,8 @@ def _noted(where: object, problems: list[str]) -> Iterator[None]:
         yield
     except MemoryError:
         raise
+    except DataError as error:
+        problems.append(str(error))
     except Exception as error:  # pyarrow and zipfile raise of many kinds at damaged files
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         problems.append(f"{where}: cannot be read to its end ({type(error).__name__}: {' '.join(str(reason).split())})")

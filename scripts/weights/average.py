@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
 import torch
-from cli import number, whole_number
+from cli import add_weights, number, whole_number
 
 from utils.defaults import INPUT_KEYS
 from utils.device import is_out_of_memory
@@ -24,7 +24,6 @@ from .files import (
     Checkpoint,
     State,
     add_output,
-    add_weights,
     config_differences,
     misfit,
     open_checkpoint,

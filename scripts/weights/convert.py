@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Sequence
 
 import torch
+from cli import add_weights
 from yacs.config import CfgNode
 
 from data.class_maps import read_class_map
@@ -28,7 +29,6 @@ from .files import (
     Checkpoint,
     State,
     add_output,
-    add_weights,
     guess_fat,
     misfit,
     num_classes_in,

@@ -7,11 +7,11 @@ import argparse
 from pathlib import Path
 
 import torch
-from cli import not_negative
+from cli import add_weights, not_negative
 
 from utils.errors import printable
 
-from .files import Checkpoint, add_weights, config_differences, open_checkpoint, say_how
+from .files import Checkpoint, config_differences, open_checkpoint, say_how
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

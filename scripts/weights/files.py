@@ -16,6 +16,7 @@ from yacs.config import CfgNode
 import models  # noqa: F401  (registers FAT with timm)
 from engine.checkpoints.file import CheckpointFile
 from engine.checkpoints.file import open_checkpoint as open_file
+from engine.checkpoints.foreign import WEIGHT_FILES
 from engine.checkpoints.layouts import State
 from engine.checkpoints.load import COUNT, first_difference
 from engine.checkpoints.download import sha256_of
@@ -52,7 +53,7 @@ class Checkpoint(CheckpointFile):
 
     def source(self, name: str) -> dict[str, Any]:
         """What a file that is made of these weights says of where they come from."""
-        found = {"file": str(self.path), "sha256": sha256_of(self.path), "weights": name}
+        found = {"file": str(self.path), "sha256": sha256_of(file_of(self.path)), "weights": name}
         if note := self.note(name):
             found["how"] = note
         if self.progress:
@@ -71,6 +72,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     checkpoint = Checkpoint(**vars(open_file(path)))
     checkpoint.cfg  # refused now if it cannot be used
     return checkpoint
+
+
+def file_of(path: Path) -> Path:
+    """The file, or that with the weights in a model's folder."""
+    if not path.is_dir():
+        return path
+    indices = sorted(path.glob("*.index.json"))  # of weights in parts
+    return next(file for file in [*(path / name for name in WEIGHT_FILES), *indices] if file.exists())
 
 
 def say_how(checkpoint: Checkpoint, name: str) -> None:
@@ -152,13 +161,6 @@ def shape_of_fat(state: State) -> str:
 def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
     parser.add_argument("--force", action="store_true", help="replace the file if it is there; an input never is")
-
-
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--weights", choices=["raw", "ema"],
-        help="default: the average (ema) of a run's best checkpoint if that was what was best, and of another tool's if it has one; else raw",
-    )  # fmt: skip
 
 
 def require_output(output: Path, inputs: Sequence[Path], force: bool) -> None:

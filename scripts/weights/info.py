@@ -12,7 +12,17 @@ from engine.checkpoints.download import sha256_of
 from engine.evaluation.sets.tables import is_imagenet
 from utils.errors import printable
 
-from .files import ORIGIN, Checkpoint, guess_fat, megabytes, num_classes_in, open_checkpoint, parameters_in, shape_of_fat
+from .files import (
+    ORIGIN,
+    Checkpoint,
+    file_of,
+    guess_fat,
+    megabytes,
+    num_classes_in,
+    open_checkpoint,
+    parameters_in,
+    shape_of_fat,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +47,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     state = checkpoint.states[checkpoint.better]
     found: dict[str, Any] = {
         "file": str(path),
-        "bytes": path.stat().st_size,
-        "sha256": sha256_of(path),
+        "bytes": file_of(path).stat().st_size,
+        "sha256": sha256_of(file_of(path)),
         "kind": kind_of(checkpoint),
         "tensors": len(state),
         "parameters": parameters_in(state),
@@ -109,7 +119,7 @@ def as_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and texts to print."""
     types = ", ".join(f"{n} {dtype}" for dtype, n in found["types"].items())
     lines = [
-        ("file", f"{found['file']}, {megabytes(found['bytes'])}, sha256 {found['sha256'][:8]}..."),
+        ("file", f"{found['file']}, {megabytes(found['bytes'])}" + (f", sha256 {found['sha256'][:8]}..." if "sha256" in found else "")),
         ("kind", found["kind"]),
     ]
     if "model" in found:

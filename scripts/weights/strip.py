@@ -7,7 +7,9 @@ average (EMA) one is kept, see --weights.
 import argparse
 from pathlib import Path
 
-from .files import add_output, add_weights, megabytes, open_checkpoint, require_output, say_how, write_checkpoint
+from cli import add_weights
+
+from .files import add_output, file_of, megabytes, open_checkpoint, require_output, say_how, write_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     say_how(checkpoint, name)
     origin = {"made": "strip", "of": [checkpoint.source(name)]}
     write_checkpoint(args.output, checkpoint.states[name], checkpoint.cfg, checkpoint.classes, origin)
-    before, after = (path.stat().st_size for path in (args.checkpoint, args.output))
+    before, after = (file_of(path).stat().st_size for path in (args.checkpoint, args.output))
     print(f"{args.checkpoint}: {megabytes(before)}")
     kept = f"{name} weights, config and class names" if checkpoint.cfg else f"{name} weights; the file has no config of this project"
     print(f"{args.output}: {megabytes(after)}, {kept}")

@@ -46,6 +46,7 @@ def open_sets(
     classes: Sequence[str],
     root: str,
     outside_links: bool,
+    timeout: float = 0.0,
 ) -> dict[str, EvaluationSet]:
     """The sets, ready to be evaluated on: all are checked before the first is.
 
@@ -56,6 +57,7 @@ def open_sets(
         classes: the model's, in label order.
         root: folder of the sets.
         outside_links: see `FolderSource`.
+        timeout: DATA.TIMEOUT, of opening.
 
     Raises:
         ConfigError, DataError: a set is missing or does not fit the model.
@@ -68,11 +70,11 @@ def open_sets(
         elif name == VAL:
             opened[name] = EvaluationSet(spec, {"": val()})
         else:
-            opened[name] = _open_images(spec, task, val, classes, root, outside_links)
+            opened[name] = _open_images(spec, task, val, classes, root, outside_links, timeout)
     return opened
 
 
-def _open_images(spec: SetSpec, task, val, classes, root, outside_links) -> EvaluationSet:
+def _open_images(spec: SetSpec, task, val, classes, root, outside_links, timeout) -> EvaluationSet:
     subset = _subset(spec, classes)
     folder = Path(root, spec.path)
     found = EvaluationSet(spec, subset=subset, place=str(folder))
@@ -80,7 +82,9 @@ def _open_images(spec: SetSpec, task, val, classes, root, outside_links) -> Eval
     def opened(path: str):
         def source(decode: Callable):
             place, split = os.path.split(os.path.join(root, path).rstrip("/"))
-            inner = open_source(spec.format, split, place, len(classes), 0, decode=decode, outside_links=outside_links)
+            inner = open_source(
+                spec.format, split, place, len(classes), 0, decode=decode, outside_links=outside_links, timeout=timeout
+            )
             return relabelled(inner, label_folders(spec, inner.classes, classes, subset), classes)
 
         return task.set_dataset(source, spec.crop_pct)

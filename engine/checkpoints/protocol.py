@@ -1,0 +1,108 @@
+"""Files that torch.save wrote with a newer pickle protocol than 2, all that torch.load knows where it runs no code."""
+
+import io
+import pickle
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import BinaryIO, Iterator, Optional, Union
+
+from utils.errors import CheckpointError
+
+KNOWN = 2
+PICKLES = 5  # at the start of torch's older format: number, version, machine, content, names of the storages
+TEXT = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
+BYTES = {"SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"}
+SETS = {"EMPTY_SET": pickle.EMPTY_LIST, "ADDITEMS": pickle.APPENDS, "FROZENSET": pickle.TUPLE}
+PUT, GET = {"MEMOIZE", "BINPUT", "LONG_BINPUT"}, {"BINGET", "LONG_BINGET"}
+
+
+def in_protocol_2(path: Path) -> Optional[BinaryIO]:
+    """A file that torch.save wrote, with its pickles in protocol 2; None if they are already. Nothing of it is run.
+
+    Raises:
+        CheckpointError: it holds what protocol 2 cannot say.
+        ValueError: it is damaged.
+    """
+    if zipfile.is_zipfile(path):
+        return _zip_in_protocol_2(path)
+    with open(path, "rb") as file:
+        if not _is_newer(file.read(2)):
+            return None
+        file.seek(0)
+        return io.BytesIO(b"".join(_translated(file, path) for _ in range(PICKLES)) + file.read())
+
+
+def _zip_in_protocol_2(path: Path) -> Optional[BinaryIO]:
+    with zipfile.ZipFile(path) as archive:
+        pickles = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+        if not any(_is_newer(archive.read(name)) for name in pickles):
+            return None
+        result = io.BytesIO()
+        with zipfile.ZipFile(result, "w") as rewritten:
+            for name in archive.namelist():
+                content = archive.read(name)
+                rewritten.writestr(name, _translated(io.BytesIO(content), path) if name in pickles else content)
+    result.seek(0)
+    return result
+
+
+def _is_newer(start: bytes) -> bool:
+    return start[:1] == pickle.PROTO and start[1] > KNOWN
+
+
+def _translated(file: BinaryIO, path: Path) -> bytes:
+    """The pickle at the file's position, in protocol 2.
+
+    A text is written out wherever it is used, instead of once and then by its number: so the two in front of
+    STACK_GLOBAL, which are the name of a type, can be taken back for a GLOBAL. What stands beside the weights may change
+    its type: sets become lists, frozen ones tuples, bytearrays bytes.
+    """
+    written: list[Union[str, bytes]] = []  # texts as str
+    texts: dict[int, str] = {}  # by their numbers
+    numbered = 0  # values that have a number
+    for name, argument, raw in _operations(file):
+        if name in PUT:
+            number = numbered if name == "MEMOIZE" else argument
+            numbered += 1
+            if isinstance(written[-1], str):
+                texts[number] = written[-1]
+            else:
+                written.append(pickle.LONG_BINPUT + number.to_bytes(4, "little"))
+        elif name in TEXT:
+            written.append(argument)
+        elif name in GET and argument in texts:
+            written.append(texts[argument])
+        elif name in BYTES:
+            text = _encoded(argument.decode("latin1")) + _encoded("latin1")
+            written.append(b"c_codecs\nencode\n" + text + pickle.TUPLE2 + pickle.REDUCE)
+        elif name == "STACK_GLOBAL" and all(isinstance(value, str) for value in written[-2:]):
+            kind, module = written.pop(), written.pop()
+            written.append(f"c{module}\n{kind}\n".encode())
+        elif name in SETS:
+            written.append(SETS[name])
+        elif name == "PROTO":
+            written.append(pickle.PROTO + bytes([KNOWN]))
+        elif pickletools.code2op[raw[:1].decode("latin1")].proto <= KNOWN:
+            written.append(raw)
+        elif name != "FRAME":
+            raise CheckpointError(
+                f"{path}: was saved with a newer pickle protocol, whose {name} torch.load knows only where it may run "
+                "code; load it where it was saved, and save its state_dict() alone, without pickle_protocol"
+            )
+    return b"".join(_encoded(value) if isinstance(value, str) else value for value in written)
+
+
+def _operations(file: BinaryIO) -> Iterator[tuple[str, object, bytes]]:
+    """A pickle's operations: name, argument, and both as they are in the file, which is then at its end."""
+    found = [(operation.name, argument, place) for operation, argument, place in pickletools.genops(file)]
+    end, places = file.tell(), [place for _, _, place in found]
+    file.seek(places[0])
+    content = file.read(end - places[0])
+    for (name, argument, place), following in zip(found, [*places[1:], end]):
+        yield name, argument, content[place - places[0] : following - places[0]]
+
+
+def _encoded(text: str) -> bytes:
+    content = text.encode("utf-8", "surrogatepass")
+    return pickle.BINUNICODE + len(content).to_bytes(4, "little") + content
