@@ -103,9 +103,9 @@ def _create(name: str, pretrained: bool, checkpoint, weights: typing.Optional[st
     except ImportError as error:
         missing = error.name or "a package"
         install = f"pip install -r {_ROOT / 'requirements.txt'}"
-        raise ValueError(f"checkpoint: {missing} cannot be imported ({error}); {install}") from None
+        raise ValueError(f"checkpoint: {missing} cannot be imported ({error}); {install}") from error
     except (TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{name}: the arguments are refused ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{name}: the arguments are refused ({' '.join(str(error).split())})") from error
 
 
 def _import_models() -> str:
@@ -178,7 +178,7 @@ def _from_checkpoint(name: str, path: pathlib.Path, weights: typing.Optional[str
             skipped, how = [], fitted.note
         model.pretrained_cfg.update(_told(opened), num_classes=model.num_classes)
     except UserError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error)) from error
     anew = f"; of another size and initialised anew: {', '.join(skipped)}" if skipped else ""
     print(printable(f"{path}: {kind} weights{how and ': '}{how}{anew}"), file=sys.stderr)
     return model

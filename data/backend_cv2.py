@@ -74,8 +74,8 @@ def colour_steps(colours: Sequence[Any], policy: str) -> list[Callable[[np.ndarr
     """
     try:
         return [ArrayColorJitter(colour) if isinstance(colour, ColorJitter) else on_arrays(colour) for colour in colours]
-    except KeyError:
+    except KeyError as error:
         raise ConfigError(
             f"AUG.AUTO_AUGMENT is {policy!r}, which DATA.BACKEND cv2 does not have; use a 'rand' policy or one of v0, v0r, "
             "original, originalr, or DATA.BACKEND pil"
-        ) from None
+        ) from error

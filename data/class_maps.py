@@ -31,11 +31,11 @@ def read_class_map(name: str, key: str = "DATA.CLASS_MAP") -> dict[str, int]:
     else:
         try:
             names = [line.strip() for line in Path(name).read_text(encoding="utf-8-sig").splitlines()]
-        except (OSError, UnicodeDecodeError, ValueError):
+        except (OSError, UnicodeDecodeError, ValueError) as error:
             raise ConfigError(
                 f"{key} is {name!r}: no such text file, and none of {', '.join(IMAGENET + SUBSETS)}; give one of them, or a file with a "
                 "class' name in each line, in label order"
-            ) from None
+            ) from error
         seen: set[str] = set()
         for number, line in enumerate(names, 1):
             if not line or line in seen:

@@ -31,7 +31,7 @@ def load_corruptions() -> dict[str, Any]:
     try:
         from imagecorruptions import corruption_dict
     except Exception as error:  # its imports fail in many ways beside packages that are too new
-        raise ConfigError(f"{PACKAGE}: cannot be imported ({' '.join(str(error).split())}); {INSTALL}") from None
+        raise ConfigError(f"{PACKAGE}: cannot be imported ({' '.join(str(error).split())}); {INSTALL}") from error
     return corruption_dict
 
 
@@ -96,6 +96,6 @@ class CorruptedSource:
             corrupted = corrupt(PLACE(image), self.corruption, self.severity, seed)
         except Exception as error:  # of the package's
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise DataError(f"{self.name(index)}: cannot be corrupted ({reason}); leave the corruption out") from None
+            raise DataError(f"{self.name(index)}: cannot be corrupted ({reason}); leave the corruption out") from error
         corrupted.save(file, "JPEG", quality=QUALITY)
         return Image.open(file).convert("RGB"), label

@@ -42,11 +42,11 @@ def _decoder() -> tuple[Any, Any]:
         with without_stderr():  # it says there which of NVIDIA's GPU codecs are not installed
             try:
                 from nvidia import nvimgcodec
-            except ImportError:
+            except ImportError as error:
                 raise ConfigError(
                     "DATA.BACKEND is 'nvimgcodec', but nvImageCodec cannot be imported; pip install nvidia-nvimgcodec-cu13, or use "
                     "cv2 or pil"
-                ) from None
+                ) from error
             decoder = nvimgcodec.Decoder(
                 device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
                 max_num_cpu_threads=1,

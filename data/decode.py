@@ -86,10 +86,10 @@ def _decode(file: BinaryIO, exif: bool) -> Image.Image:
 def _open(file: BinaryIO) -> Image.Image:
     try:
         image = Image.open(file, formats=FORMATS)
-    except UnidentifiedImageError:
+    except UnidentifiedImageError as error:
         file.seek(0)
         if not HAS_AVIF and file.read(12)[4:] in (b"ftypavif", b"ftypavis"):
-            raise ValueError("AVIF, which this Pillow does not read; pip install 'pillow>=11.3'") from None
+            raise ValueError("AVIF, which this Pillow does not read; pip install 'pillow>=11.3'") from error
         raise
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS}")

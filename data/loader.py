@@ -95,15 +95,15 @@ class Loader:
             *traceback, last = str(error).splitlines()
             line = last.split(": ", 1)[1] if traceback else last
             if requested_stop() and isinstance(error, DataError):  # a command that fetches images was asked to end, too
-                raise stopped_while(line.rsplit("; ", 1)[0]) from None
-            raise type(error)(line) from None
+                raise stopped_while(line.rsplit("; ", 1)[0]) from error
+            raise type(error)(line) from error
         except (RuntimeError, OSError) as error:
             if requested_stop() and "DataLoader worker" in str(error):  # it came before the worker ignored it
-                raise stopped_while("a loading process ended with it") from None
+                raise stopped_while("a loading process ended with it") from error
             shortage = self._shortage(error)
             if shortage is None:
                 raise
-            raise shortage from None
+            raise shortage from error
 
     def first(self, count: int, size: int = 0) -> list:
         """Some samples, read by this process; see the data set's `first`.

@@ -56,14 +56,14 @@ def patience(
     outer = signal.setitimer(signal.ITIMER_REAL, TICK, TICK)  # of a wait around this one
     try:
         yield
-    except WaitEnded:
+    except WaitEnded as error:
         signal.setitimer(signal.ITIMER_REAL, 0)  # or it would end what follows, too
         what = describe()
         if asked > GRACE:
-            raise stopped_while(what) from None
+            raise stopped_while(what) from error
         raise OutputError(
             f"{what}, for {timeout:g} s; look at the disk or the network, or {remedy}, and start the same command again"
-        ) from None
+        ) from error
     finally:
         signal.setitimer(signal.ITIMER_REAL, *outer)
         signal.signal(signal.SIGALRM, previous)

@@ -159,8 +159,8 @@ def train_transform(
             mean=tuple(mean),
             separate=True,
         )
-    except (AssertionError, ValueError, KeyError, IndexError):
-        raise ConfigError(f"AUG.AUTO_AUGMENT is {policy!r}; {POLICY_HELP}") from None
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        raise ConfigError(f"AUG.AUTO_AUGMENT is {policy!r}; {POLICY_HELP}") from error
     crop, *flips = place.transforms
     colours = [_trivial_augment(interpolation, mean)] if trivial else colour.transforms
     erase = Erase(reprob, remode, recount)

@@ -39,7 +39,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise CheckpointError(f"{args.subcommand}: the checkpoints' tensors are too large for the memory; use others, or another machine") from None
+        raise CheckpointError(f"{args.subcommand}: the checkpoints' tensors are too large for the memory; use others, or another machine") from error
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     try:
         modules = {name: importlib.import_module(f"weights.{name}") for name in SUBCOMMANDS}
     except ImportError as error:
-        raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt") from None
+        raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt") from error
     for name, text in SUBCOMMANDS.items():
         command = commands.add_parser(name, help=text, description=modules[name].__doc__)
         modules[name].add_arguments(command)

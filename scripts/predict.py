@@ -48,7 +48,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         from utils.malloc import keep_freed_memory
         from utils.signals import StopRequest, stop_signals
     except ImportError as error:
-        raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt") from None
+        raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt") from error
 
     listed = standard_input() if STANDARD in args.inputs else []
     paths, problems, notes = find_images(name for given in args.inputs for name in (listed if given == STANDARD else [given]))
@@ -157,7 +157,7 @@ def require_usable(outputs: dict[str, str]) -> None:
                 os.stat(path)  # refuses a name that is too long
             tempfile.TemporaryFile(dir=existing).close()
         except OSError as error:
-            raise OutputError(f"--{kind} {path}: cannot be written ({error.strerror}); give a file in another folder") from None
+            raise OutputError(f"--{kind} {path}: cannot be written ({error.strerror}); give a file in another folder") from error
 
 
 def require_no_input(outputs: dict[str, str], inputs: Mapping[str, Iterable[str]]) -> None:
@@ -189,7 +189,7 @@ def opened(kind: str, path: str) -> Iterator[BinaryIO]:
         with atomic_write(path) as file:
             yield file
     except OutputError as error:
-        raise OutputError(str(error).replace("--output", f"--{kind}")) from None
+        raise OutputError(str(error).replace("--output", f"--{kind}")) from error
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict]:
         modules = {name: importlib.import_module(f"paper.{name}") for name in TARGETS}
     except ImportError as error:
         needed = "pip install -r requirements.txt -r scripts/quickstart-requirements.txt"
-        raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); {needed}") from None
+        raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); {needed}") from error
     for name, text in TARGETS.items():
         modules[name].add_arguments(commands.add_parser(name, parents=[output], help=text, description=modules[name].__doc__))
     return parser, modules

@@ -47,7 +47,7 @@ def build_parser() -> tuple[Parser, dict]:
     try:
         modules = {kind: importlib.import_module(f"look.{kind.replace('-', '_')}") for kind in KINDS}
     except ImportError as error:
-        raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt") from None
+        raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt") from error
     for kind, text in KINDS.items():
         modules[kind].add_arguments(commands.add_parser(kind, help=text, description=modules[kind].__doc__))
     return parser, modules

@@ -78,9 +78,9 @@ def _merge_file(cfg: CfgNode, path: Path, chain: tuple[Path, ...]) -> None:
     try:
         content = yaml.load(path.read_text(), UniqueKeyLoader)
     except OSError as error:
-        raise ConfigError(f"{where}: cannot be read ({error.strerror}); check --cfg and BASE") from None
+        raise ConfigError(f"{where}: cannot be read ({error.strerror}); check --cfg and BASE") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: is no YAML file that can be read ({' '.join(str(error).split())}); correct it") from None
+        raise ConfigError(f"{where}: is no YAML file that can be read ({' '.join(str(error).split())}); correct it") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: holds no keys; a config has lines like 'MODEL: {{NAME: fat_b0}}'")
     bases = content.pop("BASE", None) or []

@@ -53,7 +53,7 @@ def read_launch(environ: Mapping[str, str], local_rank: Optional[int] = None) ->
             local = 0 if own_gpu else int(environ["SLURM_LOCALID"])
             return Launch(int(environ["SLURM_PROCID"]), int(environ["SLURM_STEP_NUM_TASKS"]), local)
     except (ValueError, KeyError) as error:
-        raise ConfigError(f"launcher's environment: {error} is missing or wrong; start with torchrun or srun") from None
+        raise ConfigError(f"launcher's environment: {error} is missing or wrong; start with torchrun or srun") from error
     return Launch()
 
 
@@ -118,7 +118,7 @@ def process_group(launch: Launch, device: torch.device, parent: int) -> Iterator
         raise ShortageError(
             f"MASTER_ADDR, MASTER_PORT: the processes do not find each other ({str(error).splitlines()[0]}); "
             "is the port free and the address this machine's?"
-        ) from None
+        ) from error
     met.set()
     yield store
     # Only after a good end: with an error on one rank, the others would wait here for it.

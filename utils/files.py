@@ -44,7 +44,7 @@ def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None) -> Itera
         finally:
             os.close(directory)
     except OSError as error:
-        raise unwritable(error.filename2 or path, error) from None
+        raise unwritable(error.filename2 or path, error) from error
     finally:
         with contextlib.suppress(OSError):  # a file stands where the folder should be, or the disk is read-only: there is none
             temporary.unlink(missing_ok=True)
@@ -76,7 +76,7 @@ def record_lines(path: os.PathLike) -> list[str]:
         require_no_device(path)
         return Path(path).read_text(errors="replace").splitlines()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give the folder of a run, such as output/fat_b0/default") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give the folder of a run, such as output/fat_b0/default") from error
 
 
 def open_regular(path: os.PathLike) -> BinaryIO:
@@ -118,7 +118,7 @@ class Appender:
                 data = data[self.file.write(data) :]
         except OSError as error:
             os.ftruncate(self.file.fileno(), position)
-            raise unwritable(self.path, error) from None
+            raise unwritable(self.path, error) from error
 
     def close(self) -> None:
         self.file.close()

@@ -41,7 +41,7 @@ class RunLock:
             self.release()
             raise OutputError(
                 f"{self.path.parent}: is in use by {_describe(holder)}; wait for it, end it, or use another --tag"
-            ) from None
+            ) from error
         except OSError as error:
             self._refuse(error)
         self.file.truncate(0)

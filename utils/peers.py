@@ -70,7 +70,7 @@ class Peers:
             except RuntimeError as error:
                 raise ProcessError(
                     f"the processes did not meet ({' '.join(str(error).split())[:200]}); one has ended, start all again"
-                ) from None
+                ) from error
             self.watched = range(1, launch.world_size) if launch.rank == 0 else range(1)
         if store is not None or self.launched:
             self.thread = threading.Thread(target=self._run, name="peers", daemon=True)

@@ -19,11 +19,11 @@ class CIFARSource:
         kind = CIFAR[dataset]
         try:
             self.images = kind(data_path, train=train)
-        except (RuntimeError, OSError):
+        except (RuntimeError, OSError) as error:
             raise DataError(
                 f"{data_path or 'DATA.DATA_PATH'}: holds no complete {kind.base_folder}/; download {kind.url}, "
                 f"unpack {kind.filename} there and give that folder as --data-path"
-            ) from None
+            ) from error
         self.classes = self.images.classes
         self.split = f"{dataset} {'train' if train else 'test'}"
         self.fingerprint = self.split

@@ -43,9 +43,9 @@ def labels_of(column: Any, name: str, where: str) -> tuple[np.ndarray, Optional[
         if types.is_floating(column.type) and (labels != values).any():
             raise ValueError
         return labels, None
-    except (ValueError, TypeError, OverflowError):  # pyarrow's, of bytes that are no text, is a ValueError
+    except (ValueError, TypeError, OverflowError) as error:  # pyarrow's, of bytes that are no text, is a ValueError
         what = f"the column {name!r} holds no numbers or names"
-        raise DataError(f"{where}: {what}; name another in DATA.COLUMNS") from None
+        raise DataError(f"{where}: {what}; name another in DATA.COLUMNS") from error
 
 
 def is_text(kind: Any) -> bool:

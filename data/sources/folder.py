@@ -62,7 +62,7 @@ class FolderSource:
         except (FileNotFoundError, PermissionError) as error:
             raise DataError(
                 f"{root}: {' '.join(str(error).split())}; every class needs a folder with at least one image"
-            ) from None
+            ) from error
         images = {name: [key for key in keys[name] if is_image(key)] for name in labels}
         others += [key for name in labels for key in keys[name] if not is_image(key)]
         empty = [name for name in labels if not images[name]]

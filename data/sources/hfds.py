@@ -141,7 +141,7 @@ def _load(root: Path, split: str):
     try:
         import datasets
     except ImportError as error:
-        raise ConfigError(f"DATA.DATASET hfds: {error.name} cannot be imported; pip install datasets") from None
+        raise ConfigError(f"DATA.DATASET hfds: {error.name} cannot be imported; pip install datasets") from error
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
@@ -152,4 +152,4 @@ def _load(root: Path, split: str):
         return datasets.load_dataset(str(root), split=known)
     except (OSError, ValueError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise DataError(f"{root}: cannot be read by datasets ({reason}); give a folder of whole parquet files") from None
+        raise DataError(f"{root}: cannot be read by datasets ({reason}); give a folder of whole parquet files") from error

@@ -38,7 +38,7 @@ class TarSource(ArchiveSource):
                 packed = file.read(6)[:3] in (b"\x1f\x8b\x08", b"BZh", b"\xfd7z")
             raise DataError(
                 f"{path}: {'is compressed; unpack it to a plain .tar' if packed else f'is no whole tar file ({error}); make or fetch it again'}"
-            ) from None
+            ) from error
         prefix = leading_folders(found, split, class_to_idx)
         found = {name[len(prefix) :]: place for name, place in found.items()}
         folders = [name[len(prefix) :] for name in others if name.startswith(prefix)]

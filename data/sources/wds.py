@@ -128,7 +128,7 @@ class WdsSource:
             said = getattr(error, "strerror", None) or (error.args[0] if error.args else error)
             ended = re.search(r"\): exit (\d+) \(read\)", str(error))  # webdataset's words about a child process
             reason = f"the command that fetches it ended with status {ended[1]}" if ended else " ".join(str(said).split(" @ ")[0].split())[:200]
-            raise DataError(f"{url}: cannot be read as a shard, after {count} images ({reason}); fetch or make it again") from None
+            raise DataError(f"{url}: cannot be read as a shard, after {count} images ({reason}); fetch or make it again") from error
         if self.lengths and count != self.lengths[shard]:
             raise DataError(f"{url}: holds {count} images, {INFO} says {self.lengths[shard]}; fetch or make it again")
 
@@ -241,25 +241,25 @@ def _read_info(folder: str) -> dict[str, Any]:
                 text = file.read()
     except OSError as error:
         if not REMOTE.match(folder) and not isinstance(error, FileNotFoundError):
-            raise DataError(f"{path}: cannot be read ({error.strerror}); check it and its permissions") from None
+            raise DataError(f"{path}: cannot be read ({error.strerror}); check it and its permissions") from error
         return {}
     try:
         info = json.loads(text)
         if not isinstance(info, dict):
             raise ValueError
         return info
-    except (ValueError, RecursionError):
-        raise DataError(f"{path}: is no JSON object; make it anew, {LAYOUT}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is no JSON object; make it anew, {LAYOUT}") from error
 
 
 def _find_shards(folder: str, split: str, info: dict[str, Any]) -> Shards:
     known = info.get("splits") if isinstance(info.get("splits"), dict) else {}
     try:
         lists = {name: _as_shards(entry) for name, entry in known.items()}
-    except (TypeError, KeyError, ValueError, OverflowError):
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise DataError(
             f"{os.path.join(folder, INFO)}: its splits need filenames, of files beside it, and as many shard_lengths; make it anew, {LAYOUT}"
-        ) from None
+        ) from error
     for name in (split, "validation") if split == "val" else (split,):
         if name in lists:
             return lists[name]
@@ -292,7 +292,7 @@ def _expand(pattern: str) -> list[str]:
     except ValueError as error:  # braceexpand's are of that kind
         raise DataError(
             f"DATA.TRAIN_SPLIT or DATA.VAL_SPLIT is {pattern!r}: is no pattern of shards ({error}); write it as 'train-{{000..127}}.tar'"
-        ) from None
+        ) from error
 
 
 def _as_shards(entry: Mapping[str, Any]) -> Shards:
@@ -323,7 +323,7 @@ def _headers(path: str, wanted: Wanted, others: list[str]) -> Iterator[Parts[Non
             yield from samples(path, _names(archive), wanted, others)
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
         reason = "no tar file" if "method tar" in str(error) else " ".join(str(error).split())
-        raise DataError(f"{path}: is no whole shard ({reason}); fetch or make it again") from None
+        raise DataError(f"{path}: is no whole shard ({reason}); fetch or make it again") from error
 
 
 def _names(archive: tarfile.TarFile) -> Iterator[tuple[str, None]]:

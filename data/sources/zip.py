@@ -42,7 +42,7 @@ class ZipSource(ArchiveSource):
             with zipfile.ZipFile(path) as archive:
                 found, folders, backslashes = _content(path, archive.infolist())
         except (zipfile.BadZipFile, EOFError, struct.error, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: is no whole zip file ({error}); make or fetch it again") from None
+            raise DataError(f"{path}: is no whole zip file ({error}); make or fetch it again") from error
         map_path = path.with_name(path.stem + "_map.txt")
         prefix = leading_folders(filter(is_image, found), split, class_to_idx)
         if map_path.is_file():
@@ -57,7 +57,7 @@ class ZipSource(ArchiveSource):
             try:
                 classes, listed, unnamed = by_class(path, members, class_to_idx, rest)
             except DataError as error:
-                raise DataError(f"{error}, or put {map_path.name} beside it, which labels the files") from None
+                raise DataError(f"{error}, or put {map_path.name} beside it, which labels the files") from error
             notes = [*notes_of(path, others), *unnamed, f"{map_path}: no such file; the classes are the folders in the zip"]
         for member in members.values():
             if found[member].compress_type not in METHODS or found[member].flag_bits & 1:
@@ -156,8 +156,8 @@ def _read_map(path: Path) -> list[tuple[str, int]]:
     listed = []
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is no text; each line must be <class>/<file>, a tab, and the label") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no text; each line must be <class>/<file>, a tab, and the label") from error
     for number, line in enumerate(lines, 1):
         name, tab, label = line.partition("\t")
         if not (tab and name and label.strip().isdecimal()):

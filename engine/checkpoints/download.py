@@ -45,7 +45,7 @@ def local_file(source: str, launch: Launch, peers: Peers) -> str:
         parts = urlsplit(source)
         parts.port
     except ValueError as error:
-        raise ConfigError(f"{source}: is no URL ({error}); correct it") from None
+        raise ConfigError(f"{source}: is no URL ({error}); correct it") from error
     name = Path(parts.path).name
     if parts.scheme != "https":
         raise ConfigError(f"{source}: is no https URL; only those are downloaded")
@@ -83,7 +83,7 @@ def _download(url: str, path: Path, checksum: str) -> None:
                         bar.update(len(chunk))
         except (urllib.error.URLError, ssl.SSLError, TimeoutError, ConnectionError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
-            raise CheckpointError(f"{url}: cannot be downloaded ({reason}); check it, or download the file yourself") from None
+            raise CheckpointError(f"{url}: cannot be downloaded ({reason}); check it, or download the file yourself") from error
         if not digest.hexdigest().startswith(checksum):
             raise CheckpointError(
                 f"{url}: has the checksum {digest.hexdigest()}, not {checksum}; it is another file or damaged, nothing of it was kept"

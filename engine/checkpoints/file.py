@@ -121,10 +121,10 @@ def progress_of(checkpoint: Mapping[str, Any], path: Path) -> Progress:
     progress = Progress()
     try:
         progress.load_state_dict(checkpoint["progress"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: holds weights but no training state; use it with --pretrained instead"
-        ) from None
+        ) from error
     return progress
 
 
@@ -145,17 +145,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except OSError as error:
         if is_of_the_machine(error):
-            raise OutputError(f"{path}: cannot be read just now ({error.strerror}); start the same command again") from None
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
+            raise OutputError(f"{path}: cannot be read just now ({error.strerror}); start the same command again") from error
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "class" in str(error):
             raise CheckpointError(
                 f"{path}: refused, it holds Python objects other than plain tensors and types, which could run code; "
                 "nothing of it was run. Save its state_dict() alone and use that"
-            ) from None
-        raise CheckpointError(f"{path}: is damaged or no checkpoint; use another one") from None
-    except Exception:  # zipfile, pickle, safetensors and torch raise of many kinds at damaged files
-        raise CheckpointError(f"{path}: is damaged or no checkpoint; use another one") from None
+            ) from error
+        raise CheckpointError(f"{path}: is damaged or no checkpoint; use another one") from error
+    except Exception as error:  # zipfile, pickle, safetensors and torch raise of many kinds at damaged files
+        raise CheckpointError(f"{path}: is damaged or no checkpoint; use another one") from error
     if isinstance(content, torch.Tensor):
         raise CheckpointError(f"{path}: holds one tensor, no state dict; use another file")
     if not isinstance(content, dict) or not content:
@@ -223,6 +223,6 @@ def _read_parts(index: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         told = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path}: is no JSON text; download it again, or give the weights' file beside it") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is no JSON text; download it again, or give the weights' file beside it") from error
     return told if isinstance(told, dict) else {}

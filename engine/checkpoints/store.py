@@ -81,4 +81,4 @@ class Checkpointer:
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path}: its {key!r} does not fit this run ({' '.join(str(error).split())}); start with another --tag"
-            ) from None
+            ) from error

@@ -91,9 +91,9 @@ class Predictor:
                 yield from self._predict(batch, loader.finish)
                 self.failures += loader.take_failures()
         except OutputError as error:
-            raise OutputError(str(error).replace("raise DATA.TIMEOUT", "leave the file out")) from None
+            raise OutputError(str(error).replace("raise DATA.TIMEOUT", "leave the file out")) from error
         except (RuntimeError, MemoryError, ValueError, AssertionError) as error:
-            raise self._explain(error) or error from None
+            raise self._explain(error) or error from error
         self.failures += loader.take_failures()
 
     @torch.inference_mode()

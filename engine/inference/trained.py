@@ -66,7 +66,7 @@ class Trained:
         try:
             return transform(read_image(str(path), partial(open_regular, path), transform.decode, ""))
         except DataError as error:
-            raise DataError(f"{str(error).rsplit('; ', 1)[0]}; give an image file") from None
+            raise DataError(f"{str(error).rsplit('; ', 1)[0]}; give an image file") from error
 
     def normalise(self, pictures: Sequence[Picture], device: torch.device = torch.device("cpu")) -> torch.Tensor:
         """The pictures as what the model takes: (B, 3, H, W), float32, on the device."""
@@ -96,7 +96,7 @@ def load_trained(path: Path, cfg_file: Optional[Path] = None, class_map: str = "
         try:
             cfg = config_from(checkpoint.config, f"{path}: its config")
         except ConfigError as error:
-            raise CheckpointError(str(error)) from None
+            raise CheckpointError(str(error)) from error
     else:
         raise CheckpointError(f"{path}: has no config; say which model it is of with --cfg configs/fat_b0.yaml, or use a run's best.pth")
     classes = checkpoint.classes
@@ -110,7 +110,7 @@ def load_trained(path: Path, cfg_file: Optional[Path] = None, class_map: str = "
     try:
         model = create_task(cfg).build_model(len(classes))
     except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path}: {error}") from error
     fitted = require_fit(model, checkpoint, name)
     load_weights(model, fitted.state, path)
     for key, parameter in model.named_parameters():

@@ -65,7 +65,7 @@ def create_model(
             return timm.create_model(registered, pretrained=False, **settings)
     except (TypeError, ValueError, AssertionError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split("\n")[0].split())
-        raise ConfigError(f"MODEL.NAME: {name} cannot be built ({reason}); check MODEL's values") from None
+        raise ConfigError(f"MODEL.NAME: {name} cannot be built ({reason}); check MODEL's values") from error
 
 
 def has_drop_path(model: nn.Module) -> bool:
@@ -85,7 +85,7 @@ def published(name: str, key: str):
     try:
         return timm.get_pretrained_cfg(name)
     except RuntimeError as error:
-        raise ConfigError(f"{key} is {name!r}: {error} Give another one, or the name without it") from None
+        raise ConfigError(f"{key} is {name!r}: {error} Give another one, or the name without it") from error
 
 
 class PooledFeatures(nn.Module):
@@ -116,10 +116,10 @@ def prepare_model(
     if use_checkpoint:
         try:
             model.set_grad_checkpointing(True)
-        except (AttributeError, AssertionError, NotImplementedError):
+        except (AttributeError, AssertionError, NotImplementedError) as error:
             raise ConfigError(
                 f"TRAIN.USE_CHECKPOINT: {type(model).__name__} has no activation checkpointing; leave it off"
-            ) from None
+            ) from error
     if device.type == "cuda" and dist.is_initialized():
         model = convert_sync_batchnorm(model)  # timm's: torch's own would lose the activations of BatchNormAct2d
     return place(model, device, channels_last)
@@ -166,7 +166,7 @@ def deploy_model(model: nn.Module, dtype: Optional[torch.dtype]) -> nn.Module:
     try:
         return models.fuse(model.eval(), dtype or torch.float32)
     except ValueError as error:
-        raise ConfigError(f"TEST.FUSED (--fused): {error}") from None
+        raise ConfigError(f"TEST.FUSED (--fused): {error}") from error
 
 
 def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:

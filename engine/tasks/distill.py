@@ -102,7 +102,7 @@ def pretrained_teacher(name: str, num_classes: int) -> tuple[nn.Module, Inputs]:
         raise ConfigError(
             f"DISTILL.TEACHER: timm's weights of {name} cannot be had ({reason}); check the network, or give a file with "
             "DISTILL.WEIGHTS"
-        ) from None
+        ) from error
 
 
 def trained_teacher(

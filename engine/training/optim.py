@@ -54,9 +54,9 @@ def create_optimizer(
         )
     except (ImportError, AttributeError, AssertionError, RuntimeError) as error:
         hint = "; install NVIDIA apex from its repository (PyPI's apex is another package)" if "fused" in name else ""
-        raise ConfigError(f"TRAIN.OPTIMIZER.NAME {name!r} cannot be used here ({error}){hint}") from None
+        raise ConfigError(f"TRAIN.OPTIMIZER.NAME {name!r} cannot be used here ({error}){hint}") from error
     except (TypeError, ValueError, IndexError) as error:
-        raise ConfigError(f"TRAIN.OPTIMIZER: {name} refuses its settings ({error}); check EPS, BETAS, MOMENTUM") from None
+        raise ConfigError(f"TRAIN.OPTIMIZER: {name} refuses its settings ({error}); check EPS, BETAS, MOMENTUM") from error
 
 
 def create_lr_scheduler(

@@ -28,7 +28,7 @@ def export(job: Job) -> None:
         except OSError:
             raise
         except Exception as error:  # of the compiler's many kinds
-            raise ExportError(f"--checkpoint: {job.cfg.MODEL.NAME} cannot be compiled ({first_line(error)})") from None
+            raise ExportError(f"--checkpoint: {job.cfg.MODEL.NAME} cannot be compiled ({first_line(error)})") from error
         package = torch._inductor.aoti_load_package(str(folder / file))
         job.describe(folder, file, job.compare(package), **limits(job))
 
@@ -38,5 +38,5 @@ def require_compiler() -> None:
 
     try:
         get_cpp_compiler()
-    except (InvalidCxxCompiler, InductorError, OSError):
-        raise ConfigError("aoti: needs a C++ compiler, and there is none; install g++ (apt install g++) or set CXX") from None
+    except (InvalidCxxCompiler, InductorError, OSError) as error:
+        raise ConfigError("aoti: needs a C++ compiler, and there is none; install g++ (apt install g++) or set CXX") from error

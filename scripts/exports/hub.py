@@ -70,9 +70,9 @@ def write(job: Job, folder: Path) -> None:
             data_config=data_config(job.cfg),
         )  # fmt: skip
     except SafetensorError as error:
-        raise OutputError(f"{job.output}: cannot be written ({first_line(error)}); free space or change --output") from None
+        raise OutputError(f"{job.output}: cannot be written ({first_line(error)}); free space or change --output") from error
     except (ValueError, TypeError, AttributeError, AssertionError, KeyError) as error:
-        raise ExportError(f"--checkpoint: timm cannot save {job.cfg.MODEL.NAME} ({first_line(error)})") from None
+        raise ExportError(f"--checkpoint: timm cannot save {job.cfg.MODEL.NAME} ({first_line(error)})") from error
 
 
 def shared(cfg: CfgNode) -> dict[str, Any]:

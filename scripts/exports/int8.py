@@ -55,7 +55,7 @@ def training_images(job: Job) -> torch.Tensor:
     try:
         return job.first(job.cfg.DATA.TRAIN_SPLIT, job.calibration_images)
     except UserError as error:
-        raise DataError(f"--data-path: int8 needs training images to calibrate on ({error})") from None
+        raise DataError(f"--data-path: int8 needs training images to calibrate on ({error})") from error
 
 
 def quantise(source: Path, target: Path, images: torch.Tensor) -> None:
@@ -85,7 +85,7 @@ def quantise(source: Path, target: Path, images: torch.Tensor) -> None:
     except OSError:
         raise
     except Exception as error:  # of onnxruntime's many kinds
-        raise ExportError(f"--checkpoint: the model cannot be quantised ({first_line(error)})") from None
+        raise ExportError(f"--checkpoint: the model cannot be quantised ({first_line(error)})") from error
     finally:
         logging.getLogger().disabled = False
         prepared.unlink(missing_ok=True)

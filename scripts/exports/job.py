@@ -123,7 +123,7 @@ class Job:
         try:
             return self.first(self.cfg.DATA.VAL_SPLIT, MOST_IMAGES)
         except UserError as error:
-            raise DataError(f"--images: not given, and the checkpoint's validation images cannot be used ({error}); give image files or a folder") from None
+            raise DataError(f"--images: not given, and the checkpoint's validation images cannot be used ({error}); give image files or a folder") from error
 
     def _read(self, files: Sequence[Path]) -> torch.Tensor:
         pictures = []
@@ -224,7 +224,7 @@ class Job:
                 os.replace(path, folder / path.name)
                 print(f"  wrote {folder / path.name}", flush=True)
         except OSError as error:
-            raise unwritable(folder, error) from None
+            raise unwritable(folder, error) from error
         finally:
             if temporary:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -285,7 +285,7 @@ def needed(*packages: str) -> list[ModuleType]:
     try:
         return [importlib.import_module(package) for package in packages]
     except ImportError as error:
-        raise ConfigError(f"{error.name or packages[0]}: cannot be imported ({error}); pip install {' '.join(packages)}") from None
+        raise ConfigError(f"{error.name or packages[0]}: cannot be imported ({error}); pip install {' '.join(packages)}") from error
 
 
 def first_line(error: BaseException) -> str:

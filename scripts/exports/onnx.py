@@ -43,7 +43,7 @@ def write(job: Job, path: Path) -> None:
             )
         model = exported.model_proto
     except Exception as error:  # of the exporter's many kinds
-        raise ExportError(f"--checkpoint: {job.cfg.MODEL.NAME} cannot be written as ONNX ({first_line(error)})") from None
+        raise ExportError(f"--checkpoint: {job.cfg.MODEL.NAME} cannot be written as ONNX ({first_line(error)})") from error
     written = next(entry.version for entry in model.opset_import if not entry.domain)
     if written != job.opset:
         raise ConfigError(f"--opset is {job.opset}, and this model can only be written in {written}; give that")
@@ -63,5 +63,5 @@ def session(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     try:
         run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run
     except Exception as error:  # onnxruntime's own kinds
-        raise ExportError(f"--opset: onnxruntime {onnxruntime.__version__} cannot read the file ({first_line(error)}); give an older one") from None
+        raise ExportError(f"--opset: onnxruntime {onnxruntime.__version__} cannot read the file ({first_line(error)}); give an older one") from error
     return lambda images: torch.from_numpy(run(["logits"], {"images": images.contiguous().numpy()})[0])

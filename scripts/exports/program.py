@@ -45,7 +45,7 @@ def trace(job: Job, sizes: dict[str, int]) -> ExportedProgram:
             return torch.export.export(job.model, (example,), dynamic_shapes=(dims,))
     except Exception as error:  # torch raises of many kinds
         what = "for images of any size" if job.dynamic_size else "for any number of images"
-        raise ExportError(f"--checkpoint: {job.cfg.MODEL.NAME} cannot be exported {what} ({first_line(error)})") from None
+        raise ExportError(f"--checkpoint: {job.cfg.MODEL.NAME} cannot be exported {what} ({first_line(error)})") from error
 
 
 def limits(job: Job) -> dict[str, Any]:

@@ -58,8 +58,8 @@ def feature_maps(trained: Trained, image: torch.Tensor) -> list[np.ndarray]:
     """
     try:
         maps = trained.model.forward_intermediates(image, output_fmt="NCHW", intermediates_only=True)
-    except (AttributeError, TypeError, AssertionError):
-        raise CheckpointError(f"{trained.path}: {trained.cfg.MODEL.NAME} gives no feature maps; use another model's checkpoint") from None
+    except (AttributeError, TypeError, AssertionError) as error:
+        raise CheckpointError(f"{trained.path}: {trained.cfg.MODEL.NAME} gives no feature maps; use another model's checkpoint") from error
     return [values[0].numpy() for values in maps]
 
 

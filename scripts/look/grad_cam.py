@@ -72,8 +72,8 @@ def layers_of(trained: Trained, names: Optional[Sequence[str]] = None) -> dict[s
     try:
         name = model.feature_info[-1]["module"]
         return {name: model.get_submodule(name)}
-    except (AttributeError, KeyError, IndexError, TypeError):
-        raise ConfigError(f"--layer: {trained.cfg.MODEL.NAME} does not say which module gives its last feature map; name one") from None
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise ConfigError(f"--layer: {trained.cfg.MODEL.NAME} does not say which module gives its last feature map; name one") from error
 
 
 def label_of(trained: Trained, text: str) -> int:
@@ -109,7 +109,7 @@ def grad_cam_panels(model: nn.Module, image: torch.Tensor, layers: dict[str, nn.
                 raise ValueError(f"{type(model).__name__} gives maps with channels last, which Grad-CAM here is not for")
             panels.append(Panel("grad-cam", name, "", grad_cam(model, image, layer, target)[0][0].numpy()))
         except ValueError as error:
-            raise ConfigError(f"--layer: {name}: {error}; choose another layer or model") from None
+            raise ConfigError(f"--layer: {name}: {error}; choose another layer or model") from error
     return panels
 
 

@@ -46,7 +46,7 @@ class Album:
             self.writer.add_image(tag, picture, dataformats="HWC")
             self.writer.flush()
         except OSError as error:
-            raise unwritable(self.events, error) from None
+            raise unwritable(self.events, error) from error
         print(f"wrote {printable(path)}", flush=True)
 
     @property
@@ -202,7 +202,7 @@ def take(path: Path, name: str, trained: Trained, img_size: int) -> Shot:
         predictions = predict(trained, image)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"--img-size: {trained.cfg.MODEL.NAME} cannot take images of {img_size} px ({reason}); use another size") from None
+        raise ConfigError(f"--img-size: {trained.cfg.MODEL.NAME} cannot take images of {img_size} px ({reason}); use another size") from error
     return Shot(path, name, picture.pixels, image, predictions)
 
 

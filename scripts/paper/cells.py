@@ -157,7 +157,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}); restore it, or measure again") from None
+        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}); restore it, or measure again") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}, no result; restore it, or measure again")
     return content

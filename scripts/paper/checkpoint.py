@@ -55,7 +55,7 @@ def read_image(path: Path, trained: Trained, img_size: int) -> tuple[np.ndarray,
     try:
         picture = trained.read(path, img_size)
     except DataError as error:
-        raise DataError(f"--image: {error}") from None
+        raise DataError(f"--image: {error}") from error
     return picture.pixels, trained.normalise([picture])
 
 

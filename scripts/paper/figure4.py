@@ -49,7 +49,7 @@ def reproduce(args: argparse.Namespace) -> Outcome:
     try:
         maps = maps_of(found)
     except ValueError as error:
-        raise CheckpointError(f"{trained.path}: {error}, which the figure compares; use a checkpoint with both sides and one W") from None
+        raise CheckpointError(f"{trained.path}: {error}, which the figure compares; use a checkpoint with both sides and one W") from error
     side, channels = found.q.shape[-1], found.q.shape[1]
     if side < LEAST_SIDE:
         raise ConfigError(f"--img-size: at {args.img_size} px stage {args.stage} has maps of {side} x {side}; give a greater one")

@@ -78,8 +78,8 @@ def require_same_recipe(cfg: CfgNode, directory: Path) -> None:
         return
     try:
         changes = config_changes(yaml.safe_load(path.read_text()), to_dict(cfg))
-    except (yaml.YAMLError, AttributeError, OSError, UnicodeDecodeError):
-        raise OutputError(f"{path}: cannot be read; remove the folder or give another --proxy-runs") from None
+    except (yaml.YAMLError, AttributeError, OSError, UnicodeDecodeError) as error:
+        raise OutputError(f"{path}: cannot be read; remove the folder or give another --proxy-runs") from error
     if changes:
         raise OutputError(f"{directory}: was trained with other settings ({changes[0]}); remove it or give another --proxy-runs")
 

@@ -63,7 +63,7 @@ def read_speed(path: Path) -> list[dict[str, Any]]:
             rows = list(csv.DictReader(file))
         good = bool(rows) and COLUMNS <= set(rows[0]) and all(0 < float(row["images_per_second"]) < math.inf for row in rows)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); {what}") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {what}") from error
     except (ValueError, TypeError, csv.Error):
         good = False
     if not good:

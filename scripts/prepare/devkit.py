@@ -26,8 +26,8 @@ def read_devkit(path: Path) -> list[str]:
     """
     try:
         from scipy.io import loadmat
-    except ImportError:
-        raise ConfigError("scipy: is not installed, and meta.mat of the devkit is MATLAB's; pip install scipy") from None
+    except ImportError as error:
+        raise ConfigError("scipy: is not installed, and meta.mat of the devkit is MATLAB's; pip install scipy") from error
 
     again = f"fetch {NAME} (ILSVRC2012, task 1 and 2) again"
     found = {}
@@ -37,10 +37,10 @@ def read_devkit(path: Path) -> list[str]:
                 for wanted in (TRUTH, META):
                     if member.isfile() and ("/" + member.name).endswith("/" + wanted):
                         found[wanted] = archive.extractfile(member).read()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; put {NAME} there, or leave out val by --splits train") from None
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; put {NAME} there, or leave out val by --splits train") from error
     except (OSError, EOFError, tarfile.TarError) as error:
-        raise DataError(f"{path}: cannot be read to its end ({error}); {again}") from None
+        raise DataError(f"{path}: cannot be read to its end ({error}); {again}") from error
     for wanted in (TRUTH, META):
         if wanted not in found:
             raise DataError(f"{path}: holds no {wanted}, so it is no devkit of ILSVRC2012; {again}")
@@ -51,4 +51,4 @@ def read_devkit(path: Path) -> list[str]:
         names = {int(number): str(name) for number, name in zip(leaves["ILSVRC2012_ID"], leaves["WNID"])}
         return [names[int(line)] for line in found[TRUTH].split()]
     except Exception as error:  # scipy raises of many kinds at damaged files
-        raise DataError(f"{path}: its meta.mat and ground truth do not fit ({type(error).__name__}: {error}); {again}") from None
+        raise DataError(f"{path}: its meta.mat and ground truth do not fit ({type(error).__name__}: {error}); {again}") from error

@@ -118,10 +118,10 @@ def _members(path: Path) -> dict[str, tarfile.TarInfo]:
     try:
         with _readable(path), tarfile.open(path, "r:") as archive:
             members = _plain_members(archive, path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; put ImageNet's {path.name} there, or choose among --splits") from None
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; put ImageNet's {path.name} there, or choose among --splits") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     if not members:
         raise DataError(f"{path}: is empty; fetch it again")
     return members
@@ -153,4 +153,4 @@ def _readable(where: object) -> Iterator[None]:
     try:
         yield
     except tarfile.TarError as error:
-        raise DataError(f"{where}: is no tar archive, or cut short ({error}); fetch the archive again") from None
+        raise DataError(f"{where}: is no tar archive, or cut short ({error}); fetch the archive again") from error

@@ -34,7 +34,7 @@ class Images:
         try:
             self.source = FolderSource(self.folder, decode=lambda file: file.read(), outside_links=outside_links)
         except UserError as error:
-            raise reworded(error) from None
+            raise reworded(error) from error
         self.classes = self.source.classes
         self.sizes = np.empty(len(self), dtype=np.int64)
         times = np.empty(len(self), dtype=np.int64)
@@ -45,7 +45,7 @@ class Images:
             try:
                 found = os.stat(self.folder / key)
             except OSError as error:
-                raise DataError(f"{self.folder / key}: cannot be read ({error.strerror}); replace or remove the file") from None
+                raise DataError(f"{self.folder / key}: cannot be read ({error.strerror}); replace or remove the file") from error
             self.sizes[i], times[i] = found.st_size, found.st_mtime_ns
         self.fingerprint = fingerprint([*map(os.fsencode, map(self.key, range(len(self)))), self.sizes.tobytes(), times.tobytes()])
 
@@ -67,7 +67,7 @@ class Images:
         try:
             data = self.source.load(index)[0]
         except UserError as error:
-            raise reworded(error) from None
+            raise reworded(error) from error
         if len(data) != self.sizes[index]:
             raise DataError(f"{self.folder / self.key(index)}: has changed since the start; start again when nobody writes there")
         return data

@@ -34,7 +34,7 @@ def holding(output: Path, kind: str, arguments: dict[str, Any], made: Sequence[s
     try:
         lock.acquire()
     except OutputError as error:
-        raise OutputError(str(error).replace("--tag", "--output")) from None
+        raise OutputError(str(error).replace("--tag", "--output")) from error
     try:
         if record.exists():
             _require_same(output, record, arguments)
@@ -52,8 +52,8 @@ def holding(output: Path, kind: str, arguments: dict[str, Any], made: Sequence[s
 def _require_same(output: Path, record: Path, arguments: dict[str, Any]) -> None:
     try:
         begun = json.loads(record.read_text())
-    except (OSError, ValueError):
-        raise ConfigError(f"{record}: cannot be read; remove {output} and start again") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{record}: cannot be read; remove {output} and start again") from error
     for name, value in arguments.items():
         if begun.get(name) != value:
             if name.startswith("--"):
@@ -89,7 +89,7 @@ def writing(path: Path) -> Iterator[None]:
         raise OutputError(
             f"{error.filename or path}: cannot be written ({error.strerror or error}); free space or change --output, then start "
             "the same command again: it goes on"
-        ) from None
+        ) from error
 
 
 class Progress:

@@ -28,8 +28,8 @@ def write_parquet(splits: list[Images], output: Path, shard_bytes: int) -> None:
     """
     try:
         from datasets import ClassLabel, Features, Image
-    except ImportError:
-        raise ConfigError("datasets: is not installed; pip install datasets") from None
+    except ImportError as error:
+        raise ConfigError("datasets: is not installed; pip install datasets") from error
 
     folder = output / "data"
     with writing(folder):

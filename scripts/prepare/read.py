@@ -177,8 +177,8 @@ class Parquet:
     def read(path: Path, split: str, problems: list[str], notes: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
         try:
             import pyarrow.parquet as pq
-        except ImportError:
-            raise ConfigError("pyarrow: is not installed; pip install datasets, which brings it") from None
+        except ImportError as error:
+            raise ConfigError("pyarrow: is not installed; pip install datasets, which brings it") from error
 
         files = sorted(path.glob(f"data/{NAMES[split]}-*.parquet"))
         classes = None
@@ -231,8 +231,8 @@ def _info(path: Path) -> dict:
         return info
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise DataError(f"{path / INFO}: cannot be read; remove it and start the conversion again") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path / INFO}: cannot be read; remove it and start the conversion again") from error
 
 
 def _names_of_numbers(metadata: dict) -> Optional[list[str]]:

@@ -35,8 +35,8 @@ def write_shards(splits: list[Images], output: Path, shard_bytes: int, shard_ima
     """
     try:
         from webdataset import TarWriter
-    except ImportError:
-        raise ConfigError("webdataset: is not installed; pip install webdataset") from None
+    except ImportError as error:
+        raise ConfigError("webdataset: is not installed; pip install webdataset") from error
 
     plans = []
     for images in splits:

@@ -103,8 +103,8 @@ def _checked(items: Iterator[Item], workers: int, decode: bool) -> Iterable[tupl
     with ProcessPoolExecutor(workers, get_context("forkserver"), signal.signal, ignore) as pool:
         try:
             yield from in_order(pool, check, items, 4 * workers, decode)
-        except BrokenProcessPool:
-            raise OutputError("--workers: one of the processes was killed, perhaps for its memory; give fewer") from None
+        except BrokenProcessPool as error:
+            raise OutputError("--workers: one of the processes was killed, perhaps for its memory; give fewer") from error
 
 
 def as_text(report: dict[str, Any]) -> str:

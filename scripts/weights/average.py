@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise ConfigError(f"--batch-size: {evaluation.cfg.DATA.BATCH_SIZE} images at a time are too many for the memory; use fewer") from None
+        raise ConfigError(f"--batch-size: {evaluation.cfg.DATA.BATCH_SIZE} images at a time are too many for the memory; use fewer") from error
     if len({names[i] for i in chosen}) > 1:
         print("note: raw weights and averaged ones (ema) are put together; --weights takes one kind of them")
     shares = [1 / len(chosen)] * len(chosen) if args.soup else shares

@@ -44,7 +44,7 @@ class Checkpoint(CheckpointFile):
         try:
             return config_from(self.config, f"{self.path}: its config")
         except ConfigError as error:
-            raise CheckpointError(str(error)) from None
+            raise CheckpointError(str(error)) from error
 
     def only(self, name: str) -> "Checkpoint":
         """The same without what else fills memory: other weights and the optimizer's state."""

@@ -40,7 +40,7 @@ class TensorBoardFiles(Logger):
         try:
             yield
         except OSError as error:
-            raise unwritable(self.directory / "tensorboard", error) from None
+            raise unwritable(self.directory / "tensorboard", error) from error
 
 
 def _quiet_writer_thread(args: threading.ExceptHookArgs) -> None:

@@ -27,8 +27,8 @@ class WandbRun(Logger):
     def require(cls) -> None:
         try:
             importlib.import_module("wandb").init  # a folder that is named so can be imported, too
-        except (ImportError, AttributeError):
-            raise ConfigError("LOGGERS: wandb: the package cannot be imported; pip install wandb, or take it out of the list") from None
+        except (ImportError, AttributeError) as error:
+            raise ConfigError("LOGGERS: wandb: the package cannot be imported; pip install wandb, or take it out of the list") from error
 
     def open(self, last_update: int, epochs: int) -> None:
         """Raises ConfigError: W&B refuses, as nobody is logged in. A network that is down is said, and the run goes on."""
@@ -53,7 +53,7 @@ class WandbRun(Logger):
             self.run.define_metric("*", step_metric="update")  # W&B's own step only rises; a resumed run repeats updates
         except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
             reason = " ".join(str(error).split())
-            raise ConfigError(f"LOGGERS: wandb refuses ({reason[:200]}); `wandb login`, or set WANDB_MODE=offline") from None
+            raise ConfigError(f"LOGGERS: wandb refuses ({reason[:200]}); `wandb login`, or set WANDB_MODE=offline") from error
         except Exception as error:
             self._lost(error)
 

@@ -242,7 +242,7 @@ def _read_labels(spec: SetSpec, numbers: Sequence[Optional[int]]) -> dict[str, l
             given = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
         except (OSError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-            raise ConfigError(f"{path}: cannot be read as JSON ({reason}); it must hold {{file name: [labels]}}") from None
+            raise ConfigError(f"{path}: cannot be read as JSON ({reason}); it must hold {{file name: [labels]}}") from error
     if not isinstance(given, dict) or not all(isinstance(v, list) and all(type(n) is int for n in v) for v in given.values()):
         raise ConfigError(f"{spec}.labels: {spec.labels} must hold {{file name: [labels]}}, the labels as whole numbers; correct it")
     for name, labels in given.items():

@@ -55,9 +55,9 @@ def read_sets(path: str, names: Sequence[str]) -> dict[str, SetSpec]:
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), UniqueKeyLoader)
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror}); check TEST.SETS_FILE") from None
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}); check TEST.SETS_FILE") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: is no YAML file that can be read ({' '.join(str(error).split())}); correct it") from None
+        raise ConfigError(f"{file}: is no YAML file that can be read ({' '.join(str(error).split())}); correct it") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: describes no sets; it has entries like 'mine: {{path: my_images}}'")
     known = {VAL: SetSpec(name=VAL, file=file, published="top1")}
