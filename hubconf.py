@@ -137,7 +137,7 @@ def _is_of_this_repository(module) -> bool:
 @contextlib.contextmanager
 def _importing(models: str):
     """Within it `engine`, `data` and `utils` come from this repository, and `models` is the package of that name."""
-    ours = {f"models{name[len(models):]}": module for name, module in _modules_of(models).items()}
+    ours = {f"models{name[len(models) :]}": module for name, module in _modules_of(models).items()}
     theirs = _take_out(*_PARTS)
     sys.modules.update(ours)
     sys.path.insert(0, str(_ROOT))

@@ -1,6 +1,6 @@
 """Trains, evaluates and times FAT (and any timm model) for image classification.
 
-    python -m torch.distributed.launch --nproc_per_node 8 main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet
+python -m torch.distributed.launch --nproc_per_node 8 main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet
 """
 
 import os
@@ -20,7 +20,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
     from engine.session import open_session
 
-    with open_session(cfg, args.opts[::2], os.environ, args.local_rank, ending.LAUNCHER, on_loss=ending.report) as session:
+    with open_session(
+        cfg, args.opts[::2], os.environ, args.local_rank, ending.LAUNCHER, on_loss=ending.report
+    ) as session:
         command(session)
 
 

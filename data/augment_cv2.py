@@ -152,7 +152,8 @@ def shear_y(image: np.ndarray, factor: float, *, fillcolor: Sequence[int], resam
 def _affine(image: np.ndarray, matrix: Sequence[float], fill: Sequence[int], resample: int) -> np.ndarray:
     """Pillow's affine transform: `matrix` leads from a new pixel to its place in the image; pixels from outside get `fill`."""
     a, b, c, d, e, f = matrix
-    by_index = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])  # Pillow's is for the pixels' centres
+    # Pillow's is for the pixels' centres
+    by_index = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
     size = image.shape[1::-1]
     moved = cv2.warpAffine(
         image, by_index, size, flags=INTERPOLATIONS[resample] | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE

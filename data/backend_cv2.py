@@ -46,7 +46,9 @@ class Flip:
 
 
 def place_steps(
-    crop: Callable[[Any], np.ndarray], resized_crop: RandomResizedCropAndInterpolation, flips: list[RandomHorizontalFlip]
+    crop: Callable[[Any], np.ndarray],
+    resized_crop: RandomResizedCropAndInterpolation,
+    flips: list[RandomHorizontalFlip],
 ) -> dict[str, Callable[[Any], np.ndarray]]:
     """timm's steps up to the flip, as others that do the same to arrays.
 
@@ -57,13 +59,18 @@ def place_steps(
     Raises:
         ConfigError: an interpolation that this backend does not have.
     """
-    cv2.setNumThreads(1)  # the workers are the threads; in one of them it would hang, as the threads do not survive the fork
+    # the workers are the threads; in one of them it would hang, as the threads do not survive the fork
+    cv2.setNumThreads(1)
     interpolation = resized_crop.interpolation.value
     if interpolation not in INTERPOLATIONS:
         raise ConfigError(
             f"DATA.INTERPOLATION is {interpolation!r}, but DATA.BACKEND cv2 has {' and '.join(INTERPOLATIONS)} only; use one, or pil"
         )
-    return {"crop": crop, "resize": Resize(resized_crop.size[0], interpolation), **{"flip": Flip(flip.p) for flip in flips}}
+    return {
+        "crop": crop,
+        "resize": Resize(resized_crop.size[0], interpolation),
+        **{"flip": Flip(flip.p) for flip in flips},
+    }
 
 
 def colour_steps(colours: Sequence[Any], policy: str) -> list[Callable[[np.ndarray], np.ndarray]]:
@@ -73,7 +80,9 @@ def colour_steps(colours: Sequence[Any], policy: str) -> list[Callable[[np.ndarr
         ConfigError: a step that this backend does not have.
     """
     try:
-        return [ArrayColorJitter(colour) if isinstance(colour, ColorJitter) else on_arrays(colour) for colour in colours]
+        return [
+            ArrayColorJitter(colour) if isinstance(colour, ColorJitter) else on_arrays(colour) for colour in colours
+        ]
     except KeyError as error:
         raise ConfigError(
             f"AUG.AUTO_AUGMENT is {policy!r}, which DATA.BACKEND cv2 does not have; use a 'rand' policy or one of v0, v0r, "

@@ -50,7 +50,8 @@ class Batch(NamedTuple):
     images: torch.Tensor  # uint8 (V * B, 3, H, W), channels last in memory
     targets: torch.Tensor  # int64 (B,)
     keys: list[str]  # of the B images, see `Item`
-    boxes: list[tuple[int, ...]]  # per erasure: image in the batch, top, left, height, width, height and width of its fill
+    # per erasure: image in the batch, top, left, height, width, height and width of its fill
+    boxes: list[tuple[int, ...]]
     fills: torch.Tensor  # float32 (n,), the erasures' fills one after the other
 
 
@@ -83,7 +84,11 @@ class Examples(NamedTuple):
 
 def resize_examples(batch: Examples, size: int) -> Examples:
     """The batch with images of another size, for rehearsals, in which the pixels do not matter."""
-    return batch if batch.images.shape[2:] == (size, size) else batch._replace(images=F.interpolate(batch.images, (size, size)))
+    return (
+        batch
+        if batch.images.shape[2:] == (size, size)
+        else batch._replace(images=F.interpolate(batch.images, (size, size)))
+    )
 
 
 class Finish:

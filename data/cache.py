@@ -27,7 +27,8 @@ class ImageCache:
     def __init__(self, indices: range, sizes: np.ndarray, read: Callable[[int], bytes]):
         self.indices = indices
         self.starts = np.concatenate([[0], np.cumsum(sizes[indices])])
-        self.memory = mmap.mmap(-1, max(int(self.starts[-1]), 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared with forked workers
+        # shared with forked workers
+        self.memory = mmap.mmap(-1, max(int(self.starts[-1]), 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.damaged = set()
         for position, index in enumerate(indices):
             try:
@@ -87,8 +88,14 @@ def plan_caches(
     )
     if here > (1 - SPARE) * available:
         whole = sum(int(source.sizes.sum()) for source in sources)
-        other = f"part, which takes {_gib(whole * local_processes // world_size)}, or no" if mode == "full" and world_size > 1 else "no"
-        raise ConfigError(f"{text}, {SPARE:.0%} of which the run itself needs; use DATA.CACHE_MODE (--cache-mode) {other}")
+        other = (
+            f"part, which takes {_gib(whole * local_processes // world_size)}, or no"
+            if mode == "full" and world_size > 1
+            else "no"
+        )
+        raise ConfigError(
+            f"{text}, {SPARE:.0%} of which the run itself needs; use DATA.CACHE_MODE (--cache-mode) {other}"
+        )
     say(text)
 
     def fill() -> None:

@@ -9,8 +9,17 @@ from timm.data import ImageNetInfo
 
 from utils.errors import ConfigError, DataError
 
-IMAGENET = ("imagenet-1k", "imagenet-12k", "imagenet-21k", "imagenet-21k-goog", "imagenet-21k-miil", "imagenet-22k", "imagenet-22k-ms")
-SUBSETS = ("imagenet_a_synsets", "imagenet_r_synsets")  # timm's lists of the 200 classes of ImageNet-A and of ImageNet-R
+IMAGENET = (
+    "imagenet-1k",
+    "imagenet-12k",
+    "imagenet-21k",
+    "imagenet-21k-goog",
+    "imagenet-21k-miil",
+    "imagenet-22k",
+    "imagenet-22k-ms",
+)
+# timm's lists of the 200 classes of ImageNet-A and of ImageNet-R
+SUBSETS = ("imagenet_a_synsets", "imagenet_r_synsets")
 
 
 def read_class_map(name: str, key: str = "DATA.CLASS_MAP") -> dict[str, int]:
@@ -39,7 +48,9 @@ def read_class_map(name: str, key: str = "DATA.CLASS_MAP") -> dict[str, int]:
         seen: set[str] = set()
         for number, line in enumerate(names, 1):
             if not line or line in seen:
-                raise ConfigError(f"{name}: line {number} is {'empty' if not line else f'{line!r} again'}; name each class once, a line each")
+                raise ConfigError(
+                    f"{name}: line {number} is {'empty' if not line else f'{line!r} again'}; name each class once, a line each"
+                )
             seen.add(line)
         if not names:
             raise ConfigError(f"{name}: names no class; write a class' name in each line, in label order")
@@ -61,7 +72,9 @@ def unnamed_folders(place: object, folders: Iterable[str], class_to_idx: Optiona
     if alike:
         raise DataError(f"{place}: {alike}, of the class map and of a folder; rename the folder, or correct the map")
     lacks = f"; no folder has the name of {len(missing)} classes of the map (such as {missing[0]!r})" if missing else ""
-    return [f"{place}: left out folders that the class map does not name: {len(unnamed)} (such as {unnamed[0]!r}){lacks}"]
+    return [
+        f"{place}: left out folders that the class map does not name: {len(unnamed)} (such as {unnamed[0]!r}){lacks}"
+    ]
 
 
 def look_alikes(names: Iterable[str], others: Iterable[str]) -> str:
@@ -86,7 +99,9 @@ def classes_for(num_classes: int, class_to_idx: Optional[Mapping[str, int]]) -> 
     if class_to_idx is not None:
         return sorted(class_to_idx, key=class_to_idx.__getitem__)
     if not num_classes:
-        raise ConfigError("MODEL.NUM_CLASSES is 0, but the data set does not say how many classes it has; set it, or DATA.CLASS_MAP")
+        raise ConfigError(
+            "MODEL.NUM_CLASSES is 0, but the data set does not say how many classes it has; set it, or DATA.CLASS_MAP"
+        )
     return ImageNetInfo().label_names() if num_classes == 1000 else [str(label) for label in range(num_classes)]
 
 

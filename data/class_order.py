@@ -45,7 +45,11 @@ def describe_order(classes: Sequence[str], class_order: str) -> str:
     used = next((name for name, order in orders.items() if order == list(classes)), "")
     if not used:
         ignored = class_order != CLASS_ORDERS[0]
-        return f"DATA.CLASS_ORDER {class_order} changes nothing, as the data set names an order of its own" if ignored else ""
+        return (
+            f"DATA.CLASS_ORDER {class_order} changes nothing, as the data set names an order of its own"
+            if ignored
+            else ""
+        )
     other = next(name for name in orders if name != used)
     label = next(label for label, name in enumerate(classes) if orders[other][label] != name)
     return (

@@ -16,7 +16,8 @@ from torchvision.transforms import CenterCrop, Compose, Resize
 from utils.errors import ConfigError, DataError
 from utils.rng import derive_seed
 
-PACKAGE = "imagecorruptions-imaug==1.1.5"  # of those on PyPI the one that runs with numpy 2 and keeps the paper's strengths
+# of those on PyPI the one that runs with numpy 2 and keeps the paper's strengths
+PACKAGE = "imagecorruptions-imaug==1.1.5"
 INSTALL = f"pip install --no-deps {PACKAGE} and pip install scikit-image numba"  # it would bring a second OpenCV along
 QUALITY = 85  # of the JPEG files that ImageNet-C consists of
 PLACE = Compose([Resize(256), CenterCrop(224)])  # what the authors do before they corrupt
@@ -44,7 +45,8 @@ def corrupt(image: Image.Image, corruption: str, severity: int, seed: int) -> Im
         seed: 32 bits, of all that is random in it.
     """
     function = load_corruptions()[corruption]
-    seeded = {"seed": seed} if "seed" in inspect.signature(function).parameters else {}  # the others draw from NumPy's state
+    # the others draw from NumPy's state
+    seeded = {"seed": seed} if "seed" in inspect.signature(function).parameters else {}
     state = np.random.get_state()
     np.random.seed(seed)
     try:

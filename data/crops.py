@@ -31,7 +31,11 @@ class CropReader:
     """
 
     def __init__(
-        self, scale: Sequence[float], ratio: Sequence[float], exif: bool, decode: Callable[[bytes, Box], Optional[np.ndarray]]
+        self,
+        scale: Sequence[float],
+        ratio: Sequence[float],
+        exif: bool,
+        decode: Callable[[bytes, Box], Optional[np.ndarray]],
     ):
         self.scale, self.ratio = tuple(scale), tuple(ratio)
         self.exif = exif

@@ -33,7 +33,9 @@ class Samples:
         sized: transforms by the sizes that a `SeededIndex` can ask for, in place of `transform`.
     """
 
-    def __init__(self, source, transform: Callable, on_error: str = "raise", sized: Optional[Mapping[int, Callable]] = None):
+    def __init__(
+        self, source, transform: Callable, on_error: str = "raise", sized: Optional[Mapping[int, Callable]] = None
+    ):
         self.source = source
         self.transform = transform
         self.sized = sized or {}

@@ -94,7 +94,9 @@ def _open(file: BinaryIO) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS}")
     if max(image.size) > MAX_RATIO * min(image.size):
-        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, the sides' limit is {MAX_RATIO} to 1")
+        raise Image.DecompressionBombError(
+            f"{image.width} x {image.height} pixels, the sides' limit is {MAX_RATIO} to 1"
+        )
     return image
 
 

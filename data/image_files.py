@@ -24,7 +24,9 @@ class LeftOut(NamedTuple):
 
     def __str__(self) -> str:
         example = self.example if self.example.isprintable() else repr(self.example)
-        return f"left out what is no image by its name, hidden, or in no class' folder: {self.count} (such as {example})"
+        return (
+            f"left out what is no image by its name, hidden, or in no class' folder: {self.count} (such as {example})"
+        )
 
 
 def is_hidden_or_tool(name: str) -> bool:

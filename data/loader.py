@@ -62,8 +62,10 @@ class Loader:
             prefetch_factor=prefetch if num_workers else None,
             collate_fn=_collate,
             worker_init_fn=self.lines.prepare_worker,
-            generator=torch.Generator(),  # it draws when its workers start; the run's own random numbers must not depend on that
-            multiprocessing_context="fork" if num_workers else None,  # see `end_with_parent`; Python 3.14 has another default
+            # it draws when its workers start; the run's own random numbers must not depend on that
+            generator=torch.Generator(),
+            # see `end_with_parent`; Python 3.14 has another default
+            multiprocessing_context="fork" if num_workers else None,
             **batching,
         )
 
@@ -127,14 +129,18 @@ class Loader:
         workers = f"DATA.NUM_WORKERS is {self.loader.num_workers}"
         again = "and start the same command again"
         if getattr(error, "errno", None) == errno.EMFILE or "Too many open files" in text:
-            return ShortageError(f"{workers}: too many files are open; raise the limit (`ulimit -n`) or use fewer, {again}")
+            return ShortageError(
+                f"{workers}: too many files are open; raise the limit (`ulimit -n`) or use fewer, {again}"
+            )
         if "shared memory" in text or "/torch_" in text or "Bus error" in text:
             return ShortageError(
                 f"{workers}: a loading process has no room in /dev/shm, which has {_shm_size()}; make it larger (docker run "
                 f"--shm-size), use fewer or smaller batches, or DATA.NUM_WORKERS 0, {again}"
             )
         if ended:
-            return ShortageError(f"{workers}: a loading process cannot send its batch ({ended[:200]}); correct that, or use 0, {again}")
+            return ShortageError(
+                f"{workers}: a loading process cannot send its batch ({ended[:200]}); correct that, or use 0, {again}"
+            )
         return None
 
     def take_failures(self) -> list[str]:
@@ -166,14 +172,20 @@ class TrainLoader(Loader):
         sizes: Sequence[tuple[int, int]] = (),
         timeout: float = 0.0,
     ):
-        self.sampler = TrainBatchSampler(len(dataset), num_batches, batch_size, rank, world_size, seed, shares, repeats, sizes)
+        self.sampler = TrainBatchSampler(
+            len(dataset), num_batches, batch_size, rank, world_size, seed, shares, repeats, sizes
+        )
         self.sizes = sizes
-        super().__init__(dataset, finish, num_workers, prefetch, pin_memory, timeout=timeout, batch_sampler=self.sampler)
+        super().__init__(
+            dataset, finish, num_workers, prefetch, pin_memory, timeout=timeout, batch_sampler=self.sampler
+        )
 
     @property
     def order(self) -> str:
         """What the order of an epoch's images depends on, besides the seed."""
-        return self.dataset.source.fingerprint + (f" in {self.sampler.world_size} shares" if self.sampler.shares else "")
+        return self.dataset.source.fingerprint + (
+            f" in {self.sampler.world_size} shares" if self.sampler.shares else ""
+        )
 
     def epoch(self, epoch: int, first_batch: int) -> Prefetcher:
         """The epoch's finished batches from `first_batch` on."""

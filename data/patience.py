@@ -22,7 +22,10 @@ class WaitEnded(BaseException):
 
 @contextlib.contextmanager
 def patience(
-    timeout: float, describe: Callable[[], str], remedy: str = "raise DATA.TIMEOUT", sign: Callable[[], Any] = lambda: None
+    timeout: float,
+    describe: Callable[[], str],
+    remedy: str = "raise DATA.TIMEOUT",
+    sign: Callable[[], Any] = lambda: None,
 ) -> Iterator[None]:
     """Ends the block's wait when it has lasted `timeout` seconds, or some seconds after a request to stop.
 

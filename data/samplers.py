@@ -73,7 +73,10 @@ class TrainBatchSampler(Sampler):
         order = torch.randperm(self.num_images, generator=generator)
         if self.shares:
             each = self.num_batches * self.batch_size
-            parts = [order[order % self.world_size == rank][:each].view(-1, self.batch_size) for rank in range(self.world_size)]
+            parts = [
+                order[order % self.world_size == rank][:each].view(-1, self.batch_size)
+                for rank in range(self.world_size)
+            ]
             order = torch.stack(parts, dim=1).flatten()  # (num_batches, world_size, batch_size)
         return order.tolist()
 

@@ -40,7 +40,9 @@ class StreamDataset(Samples):
         items = [self.item(sample, seed, size) for seed, sample in enumerate(itertools.islice(self._read(0), count))]
         good = [item for item in items if item.sample is not None]
         if not good:
-            raise DataError(f"{self.source.shards[0]}: none of its first {count} images can be read; make the shard anew")
+            raise DataError(
+                f"{self.source.shards[0]}: none of its first {count} images can be read; make the shard anew"
+            )
         return good
 
     def _read(self, shard: int) -> Iterator[Any]:
@@ -144,11 +146,14 @@ class TrainStream(IterableDataset):
             random.Random(derive_seed(self.seed, epoch, number)).shuffle(order)
             mixing = random.Random(derive_seed(self.seed, epoch, number, reader))
             mix = webdataset.shuffle(self.buffer, initial=self.buffer, rng=mixing)
-            for count, sample in enumerate(mix(share(source, order, reader, readers)), 1):
+            for count, sample in enumerate(mix(share(source, order, reader, readers)), 1):  # noqa: B007
                 yield from itertools.repeat(sample, self.repeats)
-            empty = 0 if count else empty + 1  # a shard can have fewer images than readers in one deal, and none in another
+            # a shard can have fewer images than readers in one deal, and none in another
+            empty = 0 if count else empty + 1
             if empty == MAX_IN_A_ROW:
-                raise DataError(f"{source.shards[order[reader % len(order)]]}: holds no images for reader {reader}; use fewer DATA.NUM_WORKERS")
+                raise DataError(
+                    f"{source.shards[order[reader % len(order)]]}: holds no images for reader {reader}; use fewer DATA.NUM_WORKERS"
+                )
 
 
 class EvalStream(IterableDataset):
@@ -176,7 +181,7 @@ def share(source, order: list[int], reader: int, readers: int) -> Iterator[Any]:
     """What a reader takes of the shards. Where there are more readers than shards, several read a shard, each of them
     every n-th image.
     """
-    own, together = order[reader :: readers], 1
+    own, together = order[reader::readers], 1
     if readers > len(order):
         own = [order[reader % len(order)]]
         together = len(range(reader % len(order), readers, len(order)))

@@ -21,7 +21,9 @@ from .decode import decode_image
 POLICY = re.compile(
     r"none|null||(rand|augmix|v0r?|originalr?|3a)(-(mstd|mmax|inc|[mnwdabp])\d+(\.\d+)?)*", re.IGNORECASE
 )
-POLICY_HELP = "it must be none, trivial, or one of timm's policies, like 'rand-m9-mstd0.5-inc1', 'original', '3a' or 'augmix-m3'"
+POLICY_HELP = (
+    "it must be none, trivial, or one of timm's policies, like 'rand-m9-mstd0.5-inc1', 'original', '3a' or 'augmix-m3'"
+)
 MOST = 100  # of a policy's ops, branches and their depth; more is a slip of the pen, and an image would take minutes
 TRIVIAL = "trivial"
 AUGMENT = ("augment", "jitter")  # names of timm's steps: one of both, or for 3a both
@@ -79,7 +81,9 @@ class Views:
     As timm's AugMixDataset, whose views share crop and flip, and its RandomErasing, which leaves the first split alone.
     """
 
-    def __init__(self, count: int, augment: dict[str, Callable[[Any], Any]], to_array: Callable[[Any], np.ndarray], erase: Erase):
+    def __init__(
+        self, count: int, augment: dict[str, Callable[[Any], Any]], to_array: Callable[[Any], np.ndarray], erase: Erase
+    ):
         self.count = count
         self.augment = augment
         self.to_array = to_array
@@ -107,7 +111,9 @@ class _Record:
 
     def __setitem__(self, where: tuple[slice, slice, slice], fill: torch.Tensor) -> None:
         _, rows, columns = where
-        self.erasures.append(Erasure(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start, fill))
+        self.erasures.append(
+            Erasure(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start, fill)
+        )
 
 
 def train_transform(
@@ -144,7 +150,9 @@ def train_transform(
         raise ConfigError(f"AUG.AUTO_AUGMENT is {auto_augment_policy!r}; {POLICY_HELP}")
     counts = dict(re.findall(r"-([anwd])(\d+(?:\.\d+)?)", auto_augment_policy.lower()))
     if float(counts.get("a", 1)) == 0 or max(map(float, counts.values()), default=0) > MOST:
-        raise ConfigError(f"AUG.AUTO_AUGMENT is {auto_augment_policy!r}; its a must be greater than 0, and a, n, w and d at most {MOST}")
+        raise ConfigError(
+            f"AUG.AUTO_AUGMENT is {auto_augment_policy!r}; its a must be greater than 0, and a, n, w and d at most {MOST}"
+        )
     policy = None if trivial or auto_augment_policy.lower() in ("", "none", "null") else auto_augment_policy
     try:
         place, colour, _ = create_transform(
@@ -186,7 +194,8 @@ def train_transform(
 
 def _trivial_augment(interpolation: str, mean: Sequence[float]) -> TrivialAugmentWide:
     """torchvision's, filled with the mean colour as timm's policies are. Its draws are torch's alone."""
-    mode = str_to_interp_mode("bicubic" if interpolation == "lanczos" else interpolation)  # Pillow moves nothing by lanczos
+    # Pillow moves nothing by lanczos
+    mode = str_to_interp_mode("bicubic" if interpolation == "lanczos" else interpolation)
     return TrivialAugmentWide(interpolation=mode, fill=[min(255, round(255 * level)) for level in mean])
 
 
@@ -196,7 +205,9 @@ def eval_transform(img_size: int, interpolation: str, crop_pct: float, exif: boo
 
     With 5 `crops`, as many views: torchvision's, the corners and the centre of the resized image.
     """
-    resize, crop, *_ = create_transform(img_size, is_training=False, interpolation=interpolation, crop_pct=crop_pct).transforms
+    resize, crop, *_ = create_transform(
+        img_size, is_training=False, interpolation=interpolation, crop_pct=crop_pct
+    ).transforms
     decode = partial(decode_image, exif=exif)
     if crops == 5:
         return Transform(decode, {"resize": resize, "crop": FiveCrop(img_size), "views": _plain_views})

@@ -131,7 +131,9 @@ def end_all() -> None:
 def kill_with_children(pid: int) -> None:
     """A shell does not pass its end on to the commands it runs."""
     with contextlib.suppress(OSError):  # some have ended meanwhile
-        children = [child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+        children = [
+            child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
+        ]
         os.kill(pid, signal.SIGKILL)
         for child in children:
             kill_with_children(int(child))

@@ -18,7 +18,9 @@ def parse_args(argv: Optional[Sequence[str]] = None, description: str = "") -> a
     """
     parser = Parser(description=description)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="YAML config, such as configs/fat_b0.yaml")
-    parser.add_argument("--opts", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="config keys with other values")
+    parser.add_argument(
+        "--opts", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="config keys with other values"
+    )
     parser.add_argument("--data-path", metavar="DIR", help="folder that holds train/ and val/")
     parser.add_argument("--batch-size", type=int, help="images per process")
     parser.add_argument("--accumulation-steps", type=int, help="micro-batches per update")
@@ -26,19 +28,31 @@ def parse_args(argv: Optional[Sequence[str]] = None, description: str = "") -> a
     parser.add_argument("--resume", metavar="FILE", help="checkpoint to go on from, or to evaluate with --eval")
     parser.add_argument("--use-checkpoint", action="store_true", help="activation checkpointing: less memory, slower")
     parser.add_argument("--disable_amp", action="store_true", help="train and evaluate in float32")
-    parser.add_argument("--amp-opt-level", choices=["O0", "O1", "O2"], help="O0: float32, O1: autocast; O2 has gone with apex.amp")
+    parser.add_argument(
+        "--amp-opt-level", choices=["O0", "O1", "O2"], help="O0: float32, O1: autocast; O2 has gone with apex.amp"
+    )
     parser.add_argument("--output", metavar="DIR", help="where runs lie: <output>/<model name>/<tag>")
     parser.add_argument("--tag", help="name of the run")
     parser.add_argument("--eval", action="store_true", help="evaluate the weights of --resume and end")
-    parser.add_argument("--check", action="store_true", help="check config, data, disk and one step, estimate the time, and end")
+    parser.add_argument(
+        "--check", action="store_true", help="check config, data, disk and one step, estimate the time, and end"
+    )
     parser.add_argument("--throughput", action="store_true", help="time the model on synthetic images and end")
-    parser.add_argument("--fused", action="store_true", help="with --eval or --throughput: the deployed form of the model")
+    parser.add_argument(
+        "--fused", action="store_true", help="with --eval or --throughput: the deployed form of the model"
+    )
     parser.add_argument(
         "--benchmark-data", nargs="?", type=float, const=0.0, metavar="IMAGES_PER_SECOND",
         help="time the loading of training images, say how many workers that many images/s of all GPUs take, and end",
     )  # fmt: skip
-    parser.add_argument("--zip", action="store_true", help="read Swin's zip files: train.zip and train_map.txt, val.zip and val_map.txt")
-    parser.add_argument("--cache-mode", choices=["no", "full", "part"], help="with zip and tar files: read all of them (full), or this process' share (part), into memory")
+    parser.add_argument(
+        "--zip", action="store_true", help="read Swin's zip files: train.zip and train_map.txt, val.zip and val_map.txt"
+    )
+    parser.add_argument(
+        "--cache-mode",
+        choices=["no", "full", "part"],
+        help="with zip and tar files: read all of them (full), or this process' share (part), into memory",
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by torch.distributed.launch")
     args = parser.parse_args(argv)
     require_no_contradiction(args, parser)
@@ -48,11 +62,15 @@ def parse_args(argv: Optional[Sequence[str]] = None, description: str = "") -> a
 def require_no_contradiction(args: argparse.Namespace, parser: Parser) -> None:
     """Raises ConfigError: flags that contradict, or values that no flag takes."""
     if args.amp_opt_level == "O2":
-        parser.error("--amp-opt-level O2: was NVIDIA apex's, which has no amp since 2025; use O1, torch's autocast, or O0, float32")
+        parser.error(
+            "--amp-opt-level O2: was NVIDIA apex's, which has no amp since 2025; use O1, torch's autocast, or O0, float32"
+        )
     if args.disable_amp and args.amp_opt_level == "O1":
         parser.error(f"--disable_amp contradicts --amp-opt-level {args.amp_opt_level}; give one of them")
     if args.check and (args.eval or args.throughput):
-        parser.error(f"--check contradicts {'--eval' if args.eval else '--throughput'}, it checks a training run; give one of them")
+        parser.error(
+            f"--check contradicts {'--eval' if args.eval else '--throughput'}, it checks a training run; give one of them"
+        )
     for flag, given in (("--eval", args.eval), ("--resume", args.resume), ("--pretrained", args.pretrained)):
         if args.throughput and given:
             parser.error(f"{flag} contradicts --throughput, which times the model alone; give one of them")
@@ -67,9 +85,13 @@ def require_no_contradiction(args: argparse.Namespace, parser: Parser) -> None:
     }
     for flag, given in others.items():
         if args.benchmark_data is not None and given:
-            parser.error(f"{flag} contradicts --benchmark-data, which times the loading of images alone; give one of them")
+            parser.error(
+                f"{flag} contradicts --benchmark-data, which times the loading of images alone; give one of them"
+            )
     if args.benchmark_data and not (0 < args.benchmark_data < math.inf):
-        parser.error(f"--benchmark-data: {args.benchmark_data} is no speed; give the images/s that all GPUs together take, or nothing")
+        parser.error(
+            f"--benchmark-data: {args.benchmark_data} is no speed; give the images/s that all GPUs together take, or nothing"
+        )
     if args.eval and args.resume and args.pretrained:
         parser.error("--eval: --resume contradicts --pretrained, either could be meant; give one of them")
 

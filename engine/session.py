@@ -47,7 +47,9 @@ def run_directory(cfg: CfgNode) -> Path:
 
 
 @contextlib.contextmanager
-def open_session(cfg: CfgNode, given: Sequence[str], environ, local_rank: Optional[int], parent: int, on_loss) -> Iterator[Session]:
+def open_session(
+    cfg: CfgNode, given: Sequence[str], environ, local_rank: Optional[int], parent: int, on_loss
+) -> Iterator[Session]:
     """The processes meet, the block runs, they part. An error of torch or of the system becomes one of ours.
 
     Args:
@@ -82,7 +84,9 @@ def open_session(cfg: CfgNode, given: Sequence[str], environ, local_rank: Option
             stopped.reason = peers.stop.reason
             raise
         except OSError as error:
-            raise OutputError(f"{error.filename or 'output'}: {error.strerror or error}; check the path and the disk") from error
+            raise OutputError(
+                f"{error.filename or 'output'}: {error.strerror or error}; check the path and the disk"
+            ) from error
         except (RuntimeError, MemoryError) as error:
             raise_as_ours(error, cfg, device)
             peers.name_lost()  # a collective operation fails when another process is gone

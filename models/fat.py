@@ -21,9 +21,7 @@ class FATStage(nn.Module):
     Shapes: (B, dim, H, W) -> (B, out_dim, H/2, W/2) with `downsample`, else (B, dim, H, W).
     """
 
-    def __init__(
-        self, dim: int, out_dim: int, drop_path_rates: Sequence[float], downsample: bool, **block_args: Any
-    ):
+    def __init__(self, dim: int, out_dim: int, drop_path_rates: Sequence[float], downsample: bool, **block_args: Any):
         super().__init__()
         last = len(drop_path_rates) - 1
         self.downsample = downsample
@@ -205,7 +203,8 @@ class FAT(nn.Module):
         stage, which does not make it smaller, gives its output. `norm` applies the final norm to that last one.
         """
         if output_fmt != "NCHW":
-            raise ValueError("output_fmt is '{}'; FAT's features are NCHW".format(output_fmt))  # as TorchScript knows it
+            # as TorchScript knows it
+            raise ValueError("output_fmt is '{}'; FAT's features are NCHW".format(output_fmt))
         take_indices, max_index = feature_take_indices(len(self.layers), indices)
         intermediates = []
         x = self.patch_embed(x)

@@ -24,7 +24,8 @@ from .layers.depthwise import HALF, identity_kernel
 from .layers.fasa import interact
 
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
-ONEDNN = {"none": ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none"), "silu": ("swish", "")}  # names, algorithms
+# names, algorithms
+ONEDNN = {"none": ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none"), "silu": ("swish", "")}
 
 
 def fuse(model: FAT, dtype: torch.dtype = torch.float32) -> "FusedFAT":
@@ -50,14 +51,18 @@ def fuse(model: FAT, dtype: torch.dtype = torch.float32) -> "FusedFAT":
     if not isinstance(model, FAT):
         raise ValueError(f"fuse takes models of models.fat, not {type(model).__name__}")
     if model.training:
-        raise ValueError("fuse takes a model in evaluation mode; call model.eval() first, training needs the unfused one")
+        raise ValueError(
+            "fuse takes a model in evaluation mode; call model.eval() first, training needs the unfused one"
+        )
     if not isinstance(model.norm, nn.GroupNorm):
         raise ValueError("fuse takes whole models, this one has been pruned")
     if dtype not in (torch.float32, *HALF):
         raise ValueError(f"fuse knows float32, bfloat16 and float16, not {dtype}")
     device = next(model.parameters()).device
     if device.type == "cpu" and not is_native_on_cpu(dtype):
-        raise ValueError(f"{str(dtype).removeprefix('torch.')} is emulated on this CPU and slower than float32; use float32")
+        raise ValueError(
+            f"{str(dtype).removeprefix('torch.')} is emulated on this CPU and slower than float32; use float32"
+        )
     with torch.no_grad():
         return FusedFAT(model, dtype).eval()
 
@@ -162,8 +167,10 @@ class FusedAttention(nn.Module):
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         """softmax(Q K^T / sqrt d) V: (B, C, H, W), (B, 2C, h, w) -> (B, C, H, W); channels_last maps are not copied."""
         batch, channels, height, width = q.shape
-        q = q.permute(0, 2, 3, 1).reshape(batch, height * width, self.num_heads, channels // self.num_heads)  # (B, N, heads, d)
-        k, v = kv.permute(0, 2, 3, 1).reshape(batch, kv.shape[2] * kv.shape[3], 2, *q.shape[2:]).unbind(2)  # (B, n, heads, d)
+        # (B, N, heads, d)
+        q = q.permute(0, 2, 3, 1).reshape(batch, height * width, self.num_heads, channels // self.num_heads)
+        # (B, n, heads, d)
+        k, v = kv.permute(0, 2, 3, 1).reshape(batch, kv.shape[2] * kv.shape[3], 2, *q.shape[2:]).unbind(2)
         if q.device.type == "cpu":  # attention of 16-bit numbers is slower there
             q, k, v = q.float(), k.float(), v.float()
         g = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # (B, heads, N, d)
@@ -181,7 +188,9 @@ class FusedBlock(nn.Module):
         self.has_residual = convolves and ffn.dwconv.residual
         self.cpe = self.dwconv = None
         if isinstance(block.cpe, DepthwiseConv2d):
-            self.cpe = FusedConv2d(self._with_identity(block.cpe.weight), block.cpe.bias, dtype, groups=block.cpe.groups)
+            self.cpe = FusedConv2d(
+                self._with_identity(block.cpe.weight), block.cpe.bias, dtype, groups=block.cpe.groups
+            )
         self.attn = FusedAttention(block.attn, block.norm1, dtype)
         self.norm2 = fused_norm(block.norm2, dtype, affine=False)
         self.fc1 = FusedConv2d(*after_norm(block.norm2, ffn.fc1.weight, ffn.fc1.bias), dtype, activation="gelu")
@@ -191,7 +200,9 @@ class FusedBlock(nn.Module):
         else:
             if convolves:
                 weight = self._with_identity(ffn.dwconv.weight) if self.has_residual else ffn.dwconv.weight
-                self.dwconv = FusedConv2d(*before_norm(weight, ffn.dwconv.bias, ffn.bn), dtype, ffn.dwconv.stride[0], ffn.dwconv.groups)
+                self.dwconv = FusedConv2d(
+                    *before_norm(weight, ffn.dwconv.bias, ffn.bn), dtype, ffn.dwconv.stride[0], ffn.dwconv.groups
+                )
             self.fc2 = FusedConv2d(ffn.fc2.weight, ffn.fc2.bias, dtype)
         self.shortcut = fused_downsample(block.downsample, dtype)
 
@@ -295,7 +306,9 @@ def fused_downsample(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
     layers = list(layer.children())
     for layer, following in zip(layers, [*layers[1:], None]):
         if isinstance(following, _BatchNorm):
-            fused.append(FusedConv2d(*before_norm(layer.weight, layer.bias, following), dtype, layer.stride[0], layer.groups))
+            fused.append(
+                FusedConv2d(*before_norm(layer.weight, layer.bias, following), dtype, layer.stride[0], layer.groups)
+            )
         elif isinstance(layer, nn.Conv2d):
             fused.append(FusedConv2d(layer.weight, layer.bias, dtype))
     return fused

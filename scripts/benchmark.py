@@ -30,13 +30,13 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "100000")
 import timm  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from plain_fat import PlainFAT  # noqa: E402
 from timm.utils import reparameterize_model  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.distributed._tools.mem_tracker import MemTracker  # noqa: E402
 
 import models  # noqa: E402
 from models.fuse import is_native_on_cpu  # noqa: E402
+from plain_fat import PlainFAT  # noqa: E402
 from utils import provenance  # noqa: E402
 from utils.malloc import keep_freed_memory  # noqa: E402
 
@@ -79,34 +79,54 @@ def inference_candidates(
             if fat:
                 yield Candidate(name, PLAIN, precision, call(PlainFAT(model).eval().to(images.device), images, dtype))
             for layout in ("NCHW", "NHWC"):
-                yield Candidate(name, f"eager {layout}", precision, call(in_layout(model, layout), images, dtype, layout))
+                yield Candidate(
+                    name, f"eager {layout}", precision, call(in_layout(model, layout), images, dtype, layout)
+                )
             if fat:
                 fused = models.fuse(model, dtype)
                 yield Candidate(name, "fused", precision, call(fused, images, torch.float32, "NHWC"))
                 if openvino:
-                    yield Candidate(name, "fused, OpenVINO", precision, in_openvino(models.fuse(model), images, precision))
+                    yield Candidate(
+                        name, "fused, OpenVINO", precision, in_openvino(models.fuse(model), images, precision)
+                    )
                 if mode:
-                    yield Candidate(name, "compiled", precision, call(compiled(in_layout(model, "NHWC"), mode), images, dtype, "NHWC"))
+                    yield Candidate(
+                        name,
+                        "compiled",
+                        precision,
+                        call(compiled(in_layout(model, "NHWC"), mode), images, dtype, "NHWC"),
+                    )
                     fused = compiled(models.fuse(model, dtype), mode)
                     yield Candidate(name, "fused, compiled", precision, call(fused, images, torch.float32, "NHWC"))
 
 
-def train_candidates(names: Sequence[str], images: torch.Tensor, precisions: Sequence[str], mode: str) -> Iterator[Candidate]:
+def train_candidates(
+    names: Sequence[str], images: torch.Tensor, precisions: Sequence[str], mode: str
+) -> Iterator[Candidate]:
     """A training step (forward, backward, AdamW) of every form of every FAT model, and of the peers as they are."""
     for name in names:
         for precision in precisions:
             dtype = DTYPES[precision]
             model = timm.create_model(name).to(images.device)
             if isinstance(model, models.FAT):
-                yield Candidate(name, PLAIN, precision, step(PlainFAT(model).to(images.device), images, dtype, fused=False))
+                yield Candidate(
+                    name, PLAIN, precision, step(PlainFAT(model).to(images.device), images, dtype, fused=False)
+                )
             for layout in ("NCHW", "NHWC"):
-                yield Candidate(name, f"eager {layout}", precision, step(in_layout(model, layout), images, dtype, layout))
+                yield Candidate(
+                    name, f"eager {layout}", precision, step(in_layout(model, layout), images, dtype, layout)
+                )
             if isinstance(model, models.FAT):
                 frugal = in_layout(model, "NHWC")
                 frugal.set_grad_checkpointing(True)
                 yield Candidate(name, "activation checkpointing", precision, step(frugal, images, dtype, "NHWC"))
                 if mode:
-                    yield Candidate(name, "compiled", precision, step(compiled(in_layout(model, "NHWC"), mode), images, dtype, "NHWC"))
+                    yield Candidate(
+                        name,
+                        "compiled",
+                        precision,
+                        step(compiled(in_layout(model, "NHWC"), mode), images, dtype, "NHWC"),
+                    )
 
 
 def in_openvino(model: nn.Module, images: torch.Tensor, precision: str) -> Callable[[], object]:
@@ -141,7 +161,9 @@ def laid_out(images: torch.Tensor, layout: str) -> torch.Tensor:
     return images.to(memory_format=torch.channels_last) if layout == "NHWC" else images
 
 
-def call(model: nn.Module, images: torch.Tensor, dtype: torch.dtype, layout: str = "NCHW") -> Callable[[], torch.Tensor]:
+def call(
+    model: nn.Module, images: torch.Tensor, dtype: torch.dtype, layout: str = "NCHW"
+) -> Callable[[], torch.Tensor]:
     """A forward pass; in 16 bits under autocast, as a model is used that was not made for them."""
     images = laid_out(images, layout)
 
@@ -153,7 +175,9 @@ def call(model: nn.Module, images: torch.Tensor, dtype: torch.dtype, layout: str
     return run
 
 
-def step(model: nn.Module, images: torch.Tensor, dtype: torch.dtype, layout: str = "NCHW", fused: bool = True) -> Callable[[], None]:
+def step(
+    model: nn.Module, images: torch.Tensor, dtype: torch.dtype, layout: str = "NCHW", fused: bool = True
+) -> Callable[[], None]:
     """A training step on one batch; the plain form steps with AdamW as PyTorch sets it up by default."""
     images = laid_out(images, layout)
     targets = torch.arange(len(images), device=images.device) % 1000
@@ -244,7 +268,11 @@ def rows_of(task: str, batch_size: int, candidates: Sequence[Candidate]) -> list
 
 def environment(device: torch.device, kept: bool) -> list[str]:
     """What the figures depend on, a line each."""
-    memory = "freed memory is kept (mallopt), for all candidates" if kept else "the C library's memory settings are the environment's"
+    memory = (
+        "freed memory is kept (mallopt), for all candidates"
+        if kept
+        else "the C library's memory settings are the environment's"
+    )
     return [*provenance.environment(device), memory]
 
 
@@ -263,7 +291,9 @@ def write_results(output: Path, rows: list[dict], facts: list[str], command: str
     for task in dict.fromkeys(row["task"] for row in rows):
         for batch_size in dict.fromkeys(row["batch_size"] for row in rows if row["task"] == task):
             text += ["", f"## {task}, batch {batch_size}", ""]
-            text += ["| model | form | precision | images/s | quartiles | ratio to plain float32 | same precision | memory, MiB | first call, s |"]
+            text += [
+                "| model | form | precision | images/s | quartiles | ratio to plain float32 | same precision | memory, MiB | first call, s |"
+            ]
             text += ["| --- " * 9 + "|"]
             text += [
                 f"| {r['model']} | {r['form']} | {r['precision']} | {r['images_per_second']:.1f} | "
@@ -285,7 +315,9 @@ def draw(path: Path, rows: list[dict], facts: list[str]) -> None:
 
     with open(ROOT / "configs" / "published.csv") as file:
         top1 = {row["model"]: (float(row["top1"]), row["img_size"]) for row in csv.DictReader(file)}
-    timed = [r for r in rows if r["task"].startswith("inference") and r["model"] in top1 and "OpenVINO" not in r["form"]]
+    timed = [
+        r for r in rows if r["task"].startswith("inference") and r["model"] in top1 and "OpenVINO" not in r["form"]
+    ]
     if not timed:
         return
     batch_size = max(r["batch_size"] for r in timed)
@@ -303,7 +335,11 @@ def draw(path: Path, rows: list[dict], facts: list[str]) -> None:
                     size = f" ({top1[m][1]} px)" if top1[m][1] != "224" else ""
                     text, place = m.replace("_patch4_window7_224", "") + size, (speed, top1[m][0])
                     axes.annotate(text, place, fontsize=8, xytext=(4, 4), textcoords="offset points")
-    axes.set(xscale="log", xlabel=f"images/s, inference, batch {batch_size}, measured, fastest form", ylabel="ImageNet top-1, %, published")
+    axes.set(
+        xscale="log",
+        xlabel=f"images/s, inference, batch {batch_size}, measured, fastest form",
+        ylabel="ImageNet top-1, %, published",
+    )
     axes.set_title("; ".join(facts[:2]), fontsize=8)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
@@ -323,13 +359,19 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     for task in args.tasks:
         for batch_size in args.batch_sizes if task == "inference" else args.train_batch_sizes:
             images = torch.randn(batch_size, 3, args.img_size, args.img_size, device=device)
-            make = functools.partial(inference_candidates, openvino=args.openvino) if task == "inference" else train_candidates
+            make = (
+                functools.partial(inference_candidates, openvino=args.openvino)
+                if task == "inference"
+                else train_candidates
+            )
             # A FAT's forms take turns with one another, the peers with one another and with the forms of the first FAT.
             groups = [[name] for name in args.models] + ([args.models[:1] + args.peers] if args.peers else [])
             for number, names in enumerate(groups):
                 torch.manual_seed(0)
                 torch._dynamo.reset()
-                candidates = list(make(names, images, args.precisions, "" if number == len(args.models) else args.compile_mode))
+                candidates = list(
+                    make(names, images, args.precisions, "" if number == len(args.models) else args.compile_mode)
+                )
                 for candidate in candidates if task == "train" or device.type == "cuda" else ():
                     candidate.memory_mib = peak_memory(candidate.run, device)
                 time_in_turns(candidates, args.rounds, device, args.seconds)
@@ -371,19 +413,26 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     if cuda and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU; use cpu")
     if args.openvino and (cuda or not importlib.util.find_spec("openvino") or "float16" in (args.precisions or [])):
-        parser.error("--openvino: needs a CPU, float32 or bfloat16, and the package; pip install openvino, or leave it out")
+        parser.error(
+            "--openvino: needs a CPU, float32 or bfloat16, and the package; pip install openvino, or leave it out"
+        )
     for name in args.peers:
         if not timm.is_model(name):
             parser.error(f"--peers: {name} is unknown to timm {timm.__version__}")
         published = timm.get_pretrained_cfg(name)
         if published and published.fixed_input_size and published.input_size[-1] != args.img_size:
-            parser.error(f"--peers: {name} takes images of {published.input_size[-1]} px only; leave it out, or --img-size")
+            parser.error(
+                f"--peers: {name} takes images of {published.input_size[-1]} px only; leave it out, or --img-size"
+            )
     if not 0 < args.seconds < 3600:
         parser.error(f"--seconds: {args.seconds} is no such time; give some tenths of a second")
     for precision in args.precisions or []:
         if not cuda and not is_native_on_cpu(DTYPES[precision]):
             parser.error(f"--precisions: {precision} is emulated on this CPU; leave it out")
-    if min([args.rounds, args.threads, *(args.batch_sizes or []), *(args.train_batch_sizes or [])]) < 1 or args.img_size < 32:
+    if (
+        min([args.rounds, args.threads, *(args.batch_sizes or []), *(args.train_batch_sizes or [])]) < 1
+        or args.img_size < 32
+    ):
         parser.error("--rounds, --threads and batch sizes must be 1 or greater, --img-size 32 or greater")
     if args.precisions is None:
         args.precisions = ["float32", "bfloat16"] if cuda or is_native_on_cpu(torch.bfloat16) else ["float32"]

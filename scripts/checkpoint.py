@@ -17,7 +17,6 @@ import importlib
 from typing import Optional, Sequence
 
 from cli import Parser, run_script
-
 from utils.errors import CheckpointError, ConfigError
 
 SUBCOMMANDS = {  # by name: what it does; a module of weights/ each
@@ -39,7 +38,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise CheckpointError(f"{args.subcommand}: the checkpoints' tensors are too large for the memory; use others, or another machine") from error
+        raise CheckpointError(
+            f"{args.subcommand}: the checkpoints' tensors are too large for the memory; use others, or another machine"
+        ) from error
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     try:
         modules = {name: importlib.import_module(f"weights.{name}") for name in SUBCOMMANDS}
     except ImportError as error:
-        raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt") from error
+        raise ConfigError(
+            f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt"
+        ) from error
     for name, text in SUBCOMMANDS.items():
         command = commands.add_parser(name, help=text, description=modules[name].__doc__)
         modules[name].add_arguments(command)

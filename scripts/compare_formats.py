@@ -44,7 +44,9 @@ def call(*command: str) -> None:
     """Runs one of the project's scripts."""
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
-        fail(f"{shlex.join(command)}: {(done.stderr.strip().splitlines() or ['ended with an error'])[-1].removeprefix('error: ')}")
+        fail(
+            f"{shlex.join(command)}: {(done.stderr.strip().splitlines() or ['ended with an error'])[-1].removeprefix('error: ')}"
+        )
 
 
 def prepare(folder: Path, work: Path) -> dict[str, Path]:
@@ -61,7 +63,21 @@ def evaluate(paths: dict[str, Path], cfg: str, checkpoint: str, work: Path) -> d
     results = {}
     for name, path in paths.items():
         opts = ["--opts", "DATA.DATASET", name]
-        call("main.py", "--cfg", cfg, "--eval", "--resume", checkpoint, "--data-path", str(path), "--output", str(work / "output"), "--tag", name, *opts)
+        call(
+            "main.py",
+            "--cfg",
+            cfg,
+            "--eval",
+            "--resume",
+            checkpoint,
+            "--data-path",
+            str(path),
+            "--output",
+            str(work / "output"),
+            "--tag",
+            name,
+            *opts,
+        )
         found = next((work / "output").glob(f"*/{name}/eval.json"))
         results[name] = json.loads(found.read_text())
     return results
@@ -78,7 +94,7 @@ def measure(paths: dict[str, Path], cfg: str, images: int, rounds: int) -> dict[
         )  # fmt: skip
         datasets[name] = dataset_of(open_source(name, "train", str(path), 0, 0, transform.decode), transform, "raise")
     speeds: dict[str, list[float]] = {name: [] for name in datasets}
-    for number in range(rounds + 1):
+    for _ in range(rounds + 1):
         for name, dataset in datasets.items():
             started, count = time.perf_counter(), 0
             for load in dataset.loads(min(images, len(dataset))):
@@ -91,10 +107,15 @@ def measure(paths: dict[str, Path], cfg: str, images: int, rounds: int) -> dict[
 
 
 def table(results: dict[str, dict], speeds: dict[str, list[float]]) -> list[str]:
-    lines = ["| format | top-1, % | top-5, % | loss | images | images/s, one process | to folders |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| format | top-1, % | top-5, % | loss | images | images/s, one process | to folders |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for name, metrics in results.items():
         shown = " | ".join(str(metrics[key]) for key in METRICS)
-        speed = f"{median(speeds[name]):.0f} | {median(speeds[name]) / median(speeds['folder']):.2f}" if speeds else " | "
+        speed = (
+            f"{median(speeds[name]):.0f} | {median(speeds[name]) / median(speeds['folder']):.2f}" if speeds else " | "
+        )
         lines.append(f"| {name} | {shown} | {speed} |")
     return lines
 
@@ -104,7 +125,9 @@ def main() -> None:
     parser.add_argument("--cfg", required=True, help="the checkpoint's config")
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--data-path", type=Path, required=True, help="folder with train/ and val/")
-    parser.add_argument("--speed-data", type=Path, help="another such folder, of larger images (default: no speed is measured)")
+    parser.add_argument(
+        "--speed-data", type=Path, help="another such folder, of larger images (default: no speed is measured)"
+    )
     parser.add_argument("--images", type=int, default=64, help="timed in each round (default: 64)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, default=Path("results/formats"))

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from cli import Parser, add_weights, not_negative, run_script, whole_number
-
 from utils.errors import UserError, did_you_mean, printable
 
 FORMATS = {  # by name: what it is; a module of exports/ each
@@ -34,29 +33,55 @@ def known_format(text: str) -> str:
 
 
 def build_parser() -> Parser:
-    parser = Parser(description=__doc__ + "\nFormats:\n" + "\n".join(f"  {name:8} {text}" for name, text in FORMATS.items()))
+    parser = Parser(
+        description=__doc__ + "\nFormats:\n" + "\n".join(f"  {name:8} {text}" for name, text in FORMATS.items())
+    )
     parser.add_argument("format", nargs="+", type=known_format, help="one or more of " + ", ".join(FORMATS))
-    parser.add_argument("--checkpoint", type=Path, required=True, help="of main.py; or weights alone, with --cfg and --classes")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="of main.py; or weights alone, with --cfg and --classes"
+    )
     parser.add_argument("--output", type=Path, default=Path("exported"), help="folder to write to (default: exported)")
     parser.add_argument("--cfg", type=Path, help="config, for a checkpoint without one; it wins over the checkpoint's")
-    parser.add_argument("--classes", default="", help="text file with a class' name in each line, or imagenet-1k, for a checkpoint without names")
+    parser.add_argument(
+        "--classes",
+        default="",
+        help="text file with a class' name in each line, or imagenet-1k, for a checkpoint without names",
+    )
     add_weights(parser)
-    parser.add_argument("--images", type=Path, nargs="+", default=[], help="image files and folders to compare logits of (default: validation images)")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="image files and folders to compare logits of (default: validation images)",
+    )
     parser.add_argument("--data-path", default="", help="data set, where it is not at the checkpoint's DATA.DATA_PATH")
-    parser.add_argument("--bound", type=not_negative, default=1e-3, help="largest difference of logits, in their standard deviations (default: 0.001)")
-    parser.add_argument("--dynamic-size", action="store_true", help="images of any height and width, not only the model's own (onnx, program, aoti)")
+    parser.add_argument(
+        "--bound",
+        type=not_negative,
+        default=1e-3,
+        help="largest difference of logits, in their standard deviations (default: 0.001)",
+    )
+    parser.add_argument(
+        "--dynamic-size",
+        action="store_true",
+        help="images of any height and width, not only the model's own (onnx, program, aoti)",
+    )
     parser.add_argument("--opset", type=whole_number(1), default=20, help="of ONNX files (default: 20)")
-    parser.add_argument("--calibration-images", type=whole_number(1), default=512, help="training images for int8 (default: 512)")
-    parser.add_argument("--max-drop", type=not_negative, default=1.0, help="top-1 points that int8 may lose (default: 1)")
+    parser.add_argument(
+        "--calibration-images", type=whole_number(1), default=512, help="training images for int8 (default: 512)"
+    )
+    parser.add_argument(
+        "--max-drop", type=not_negative, default=1.0, help="top-1 points that int8 may lose (default: 1)"
+    )
     return parser
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
     args = build_parser().parse_args(argv)
-    from exports.job import Job
-
     from engine.inference.trained import load_trained
+    from exports.job import Job
 
     trained = load_trained(args.checkpoint, args.cfg, args.classes, args.weights)
     for line in trained.warnings:
@@ -64,7 +89,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     job = Job(
         trained, args.output, args.images, args.data_path, args.bound, args.dynamic_size, args.opset, args.calibration_images, args.max_drop,
     )  # fmt: skip
-    print(f"{args.checkpoint}: {job.cfg.MODEL.NAME}, {trained.weights} weights, {len(trained.classes)} classes, {job.size} px", flush=True)
+    print(
+        f"{args.checkpoint}: {job.cfg.MODEL.NAME}, {trained.weights} weights, {len(trained.classes)} classes, {job.size} px",
+        flush=True,
+    )
     if trained.note:
         print(f"note: {args.checkpoint}: {trained.note}", flush=True)
     status = 0

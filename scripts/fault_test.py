@@ -91,10 +91,15 @@ def survives(args, processes: int, kills: int, draw: random.Random) -> tuple[int
             break
         hit(process, draw.choice(["all", "all", "rank", "launcher"] if processes > 1 else ["all"]), processes)
         progress = read_checkpoint(newest(killed))["progress"] if newest(killed) else {"epoch": 0, "step": 0}
-        print(f"{processes} processes, kill {kill + 1}: epoch {progress['epoch']}, update {progress['step']}", flush=True)
+        print(
+            f"{processes} processes, kill {kill + 1}: epoch {progress['epoch']}, update {progress['step']}", flush=True
+        )
     end(start(command(killed.name)))
     hashes = [digest(folder) for folder in (whole, killed)]
-    print(f"{processes} processes: {kills} kills, hashes {hashes[0]} (uninterrupted, {seconds:.0f} s) and {hashes[1]}", flush=True)
+    print(
+        f"{processes} processes: {kills} kills, hashes {hashes[0]} (uninterrupted, {seconds:.0f} s) and {hashes[1]}",
+        flush=True,
+    )
     return kills, hashes[0] == hashes[1]
 
 

@@ -35,7 +35,9 @@ def _save(image: Image.Image, quality: int) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="a new folder")
-    parser.add_argument("number", type=int, nargs="?", default=64, help="training images; a quarter as many for validation")
+    parser.add_argument(
+        "number", type=int, nargs="?", default=64, help="training images; a quarter as many for validation"
+    )
     args = parser.parse_args()
     if args.number < 2:
         parser.error("number: must be 2 or more, one for each class")
@@ -59,7 +61,9 @@ def main() -> None:
             path.write_bytes(data)
             sizes.append(len(data))
     unfinished.rename(args.output)  # the set is there whole or not at all
-    print(f"{args.output}: {len(sizes)} photos of {WIDTH} x {HEIGHT} px, {sum(sizes) / len(sizes) / 1000:.0f} KB on average")
+    print(
+        f"{args.output}: {len(sizes)} photos of {WIDTH} x {HEIGHT} px, {sum(sizes) / len(sizes) / 1000:.0f} KB on average"
+    )
 
 
 if __name__ == "__main__":

@@ -72,7 +72,12 @@ def emoji() -> Iterator[tuple[str, str, str, Image.Image]]:
                 image = Image.open(archive.extractfile(f"package/img/google/64/{name}")).convert("RGBA")
                 white = Image.new("RGBA", image.size, "white")
                 group = re.sub(r"\W+", "_", entry["category"]).lower()
-                yield "val" if share < VAL_SHARE else "train", group, name, Image.alpha_composite(white, image).convert("RGB")
+                yield (
+                    "val" if share < VAL_SHARE else "train",
+                    group,
+                    name,
+                    Image.alpha_composite(white, image).convert("RGB"),
+                )
 
 
 def mnist() -> Iterator[tuple[str, str, str, Image.Image]]:

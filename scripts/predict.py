@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import BinaryIO, Iterable, Iterator, Mapping, Optional, Sequence
 
 from cli import Parser, add_weights, run_script, whole_number
-
 from utils.errors import ConfigError, OutputError, printable
 from utils.files import atomic_write
 
@@ -37,24 +36,30 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     outputs = {kind: path for kind in OUTPUTS if (path := getattr(args, kind)) is not None}
     require_usable(outputs)
     try:  # after the checks that need no torch, as it takes seconds
-        from predict_outputs import Results
         from tqdm import tqdm
 
         from data.sources.files import find_images
         from engine.inference.predictor import Predictor
         from engine.inference.trained import load_trained
-        from utils.distributed import available_cores
+        from predict_outputs import Results
         from utils.device import select_device
+        from utils.distributed import available_cores
         from utils.malloc import keep_freed_memory
         from utils.signals import StopRequest, stop_signals
     except ImportError as error:
-        raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt") from error
+        raise ConfigError(
+            f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt"
+        ) from error
 
     listed = standard_input() if STANDARD in args.inputs else []
-    paths, problems, notes = find_images(name for given in args.inputs for name in (listed if given == STANDARD else [given]))
+    paths, problems, notes = find_images(
+        name for given in args.inputs for name in (listed if given == STANDARD else [given])
+    )
     if STANDARD in args.inputs and not listed:
         problems.append("-: standard input has no paths; give one in each line")
-    require_no_input(outputs, {"images": paths, "files that are read": [str(args.checkpoint), str(args.cfg or ""), args.classes]})
+    require_no_input(
+        outputs, {"images": paths, "files that are read": [str(args.checkpoint), str(args.cfg or ""), args.classes]}
+    )
     for line in notes:
         say(f"note: {line}")
     if paths:
@@ -87,7 +92,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
                 bar.update()
         sys.stdout.flush()
         problems += predictor.failures
-        write = {"csv": results.write_csv, "json": partial(results.write_json, facts, problems), "sheet": results.write_sheet}
+        write = {
+            "csv": results.write_csv,
+            "json": partial(results.write_json, facts, problems),
+            "sheet": results.write_sheet,
+        }
         for kind, path in outputs.items():
             if kind == "sheet" and not results.tiles:
                 say(f"{path}: is not written, as no image could be read")
@@ -102,19 +111,53 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, or - for a list of these on standard input, one in each line")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="such as output/fat_b0/default/best.pth")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="image, folder, or - for a list of these on standard input, one in each line",
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="FILE", help="such as output/fat_b0/default/best.pth"
+    )
     parser.add_argument("--cfg", type=Path, metavar="FILE", help="config, for a checkpoint that has none")
-    parser.add_argument("--classes", default="", metavar="LIST", help="for a checkpoint that has none: a file with a name in each line, or imagenet-1k")
+    parser.add_argument(
+        "--classes",
+        default="",
+        metavar="LIST",
+        help="for a checkpoint that has none: a file with a name in each line, or imagenet-1k",
+    )
     add_weights(parser)
-    parser.add_argument("--topk", type=whole_number(1), default=5, metavar="K", help="likeliest classes that are shown, at most all (default: 5)")
-    parser.add_argument("--csv", metavar="FILE", help="a row for each image and class; - is standard output, in place of the table")
+    parser.add_argument(
+        "--topk",
+        type=whole_number(1),
+        default=5,
+        metavar="K",
+        help="likeliest classes that are shown, at most all (default: 5)",
+    )
+    parser.add_argument(
+        "--csv", metavar="FILE", help="a row for each image and class; - is standard output, in place of the table"
+    )
     parser.add_argument("--json", metavar="FILE", help="the same as JSON, with what could not be read; or -")
-    parser.add_argument("--sheet", metavar="FILE.png", help="contact sheet of the first 100 images with the likeliest class")
-    parser.add_argument("--img-size", type=whole_number(32, 4096), default=0, metavar="PX", help="default: what the model was evaluated on")
-    parser.add_argument("--batch-size", type=whole_number(1), default=64, metavar="N", help="images at a time (default: 64)")
-    parser.add_argument("--workers", type=whole_number(0, 256), metavar="N", help="loading processes (default: one a core, at most 8)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto, a GPU if there is one")
+    parser.add_argument(
+        "--sheet", metavar="FILE.png", help="contact sheet of the first 100 images with the likeliest class"
+    )
+    parser.add_argument(
+        "--img-size",
+        type=whole_number(32, 4096),
+        default=0,
+        metavar="PX",
+        help="default: what the model was evaluated on",
+    )
+    parser.add_argument(
+        "--batch-size", type=whole_number(1), default=64, metavar="N", help="images at a time (default: 64)"
+    )
+    parser.add_argument(
+        "--workers", type=whole_number(0, 256), metavar="N", help="loading processes (default: one a core, at most 8)"
+    )
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto, a GPU if there is one"
+    )
     parser.add_argument("--fused", action="store_true", help="use the model's deployed form, which is faster")
     parser.add_argument("--amp", action="store_true", help="use 16 bits on a GPU, which is faster")
     return parser.parse_args(argv)
@@ -149,7 +192,12 @@ def require_usable(outputs: dict[str, str]) -> None:
         if path == STANDARD:
             continue
         # A link would be replaced, not what it leads to; /dev/stdout is one.
-        if not path or path.endswith(os.sep) or os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
+        if (
+            not path
+            or path.endswith(os.sep)
+            or os.path.islink(path)
+            or (os.path.exists(path) and not os.path.isfile(path))
+        ):
             raise ConfigError(f"--{kind} {path or repr(path)}: is no regular file; give a file's name")
         existing = next(folder for folder in Path(path).absolute().parents if folder.exists())
         try:
@@ -157,12 +205,16 @@ def require_usable(outputs: dict[str, str]) -> None:
                 os.stat(path)  # refuses a name that is too long
             tempfile.TemporaryFile(dir=existing).close()
         except OSError as error:
-            raise OutputError(f"--{kind} {path}: cannot be written ({error.strerror}); give a file in another folder") from error
+            raise OutputError(
+                f"--{kind} {path}: cannot be written ({error.strerror}); give a file in another folder"
+            ) from error
 
 
 def require_no_input(outputs: dict[str, str], inputs: Mapping[str, Iterable[str]]) -> None:
     """Raises ConfigError for an output that would replace an input, whatever the names of both; `inputs` says what they are."""
-    there = {identity: (kind, path) for kind, path in outputs.items() if path != STANDARD and (identity := identity_of(path))}
+    there = {
+        identity: (kind, path) for kind, path in outputs.items() if path != STANDARD and (identity := identity_of(path))
+    }
     for what, paths in inputs.items():
         for found in (there.get(identity_of(path)) for path in paths if there):
             if found:

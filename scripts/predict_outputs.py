@@ -7,8 +7,8 @@ from typing import Any, BinaryIO, Iterator, Mapping, Sequence
 
 import cv2
 
-from engine.inference.predictor import Prediction
 from engine.evaluation.sets.tables import write_rows
+from engine.inference.predictor import Prediction
 from engine.inference.trained import Trained
 from utils.errors import printable
 from utils.pictures import encode_png, grid, titled
@@ -30,7 +30,9 @@ class Results:
         self.model = f"{trained.cfg.MODEL.NAME}, {trained.weights} weights of {printable(trained.path)}"
         self.classes, self.names = trained.classes, trained.names
         # A name alone may be that of two classes, as ImageNet's "crane" and "maillot".
-        self.said = [printable(name if name == own else f"{name} ({own})") for own, name in zip(self.classes, self.names)]
+        self.said = [
+            printable(name if name == own else f"{name} ({own})") for own, name in zip(self.classes, self.names)
+        ]
         self.path_width = min(PATH_WIDTH, max(len("image"), *(len(printable(path)) for path in paths)))
         self.class_width = max(len("class"), *map(len, self.said))
         self.with_sheet = with_sheet
@@ -44,16 +46,26 @@ class Results:
         self.probabilities.extend(prediction.probabilities)
         if self.with_sheet and len(self.tiles) < SHEET_IMAGES:
             small = prediction.pixels.shape[0] <= SIDE  # then `grid` makes it larger, pixel by pixel
-            pixels = prediction.pixels.copy() if small else cv2.resize(prediction.pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+            pixels = (
+                prediction.pixels.copy()
+                if small
+                else cv2.resize(prediction.pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+            )
             said = f"{100 * prediction.probabilities[0]:.0f} %: {self.names[prediction.labels[0]]}"
             self.tiles.append((pixels, f"{said}\n{printable(os.path.basename(prediction.path))}"))
 
     def rows(self, prediction: Prediction) -> str:
         """An image's rows of the table, below the table's head if it is the first one."""
-        lines = [f"{'image':<{self.path_width}}  rank  {'class':<{self.class_width}}  probability"] if len(self.paths) == 1 else []
+        lines = (
+            [f"{'image':<{self.path_width}}  rank  {'class':<{self.class_width}}  probability"]
+            if len(self.paths) == 1
+            else []
+        )
         path = printable(prediction.path)
         for rank, (label, probability) in enumerate(zip(prediction.labels, prediction.probabilities), 1):
-            lines.append(f"{path:<{self.path_width}}  {rank:>4}  {self.said[label]:<{self.class_width}}  {100 * probability:>9.2f} %")
+            lines.append(
+                f"{path:<{self.path_width}}  {rank:>4}  {self.said[label]:<{self.class_width}}  {100 * probability:>9.2f} %"
+            )
             path = ""
         return "\n".join(lines)
 
@@ -62,9 +74,13 @@ class Results:
         topk = len(self.labels) // max(1, len(self.paths))
         for i, path in enumerate(self.paths):
             found = zip(self.labels[i * topk : (i + 1) * topk], self.probabilities[i * topk : (i + 1) * topk])
-            yield path, [
-                (rank, label, self.classes[label], self.names[label], round(probability, 6)) for rank, (label, probability) in enumerate(found, 1)
-            ]
+            yield (
+                path,
+                [
+                    (rank, label, self.classes[label], self.names[label], round(probability, 6))
+                    for rank, (label, probability) in enumerate(found, 1)
+                ],
+            )
 
     def write_csv(self, file: BinaryIO) -> str:
         write_rows(file, COLUMNS, ((path, *row[:-1], f"{row[-1]:.6f}") for path, rows in self._each() for row in rows))
@@ -80,7 +96,15 @@ class Results:
         return f"{len(self.paths)} images"
 
     def write_sheet(self, file: BinaryIO) -> str:
-        shown = f"{len(self.tiles)} images" if len(self.tiles) == len(self.paths) else f"the first {len(self.tiles)} of {len(self.paths)} images"
+        shown = (
+            f"{len(self.tiles)} images"
+            if len(self.tiles) == len(self.paths)
+            else f"the first {len(self.tiles)} of {len(self.paths)} images"
+        )
         pictures, captions = zip(*self.tiles)
-        file.write(encode_png(titled(grid(pictures, captions, SIDE, min(SHEET_COLUMNS, len(pictures))), f"{self.model}: {shown}")))
+        file.write(
+            encode_png(
+                titled(grid(pictures, captions, SIDE, min(SHEET_COLUMNS, len(pictures))), f"{self.model}: {shown}")
+            )
+        )
         return shown

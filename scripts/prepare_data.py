@@ -33,7 +33,12 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
 
     workers = argparse.ArgumentParser(add_help=False)
-    workers.add_argument("--workers", type=_count, default=len(os.sched_getaffinity(0)), help="processes that verify (default: one a core)")
+    workers.add_argument(
+        "--workers",
+        type=_count,
+        default=len(os.sched_getaffinity(0)),
+        help="processes that verify (default: one a core)",
+    )
     writing = argparse.ArgumentParser(add_help=False, parents=[workers])
     writing.add_argument("--output", type=Path, required=True, help="folder to write to")
     writing.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="default: both")
@@ -43,7 +48,9 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     packing.add_argument("--outside-links", action="store_true", help="follow links out of the source")
 
     folders = commands.add_parser("folders", parents=[writing], help="ImageNet's own archives to folders")
-    folders.add_argument("source", type=Path, help="folder with ILSVRC2012_img_train.tar, _img_val.tar and _devkit_t12.tar.gz")
+    folders.add_argument(
+        "source", type=Path, help="folder with ILSVRC2012_img_train.tar, _img_val.tar and _devkit_t12.tar.gz"
+    )
     folders.add_argument("--partial", action="store_true", help="take fewer images or classes than ImageNet has")
     commands.add_parser("zip", parents=[packing], help="train.zip and train_map.txt, as Swin has them")
     commands.add_parser("tar", parents=[packing], help="train.tar, val.tar")
@@ -56,7 +63,9 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     verify = commands.add_parser("verify", parents=[workers], help="counts, one hash for all formats, what is wrong")
     verify.add_argument("source", type=Path)
     verify.add_argument("--format", choices=FORMATS, help="default: a guess")
-    verify.add_argument("--json", action="store_true", help="print JSON, with counts of each class and all that is wrong")
+    verify.add_argument(
+        "--json", action="store_true", help="print JSON, with counts of each class and all that is wrong"
+    )
     return parser.parse_args(argv)
 
 
@@ -79,13 +88,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return show(args.source, args.format, args.workers, args.json)
     args.splits = [split for split in SPLITS if split in args.splits]
     if not args.source.is_dir():
-        raise DataError(f"{args.source}: no such folder; give the folder {'of the archives' if args.command == 'folders' else 'that holds train/ and val/'}")
+        raise DataError(
+            f"{args.source}: no such folder; give the folder {'of the archives' if args.command == 'folders' else 'that holds train/ and val/'}"
+        )
     (folders if args.command == "folders" else pack)(args)
     print(f"{args.output}: {' and '.join(args.splits)} done, {args.command}")
     if not args.verify:
         return 0
     kind = {"folders": "folder"}.get(args.command, args.command)
-    return show(args.output, kind, args.workers, source=None if args.command == "folders" else args.source, splits=args.splits)
+    return show(
+        args.output, kind, args.workers, source=None if args.command == "folders" else args.source, splits=args.splits
+    )
 
 
 def folders(args: argparse.Namespace) -> None:
@@ -126,7 +139,12 @@ def pack(args: argparse.Namespace) -> None:
         "parquet": ["data/{}-*.parquet"],
     }[args.command]
     names = NAMES if args.command == "parquet" else {split: split for split in SPLITS}
-    with holding(args.output, args.command, arguments, [pattern.format(names[split]) for pattern in made for split in args.splits]):
+    with holding(
+        args.output,
+        args.command,
+        arguments,
+        [pattern.format(names[split]) for pattern in made for split in args.splits],
+    ):
         if args.command == "shards":
             write_shards(splits, args.output, args.shard_size * 10**6, args.images_per_shard, args.seed)
         elif args.command == "parquet":
@@ -135,7 +153,9 @@ def pack(args: argparse.Namespace) -> None:
             write_archives(Zip if args.command == "zip" else Tar, splits, args.output)
 
 
-def show(path: Path, kind: Optional[str], workers: int, as_json: bool = False, source: Optional[Path] = None, splits=SPLITS) -> int:
+def show(
+    path: Path, kind: Optional[str], workers: int, as_json: bool = False, source: Optional[Path] = None, splits=SPLITS
+) -> int:
     """Verifies, and compares with the source if there is one; returns the exit status."""
     from prepare.verify import as_text, verify
 
@@ -144,7 +164,9 @@ def show(path: Path, kind: Optional[str], workers: int, as_json: bool = False, s
         before = verify(source, "folder", workers=0, decode=False)["splits"]
         for split in splits:
             if report["splits"].get(split, {}).get("hash") != before[split]["hash"]:
-                report["problems"].append(f"{path}: {split} is not what {source} holds, whose hash is {before[split]['hash']}")
+                report["problems"].append(
+                    f"{path}: {split} is not what {source} holds, whose hash is {before[split]['hash']}"
+                )
     print(json.dumps(report, indent=2) if as_json else as_text(report))
     return 1 if report["problems"] else 0
 
@@ -162,7 +184,10 @@ def run() -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.status
     except OSError as error:
-        print(f"error: {error.filename or 'a file'}: cannot be used ({error.strerror or error}); check it and its permissions", file=sys.stderr)
+        print(
+            f"error: {error.filename or 'a file'}: cannot be used ({error.strerror or error}); check it and its permissions",
+            file=sys.stderr,
+        )
         return 5
     except KeyboardInterrupt as stopped:
         print("stopped; start the same command again, it goes on", file=sys.stderr)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from cli import Parser, run_script
-
 from utils.errors import UserError, printable
 
 

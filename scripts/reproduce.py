@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from cli import ROOT, Parser, run_script
-
 from utils.errors import ConfigError, UserError, printable
 
 TARGETS = {  # by name: what it makes; a module of paper/ each
@@ -77,7 +76,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict]:
     parser = Parser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="every target that needs neither ImageNet nor a GPU")
     output = argparse.ArgumentParser(add_help=False)
-    for place, default in ((parser, Path("results")), (output, argparse.SUPPRESS)):  # a target's would hide one given before it
+    # a target's would hide one given before it
+    for place, default in ((parser, Path("results")), (output, argparse.SUPPRESS)):
         place.add_argument("--output", type=Path, default=default, help="folder to write to (default: results)")
     commands = parser.add_subparsers(dest="target")
     try:
@@ -91,7 +91,9 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict]:
         needed = "pip install -r requirements.txt -r scripts/quickstart-requirements.txt"
         raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); {needed}") from error
     for name, text in TARGETS.items():
-        modules[name].add_arguments(commands.add_parser(name, parents=[output], help=text, description=modules[name].__doc__))
+        modules[name].add_arguments(
+            commands.add_parser(name, parents=[output], help=text, description=modules[name].__doc__)
+        )
     return parser, modules
 
 

@@ -11,7 +11,11 @@ from utils.files import record_lines
 
 Records = dict[str, list[dict[str, Any]]]  # by kind: start, train, epoch
 
-NEEDED = {"start": ("model", "params"), "train": ("update", "images_per_second"), "epoch": ("epoch", "train_loss", "raw")}
+NEEDED = {
+    "start": ("model", "params"),
+    "train": ("update", "images_per_second"),
+    "epoch": ("epoch", "train_loss", "raw"),
+}
 
 
 def read_records(run: Path) -> Records:

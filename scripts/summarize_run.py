@@ -14,8 +14,8 @@ import matplotlib  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
-from run_records import Records, median_speed, read_records, weights_in  # noqa: E402
 
+from run_records import Records, median_speed, read_records, weights_in  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
 
@@ -51,7 +51,9 @@ def table_rows(run: Path, records: Records) -> list[tuple[str, str]]:
     ]
     split = Path(start["data_path"]) / "val"
     if start["data_path"] and split.is_dir():
-        sizes = Counter({folder.name: sum(1 for _ in folder.iterdir()) for folder in split.iterdir() if folder.is_dir()})
+        sizes = Counter(
+            {folder.name: sum(1 for _ in folder.iterdir()) for folder in split.iterdir() if folder.is_dir()}
+        )
         name, count = sizes.most_common(1)[0]
         rows.append(("majority-class guess", f"{100 * count / sizes.total():.2f} % (always {name})"))
     evaluation = run / "eval.json"
@@ -71,7 +73,10 @@ def table_rows(run: Path, records: Records) -> list[tuple[str, str]]:
     if result.get("unreadable") or result.get("raw", {}).get("unreadable"):
         missing = result.get("unreadable") or result["raw"]["unreadable"]
         rows.append(("NOT THE FULL SET", f"{missing} images could not be read and are in no metric"))
-    return rows + [("training speed", f"{median_speed(records):.1f} images/s (median, {start['device']})"), ("run", str(run))]
+    return rows + [
+        ("training speed", f"{median_speed(records):.1f} images/s (median, {start['device']})"),
+        ("run", str(run)),
+    ]
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ import sys
 from typing import Optional, Sequence
 
 from cli import Parser, run_script
-
 from utils.errors import ConfigError, printable
 
 KINDS = {  # by name: what it makes; a module of look/ each
@@ -47,7 +46,9 @@ def build_parser() -> tuple[Parser, dict]:
     try:
         modules = {kind: importlib.import_module(f"look.{kind.replace('-', '_')}") for kind in KINDS}
     except ImportError as error:
-        raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt") from error
+        raise ConfigError(
+            f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt"
+        ) from error
     for kind, text in KINDS.items():
         modules[kind].add_arguments(commands.add_parser(kind, help=text, description=modules[kind].__doc__))
     return parser, modules

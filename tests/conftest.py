@@ -19,7 +19,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 if "ATEN_CPU_CAPABILITY" in os.environ:  # torch's cache of compiled graphs mixes up the capabilities, which gives NaN
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/inductor_{os.environ['ATEN_CPU_CAPABILITY']}")
+    os.environ.setdefault(
+        "TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/inductor_{os.environ['ATEN_CPU_CAPABILITY']}"
+    )
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -71,7 +73,14 @@ def digits(tmp_path_factory) -> Path:
     from make_quickstart_data import digits as all_digits
 
     root = tmp_path_factory.mktemp("digits")
-    wanted = {("train", "0"): 20, ("train", "1"): 20, ("train", "2"): 20, ("val", "0"): 10, ("val", "1"): 10, ("val", "2"): 9}
+    wanted = {
+        ("train", "0"): 20,
+        ("train", "1"): 20,
+        ("train", "2"): 20,
+        ("val", "0"): 10,
+        ("val", "1"): 10,
+        ("val", "2"): 9,
+    }
     for split, label, name, image in all_digits():
         if wanted.get((split, label), 0):
             wanted[split, label] -= 1
@@ -146,7 +155,11 @@ class Job:
             sys.stdout, sys.stderr = (os.fdopen(os.dup(fd), "w", buffering=1) for fd in (1, 2))
             if world_size > 1:
                 os.environ.update(
-                    RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+                    RANK=str(rank),
+                    LOCAL_RANK=str(rank),
+                    WORLD_SIZE=str(world_size),
+                    MASTER_ADDR="127.0.0.1",
+                    MASTER_PORT=str(port),
                 )
             os.environ.update(environment)
             prepare()
@@ -278,9 +291,7 @@ def _process(rank: int, world_size: int, port: int, function, args) -> None:
 def run_processes(world_size: int, function, *args) -> None:
     """function(*args) in `world_size` forked processes with a launcher's environment; all must end well."""
     port = free_port()
-    mp.start_processes(
-        _process, (world_size, port, function, args), nprocs=world_size, join=True, start_method="fork"
-    )
+    mp.start_processes(_process, (world_size, port, function, args), nprocs=world_size, join=True, start_method="fork")
 
 
 def launch(world_size: int, *argv) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-TOLERANCES = {"loss": 2e-6, "ece": 2e-3, "confidence": 2e-3}  # one of the last digit that is written; all others are equal
+# one of the last digit that is written; all others are equal
+TOLERANCES = {"loss": 2e-6, "ece": 2e-3, "confidence": 2e-3}
 PROBABILITY = 1.01e-4  # likewise
 BINS = 15
 
@@ -37,7 +38,10 @@ def same_calibration(found: dict, expected: dict, confidences: np.ndarray) -> bo
     movable = [int(before + after) for before, after in zip([0, *at_edge], [*at_edge, 0])]  # images, by bin
     rows = zip(found["reliability"], expected["reliability"], movable, strict=True)
     same = all(abs(a["images"] - b["images"]) <= images if images else same_figures(a, b) for a, b, images in rows)
-    return same and abs(found["ece"] - expected["ece"]) <= TOLERANCES["ece"] * 1.01 + 200 * at_edge.sum() / found["num_images"]
+    return (
+        same
+        and abs(found["ece"] - expected["ece"]) <= TOLERANCES["ece"] * 1.01 + 200 * at_edge.sum() / found["num_images"]
+    )
 
 
 def same_set(found: bytes, expected: bytes, predictions: bytes) -> bool:
@@ -59,7 +63,11 @@ def same_predictions(found: bytes, expected: bytes) -> bool:
             if abs(float(one[f"probability{n}"]) - float(other[f"probability{n}"])) > PROBABILITY:
                 return False
             if one[f"top{n}"] != other[f"top{n}"]:
-                alike = [m for m in numbers if abs(float(other[f"probability{m}"]) - float(one[f"probability{n}"])) <= PROBABILITY]
+                alike = [
+                    m
+                    for m in numbers
+                    if abs(float(other[f"probability{m}"]) - float(one[f"probability{n}"])) <= PROBABILITY
+                ]
                 if len(alike) < 2:
                     return False
     return True

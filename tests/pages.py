@@ -7,7 +7,12 @@ from pathlib import Path
 
 from conftest import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "results/README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -24,7 +29,8 @@ class Block:
 def blocks(path: Path) -> list[Block]:
     text = path.read_text()
     return [
-        Block(str(path.relative_to(ROOT)), match[1], match[2], text.count("\n", 0, match.start(2)) + 1) for match in FENCE.finditer(text)
+        Block(str(path.relative_to(ROOT)), match[1], match[2], text.count("\n", 0, match.start(2)) + 1)
+        for match in FENCE.finditer(text)
     ]
 
 
@@ -40,7 +46,9 @@ def commands_of(path: Path) -> list[str]:
     """
     found = []
     for block in blocks(path):
-        assert not re.search(r"^\$ ", block.text, re.MULTILINE), f"{block.page}:{block.line}: a command stands in a bash block, without $"
+        assert not re.search(r"^\$ ", block.text, re.MULTILINE), (
+            f"{block.page}:{block.line}: a command stands in a bash block, without $"
+        )
         if block.language == "bash":
             found += commands_in(block.text)
     return found + [" ".join(span.split()) for span in re.findall(r"`((?:python|bash)\s[^`]+)`", prose(path))]
@@ -53,7 +61,9 @@ def commands_in(block: str) -> list[str]:
 
 def words_of(command: str, folder: Path) -> list[str]:
     """The words that bash makes of a command: quotes, patterns and variables as in a shell."""
-    done = subprocess.run(["bash", "-c", rf"printf '%s\0' {command}"], cwd=folder, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", rf"printf '%s\0' {command}"], cwd=folder, capture_output=True, text=True, check=True
+    )
     return done.stdout.split("\0")[:-1]
 
 
@@ -62,7 +72,11 @@ def words_of(command: str, folder: Path) -> list[str]:
 
 def markdown_files() -> list[Path]:
     """All of the repository's, not those of a virtual environment, of runs or of data."""
-    own = [path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".") and path.name not in ("output", "datasets")]
+    own = [
+        path
+        for path in ROOT.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and path.name not in ("output", "datasets")
+    ]
     return sorted(ROOT.glob("*.md")) + sorted(file for folder in own for file in folder.rglob("*.md"))
 
 

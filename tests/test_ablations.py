@@ -10,16 +10,16 @@ import timm
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import ROOT, error_of, load, run
 from matplotlib.axes import Axes
-from paper import ablations
-from paper.results import Expected, Outcome, read_expected
-from plain_fat import PlainFAT
 from torch import nn
 
 import models
+from conftest import ROOT, error_of, load, run
 from engine.tasks import create_task
 from models.layers import DOWNSAMPLINGS, FASA, ConvFFN, FATBlock
+from paper import ablations
+from paper.results import Expected, Outcome, read_expected
+from plain_fat import PlainFAT
 from utils.config import leaf_keys, load_config, value_of
 from utils.macs import measure_complexity
 
@@ -110,7 +110,9 @@ def model_cost(
     c, side = embed_dims[0], math.ceil(image / 4)
     total = conv(3, c // 2, 3, math.ceil(image / 2)) + norm(c // 2) + conv(c // 2, c, 3, side) + norm(c)
     total += 2 * (conv(c, c, 3, side) + norm(c)) + conv(c, c, 1, side) + norm(c)
-    for stage, (c, depth, kernel, window, ratio) in enumerate(zip(embed_dims, depths, kernel_sizes, window_sizes, mlp_ratios)):
+    for stage, (c, depth, kernel, window, ratio) in enumerate(
+        zip(embed_dims, depths, kernel_sizes, window_sizes, mlp_ratios)
+    ):
         hidden = int(ratio * c)
         for block in range(depth):
             total += depthwise(c, kernel, side) * cpe + norm(c)
@@ -128,7 +130,9 @@ def model_cost(
     return total.tolist()
 
 
-CELLS = {f"ablations/{name}": ("fat_b0", changes) for name, changes in CHANGES.items()} | {name: (name, {}) for name in SIZES}
+CELLS = {f"ablations/{name}": ("fat_b0", changes) for name, changes in CHANGES.items()} | {
+    name: (name, {}) for name in SIZES
+}
 
 
 def expected_cost(cell: str) -> list[int]:
@@ -158,7 +162,13 @@ def test_expected_csv_has_the_closed_form_of_every_ablation():
 @pytest.mark.parametrize("size", [(224, 224), (160, 160), (97, 97)])
 def test_the_closed_form_at_other_sizes(size):
     """Where windows and strides do not divide the map."""
-    settings = dict(embed_dims=(16, 24, 40), depths=(1, 2, 2), kernel_sizes=(3, 5, 3), window_sizes=(4, 8, 2), mlp_ratios=(2, 2.5, 3))
+    settings = dict(
+        embed_dims=(16, 24, 40),
+        depths=(1, 2, 2),
+        kernel_sizes=(3, 5, 3),
+        window_sizes=(4, 8, 2),
+        mlp_ratios=(2, 2.5, 3),
+    )
     for changes in CHANGES.values():
         model = models.FAT(**settings, num_heads=(1, 2, 4), mlp_kernel_sizes=(5, 5, 5), num_classes=7, **changes)
         measured = measure_complexity(model, (3, *size))
@@ -177,7 +187,10 @@ def test_every_ablation_has_its_config():
 def test_a_config_changes_one_key_of_the_base(name):
     """And the run's folder and cell."""
     path = FOLDER / f"{name}.yaml"
-    cfg, reference = load_config(path), load_config(ROOT / "configs/fat_b0.yaml" if name == "base" else FOLDER / "base.yaml")
+    cfg, reference = (
+        load_config(path),
+        load_config(ROOT / "configs/fat_b0.yaml" if name == "base" else FOLDER / "base.yaml"),
+    )
     values = [{key: value_of(node, key) for key in leaf_keys()} for node in (cfg, reference)]
     changed = {key: value for key, value in values[0].items() if values[1][key] != value}
     own = {"TAG": f"ablation_{name}", "REPRODUCES": f"ablations/{name}"}
@@ -188,10 +201,14 @@ def test_a_config_changes_one_key_of_the_base(name):
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_config_s_header_has_its_command_and_costs(name):
-    header = "".join(line for line in (FOLDER / f"{name}.yaml").read_text().splitlines(keepends=True) if line.startswith("#"))
+    header = "".join(
+        line for line in (FOLDER / f"{name}.yaml").read_text().splitlines(keepends=True) if line.startswith("#")
+    )
     params, conv_macs, macs = expected_cost(f"ablations/{name}")
     assert f"--cfg configs/ablations/{name}.yaml --data-path /path/to/imagenet" in header
-    assert f"{params / 1e6:.2f} M parameters, {conv_macs / 1e9:.3f} GMACs in convolutions ({macs / 1e9:.3f} with" in header
+    assert (
+        f"{params / 1e6:.2f} M parameters, {conv_macs / 1e9:.3f} GMACs in convolutions ({macs / 1e9:.3f} with" in header
+    )
 
 
 # Equations
@@ -422,13 +439,25 @@ def test_the_table_has_each_count_beside_the_base_s(tmp_path, monkeypatch):
         ablations, "count", lambda name: SimpleNamespace(**dict(zip(("params", "conv_macs", "macs"), counts[name])))
     )
     bars, barh = [], Axes.barh
-    monkeypatch.setattr(Axes, "barh", lambda axes, y, width, **how: bars.append(list(width)) or barh(axes, y, width, **how))
+    monkeypatch.setattr(
+        Axes, "barh", lambda axes, y, width, **how: bars.append(list(width)) or barh(axes, y, width, **how)
+    )
     outcome = Outcome()
     rows = [ablations.row_of(name, None, outcome) for name in counts]
     assert outcome.missed == ["ablations/no_cpe: macs is 2500000000, expected 2500000001 (a source)"]
     assert [row["top1"] for row in rows] == ["not measured"] * 2 and rows[1]["change"] == "cpe: False"
     ablations.write_table(SimpleNamespace(output=tmp_path, command="a command"), rows)
     [line] = [line for line in (tmp_path / "ablations.md").read_text().splitlines() if line.startswith("| [no_cpe]")]
-    cells = ["cpe: False", "3.000", "-1.000", "1.250", "+0.250", "2.500", "+0.500", "differs, reproduced", "not measured"]
+    cells = [
+        "cpe: False",
+        "3.000",
+        "-1.000",
+        "1.250",
+        "+0.250",
+        "2.500",
+        "+0.500",
+        "differs, reproduced",
+        "not measured",
+    ]
     assert line.strip("| ").split(" | ")[1:] == cells
     assert bars == [[-25.0], [25.0]]

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, Stop, assert_same_run, error_of, load, rest, run, stop_at_update
-from test_data import FINISH, LOADING, augmentation
 from timm.data import AugMixDataset, create_transform
 from timm.data.random_erasing import RandomErasing
 from timm.models import is_model
 
+from conftest import ROOT, Stop, assert_same_run, error_of, load, rest, run, stop_at_update
 from data.batches import Examples, collate_items
 from data.dataset import ImageDataset, SeededIndex
 from data.loader import TrainLoader
 from data.sources import open_source
-from engine.tasks.criterion import create_criterion
 from engine.tasks import create_task
+from engine.tasks.criterion import create_criterion
+from test_data import FINISH, LOADING, augmentation
 from utils.config import load_config
 from utils.rng import seed_all
 
@@ -72,7 +72,8 @@ def test_the_first_view_is_never_erased_and_the_others_as_often_as_said(digits):
     RandomErasing(1.0, mode="const", num_splits=3, device="cpu")(erased)
     assert [bool((image == 0).any()) for image in erased] == [False] * 6 + [True] * 12
     assert batch.images.shape == (18, 3, 32, 32) and batch.targets.shape == (6,)
-    assert all(torch.equal(batch.images[i], batch.images[i + 6]) for i in range(6))  # but for the erasing they are the same
+    # but for the erasing they are the same
+    assert all(torch.equal(batch.images[i], batch.images[i + 6]) for i in range(6))
 
 
 @pytest.mark.parametrize("backend", ["pil", "cv2"])
@@ -220,7 +221,9 @@ def test_repeats_are_seen_as_pictures(digits):
         batches.append(next(loader.epoch(0, 0)))
         listed = loader.images_of(0, 0, 1)
     names = [entry["image"] for entry in listed]
-    assert [names.count(name) for name in dict.fromkeys(names)] == [3] * 4 and len({entry["seed"] for entry in listed}) == 12
+    assert [names.count(name) for name in dict.fromkeys(names)] == [3] * 4 and len(
+        {entry["seed"] for entry in listed}
+    ) == 12
     images = torch.stack([batch.images for batch in batches], 1).flatten(0, 1).unflatten(0, (4, 3))  # as dealt
     targets = torch.stack([batch.targets for batch in batches], 1).flatten().view(4, 3)
     assert (targets == targets[:, :1]).all()

@@ -1,7 +1,7 @@
 """The cv2 and nvimgcodec backends do what the pil backend does: the same draws, the same files read, pixels within stated bounds."""
 
-import io
 import importlib.util
+import io
 import random
 import re
 import sys
@@ -10,13 +10,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import error_of, run
 from PIL import Image
-from test_data import LOADING, augmentation
 from timm.data import auto_augment
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import ColorJitter
 
+from conftest import error_of, run
 from data.augment_cv2 import OPS, ArrayColorJitter
 from data.backend_cv2 import Resize
 from data.batches import Finish
@@ -27,6 +26,7 @@ from data.loader import TrainLoader
 from data.prefetch import Prefetcher, copying_stream
 from data.sources import open_source
 from engine.training.waits import LEAST, Waits
+from test_data import LOADING, augmentation
 from utils.errors import ConfigError, DataError
 from utils.rng import seed_cpu
 
@@ -36,7 +36,9 @@ BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 def waves(height: int = 120, width: int = 160) -> np.ndarray:
     """A smooth picture with all levels, different in each channel."""
     y, x = np.mgrid[:height, :width]
-    planes = [127 + 90 * np.sin(x / 23 + c) * np.cos(y / 31 - c) + 60 * np.sin((x + y) / 17 * (c + 1) / 2) for c in range(3)]
+    planes = [
+        127 + 90 * np.sin(x / 23 + c) * np.cos(y / 31 - c) + 60 * np.sin((x + y) / 17 * (c + 1) / 2) for c in range(3)
+    ]
     return np.stack(planes, axis=-1).clip(0, 255).astype(np.uint8)
 
 
@@ -90,20 +92,28 @@ def test_the_same_draws(photos, monkeypatch):
         for i in range(300):
             log.clear()
             picture, label = found[SeededIndex(i % 12, i)].sample
-            records.append((list(log), label, picture.erasures, random.random(), np.random.rand(), torch.rand(1).item()))
+            records.append(
+                (list(log), label, picture.erasures, random.random(), np.random.rand(), torch.rand(1).item())
+            )
         return records, found
 
     (pil, _), (fast, found) = drawn("pil"), drawn("cv2")
     for a, b in zip(pil, fast):
         assert a[:2] == b[:2] and a[3:] == b[3:]  # also the generators' states after it
-        assert [e[:4] for e in a[2]] == [e[:4] for e in b[2]] and all(torch.equal(x.fill, y.fill) for x, y in zip(a[2], b[2]))
-    assert {name for record in pil for name, _ in record[0]} == {"box"} | {op.name for op in found.transform.steps["augment"].ops}
+        assert [e[:4] for e in a[2]] == [e[:4] for e in b[2]] and all(
+            torch.equal(x.fill, y.fill) for x, y in zip(a[2], b[2])
+        )
+    assert {name for record in pil for name, _ in record[0]} == {"box"} | {
+        op.name for op in found.transform.steps["augment"].ops
+    }
     assert 50 < sum(bool(record[2]) for record in pil) < 250 and found.transform.decode.by_pillow == 0
 
 
 def test_the_same_flips(photos):
     """Without colours: what is left is the crop and the flip, which a smooth picture shows."""
-    sets = [dataset(photos, backend, auto_augment_policy="none", color_jitter=0, reprob=0) for backend in ("pil", "cv2")]
+    sets = [
+        dataset(photos, backend, auto_augment_policy="none", color_jitter=0, reprob=0) for backend in ("pil", "cv2")
+    ]
     flips = 0
     for i in range(40):
         pil, fast = (found[SeededIndex(i % 12, i)].sample[0].pixels.astype(int) for found in sets)
@@ -116,7 +126,8 @@ def test_pictures_are_the_same_but_for_the_bounds(photos):
     """The whole pipeline on smooth pictures: where an op makes small differences large (equalize, solarize), few pixels do."""
     sets = [dataset(photos, backend) for backend in ("pil", "cv2")]
     means = [
-        abs(np.subtract(*(found[SeededIndex(i % 12, i)].sample[0].pixels.astype(int) for found in sets))).mean() for i in range(60)
+        abs(np.subtract(*(found[SeededIndex(i % 12, i)].sample[0].pixels.astype(int) for found in sets))).mean()
+        for i in range(60)
     ]
     assert np.median(means) < 1 and max(means) < 8, means
 
@@ -126,7 +137,9 @@ def test_another_process_gets_the_same(photos):
     finish = Finish((0.5,) * 3, (0.25,) * 3, torch.device("cpu"))
     epochs = []
     for num_workers in (0, 2):
-        loader = TrainLoader(found, 3, 4, rank=0, world_size=1, seed=1, finish=finish, **{**LOADING, "num_workers": num_workers})
+        loader = TrainLoader(
+            found, 3, 4, rank=0, world_size=1, seed=1, finish=finish, **{**LOADING, "num_workers": num_workers}
+        )
         epochs.append(list(loader.epoch(0, 0)))
     assert len(epochs[0]) == 3
     for (images, targets, _), (images_2, targets_2, _) in zip(*epochs):
@@ -139,7 +152,10 @@ def test_nvimgcodec_gives_cv2_s_pictures_in_workers_too(photos):
     sets = [dataset(photos, backend) for backend in ("cv2", "nvimgcodec")]
     finish = Finish((0.5,) * 3, (0.25,) * 3, torch.device("cpu"))
     assert np.array_equal(*(found[SeededIndex(0, 0)].sample[0].pixels for found in sets))
-    loaders = [TrainLoader(found, 3, 4, rank=0, world_size=1, seed=1, finish=finish, **{**LOADING, "num_workers": 2}) for found in sets]
+    loaders = [
+        TrainLoader(found, 3, 4, rank=0, world_size=1, seed=1, finish=finish, **{**LOADING, "num_workers": 2})
+        for found in sets
+    ]
     for (images, *_), (images_2, *_) in zip(*(loader.epoch(0, 0) for loader in loaders), strict=True):
         assert torch.equal(images, images_2)
     assert sets[1].transform.decode.by_pillow == 0
@@ -239,7 +255,8 @@ def expected_crop(file: bytes, seed: int = 0, exif: bool = True) -> np.ndarray:
 @pytest.mark.parametrize("size", [(160, 120), (33, 47), (8, 8), (1, 9)])
 @pytest.mark.parametrize(
     "options",
-    [{"subsampling": s} for s in (0, 1, 2)] + [{"progressive": True}, {"quality": 30}, {"restart_marker_blocks": 2}, {"mode": "L"}],
+    [{"subsampling": s} for s in (0, 1, 2)]
+    + [{"progressive": True}, {"quality": 30}, {"restart_marker_blocks": 2}, {"mode": "L"}],
     ids=str,
 )
 def test_plain_jpegs_have_pillow_s_bits(size, options, decode):
@@ -306,7 +323,9 @@ def test_what_cannot_be_read_is_left_out(photos, decode):
     found = dataset(photos, "cv2")
     found.on_error, found.transform.decode.decode = "skip", decode
     (picture, _), failures, _ = found[SeededIndex(0, 7)]
-    other = next(i for i in range(12) if np.array_equal(found[SeededIndex(i, 7)].sample[0].pixels, picture.pixels) and i)
+    other = next(
+        i for i in range(12) if np.array_equal(found[SeededIndex(i, 7)].sample[0].pixels, picture.pixels) and i
+    )
     assert other and len(failures) == 1 and failures[0].startswith(f"{path}: cannot be read")
 
 
@@ -382,7 +401,9 @@ def test_a_missing_package_is_one_line(write_config, monkeypatch):
 def test_a_missing_requirement_is_one_line(write_config, monkeypatch):
     monkeypatch.setitem(sys.modules, "engine.commands.train", None)  # as if what it imports were not there
     message = str(error_of("--cfg", write_config()))
-    assert message.startswith("engine.commands.train: cannot be imported") and "pip install -r requirements.txt" in message
+    assert (
+        message.startswith("engine.commands.train: cannot be imported") and "pip install -r requirements.txt" in message
+    )
 
 
 def test_refused_by_the_command(write_config):
@@ -417,7 +438,18 @@ def test_benchmark(write_config, tmp_path, capsys, monkeypatch, workers):
         assert int(speed) == pytest.approx(1000 / float(each), rel=0.1)
         needed = int(re.search(rf"workers for 100000 images/s.* (\d+) with {backend}", said)[1])
         assert needed == pytest.approx(100 * float(each), rel=0.1)
-    for step in ("read", "decode", "crop and resize", "resize", "flip", "augment", "to tensor", "normalise", "erase", "collate"):
+    for step in (
+        "read",
+        "decode",
+        "crop and resize",
+        "resize",
+        "flip",
+        "augment",
+        "to tensor",
+        "normalise",
+        "erase",
+        "collate",
+    ):
         assert re.search(rf"[ :]{step} \d+\.\d\d", said), step
     assert "cv2: 120 of 120 were decoded by Pillow" in said  # the digits are PNGs
     assert "nvimgcodec: 120 of 120" in said or "nvimgcodec: left out" in said
@@ -431,12 +463,18 @@ def test_benchmark_leaves_out_what_is_not_there(write_config, capsys, monkeypatc
     run("--cfg", path, "--benchmark-data")
     said = capsys.readouterr().out
     assert "cv2: left out (AUG.AUTO_AUGMENT" in said and "with pil (" in said and "with cv2" not in said
-    assert "DATA.BACKEND cv2 does not have" in str(error_of("--cfg", path, "--benchmark-data", "--opts", "DATA.BACKEND", "cv2"))
+    assert "DATA.BACKEND cv2 does not have" in str(
+        error_of("--cfg", path, "--benchmark-data", "--opts", "DATA.BACKEND", "cv2")
+    )
 
 
-@pytest.mark.parametrize("other", [("--check",), ("--throughput",), ("--resume", "x"), ("--pretrained", "x"), ("--eval", "--resume", "x")])
+@pytest.mark.parametrize(
+    "other", [("--check",), ("--throughput",), ("--resume", "x"), ("--pretrained", "x"), ("--eval", "--resume", "x")]
+)
 def test_benchmark_contradicts(write_config, other):
-    assert f"{other[0]} contradicts --benchmark-data" in str(error_of("--cfg", write_config(), "--benchmark-data", *other))
+    assert f"{other[0]} contradicts --benchmark-data" in str(
+        error_of("--cfg", write_config(), "--benchmark-data", *other)
+    )
 
 
 @pytest.mark.parametrize("speed", ["-5", "nan", "inf", "fast"])
@@ -516,4 +554,5 @@ def test_batches_on_their_way_to_a_gpu(monkeypatch):
 def test_batches_pass_through_on_the_cpu():
     given = iter([1, 2, 3])
     batches = Prefetcher(given, lambda n: [n, n], torch.device("cpu"))
-    assert next(batches) == [1, 1] and next(given) == 2 and list(batches) == [[3, 3]]  # nothing is loaded ahead of its time
+    # nothing is loaded ahead of its time
+    assert next(batches) == [1, 1] and next(given) == 2 and list(batches) == [[3, 3]]

@@ -3,11 +3,12 @@
 import csv
 import math
 
-import benchmark
 import pytest
 import timm
 import torch
 from matplotlib.axes import Axes
+
+import benchmark
 
 
 def test_every_form_has_a_figure(tmp_path, monkeypatch):
@@ -37,18 +38,28 @@ def test_every_form_has_a_figure(tmp_path, monkeypatch):
 
 def test_the_picture_has_the_published_models(tmp_path, monkeypatch):
     rows = [
-        {"task": "inference" + " beside peers" * (name != "fat_b0"), "batch_size": 16, "model": name, "form": "eager NHWC", "precision": "float32", "images_per_second": speed}
+        {
+            "task": "inference" + " beside peers" * (name != "fat_b0"),
+            "batch_size": 16,
+            "model": name,
+            "form": "eager NHWC",
+            "precision": "float32",
+            "images_per_second": speed,
+        }
         for speed, name in enumerate(["fat_b0", "pvt_v2_b0", "swin_tiny_patch4_window7_224"], start=10)
     ]
     points = []
     scatter = Axes.scatter
-    monkeypatch.setattr(Axes, "scatter", lambda axes, x, y, **how: points.extend(zip(x, y)) or scatter(axes, x, y, **how))
+    monkeypatch.setattr(
+        Axes, "scatter", lambda axes, x, y, **how: points.extend(zip(x, y)) or scatter(axes, x, y, **how)
+    )
     benchmark.draw(tmp_path / "picture.png", rows, ["today", "here"])
     assert sorted(points) == [(10, 77.6), (11, 70.654), (12, 81.388)] and (tmp_path / "picture.png").exists()
     with open(benchmark.ROOT / "configs" / "published.csv") as file:
         published = list(csv.DictReader(file))
     assert all(timm.is_model(row["model"]) and row["source"] and 60 < float(row["top1"]) < 90 for row in published)
-    assert {*benchmark.FATS, *benchmark.PEERS} - {row["model"] for row in published} == {"repvit_m1"}  # has no published row
+    # has no published row
+    assert {*benchmark.FATS, *benchmark.PEERS} - {row["model"] for row in published} == {"repvit_m1"}
 
 
 @pytest.mark.parametrize("argv, message", [

@@ -6,15 +6,15 @@ import json
 import shutil
 
 import pytest
-import reproduce
 import timm
 import torch
 import yaml
-from conftest import ROOT, Stop, error_of, run, stop_at_update
-from paper import ablations, cells, classification, results
 from PIL import Image
 from timm.data import ImageNetInfo
 
+import reproduce
+from conftest import ROOT, Stop, error_of, run, stop_at_update
+from paper import ablations, cells, classification, results
 from utils.config import leaf_keys, load_config
 
 count, draw = functools.cache(classification.count), classification.draw
@@ -146,13 +146,30 @@ def test_result_of_a_resumed_run_is_that_of_an_uninterrupted_one(write_config, t
     epochs = {record["epoch"]: record for record in records if record["kind"] == "epoch"}
     for which in ("best", "last"):
         found = whole[which]
-        assert epochs[found["epoch"]][found["weights"]] == {key: found[key] for key in ("acc1", "acc5", "loss", "num_images")}
-    assert whole["last"]["epoch"] == 1 and whole["best"]["acc1"] == max(e[w]["acc1"] for e in epochs.values() for w in ("raw", "ema"))
-    known = {"cell": "fat_b1", "epochs": 2, "seed": 5, "classes": 3, "imagenet": False, "train_images": 60, "val_images": 29}
+        assert epochs[found["epoch"]][found["weights"]] == {
+            key: found[key] for key in ("acc1", "acc5", "loss", "num_images")
+        }
+    assert whole["last"]["epoch"] == 1 and whole["best"]["acc1"] == max(
+        e[w]["acc1"] for e in epochs.values() for w in ("raw", "ema")
+    )
+    known = {
+        "cell": "fat_b1",
+        "epochs": 2,
+        "seed": 5,
+        "classes": 3,
+        "imagenet": False,
+        "train_images": 60,
+        "val_images": 29,
+    }
     assert known.items() <= whole.items() and whole["unreadable"] == 0 and whole["changes"] == []
     run("--cfg", path, "--eval", "--resume", folder / "whole/best.pth")
     found = json.loads((folder / "default/eval.json").read_text())
-    assert (found["cell"], found["classes"], found["imagenet"], found["acc1"]) == ("fat_b1", 3, False, whole["best"]["acc1"])
+    assert (found["cell"], found["classes"], found["imagenet"], found["acc1"]) == (
+        "fat_b1",
+        3,
+        False,
+        whole["best"]["acc1"],
+    )
 
 
 def test_what_changed_on_the_way_is_in_the_result(write_config, tmp_path, monkeypatch):
@@ -266,13 +283,17 @@ def spoil_result(**values):
     (spoil_result(val_images=999), "999"),
     (spoil_result(train_images=999), "999"),
 ])  # fmt: skip
-def test_a_run_that_is_not_what_the_cell_means_is_refused(table, small_cells, thousand, tmp_path, capsys, spoil, reason):
+def test_a_run_that_is_not_what_the_cell_means_is_refused(
+    table, small_cells, thousand, tmp_path, capsys, spoil, reason
+):
     folder = tmp_path / "output/fat_tiny/spoilt"
     shutil.copytree(thousand / "output/fat_tiny/default", folder)
     spoil(folder)
     status, row, lines = table("--runs", folder)
     assert status == 2 and len(lines) == 1 and "spoilt" in lines[0] and reason in lines[0]
-    assert (row["top1_measured"], row["top1_verdict"]) == ("", "not measured") and not (tmp_path / "made/measured").exists()
+    assert (row["top1_measured"], row["top1_verdict"]) == ("", "not measured") and not (
+        tmp_path / "made/measured"
+    ).exists()
     reproduce.main(["classification", "--output", "made"])  # found, not named
     out, err = capsys.readouterr()
     assert "not used: " in out and reason in out and not err
@@ -281,11 +302,19 @@ def test_a_run_that_is_not_what_the_cell_means_is_refused(table, small_cells, th
 def test_what_may_differ_is_said(table, small_cells, thousand, tmp_path):
     folder = tmp_path / "output/fat_tiny/other"
     shutil.copytree(thousand / "output/fat_tiny/default", folder)
-    for section, key, value in (("DATA", "BATCH_SIZE", 25), ("DATA", "NUM_WORKERS", 3), ("DATA", "BACKEND", "cv2"), ("AMP", "ENABLED", False)):
+    for section, key, value in (
+        ("DATA", "BATCH_SIZE", 25),
+        ("DATA", "NUM_WORKERS", 3),
+        ("DATA", "BACKEND", "cv2"),
+        ("AMP", "ENABLED", False),
+    ):
         spoil_config(section, key, value)(folder)
     spoil_result(changes=["DATA.NUM_WORKERS changed from 0 to 3", "DATA.BATCH_SIZE changed from 50 to 25"])(folder)
     assert table()[0] == 0
-    assert json.loads((tmp_path / "made/measured/fat_b0.json").read_text())["other_settings"] == {"DATA.BACKEND": "cv2", "AMP.ENABLED": False}
+    assert json.loads((tmp_path / "made/measured/fat_b0.json").read_text())["other_settings"] == {
+        "DATA.BACKEND": "cv2",
+        "AMP.ENABLED": False,
+    }
     assert "DATA.BACKEND cv2; AMP.ENABLED False" in (tmp_path / "made/classification.md").read_text()
 
 
@@ -319,7 +348,10 @@ def test_a_checkpoint_is_evaluated(table, small_cells, thousand, tmp_path):
     assert (status, lines) == (0, [])
     kept = json.loads((tmp_path / "made/measured/fat_b0.json").read_text())
     assert kept["acc1"] == facts_of(best.parent)["best"]["acc1"] and row["top1_measured"] == f"{kept['acc1']:.2f}"
-    assert kept["source"] == f"evaluation of a checkpoint, best.pth, sha256 {kept['sha256'][:12]}" and kept["source"] in row["source"]
+    assert (
+        kept["source"] == f"evaluation of a checkpoint, best.pth, sha256 {kept['sha256'][:12]}"
+        and kept["source"] in row["source"]
+    )
     assert f"; saved after {facts_of(best.parent)['best']['epoch'] + 1} of 2 epochs; " in row["source"]
 
 
@@ -344,9 +376,16 @@ def other_model(tmp_path):
     ("--runs {root}/val/n01440764", ["holds no run", "fat_b0"]),
 ])  # fmt: skip
 def test_inputs_that_cannot_be_used(table, small_cells, thousand, digits, other_model, tmp_path, argv, parts):
-    names = {"root": thousand, "best": thousand / "output/fat_tiny/default/best.pth", "digits": digits, "other": other_model}
+    names = {
+        "root": thousand,
+        "best": thousand / "output/fat_tiny/default/best.pth",
+        "digits": digits,
+        "other": other_model,
+    }
     status, row, lines = table(*argv.format(**names).split())
-    assert status == 2 and len(lines) == 1 and lines[0].startswith("error: ") and all(part in lines[0] for part in parts)
+    assert (
+        status == 2 and len(lines) == 1 and lines[0].startswith("error: ") and all(part in lines[0] for part in parts)
+    )
     assert row["top1_verdict"] == "not measured" and not (tmp_path / "made/measured").exists()
 
 

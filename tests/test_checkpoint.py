@@ -11,8 +11,8 @@ import time
 import pytest
 import timm
 import torch
-from conftest import ROOT, Stop, assert_same_run, error_of, history, launch, load, run, stop_at_update
 
+from conftest import ROOT, Stop, assert_same_run, error_of, history, launch, load, run, stop_at_update
 from engine.checkpoints.file import interpret, open_checkpoint, read_checkpoint
 from engine.checkpoints.load import load_pretrained
 from engine.checkpoints.progress import Progress
@@ -159,7 +159,9 @@ def test_a_finished_run_of_other_settings_says_so(write_config, capsys):
 def test_finished_run_of_another_folder_cannot_be_resumed(write_config, tmp_path):
     run("--cfg", write_config())
     last = tmp_path / "output/fat_tiny/default/last.pth"
-    assert "is finished, epoch 2 of TRAIN.EPOCHS 2" in str(error_of("--cfg", write_config(), "--resume", last, "--tag", "new"))
+    assert "is finished, epoch 2 of TRAIN.EPOCHS 2" in str(
+        error_of("--cfg", write_config(), "--resume", last, "--tag", "new")
+    )
 
 
 def test_history_of_a_run_cut_before_its_first_save_is_not_kept(write_config, tmp_path, monkeypatch):
@@ -195,10 +197,36 @@ def test_content_and_files_of_a_run(write_config, tmp_path):
     path = write_config(SAVE_FREQ=1)
     run("--cfg", path)
     folder = tmp_path / "output/fat_tiny/default"
-    names = {".lock", "last.pth", "previous.pth", "best.pth", "epoch_1.pth", "epoch_2.pth", "config.yaml", "log.txt", "metrics.jsonl", "mistakes.json", "report.html", "result.json", "tensorboard", "train_batch.png"}
+    names = {
+        ".lock",
+        "last.pth",
+        "previous.pth",
+        "best.pth",
+        "epoch_1.pth",
+        "epoch_2.pth",
+        "config.yaml",
+        "log.txt",
+        "metrics.jsonl",
+        "mistakes.json",
+        "report.html",
+        "result.json",
+        "tensorboard",
+        "train_batch.png",
+    }
     assert {file.name for file in folder.iterdir()} == names
     checkpoint = load(folder / "last.pth")
-    assert set(checkpoint) == {"model", "ema", "optimizer", "lr_scheduler", "scaler", "rng", "progress", "config", "classes", "plan"}
+    assert set(checkpoint) == {
+        "model",
+        "ema",
+        "optimizer",
+        "lr_scheduler",
+        "scaler",
+        "rng",
+        "progress",
+        "config",
+        "classes",
+        "plan",
+    }
     assert checkpoint["classes"] == ["0", "1", "2"] and checkpoint["config"]["MODEL"]["NAME"] == "fat_tiny"
     assert not torch.equal(checkpoint["model"]["head.weight"], checkpoint["ema"]["head.weight"])
 
@@ -287,7 +315,11 @@ def test_any_flipped_bit_is_found_or_harmless(tmp_path):
     for name, options in (("zip.pth", {}), ("old.pth", {"_use_new_zipfile_serialization": False})):
         torch.save(state, tmp_path / name, **options)
         whole = (tmp_path / name).read_bytes()
-        for position in range(0, len(whole)) if len(whole) < 1500 else [*range(0, len(whole) - 700, 13), *range(len(whole) - 700, len(whole))]:
+        for position in (
+            range(0, len(whole))
+            if len(whole) < 1500
+            else [*range(0, len(whole) - 700, 13), *range(len(whole) - 700, len(whole))]
+        ):
             for bit in range(8):
                 content = bytearray(whole)
                 content[position] ^= 1 << bit
@@ -298,7 +330,10 @@ def test_any_flipped_bit_is_found_or_harmless(tmp_path):
                     assert "\n" not in str(error)
                     continue
                 if name == "zip.pth":  # the older format has no checksums
-                    assert list(found) == list(state) and all(torch.equal(found[key], state[key]) for key in state), (position, bit)
+                    assert list(found) == list(state) and all(torch.equal(found[key], state[key]) for key in state), (
+                        position,
+                        bit,
+                    )
 
 
 def test_settings_of_other_tools_in_a_checkpoint_are_read(tmp_path):
@@ -349,7 +384,9 @@ def test_a_run_s_checkpoint_of_another_model_stops_it(write_config, tmp_path):
     run("--cfg", write_config())
     last = tmp_path / "output/fat_tiny/default/last.pth"
     before = last.read_bytes()
-    config = write_config(MODEL={"FAT": {"embed_dims": [16, 32, 64, 96], "num_heads": [1, 2, 4, 6]}}, TRAIN={"EPOCHS": 5})
+    config = write_config(
+        MODEL={"FAT": {"embed_dims": [16, 32, 64, 96], "num_heads": [1, 2, 4, 6]}}, TRAIN={"EPOCHS": 5}
+    )
     error = error_of("--cfg", config)
     assert error.status == 3 and "is of another model" in str(error) and last.read_bytes() == before
 
@@ -361,7 +398,9 @@ def test_fine_tuning_takes_all_but_a_head_of_another_size(write_config, tmp_path
     torch.manual_seed(0)
     source = timm.create_model("fat_tiny", num_classes=10)
     torch.save(source.state_dict(), tmp_path / "ten.pth")
-    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "BASE_LR": 1e-30, "MIN_LR": 0.0, "WARMUP_LR": 0.0, "WEIGHT_DECAY": 0.0})
+    path = write_config(
+        TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "BASE_LR": 1e-30, "MIN_LR": 0.0, "WARMUP_LR": 0.0, "WEIGHT_DECAY": 0.0}
+    )
     run("--cfg", path, "--pretrained", tmp_path / "ten.pth")
     out = capsys.readouterr().out
     assert "initialised anew: head.weight, head.bias" in out

@@ -12,14 +12,14 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from conftest import ROOT, error_of, run
 from torch.optim.swa_utils import AveragedModel
+from yacs.config import CfgNode
 
 import engine.checkpoints
+from conftest import ROOT, error_of, run
 from engine.checkpoints.file import open_checkpoint, read_checkpoint
 from engine.checkpoints.load import load_pretrained, require_fit
 from utils.errors import CheckpointError
-from yacs.config import CfgNode
 
 
 def model_of(seed: int, name: str = "fat_tiny", **settings) -> torch.nn.Module:
@@ -151,7 +151,9 @@ def test_what_no_protocol_brings_is_refused(tmp_path, protocol):
         open_checkpoint(path)
     assert not Bomb.ran
     torch.save({"model": RAW.state_dict(), "x": Keywords()}, path, pickle_protocol=4)
-    with pytest.raises(CheckpointError, match="newer pickle protocol, whose NEWOBJ_EX .*without pickle_protocol") as caught:
+    with pytest.raises(
+        CheckpointError, match="newer pickle protocol, whose NEWOBJ_EX .*without pickle_protocol"
+    ) as caught:
         open_checkpoint(path)
     assert "damaged" not in str(caught.value)
     path.write_bytes(b"\x80\x04\x95 cut")
@@ -223,7 +225,10 @@ def test_training_does_not_start_from_what_is_no_number(tmp_path, value):
     state["head.bias"] = torch.full((5,), float(value))  # of a head that is initialised anew
     state["head.weight"] = torch.zeros(5, *RAW.head.weight.shape[1:])
     model = model_of(9)
-    assert load_pretrained(model, open_checkpoint(saved(state, tmp_path / "y.pth")), "raw")[0] == ["head.weight", "head.bias"]
+    assert load_pretrained(model, open_checkpoint(saved(state, tmp_path / "y.pth")), "raw")[0] == [
+        "head.weight",
+        "head.bias",
+    ]
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
@@ -256,7 +261,11 @@ def test_timm_s_own_conversion_of_another_size(tmp_path):
     path = saved(small.state_dict(), tmp_path / "x.pth")
     fitted = require_fit(large, open_checkpoint(path), "raw")
     expected = timm.create_model(
-        "test_vit", pretrained=True, pretrained_cfg_overlay={"state_dict": small.state_dict(), "num_classes": 3}, num_classes=3, img_size=64
+        "test_vit",
+        pretrained=True,
+        pretrained_cfg_overlay={"state_dict": small.state_dict(), "num_classes": 3},
+        num_classes=3,
+        img_size=64,
     ).state_dict()
     assert "converted by timm's code for test_vit" in fitted.note
     assert all(torch.equal(value, expected[key]) for key, value in fitted.state.items())
@@ -264,7 +273,10 @@ def test_timm_s_own_conversion_of_another_size(tmp_path):
 
 def test_eval_says_what_it_took_and_measures_both(write_config, tmp_path, capsys):
     config = write_config(EMA={"ENABLED": False})
-    path = saved({"model": prefixed("module."), "model_ema": AVERAGE.state_dict(), "args": argparse.Namespace(lr=1)}, tmp_path / "deit.pth")
+    path = saved(
+        {"model": prefixed("module."), "model_ema": AVERAGE.state_dict(), "args": argparse.Namespace(lr=1)},
+        tmp_path / "deit.pth",
+    )
     run("--cfg", config, "--eval", "--resume", path)
     output = capsys.readouterr().out
     assert "raw: took model, took off 'module.'; ema: took model_ema" in output
@@ -273,5 +285,9 @@ def test_eval_says_what_it_took_and_measures_both(write_config, tmp_path, capsys
 
 def test_files_are_read_in_one_place():
     package = pathlib.Path(engine.checkpoints.__file__).parent
-    readers = [path for part in ("engine", "scripts", "data", "utils", "models") for path in sorted((ROOT / part).rglob("*.py"))]
+    readers = [
+        path
+        for part in ("engine", "scripts", "data", "utils", "models")
+        for path in sorted((ROOT / part).rglob("*.py"))
+    ]
     assert [path for path in readers if "torch.load(" in path.read_text()] == [package / "unpickle.py"]

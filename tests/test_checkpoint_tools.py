@@ -6,32 +6,40 @@ import pickle
 import subprocess
 import sys
 
-import checkpoint as tools
 import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
 import yaml
-from conftest import ROOT, SMALL, error_of, load, run
 from PIL import Image
-from test_models import PARITY, released_weights
-from weights.average import average, greedy, shares_of
-from weights.files import open_checkpoint
 
+import checkpoint as tools
 import models
+from conftest import ROOT, SMALL, error_of, load, run
 from data.class_maps import read_class_map
 from engine.inference.trained import load_trained
+from test_models import PARITY, released_weights
 from utils.config import config_from, to_dict
 from utils.errors import OutputError, UserError
 from utils.files import atomic_write
+from weights.average import average, greedy, shares_of
+from weights.files import open_checkpoint
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, digits):
     """A run of four epochs: the folder of its checkpoints, and its config."""
     folder = tmp_path_factory.mktemp("trained")
-    plain = {"SCALE": [1.0, 1.0], "RATIO": [1.0, 1.0], "AUTO_AUGMENT": "none", "COLOR_JITTER": 0.0, "REPROB": 0.0, "MIXUP": 0.0, "CUTMIX": 0.0}
+    plain = {
+        "SCALE": [1.0, 1.0],
+        "RATIO": [1.0, 1.0],
+        "AUTO_AUGMENT": "none",
+        "COLOR_JITTER": 0.0,
+        "REPROB": 0.0,
+        "MIXUP": 0.0,
+        "CUTMIX": 0.0,
+    }
     config = {
         **SMALL, "OUTPUT": str(folder / "output"), "SAVE_FREQ": 1, "DATA": {**SMALL["DATA"], "DATA_PATH": str(digits)},
         "TRAIN": {"EPOCHS": 4, "WARMUP_EPOCHS": 1, "BASE_LR": 0.1, "MIN_LR": 0.1}, "AUG": {**SMALL["AUG"], **plain},
@@ -104,14 +112,26 @@ def test_stripped_checkpoint_evaluates_to_the_same_figures_and_can_be_started_fr
     which = content["progress"]["best"]["weights"]
     assert tool("strip", best, "--output", small) == 0
     out = capsys.readouterr().out
-    assert f"{best}: {best.stat().st_size / 1e6:.2f} MB" in out and f"{small}: {small.stat().st_size / 1e6:.2f} MB, {which} weights" in out
-    assert small.stat().st_size < 0.4 * best.stat().st_size and set(load(small)) == {"model", "config", "classes", "origin"}
+    assert (
+        f"{best}: {best.stat().st_size / 1e6:.2f} MB" in out
+        and f"{small}: {small.stat().st_size / 1e6:.2f} MB, {which} weights" in out
+    )
+    assert small.stat().st_size < 0.4 * best.stat().st_size and set(load(small)) == {
+        "model",
+        "config",
+        "classes",
+        "origin",
+    }
     assert metrics(evaluated(trained, small)["raw"]) == metrics(evaluated(trained, best)[which])
     assert load_trained(small).classes == ["0", "1", "2"]
     run("--cfg", trained[1], "--pretrained", small, "--tag", "started", "--check")
     assert f"started from {small} (raw weights)" in capsys.readouterr().out
     error = error_of("--cfg", trained[1], "--resume", small, "--tag", "resumed")
-    assert error.status == 3 and str(error) == f"{small}: holds weights alone, no 'ema' to resume with; start a run from them with --pretrained"
+    assert (
+        error.status == 3
+        and str(error)
+        == f"{small}: holds weights alone, no 'ema' to resume with; start a run from them with --pretrained"
+    )
     assert not (trained[0].parent / "resumed").exists()
 
 
@@ -119,7 +139,9 @@ def test_stripped_checkpoint_evaluates_to_the_same_figures_and_can_be_started_fr
 def test_stripped_weights_are_those_that_are_asked_for(trained, tmp_path, which):
     tool("strip", trained[0] / "last.pth", "--output", tmp_path / "a.pth", "--weights", which)
     tool("strip", trained[0] / "last.pth", "--output", tmp_path / "b.pth", "--weights", which)
-    assert same_weights(load(tmp_path / "a.pth")["model"], load(trained[0] / "last.pth")[{"raw": "model", "ema": "ema"}[which]])
+    assert same_weights(
+        load(tmp_path / "a.pth")["model"], load(trained[0] / "last.pth")[{"raw": "model", "ema": "ema"}[which]]
+    )
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
 
 
@@ -134,13 +156,16 @@ def test_a_view_does_not_bring_what_it_is_a_view_of(tmp_path):
 
 def test_uniform_average_is_the_mean_in_float64_with_the_newest_counts(trained, epochs, tmp_path, capsys):
     output = tmp_path / "new/average.pth"
-    assert tool("average", epochs[2], epochs[0], epochs[1], "--output", output, "--weights", "raw") == 0  # whatever the order
+    # whatever the order
+    assert tool("average", epochs[2], epochs[0], epochs[1], "--output", output, "--weights", "raw") == 0
     states = [load(path)["model"] for path in epochs[:3]]
     made = load(output)
     for key, value in made["model"].items():
         if value.is_floating_point():
             expected = np.mean([state[key].numpy().astype(np.float64) for state in states], axis=0)
-            assert value.dtype == torch.float32 and np.allclose(value.numpy(), expected.astype(np.float32), rtol=1e-6, atol=1e-9), key
+            assert value.dtype == torch.float32 and np.allclose(
+                value.numpy(), expected.astype(np.float32), rtol=1e-6, atol=1e-9
+            ), key
         else:
             assert key.endswith("num_batches_tracked") and value == states[2][key] != states[0][key]
     assert [entry["file"] for entry in made["origin"]["of"]] == [str(path) for path in epochs[:3]]
@@ -168,7 +193,9 @@ def test_shares_add_up_and_the_newest_has_the_largest():
 
 def test_default_weights_are_the_better_ones_of_each_file(trained, epochs, tmp_path, capsys):
     best = trained[0] / "best.pth"
-    other = next(path for path in epochs if open_checkpoint(path).progress.updates != open_checkpoint(best).progress.updates)
+    other = next(
+        path for path in epochs if open_checkpoint(path).progress.updates != open_checkpoint(best).progress.updates
+    )
     tool("average", best, other, "--output", tmp_path / "average.pth")
     which = load(best)["progress"]["best"]["weights"]
     out = capsys.readouterr().out
@@ -177,7 +204,9 @@ def test_default_weights_are_the_better_ones_of_each_file(trained, epochs, tmp_p
 
 def test_state_dicts_without_training_state_are_taken_in_the_order_given(tmp_path):
     for name, number in (("a", 1.0), ("b", 5.0)):
-        torch.save({"module.w": torch.full((2,), number), "module.n": torch.tensor(int(number))}, tmp_path / f"{name}.pth")
+        torch.save(
+            {"module.w": torch.full((2,), number), "module.n": torch.tensor(int(number))}, tmp_path / f"{name}.pth"
+        )
     tool("average", tmp_path / "b.pth", tmp_path / "a.pth", "--ema", 0.25, "--output", tmp_path / "c.pth")
     made = load(tmp_path / "c.pth")
     assert set(made) == {"model", "origin"} and made["model"]["w"].tolist() == [2.0, 2.0] and made["model"]["n"] == 1
@@ -220,7 +249,11 @@ def test_soup_is_that_of_a_loop_by_hand(trained, epochs, tmp_path, capsys):
 
     alone = [acc1([i]) for i in range(4)]
     assert len(set(alone)) > 1
-    soup, best, *rest = *[[max(range(4), key=lambda i: alone[i])]], max(alone), *sorted(range(4), key=lambda i: -alone[i])[1:]
+    soup, best, *rest = (
+        *[[max(range(4), key=lambda i: alone[i])]],
+        max(alone),
+        *sorted(range(4), key=lambda i: -alone[i])[1:],
+    )
     for i in rest:
         if (found := acc1([*soup, i])) >= best:
             soup, best = [*soup, i], found
@@ -234,12 +267,25 @@ def test_soup_is_that_of_a_loop_by_hand(trained, epochs, tmp_path, capsys):
 
 def test_soup_on_another_split_and_data_set(trained, epochs, tmp_path, capsys, digits):
     (tmp_path / "moved").symlink_to(digits)
-    flags = ["--split", "train", "--data-path", tmp_path / "moved", "--batch-size", 7, "--workers", 0, "--device", "cpu"]
+    flags = [
+        "--split",
+        "train",
+        "--data-path",
+        tmp_path / "moved",
+        "--batch-size",
+        7,
+        "--workers",
+        0,
+        "--device",
+        "cpu",
+    ]
     tool("average", *epochs[:2], "--soup", *flags, "--output", tmp_path / "soup.pth")
     out = capsys.readouterr().out
     assert "of 60 images" in out and f"chosen on these images (train of {tmp_path / 'moved'})" in out
     assert load(tmp_path / "soup.pth")["config"]["DATA"] == load(epochs[0])["config"]["DATA"]
-    assert "no such" in str(refused("average", *epochs[:2], "--soup", "--split", "absent", "--output", tmp_path / "x.pth"))
+    assert "no such" in str(
+        refused("average", *epochs[:2], "--soup", "--split", "absent", "--output", tmp_path / "x.pth")
+    )
 
 
 # BatchNorm
@@ -256,12 +302,16 @@ def test_recomputed_statistics_are_those_of_the_training_images(trained, epochs,
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0] if not key.endswith(statistics))
     model = load_trained(plain).model
     files = sorted((digits / "train").rglob("*.png"))
-    pixels = np.stack([np.array(Image.open(path).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)) for path in files])
+    pixels = np.stack(
+        [np.array(Image.open(path).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)) for path in files]
+    )
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     with torch.no_grad():
         maps = model.patch_embed.conv1.conv[0]((images - mean) / std)
-    assert len(files) == 60 and torch.allclose(states[1]["patch_embed.conv1.conv.1.running_mean"], maps.mean((0, 2, 3)), atol=1e-4)
+    assert len(files) == 60 and torch.allclose(
+        states[1]["patch_embed.conv1.conv.1.running_mean"], maps.mean((0, 2, 3)), atol=1e-4
+    )
     assert states[1]["patch_embed.conv1.conv.1.num_batches_tracked"] == 6
     assert not torch.allclose(states[0]["patch_embed.conv1.conv.1.running_mean"], maps.mean((0, 2, 3)), atol=1e-4)
     assert evaluated(trained, again)["num_images"] == 29
@@ -281,8 +331,12 @@ def test_checkpoints_of_another_model_or_class_or_input_are_refused(epochs, tmp_
         return str(error)
 
     config = content["config"]
-    assert "MODEL.NAME is 'fat_small' there, 'fat_tiny' here" in message(config={**config, "MODEL": {**config["MODEL"], "NAME": "fat_small"}})
-    assert "DATA.IMG_SIZE is 64 there, 32 here" in message(config={**config, "DATA": {**config["DATA"], "IMG_SIZE": 64}})
+    assert "MODEL.NAME is 'fat_small' there, 'fat_tiny' here" in message(
+        config={**config, "MODEL": {**config["MODEL"], "NAME": "fat_small"}}
+    )
+    assert "DATA.IMG_SIZE is 64 there, 32 here" in message(
+        config={**config, "DATA": {**config["DATA"], "IMG_SIZE": 64}}
+    )
     fat = {**config["MODEL"], "FAT": {**config["MODEL"]["FAT"], "interaction": "bidirectional"}}
     assert "MODEL.FAT.interaction is 'bidirectional' there" in message(config={**config, "MODEL": fat})
     assert "class 'x' there, '2' here" in message(classes=["0", "1", "x"])
@@ -294,8 +348,11 @@ def test_checkpoints_of_another_model_or_class_or_input_are_refused(epochs, tmp_
     assert "1 missing (more), 1 unknown (norm.weight), 1 of another shape (head.bias (3,) for (4,))" in found
     bad = {**content["model"], "head.bias": torch.tensor([0.0, float("nan"), 0.0])}
     altered(other, epochs[1], model=bad)
-    assert "other.pth: its head.bias holds values that are infinite or no numbers" in str(refused("average", epochs[0], other, "--output", output, "--weights", "raw"))
-    altered(other, epochs[1], config={**config, "SEED": 7, "TRAIN": {**config["TRAIN"], "BASE_LR": 0.3}})  # other recipes may differ
+    assert "other.pth: its head.bias holds values that are infinite or no numbers" in str(
+        refused("average", epochs[0], other, "--output", output, "--weights", "raw")
+    )
+    # other recipes may differ
+    altered(other, epochs[1], config={**config, "SEED": 7, "TRAIN": {**config["TRAIN"], "BASE_LR": 0.3}})
     assert tool("average", epochs[0], other, "--output", output) == 0
 
 
@@ -364,7 +421,10 @@ def test_info_of_a_run_s_checkpoint(trained, capsys):
     sha256 = subprocess.run(["sha256sum", best], capture_output=True, text=True, check=True).stdout[:8]
     assert f"sha256 {sha256}..." in lines["file"] and lines["kind"] == "saved by main.py"
     params = sum(p.numel() for p in timm.create_model("fat_tiny", num_classes=3).parameters())
-    assert lines["model"] == f"fat_tiny, {params / 1e6:.2f} M parameters, images of 32 px" and lines["classes"] == "3: 0, 1, 2"
+    assert (
+        lines["model"] == f"fat_tiny, {params / 1e6:.2f} M parameters, images of 32 px"
+        and lines["classes"] == "3: 0, 1, 2"
+    )
     place, found = content["progress"], content["progress"]["best"]
     assert lines["trained"] == f"{place['epoch']} epochs, {place['updates']} updates in all"
     assert lines["best"] == f"acc1 {found['acc1']:.3f} after epoch {found['epoch'] + 1} ({found['weights']} weights)"
@@ -387,14 +447,23 @@ def test_info_of_other_codes_files(tmp_path, capsys):
     for name in PARITY["models"]:
         counts = {key for key in PARITY["models"][name]["keys"] if key.endswith("num_batches_tracked")}
         state = {
-            key: torch.zeros(shape, dtype=torch.int64 if key in counts else torch.float16) for key, shape in PARITY["models"][name]["keys"].items()
+            key: torch.zeros(shape, dtype=torch.int64 if key in counts else torch.float16)
+            for key, shape in PARITY["models"][name]["keys"].items()
         }
         found = facts({"model": state, "max_accuracy": 80.0, "epoch": 3})
         assert found["shapes_of"] == name and found["num_classes"] == 1000 and "released FAT code" in found["kind"]
-        assert found["parameters"] == PARITY["models"][name]["params"] and found["types"] == {"float16": len(state) - len(counts), "int64": len(counts)}
-    other = timm.create_model("fat_tiny", embed_dims=(16, 32, 64, 96), num_heads=(1, 2, 4, 6), num_classes=5).state_dict()
+        assert found["parameters"] == PARITY["models"][name]["params"] and found["types"] == {
+            "float16": len(state) - len(counts),
+            "int64": len(counts),
+        }
+    other = timm.create_model(
+        "fat_tiny", embed_dims=(16, 32, 64, 96), num_heads=(1, 2, 4, 6), num_classes=5
+    ).state_dict()
     found = facts({"state_dict": {f"module.{key}": value for key, value in other.items()}, "arch": "x"})
-    assert found["shapes_of"] == "a FAT of 1 1 1 1 blocks of 16 32 64 96 channels, not registered" and "timm" in found["kind"]
+    assert (
+        found["shapes_of"] == "a FAT of 1 1 1 1 blocks of 16 32 64 96 channels, not registered"
+        and "timm" in found["kind"]
+    )
     found = facts(timm.create_model("resnet10t").state_dict())
     assert "shapes_of" not in found and found["kind"] == "a plain state dict"
     assert found["parameters"] == sum(p.numel() for p in timm.create_model("resnet10t").parameters())
@@ -406,7 +475,9 @@ def test_info_of_other_codes_files(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def released():
-    return {key: value.float() if value.is_floating_point() else value for key, value in released_weights("fat_b0").items()}
+    return {
+        key: value.float() if value.is_floating_point() else value for key, value in released_weights("fat_b0").items()
+    }
 
 
 def test_released_weights_work_here_and_go_back_as_they_were(released, tmp_path, capsys):
@@ -422,7 +493,9 @@ def test_released_weights_work_here_and_go_back_as_they_were(released, tmp_path,
         assert torch.equal(ours.model(images), model(images))
     tool("convert", tmp_path / "ours.pth", "--to", "released", "--output", tmp_path / "back.pth")
     back = load(tmp_path / "back.pth")["model"]
-    assert [[key, list(value.shape)] for key, value in back.items()] == [list(entry) for entry in PARITY["models"]["fat_b0"]["keys"].items()]
+    assert [[key, list(value.shape)] for key, value in back.items()] == [
+        list(entry) for entry in PARITY["models"]["fat_b0"]["keys"].items()
+    ]
     assert all(torch.equal(back[key], released[key]) for key in released)
 
 
@@ -456,10 +529,16 @@ def test_what_does_not_fit_is_named(trained, released, tmp_path):
     )
     torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "resnet.pth")
     torch.save(timm.create_model("fat_tiny", num_classes=3).state_dict(), tmp_path / "tiny.pth")
-    for name, text in (("wrong", "is a FAT of 2 2 6 2 blocks"), ("resnet", "is no FAT by its tensors"), ("tiny", "is fat_tiny, which has no config")):
+    for name, text in (
+        ("wrong", "is a FAT of 2 2 6 2 blocks"),
+        ("resnet", "is no FAT by its tensors"),
+        ("tiny", "is fat_tiny, which has no config"),
+    ):
         assert text in str(refused("convert", tmp_path / f"{name}.pth", *flags))
     assert "--classes: " in str(refused("convert", tmp_path / "tiny.pth", *flags, "--cfg", trained[1]))
-    assert "no registered FAT" in str(refused("convert", tmp_path / "resnet.pth", "--to", "released", "--output", tmp_path / "x.pth"))
+    assert "no registered FAT" in str(
+        refused("convert", tmp_path / "resnet.pth", "--to", "released", "--output", tmp_path / "x.pth")
+    )
     assert not (tmp_path / "x.pth").exists()
 
 
@@ -469,9 +548,18 @@ def test_another_form_than_the_released_one_is_refused(epochs, tmp_path):
     fat = {**config["MODEL"], "FAT": {**config["MODEL"]["FAT"], "interaction": "bidirectional"}}
     altered(tmp_path / "two.pth", epochs[0], config={**config, "MODEL": fat})
     error = refused("convert", tmp_path / "two.pth", "--to", "released", "--output", tmp_path / "x.pth")
-    assert error.status == 3 and "MODEL.FAT.interaction is 'bidirectional'; the released code has 'released' alone" in str(error)
-    altered(tmp_path / "timm.pth", epochs[0], config={**config, "MODEL": {**config["MODEL"], "TYPE": "timm", "NAME": "resnet10t"}})
-    assert "no FAT" in str(refused("convert", tmp_path / "timm.pth", "--to", "released", "--output", tmp_path / "x.pth"))
+    assert (
+        error.status == 3
+        and "MODEL.FAT.interaction is 'bidirectional'; the released code has 'released' alone" in str(error)
+    )
+    altered(
+        tmp_path / "timm.pth",
+        epochs[0],
+        config={**config, "MODEL": {**config["MODEL"], "TYPE": "timm", "NAME": "resnet10t"}},
+    )
+    assert "no FAT" in str(
+        refused("convert", tmp_path / "timm.pth", "--to", "released", "--output", tmp_path / "x.pth")
+    )
 
 
 # diff
@@ -511,7 +599,7 @@ def test_tolerance(tmp_path, first, second, tolerance, status):
 
 
 def test_diff_compares_the_weights_that_are_asked_for(epochs, tmp_path):
-    for weights, key in (("raw", "model"), ("ema", "ema")):
+    for weights in ("raw", "ema"):
         tool("strip", epochs[1], "--weights", weights, "--output", tmp_path / f"{weights}.pth")
     assert tool("diff", epochs[1], tmp_path / "raw.pth") == 0 and tool("diff", epochs[1], tmp_path / "ema.pth") == 1
     assert tool("diff", tmp_path / "raw.pth", tmp_path / "ema.pth", "--weights", "raw") == 1

@@ -7,12 +7,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import error_of, run
 from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torchvision.datasets import ImageFolder
 
+from conftest import error_of, run
 from data.class_order import describe_order, timm_order
 from data.sources import open_source
 from data.transforms import eval_transform
@@ -37,7 +37,10 @@ def archives_of(folder, with_map=True):
     """The same images as tar and zip beside the folder; the map is numbered as scripts/prepare_data.py does it."""
     files = sorted(folder.glob("*/*"), key=lambda path: (path.parent.name, path.name))
     classes = sorted({path.parent.name for path in files})
-    with tarfile.open(folder.with_suffix(".tar"), "w") as archive, zipfile.ZipFile(folder.with_suffix(".zip"), "w") as packed:
+    with (
+        tarfile.open(folder.with_suffix(".tar"), "w") as archive,
+        zipfile.ZipFile(folder.with_suffix(".zip"), "w") as packed,
+    ):
         for path in files:
             key = f"{path.parent.name}/{path.name}"
             archive.add(path, key)
@@ -77,7 +80,13 @@ def test_names_that_differ_in_capitals_alone():
 
 def test_the_line_names_both_orders_and_what_to_set():
     line = describe_order(sorted(NUMBERS), "torchvision")
-    assert "torchvision's" in line and "2 is '10'" in line and "'2'" in line and "DATA.CLASS_ORDER timm" in line and "DATA.CLASS_MAP" in line
+    assert (
+        "torchvision's" in line
+        and "2 is '10'" in line
+        and "'2'" in line
+        and "DATA.CLASS_ORDER timm" in line
+        and "DATA.CLASS_MAP" in line
+    )
     line = describe_order(NUMBERS, "timm")
     assert "timm's" in line and "2 is '2'" in line and "DATA.CLASS_ORDER torchvision" in line
     assert not describe_order(["a", "b"], "torchvision") and not describe_order(NUMBERS[::-1], "torchvision")
@@ -101,13 +110,17 @@ def foreign(tmp_path, write_config):
     reader = ReaderImageFolder(str(tmp_path / "data" / "val"))
     pictures = [transform(transform.decode(reader[index][0])).pixels for index in range(len(reader))]
     mean, std = (torch.tensor(values) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
-    images = ((torch.stack([torch.as_tensor(picture) for picture in pictures]).float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    images = ((torch.stack([torch.as_tensor(picture) for picture in pictures]).float() / 255 - mean) / std).permute(
+        0, 3, 1, 2
+    )
     targets = torch.tensor([reader[index][1] for index in range(len(reader))])
     with torch.no_grad():
         features = model.forward_head(model.forward_features(images), pre_logits=True)
         head = model.get_classifier()
         features = torch.cat([features, torch.ones(len(features), 1)], dim=1).double()
-        fitted = torch.linalg.lstsq(features, torch.eye(len(NUMBERS))[targets].double(), driver="gelsd").solution.float()
+        fitted = torch.linalg.lstsq(
+            features, torch.eye(len(NUMBERS))[targets].double(), driver="gelsd"
+        ).solution.float()
         head.weight.copy_(fitted[:-1].T)
         head.bias.copy_(fitted[-1])
         assert (model(images).argmax(1) == targets).all()
@@ -135,7 +148,9 @@ def test_training_says_its_order_once_and_a_checkpoint_keeps_it(foreign, capsys)
     assert torch.load(best, weights_only=True)["classes"] == sorted(NUMBERS)
     run("--cfg", config, "--eval", "--resume", best)
     assert "DATA.CLASS_ORDER" not in capsys.readouterr().out  # the checkpoint names its classes
-    assert "DATA.CLASS_ORDER" in str(error_of("--cfg", config, "--eval", "--resume", best, "--opts", "DATA.CLASS_ORDER", "timm"))
+    assert "DATA.CLASS_ORDER" in str(
+        error_of("--cfg", config, "--eval", "--resume", best, "--opts", "DATA.CLASS_ORDER", "timm")
+    )
 
 
 def test_a_class_map_says_it_all(foreign, tmp_path, capsys):

@@ -8,9 +8,9 @@ import sys
 import cv2
 import pytest
 import torch
-from conftest import ROOT, error_of, rest, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from conftest import ROOT, error_of, rest, run
 from utils.device import select_device
 from utils.distributed import Launch, read_launch
 from utils.errors import ConfigError
@@ -20,7 +20,11 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def command(*argv, launcher=()):
     return subprocess.run(
-        [sys.executable, *launcher, "main.py", *map(str, argv)], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+        [sys.executable, *launcher, "main.py", *map(str, argv)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -75,7 +79,7 @@ def test_launched_error_is_said_once(write_config):
     assert ended.returncode != 0
     lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and lines[0].startswith("error: nowhere/train: no such folder")
-    assert "main.py\", line" not in ended.stderr  # no traceback of ours; the launcher adds its own report
+    assert 'main.py", line' not in ended.stderr  # no traceback of ours; the launcher adds its own report
     assert f"traceback : {lines[0]}" in ended.stderr  # in which our line stands as the cause
 
 
@@ -117,7 +121,11 @@ def test_who_am_i():
 def test_srun_starts_a_process_group(write_config, tmp_path):
     """Two tasks with srun's variables, and none of torchrun's."""
     path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}, DATA={"BATCH_SIZE": 4})
-    environment = {k: v for k, v in ENVIRONMENT.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    environment = {
+        k: v
+        for k, v in ENVIRONMENT.items()
+        if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    }
     tasks = [
         subprocess.Popen(
             [sys.executable, "main.py", "--cfg", str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
@@ -184,7 +192,9 @@ def test_summary_of_a_run(write_config, tmp_path, digits):
     folder = tmp_path / "output/fat_tiny/default"
     run("--cfg", write_config(), "--eval", "--resume", folder / "best.pth")
     result = json.loads((folder / "eval.json").read_text())
-    ended = subprocess.run([sys.executable, "scripts/summarize_run.py", folder], cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "scripts/summarize_run.py", folder], cwd=ROOT, capture_output=True, text=True
+    )
     rows = dict(line.split("  ", 1) for line in ended.stdout.splitlines())
     rows = {name.strip(): value.strip() for name, value in rows.items()}
     assert rows["training images"] == "60" and rows["classes"] == "3" and rows["validation images"] == "29"
@@ -192,7 +202,9 @@ def test_summary_of_a_run(write_config, tmp_path, digits):
     assert rows["raw acc1 / acc5"] == f"{result['raw']['acc1']:.2f} % / 100.00 %"
     assert rows["ema acc1 / acc5"] == f"{result['ema']['acc1']:.2f} % / 100.00 %"
     assert cv2.imread(str(folder / "curves.png")) is not None
-    ended = subprocess.run([sys.executable, "scripts/summarize_run.py", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "scripts/summarize_run.py", tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
     assert ended.returncode == 2 and ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
 
 

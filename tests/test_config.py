@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
 
+from conftest import ROOT
 from engine.arguments import config_flags, parse_args
-from engine.training.plan import plan_batches
 from engine.tasks import create_task
+from engine.training.plan import plan_batches
 from utils.config import config_from, leaf_keys, load_config, to_dict
 from utils.defaults import ALIASES, DEFAULTS, PATH_KEYS, RULES
 from utils.errors import ConfigError, UserError
@@ -53,7 +53,15 @@ def test_the_same_recipe_on_fewer_gpus(world_size, steps):
 @pytest.mark.parametrize("name", SIZES)
 def test_released_yaml_loads_unchanged(write, name):
     released = json.loads((ROOT / "tests/released_parity.json").read_text())["models"][name]["config"]
-    path = write("r.yaml", yaml.safe_dump({"DATA": {"IMG_SIZE": 224, "ZIP_MODE": False, "CACHE_MODE": "part"}, "MODEL": {"TYPE": "FAT", "NAME": name.upper(), "FAT": released}}))
+    path = write(
+        "r.yaml",
+        yaml.safe_dump(
+            {
+                "DATA": {"IMG_SIZE": 224, "ZIP_MODE": False, "CACHE_MODE": "part"},
+                "MODEL": {"TYPE": "FAT", "NAME": name.upper(), "FAT": released},
+            }
+        ),
+    )
     cfg = load_config(path)
     assert cfg.MODEL.NUM_CLASSES == released["num_classes"]
     assert cfg.MODEL.DROP_PATH_RATE == released["drop_path_rate"]
@@ -71,7 +79,9 @@ def test_base_files_come_first_and_opts_and_flags_last(write):
     write("a.yaml", "TRAIN: {EPOCHS: 10, BASE_LR: 1e-3}\nTAG: a")
     write("b.yaml", "BASE: a.yaml\nTRAIN: {EPOCHS: 20}")
     path = write("c.yaml", "BASE: [b.yaml]\nDATA: {BATCH_SIZE: 4}\nMODEL:\n")
-    cfg = load_config(path, ["TRAIN.BASE_LR", "2e-3", "AUG.SCALE", "[0.5, 1]", "EMA.ENABLED", "true"], {"DATA.BATCH_SIZE": 6})
+    cfg = load_config(
+        path, ["TRAIN.BASE_LR", "2e-3", "AUG.SCALE", "[0.5, 1]", "EMA.ENABLED", "true"], {"DATA.BATCH_SIZE": 6}
+    )
     assert (cfg.TRAIN.EPOCHS, cfg.TRAIN.BASE_LR, cfg.TAG, cfg.DATA.BATCH_SIZE) == (20, 2e-3, "a", 6)
     assert cfg.AUG.SCALE == [0.5, 1] and cfg.EMA.ENABLED is True
     assert load_config(path).DATA.BATCH_SIZE == 4
@@ -85,8 +95,16 @@ def test_paths_are_expanded_as_a_shell_does_it(write, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("SCRATCH", "/scratch")
     monkeypatch.delenv("NOWHERE", raising=False)
-    cfg = load_config(write("a.yaml", "OUTPUT: ~/out\nDATA: {DATA_PATH: $SCRATCH/data}\nTAG: ~x$SCRATCH\n"), ["MODEL.RESUME", "${SCRATCH}/a~b.pth"])
-    assert (cfg.OUTPUT, cfg.DATA.DATA_PATH, cfg.MODEL.RESUME, cfg.TAG) == ("/home/me/out", "/scratch/data", "/scratch/a~b.pth", "~x$SCRATCH")
+    cfg = load_config(
+        write("a.yaml", "OUTPUT: ~/out\nDATA: {DATA_PATH: $SCRATCH/data}\nTAG: ~x$SCRATCH\n"),
+        ["MODEL.RESUME", "${SCRATCH}/a~b.pth"],
+    )
+    assert (cfg.OUTPUT, cfg.DATA.DATA_PATH, cfg.MODEL.RESUME, cfg.TAG) == (
+        "/home/me/out",
+        "/scratch/data",
+        "/scratch/a~b.pth",
+        "~x$SCRATCH",
+    )
     with pytest.raises(ConfigError, match=r"OUTPUT is '\$NOWHERE/x', but the variable \$NOWHERE is not set; export it"):
         load_config(write("b.yaml", "OUTPUT: $NOWHERE/x\n"))
 
@@ -239,7 +257,8 @@ def test_rules_and_aliases_are_of_real_keys_and_defaults_keep_the_rules():
         assert rule.holds(node), key
 
 
-CONFIGS = sorted({*(ROOT / "configs").rglob("*.yaml")} - {ROOT / "configs" / "evaluation_sets.yaml"})  # which describes sets
+# which describes sets
+CONFIGS = sorted({*(ROOT / "configs").rglob("*.yaml")} - {ROOT / "configs" / "evaluation_sets.yaml"})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)

@@ -8,11 +8,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import error_of
 from PIL import Image
 from timm.data import auto_augment, create_transform
 from torchvision import transforms
 
+from conftest import error_of
 from data.batches import Finish, collate_items
 from data.dataset import ImageDataset, SeededIndex
 from data.loader import EvalLoader, TrainLoader
@@ -45,7 +45,9 @@ def photo(mode: str = "RGB") -> Image.Image:
 
 
 @pytest.mark.parametrize("magnitude", range(11))
-@pytest.mark.parametrize("op", sorted(set(auto_augment._RAND_TRANSFORMS) | set(auto_augment._RAND_INCREASING_TRANSFORMS)))
+@pytest.mark.parametrize(
+    "op", sorted(set(auto_augment._RAND_TRANSFORMS) | set(auto_augment._RAND_INCREASING_TRANSFORMS))
+)
 def test_every_randaugment_op_at_every_magnitude(op, magnitude):
     """Pillow >= 13 refuses posterize to 0 bits, which timm asks for at the highest magnitudes."""
     random.seed(0)
@@ -63,7 +65,6 @@ def test_posterize_to_no_bits_is_black_and_to_some_is_pillow_s():
 def test_augmented_image_is_a_function_of_index_and_seed(digits):
     dataset = ImageDataset(open_source("folder", "train", str(digits), 0, 0), augmentation())
 
-
     def images(seed):
         batch, _ = collate_items([dataset[SeededIndex(7, seed)]])
         assert batch.targets.tolist() == [dataset.source.labels[7]]
@@ -79,7 +80,8 @@ def test_augmented_image_is_a_function_of_index_and_seed(digits):
 def test_batches_have_the_bits_of_timm_s_pipeline(digits, policy, remode, recount, channels_last):
     """uint8 in the worker and float32 on the device give what timm's whole transform gives, image by image."""
     dataset = ImageDataset(
-        open_source("folder", "train", str(digits), 0, 0), augmentation(auto_augment_policy=policy, remode=remode, recount=recount)
+        open_source("folder", "train", str(digits), 0, 0),
+        augmentation(auto_augment_policy=policy, remode=remode, recount=recount),
     )
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     timm_s = create_transform(
@@ -106,7 +108,16 @@ def test_trivial_augment_is_torchvision_s_and_the_seed_s(digits):
         open_source("folder", "train", str(digits), 0, 0),
         augmentation(auto_augment_policy="trivial", scale=(1, 1), ratio=(1, 1), hflip=0, reprob=0),
     )
-    plain = create_transform(32, is_training=True, scale=(1, 1), ratio=(1, 1), hflip=0, color_jitter=None, interpolation="bicubic", separate=True)[0]
+    plain = create_transform(
+        32,
+        is_training=True,
+        scale=(1, 1),
+        ratio=(1, 1),
+        hflip=0,
+        color_jitter=None,
+        interpolation="bicubic",
+        separate=True,
+    )[0]
     trivial = transforms.TrivialAugmentWide(interpolation=transforms.InterpolationMode.BICUBIC, fill=[128] * 3)
     found, changed = [], 0
     for seed in range(40):
@@ -220,7 +231,9 @@ def damaged(tmp_path, digits):
 
 def test_missing_path(write_config, tmp_path):
     assert "--data-path" in str(error_of("--cfg", write_config(DATA={"DATA_PATH": ""})))
-    assert f"{tmp_path}/nowhere/train" in str(error_of("--cfg", write_config(DATA={"DATA_PATH": f"{tmp_path}/nowhere"})))
+    assert f"{tmp_path}/nowhere/train" in str(
+        error_of("--cfg", write_config(DATA={"DATA_PATH": f"{tmp_path}/nowhere"}))
+    )
     assert not (tmp_path / "output").exists()
 
 
@@ -271,7 +284,10 @@ def test_evaluation_sees_every_image_once(num_images, world_size):
 
 @pytest.mark.parametrize("world_size, batch_size", [(1, 5), (2, 5), (3, 4), (8, 2)])
 def test_training_sees_no_image_twice_in_an_epoch(world_size, batch_size):
-    samplers = [TrainBatchSampler(101, 101 // (batch_size * world_size), batch_size, rank, world_size, seed=0) for rank in range(world_size)]
+    samplers = [
+        TrainBatchSampler(101, 101 // (batch_size * world_size), batch_size, rank, world_size, seed=0)
+        for rank in range(world_size)
+    ]
     batches = [list(sampler) for sampler in samplers]
     assert {len(b) for b in batches} == {101 // (batch_size * world_size)} == {len(s) for s in samplers}
     seen = [key.index for rank in batches for batch in rank for key in batch]
@@ -302,7 +318,9 @@ def test_batches_do_not_depend_on_workers(digits):
     dataset = ImageDataset(open_source("folder", "train", str(digits), 0, 0), augmentation())
     epochs = []
     for num_workers in (0, 2):
-        loader = TrainLoader(dataset, 7, 8, rank=0, world_size=1, seed=1, finish=FINISH, **{**LOADING, "num_workers": num_workers})
+        loader = TrainLoader(
+            dataset, 7, 8, rank=0, world_size=1, seed=1, finish=FINISH, **{**LOADING, "num_workers": num_workers}
+        )
         epochs.append([*loader.epoch(0, 0), *loader.epoch(1, 3)])
     assert len(epochs[0]) == len(epochs[1]) == 7 + 4
     for (images, targets, _), (images_2, targets_2, _) in zip(*epochs):

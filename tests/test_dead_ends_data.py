@@ -5,8 +5,8 @@ import tarfile
 import zipfile
 
 import pytest
-from conftest import error_of, run
 
+from conftest import error_of, run
 from data.sources import open_source
 from data.sources.archive import leading_folders
 from data.sources.folder import FolderSource
@@ -32,7 +32,12 @@ def test_a_flat_split(write_config, data):
     for name in "012":
         (data / "val" / name).rmdir()
     said = message(write_config, data)
-    assert f"{data / 'val'}: holds 29 images" in said and "no class' folder" in said and "DATA.VAL_SPLIT" in said and "prepare_data.py" in said
+    assert (
+        f"{data / 'val'}: holds 29 images" in said
+        and "no class' folder" in said
+        and "DATA.VAL_SPLIT" in said
+        and "prepare_data.py" in said
+    )
 
 
 def test_a_split_in_one_folder(write_config, data):
@@ -42,7 +47,12 @@ def test_a_split_in_one_folder(write_config, data):
     for name in "012":
         (data / "val" / name).rmdir()
     said = message(write_config, data)
-    assert "only in train: 0, 1, 2" in said and "only in val: images" in said and "DATA.CLASS_MAP" in said and "DATA.VAL_SPLIT" in said
+    assert (
+        "only in train: 0, 1, 2" in said
+        and "only in val: images" in said
+        and "DATA.CLASS_MAP" in said
+        and "DATA.VAL_SPLIT" in said
+    )
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -53,8 +63,15 @@ def test_a_class_without_images_is_named_and_a_class_map_takes_it(write_config, 
         (data / split / "1").mkdir()
     for options in ((), ("--opts", "MODEL.NUM_CLASSES", "3")):
         said = message(write_config, data, *options)
-        assert split in said and "DATA.CLASS_MAP" in said and any(
-            part in said for part in (["folder '1'"] if kind == "empty" else ["only in train: 1;", "only in val: 1)", "lacks 1)"])
+        assert (
+            split in said
+            and "DATA.CLASS_MAP" in said
+            and any(
+                part in said
+                for part in (
+                    ["folder '1'"] if kind == "empty" else ["only in train: 1;", "only in val: 1)", "lacks 1)"]
+                )
+            )
         )
     (tmp_path / "names.txt").write_text("0\n1\n2\n")
     run("--cfg", write_config(DATA={"DATA_PATH": str(data), "CLASS_MAP": str(tmp_path / "names.txt")}), "--check")
@@ -185,7 +202,9 @@ def test_a_zip_of_windows(data, with_map):
         lines = [f"{plain.key(index)}\t{plain.labels[index]}\n" for index in range(len(plain))]
         (data / "val_map.txt").write_text("".join(lines))
     source = open_source("zip", "val", str(data), 0, 0)
-    assert [(source.key(i), source.load(i)[1]) for i in range(len(source))] == [(plain.key(i), plain.load(i)[1]) for i in range(len(plain))]
+    assert [(source.key(i), source.load(i)[1]) for i in range(len(source))] == [
+        (plain.key(i), plain.load(i)[1]) for i in range(len(plain))
+    ]
     assert any("as of Windows" in note for note in source.notes)
 
 
@@ -196,7 +215,9 @@ def renamed(name):
     return info
 
 
-@pytest.mark.parametrize("split, file", [("val", "val.tar.gz"), ("val", "val.tgz"), ("val.tar.gz", "val.tar.gz"), ("val.tgz", "val.tgz")])
+@pytest.mark.parametrize(
+    "split, file", [("val", "val.tar.gz"), ("val", "val.tgz"), ("val.tar.gz", "val.tar.gz"), ("val.tgz", "val.tgz")]
+)
 def test_a_compressed_tar_is_named(data, split, file):
     with tarfile.open(data / file, "w:gz") as archive:
         archive.add(data / "val", "val")

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ROOT, run
 from PIL import Image, ImageFile, PngImagePlugin
-from test_data import augmentation
 
+from conftest import ROOT, run
 from data.decode import decode_image, frames_of, open_image
 from data.metadata import without_metadata
 from data.sources.files import FileSource
+from test_data import augmentation
 from utils.rng import seed_cpu
 
 HAS_NVIMGCODEC = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.nvimgcodec")
@@ -109,7 +109,11 @@ def tiff(tag: int, compression: str, byte_order: str = "<", **entry: int) -> tup
 
 def cases() -> dict[str, tuple[bytes, bytes]]:
     """Name, with the suffix: the damaged file and the same without the damage, or where it changes no pixel."""
-    png, jpeg, webp = saved("PNG"), saved("JPEG", quality=95), saved("WEBP", lossless=True, exif=exif(), xmp=b"<x/>", icc_profile=bytes(99))
+    png, jpeg, webp = (
+        saved("PNG"),
+        saved("JPEG", quality=95),
+        saved("WEBP", lossless=True, exif=exif(), xmp=b"<x/>", icc_profile=bytes(99)),
+    )
     turned = saved("JPEG", quality=95, exif=exif())
     found = {}
     for name, part in CHUNKS.items():
@@ -152,7 +156,9 @@ def pixels(data: bytes, upright: bool = True) -> np.ndarray:
 @pytest.mark.parametrize("name", CASES)
 def test_the_pixels_are_those_without_the_damage(name):
     damaged, whole = CASES[name]
-    assert np.array_equal(pixels(damaged), pixels(whole)) and np.array_equal(pixels(damaged, False), pixels(whole, False))
+    assert np.array_equal(pixels(damaged), pixels(whole)) and np.array_equal(
+        pixels(damaged, False), pixels(whole, False)
+    )
     is_turned = "turned" in name or name.endswith((".tif", "XMP longer than the file.webp"))
     assert pixels(damaged).shape == ((48, 40, 3) if is_turned else (40, 48, 3))
     if not name.startswith("short acTL"):
@@ -211,15 +217,21 @@ def test_an_evaluation_has_all_of_them(tmp_path, write_config):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{number:03d}{Path(name).suffix}").write_bytes(data)
     torch.manual_seed(0)
-    torch.save({"model": timm.create_model("fat_tiny", num_classes=2).state_dict(), "classes": ["a", "b"]}, tmp_path / "w.pth")
+    torch.save(
+        {"model": timm.create_model("fat_tiny", num_classes=2).state_dict(), "classes": ["a", "b"]}, tmp_path / "w.pth"
+    )
     flags = ["--cfg", write_config(DATA={"NUM_WORKERS": 2}), "--eval", "--resume", tmp_path / "w.pth", "--data-path"]
     command = [sys.executable, "-W", "default", ROOT / "main.py", *flags, tmp_path / "damaged", "--tag", "damaged"]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
-    assert not [line for line in lines if "PIL" in line or "TIFF" in line or "JPEG" in line or "Exif" in line], done.stderr
+    assert not [line for line in lines if "PIL" in line or "TIFF" in line or "JPEG" in line or "Exif" in line], (
+        done.stderr
+    )
     run(*flags, tmp_path / "whole", "--tag", "whole")
-    first, second = (json.loads((tmp_path / f"output/fat_tiny/{tag}/eval.json").read_text()) for tag in ("damaged", "whole"))
+    first, second = (
+        json.loads((tmp_path / f"output/fat_tiny/{tag}/eval.json").read_text()) for tag in ("damaged", "whole")
+    )
     assert first["num_images"] == len(CASES) and first["complete"] and first["raw"] == second["raw"]
 
 
@@ -239,7 +251,9 @@ def cut(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
 def test_pixels_that_end_in_the_middle(kind):
-    data = saved(kind, **({"compression": "tiff_lzw"} if kind == "TIFF" else {"lossless": True} if kind == "WEBP" else {}))
+    data = saved(
+        kind, **({"compression": "tiff_lzw"} if kind == "TIFF" else {"lossless": True} if kind == "WEBP" else {})
+    )
     part = {"PNG": CHUNKS["large zTXt"], "JPEG": SEGMENTS["ICC without a number"]}.get(kind, b"")
     place = {"PNG": 33, "JPEG": 2}.get(kind, 0)
     assert pixels(data[:place] + part + data[place:]).shape == (40, 48, 3)
@@ -283,14 +297,26 @@ def test_a_bomb_among_the_texts_does_not_fill_the_memory(tmp_path, kind):
         f"print(decode_image(open({str(tmp_path / 'a.png')!r}, 'rb')).size)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
-    size, grown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    size, grown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     assert size == "(48, 40)" and int(grown) < 50_000  # KiB
 
 
 def test_pillow_s_limits_are_left_alone():
-    limits = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY, ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+    limits = (
+        PngImagePlugin.MAX_TEXT_CHUNK,
+        PngImagePlugin.MAX_TEXT_MEMORY,
+        ImageFile.LOAD_TRUNCATED_IMAGES,
+        Image.MAX_IMAGE_PIXELS,
+    )
     pixels(CASES["large zTXt before.png"][0])
-    assert limits == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY, ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
+    assert limits == (
+        PngImagePlugin.MAX_TEXT_CHUNK,
+        PngImagePlugin.MAX_TEXT_MEMORY,
+        ImageFile.LOAD_TRUNCATED_IMAGES,
+        Image.MAX_IMAGE_PIXELS,
+    )
     with pytest.raises(ValueError, match="MAX_TEXT_CHUNK"):
         Image.open(io.BytesIO(CASES["large zTXt before.png"][0]))
 
@@ -304,4 +330,6 @@ def test_tiff_of_either_size(bigtiff):
 
 
 def test_other_formats_have_no_second_try():
-    assert [list(without_metadata(saved(kind))) for kind in ("GIF", "BMP", "PPM")] == [[], [], []] and not list(without_metadata(b""))
+    assert [list(without_metadata(saved(kind))) for kind in ("GIF", "BMP", "PPM")] == [[], [], []] and not list(
+        without_metadata(b"")
+    )

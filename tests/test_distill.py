@@ -2,18 +2,18 @@
 
 import json
 
-import models
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import assert_same_run, error_of, launch, load, run, stop_at_update
-from test_fuse import difference, realistic
 
+import models
+from conftest import assert_same_run, error_of, launch, load, run, stop_at_update
 from data.batches import Examples
 from engine.checkpoints.file import interpret
-from engine.tasks.distill import Distillation, Inputs, Teacher, pretrained_teacher, trained_teacher
 from engine.tasks import create_task
+from engine.tasks.distill import Distillation, Inputs, Teacher, pretrained_teacher, trained_teacher
+from test_fuse import difference, realistic
 from utils.config import load_config
 from utils.errors import ConfigError
 
@@ -51,7 +51,9 @@ def teacher_file(tmp_path_factory, digits):
 @pytest.mark.parametrize("tau", [1.0, 3.0])
 def test_soft_by_hand(tau):
     student, teacher = logits(4, 5), logits(4, 5, seed=1)
-    found = Distillation(Teacher(Known(teacher), IMAGENET, IMAGENET), "soft", 0.3, tau)(torch.tensor(2.0), student, torch.zeros(4, 3, 8, 8))
+    found = Distillation(Teacher(Known(teacher), IMAGENET, IMAGENET), "soft", 0.3, tau)(
+        torch.tensor(2.0), student, torch.zeros(4, 3, 8, 8)
+    )
     p, q = (teacher.double() / tau).softmax(1), (student.double() / tau).softmax(1)
     divergence = (p * (p.log() - q.log())).sum() * tau**2 / 20
     assert found.item() == pytest.approx((0.7 * 2 + 0.3 * divergence).item(), rel=1e-5)
@@ -59,13 +61,17 @@ def test_soft_by_hand(tau):
 
 def test_hard_by_hand():
     student, teacher = logits(4, 5), logits(4, 5, seed=1)
-    found = Distillation(Teacher(Known(teacher), IMAGENET, IMAGENET), "hard", 0.25, 3.0)(torch.tensor(2.0), student, torch.zeros(4, 3, 8, 8))
+    found = Distillation(Teacher(Known(teacher), IMAGENET, IMAGENET), "hard", 0.25, 3.0)(
+        torch.tensor(2.0), student, torch.zeros(4, 3, 8, 8)
+    )
     assert found.item() == pytest.approx(0.75 * 2 + 0.25 * F.cross_entropy(student, teacher.argmax(1)).item(), rel=1e-6)
 
 
 def test_the_teacher_learns_nothing_and_drops_nothing():
     known, student = Known(logits(4, 5)), logits(4, 5, seed=1).requires_grad_()
-    Distillation(Teacher(known, IMAGENET, IMAGENET), "soft", 0.5, 1.0)(torch.tensor(0.0), student, torch.zeros(4, 3, 8, 8)).backward()
+    Distillation(Teacher(known, IMAGENET, IMAGENET), "soft", 0.5, 1.0)(
+        torch.tensor(0.0), student, torch.zeros(4, 3, 8, 8)
+    ).backward()
     assert known.logits.grad is None and student.grad.abs().sum() > 0 and not known.training
 
 
@@ -86,7 +92,10 @@ def test_student_and_teacher_see_the_same_mixed_images(write_config):
     known, seen = Known(logits(8, 3)), []
     task.prepare_training(3, Distillation(Teacher(known, IMAGENET, IMAGENET), "soft", 0.5, 1.0))
     images = logits(8, 3, 32, 32)
-    task.loss(lambda x: seen.append(x.clone()) or logits(8, 3, seed=2), Examples(images.clone(), torch.arange(8) % 3, [""] * 8))
+    task.loss(
+        lambda x: seen.append(x.clone()) or logits(8, 3, seed=2),
+        Examples(images.clone(), torch.arange(8) % 3, [""] * 8),
+    )
     assert torch.equal(known.images, seen[0]) and not torch.equal(images, seen[0])
 
 
@@ -97,7 +106,9 @@ def test_two_heads_learn_from_the_labels_and_from_the_teacher(write_config):
     pair = logits(4, 3, seed=2), logits(4, 3, seed=3)
     found = task.loss(lambda x: pair, Examples(torch.zeros(4, 3, 32, 32), targets, [""] * 4))
     labels = F.cross_entropy(pair[0], targets, label_smoothing=0.1)
-    assert found.item() == pytest.approx((0.6 * labels + 0.4 * F.cross_entropy(pair[1], teacher.argmax(1))).item(), rel=1e-5)
+    assert found.item() == pytest.approx(
+        (0.6 * labels + 0.4 * F.cross_entropy(pair[1], teacher.argmax(1))).item(), rel=1e-5
+    )
 
 
 # Students
@@ -136,7 +147,16 @@ def test_fine_tuning_a_distilled_fat_for_other_classes(write_config, tmp_path, c
     torch.manual_seed(0)
     other = timm.create_model("fat_tiny", num_classes=7, distilled=True)
     torch.save(other.state_dict(), tmp_path / "other.pth")
-    run("--cfg", write_config(), "--check", "--pretrained", tmp_path / "other.pth", "--opts", "MODEL.FAT.distilled", "True")
+    run(
+        "--cfg",
+        write_config(),
+        "--check",
+        "--pretrained",
+        tmp_path / "other.pth",
+        "--opts",
+        "MODEL.FAT.distilled",
+        "True",
+    )
     said = capsys.readouterr().out
     assert "initialised anew: head.weight, head.bias, head_dist.weight, head_dist.bias" in said
 
@@ -151,7 +171,9 @@ def test_a_teacher_s_file_says_what_images_it_knows(tmp_path):
     assert own == Inputs([0.5, 0.5, 0.5], [0.1, 0.2, 0.3], (32, 32))
     assert torch.equal(found.head.weight, model.head.weight)
     wide = timm.create_model("deit_tiny_patch16_224", num_classes=3)
-    assert trained_teacher("deit_tiny_patch16_224", 3, interpret(wide.state_dict(), tmp_path), {})[1] == Inputs(IMAGENET.mean, IMAGENET.std, (224, 224))
+    assert trained_teacher("deit_tiny_patch16_224", 3, interpret(wide.state_dict(), tmp_path), {})[1] == Inputs(
+        IMAGENET.mean, IMAGENET.std, (224, 224)
+    )
     small = timm.create_model("fat_tiny", num_classes=3)
     assert trained_teacher("fat_tiny", 3, interpret(small.state_dict(), tmp_path), {})[1] == IMAGENET
 
@@ -165,7 +187,10 @@ def test_timm_s_weights_that_cannot_be_had(monkeypatch):
     with pytest.raises(ConfigError, match="fat_tiny cannot be had"):
         pretrained_teacher("fat_tiny", 1000)
     monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(ConfigError, match=r"DISTILL.TEACHER: timm's weights of resnet18 cannot be had \(no route to host\); check the network"):
+    with pytest.raises(
+        ConfigError,
+        match=r"DISTILL.TEACHER: timm's weights of resnet18 cannot be had \(no route to host\); check the network",
+    ):
         pretrained_teacher("resnet18", 1000)
 
 
@@ -177,7 +202,9 @@ def test_refused(write_config, teacher_file, tmp_path):
     assert "'resnet18'" in message(TEACHER="resnet_18", WEIGHTS=str(teacher_file))
     assert "is no fat_small for 3 classes" in message(TEACHER="fat_small", WEIGHTS=str(teacher_file))
     torch.save(timm.create_model("fat_tiny", num_classes=10).state_dict(), tmp_path / "ten.pth")
-    assert "head.weight (10, 128)" in message(TEACHER="fat_tiny", WEIGHTS=f"{tmp_path}/ten.pth").replace("is (10", "(10")
+    assert "head.weight (10, 128)" in message(TEACHER="fat_tiny", WEIGHTS=f"{tmp_path}/ten.pth").replace(
+        "is (10", "(10"
+    )
     torch.save({"model": load(teacher_file)["state_dict"], "classes": ["1", "0", "2"]}, tmp_path / "turned.pth")
     assert "other classes" in message(TEACHER="fat_tiny", WEIGHTS=f"{tmp_path}/turned.pth")
     assert "missing.pth" in message(TEACHER="fat_tiny", WEIGHTS=f"{tmp_path}/missing.pth")
@@ -219,10 +246,16 @@ def test_the_student_comes_to_agree_with_the_teacher(write_config, tmp_path, dig
         AUG={"MIXUP": 0.0, "CUTMIX": 0.0, "REPROB": 0.0, "AUTO_AUGMENT": "none"},
     )  # fmt: skip
     run("--cfg", path)
-    losses = [r["loss"] for r in map(json.loads, (tmp_path / "output/fat_tiny/default/metrics.jsonl").read_text().splitlines()) if r["kind"] == "train"]
+    losses = [
+        r["loss"]
+        for r in map(json.loads, (tmp_path / "output/fat_tiny/default/metrics.jsonl").read_text().splitlines())
+        if r["kind"] == "train"
+    ]
     assert sum(losses[-7:]) < 0.5 * sum(losses[:7])
     transform = create_transform(32, interpolation="bicubic", mean=IMAGENET.mean, std=IMAGENET.std)
-    images = torch.stack([transform(Image.open(file).convert("RGB")) for file in sorted((digits / "val").rglob("*.png"))])
+    images = torch.stack(
+        [transform(Image.open(file).convert("RGB")) for file in sorted((digits / "val").rglob("*.png"))]
+    )
     teacher, student = (timm.create_model("fat_tiny", num_classes=3).eval() for _ in range(2))
     teacher.load_state_dict(load(teacher_file)["state_dict"])
     student.load_state_dict(load(tmp_path / "output/fat_tiny/default/last.pth")["model"])
@@ -243,7 +276,11 @@ def test_in_a_run_each_head_has_its_own_teacher(write_config, tmp_path, teacher_
 
 def test_two_processes_learn_the_same_and_resume_to_the_same_bits(write_config, tmp_path, teacher_file, monkeypatch):
     path = distilling(
-        write_config, teacher_file, DATA={"BATCH_SIZE": 4}, MODEL={"FAT": {"distilled": True}}, TRAIN={"SAVE_EVERY_STEPS": 2}
+        write_config,
+        teacher_file,
+        DATA={"BATCH_SIZE": 4},
+        MODEL={"FAT": {"distilled": True}},
+        TRAIN={"SAVE_EVERY_STEPS": 2},
     )
     launch(2, "--cfg", path, "--tag", "whole")
     restore = stop_at_update(monkeypatch, 11)

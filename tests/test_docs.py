@@ -30,15 +30,15 @@ import matplotlib
 import pytest
 import torch
 import yaml
-from conftest import ROOT, free_port
-from make_quickstart_data import digits as all_digits
-from pages import PAGES, anchors_of, blocks, commands_of, links_of, markdown_files, words_of
 from PIL import Image
 from timm.data import ImageNetInfo
 
 import engine.commands.evaluate
 import engine.commands.train  # noqa: F401  (with the packages that they need, so that no command has to import them again)
+from conftest import ROOT, free_port
+from make_quickstart_data import digits as all_digits
 from models.fuse import is_native_on_cpu
+from pages import PAGES, anchors_of, blocks, commands_of, links_of, markdown_files, words_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot  # noqa: E402, F401  (once here, instead of in each command)
@@ -49,7 +49,10 @@ SUBSTITUTED = [
     (r"--nproc_per_node 8", "--nproc_per_node 2"),
     (r"(scripts/(?:train|eval)\.sh \S+) 8", r"\1 2"),
     (r"--batch-size 64", "--batch-size 4"),
-    (r"/path/to/imagenet (.*)output/fat_b0/default(\S+ --opts TEST.SETS \"\[val, real)", r"/path/to/thousand \1output/fat_b0/thousand\2"),
+    (
+        r"/path/to/imagenet (.*)output/fat_b0/default(\S+ --opts TEST.SETS \"\[val, real)",
+        r"/path/to/thousand \1output/fat_b0/thousand\2",
+    ),
     (r"--data-path /path/to/(\w+)", r"--data-path {stand_ins}/\1"),
     (r"folders /downloads --output /data/imagenet", "folders {stand_ins}/downloads --output prepared --partial"),
     (r"--output /data/", "--output prepared/"),
@@ -84,8 +87,17 @@ MADE = [
     (r"scripts/benchmark\.py", [f"results/benchmark_cpu.{suffix}" for suffix in ("csv", "md")]),
     (r"prepare_data\.py \w+ .*--output (\S+)", [r"\1/*"]),
     (r"predict\.py .*--json (\S+) --sheet (\S+)", [r"\1", r"\2"]),
-    (r"visualize\.py (?!mistakes)(\w+)\S* photo\.jpg", [r"output/fat_tiny/digits/look/*.png", "output/fat_tiny/digits/look/tensorboard/*"]),
-    (r"visualize\.py mistakes", [f"output/fat_tiny/digits/look/{name}" for name in ("mistakes.png", "mistakes.csv", "confusion.png", "confusion.csv")]),
+    (
+        r"visualize\.py (?!mistakes)(\w+)\S* photo\.jpg",
+        [r"output/fat_tiny/digits/look/*.png", "output/fat_tiny/digits/look/tensorboard/*"],
+    ),
+    (
+        r"visualize\.py mistakes",
+        [
+            f"output/fat_tiny/digits/look/{name}"
+            for name in ("mistakes.png", "mistakes.csv", "confusion.png", "confusion.csv")
+        ],
+    ),
     (r"export\.py onnx program hub int8", ["exported/*.onnx", "exported/*.pt2", "exported/*_hub/model.safetensors"]),
     (r"checkpoint\.py (?:strip|average|convert) .*--output (\S+)", [r"\1"]),
     (r"scripts/report\.py (\S+)", [r"\1/report.html"]),
@@ -116,24 +128,40 @@ NOT_RUN = {  # command: (why, the test that has what it does)
     "python scripts/reproduce.py --all": ("minutes; its targets are run", "test_all_makes_every_target"),
     f"{CLASSIFICATION} --checkpoints fat_b0=best.pth": CHECKPOINTS,
     f"{CLASSIFICATION} --checkpoints fat_b0=output/fat_b0/default/best.pth": CHECKPOINTS,
-    "python scripts/reproduce.py speed --quick": ("minutes; --csv is run", "test_the_speed_table_has_the_fastest_forms"),
+    "python scripts/reproduce.py speed --quick": (
+        "minutes; --csv is run",
+        "test_the_speed_table_has_the_fastest_forms",
+    ),
     "python scripts/reproduce.py ablations --proxy": ("an hour, and npm", "test_all_variants_with_all_seeds"),
-    "python scripts/reproduce.py ablations --proxy configs/proxy/tiny.yaml --seeds 2": ("minutes", "test_all_variants_with_all_seeds"),
+    "python scripts/reproduce.py ablations --proxy configs/proxy/tiny.yaml --seeds 2": (
+        "minutes",
+        "test_all_variants_with_all_seeds",
+    ),
     (
         "python scripts/compare_formats.py --cfg configs/fat_quickstart.yaml --checkpoint output/fat_tiny/digits/best.pth "
         "--data-path datasets/digits --speed-data datasets/photos"
     ): ("it starts Python ten times, for a minute", "test_the_comparison_of_formats"),
     "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet --eval --pretrained vit_tiny.pth "
-    "--opts MODEL.TYPE timm MODEL.NAME vit_tiny_patch16_224 DATA.FROM_MODEL True": ("the weights need a network", "test_eval_of_timm_s_weights"),
+    "--opts MODEL.TYPE timm MODEL.NAME vit_tiny_patch16_224 DATA.FROM_MODEL True": (
+        "the weights need a network",
+        "test_eval_of_timm_s_weights",
+    ),
     (
         "python -c \"import timm, torch; torch.save(timm.create_model('vit_tiny_patch16_224', pretrained=True).state_dict(), 'vit_tiny.pth')\""
     ): ("it needs a network", "test_eval_of_timm_s_weights"),
-    "python scripts/export.py aoti --checkpoint output/fat_tiny/digits/best.pth --output exported": ("a minute of C++", "test_a_compiled_package"),
+    "python scripts/export.py aoti --checkpoint output/fat_tiny/digits/best.pth --output exported": (
+        "a minute of C++",
+        "test_a_compiled_package",
+    ),
     "python scripts/fault_test.py --kills 50": ("minutes", "test_killed_and_started_again"),
     "torchrun --nproc_per_node 8 --max_restarts 3 main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet": (
-        "the launcher itself, and faults", "test_restarts_go_on_to_the_same_bits",
+        "the launcher itself, and faults",
+        "test_restarts_go_on_to_the_same_bits",
     ),
-    "srun python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet": ("no Slurm", "test_srun_starts_a_process_group"),
+    "srun python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet": (
+        "no Slurm",
+        "test_srun_starts_a_process_group",
+    ),
     '[ $? -eq 143 ] && scontrol requeue "$SLURM_JOB_ID"': ("no Slurm", "test_a_signal_in_training_saves_and_ends"),
 }
 
@@ -194,7 +222,9 @@ class Sandboxes:
             for pattern, globs in MADE:
                 for glob in [match.expand(glob) for match in re.finditer(pattern, text) for glob in globs]:
                     # Clocks of file systems lag behind by some milliseconds.
-                    assert any(path.stat().st_mtime > started - 0.1 for path in place.glob(glob)), f"{text}: has not written {glob}"
+                    assert any(path.stat().st_mtime > started - 0.1 for path in place.glob(glob)), (
+                        f"{text}: has not written {glob}"
+                    )
 
 
 def recorded(words: list[str], place: Path) -> list[list[str]]:
@@ -247,7 +277,13 @@ def fork(work: Callable[[], None], environment: dict[str, str], place: Path) -> 
         work()
         status = 0
     except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else print(ended.code, file=sys.stderr) or 1
+        status = (
+            ended.code
+            if isinstance(ended.code, int)
+            else 0
+            if ended.code is None
+            else print(ended.code, file=sys.stderr) or 1
+        )
     except BaseException:
         traceback.print_exc()
     finally:
@@ -258,7 +294,9 @@ def fork(work: Callable[[], None], environment: dict[str, str], place: Path) -> 
 
 def forget_the_checkout() -> None:
     """The repository's modules are imported anew, from the sandbox."""
-    parts = {path.name.removesuffix(".py") for path in ROOT.iterdir()} | {path.stem for path in (ROOT / "scripts").iterdir()}
+    parts = {path.name.removesuffix(".py") for path in ROOT.iterdir()} | {
+        path.stem for path in (ROOT / "scripts").iterdir()
+    }
     for name in [name for name in sys.modules if name.partition(".")[0] in parts - {"tests"}]:
         del sys.modules[name]
     sys.path[:] = [path for path in sys.path if Path(path).resolve() not in (ROOT, ROOT / "scripts", ROOT / "tests")]
@@ -311,7 +349,7 @@ def write_template(template: Path, stand_ins: Path) -> None:
     (template / "scripts/environment.sh").write_text("use_environment() { :; }  # it would install packages\n")
     python = template / "stand_in_bin/python"
     python.parent.mkdir()
-    python.write_text("#!/bin/sh\nprintf '%s\\0' python \"$@\" >> \"$RECORD\"\nprintf '\\n\\0' >> \"$RECORD\"\n")
+    python.write_text('#!/bin/sh\nprintf \'%s\\0\' python "$@" >> "$RECORD"\nprintf \'\\n\\0\' >> "$RECORD"\n')
     python.chmod(0o755)
     pictures(template, ["photo", "images/a"], ".jpg", (200, 150))
     wanted = {(split, str(label)): number for split, number in (("train", 8), ("val", 3)) for label in range(10)}
@@ -329,13 +367,18 @@ def write_template(template: Path, stand_ins: Path) -> None:
     pictures(template / "datasets/c/fog/1", ["0/a", "7/b"], size=(8, 8))
     (template / "released.pth").symlink_to(stand_ins / "released.pth")
     corruptions = {"corruptions": {"fog": 0.8}, "severities": [1]}
-    sets = {"seen": {"path": "train"}, "low": {"path": "low", "only": [str(n) for n in range(5)]}, "c": {"path": "../c", **corruptions}}
+    sets = {
+        "seen": {"path": "train"},
+        "low": {"path": "low", "only": [str(n) for n in range(5)]},
+        "c": {"path": "../c", **corruptions},
+    }
     (template / "digits_sets.yaml").write_text(yaml.safe_dump(sets))
 
 
 @pytest.fixture(scope="module")
 def sandboxes(digits, tmp_path_factory):
     import timm
+
     from prepare_data import main as prepare_data
     from test_prepare_data import write_downloads
 
@@ -392,7 +435,11 @@ def test_what_is_not_run_has_a_test_and_known_flags():
         assert command in COMMANDS, f"{command}: is in no page any more"
         assert why and f"def {test}(" in tests, f"{command}: {test}: is no test"
         scripts = re.findall(r"scripts/(\w+)\.py", command)
-        sources = "".join(path.read_text() for name in [*scripts, "paper/*", "exports/*"] for path in (ROOT / "scripts").glob(f"{name}.py"))
+        sources = "".join(
+            path.read_text()
+            for name in [*scripts, "paper/*", "exports/*"]
+            for path in (ROOT / "scripts").glob(f"{name}.py")
+        )
         for flag in re.findall(r"--[\w-]+", command) if scripts else []:
             assert f'"{flag}"' in sources, f"{command}: {flag}: is unknown to its script"
 

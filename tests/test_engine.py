@@ -9,18 +9,18 @@ import numpy
 import pytest
 import timm
 import torch
-from conftest import error_of, launch, run, run_processes
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import nn
 
 import models  # noqa: F401
+from conftest import error_of, launch, run, run_processes
+from engine.checkpoints.progress import Progress, Window
 from engine.setup.model import create_model, prepare_model
+from engine.setup.precision import NativePrecision, create_precision, resolve_dtype
 from engine.training.nonfinite import FiniteGuard
 from engine.training.optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
 from engine.training.plan import BatchPlan
-from engine.setup.precision import NativePrecision, create_precision, resolve_dtype
-from engine.checkpoints.progress import Progress, Window
 from engine.training.trainer import Trainer
 from engine.training.waits import Waits
 from utils.distributed import Launch
@@ -80,7 +80,11 @@ def test_accumulation_is_the_large_batch_also_for_the_rest_of_the_epoch(accumula
     for step in range(trainer.plan.updates_per_epoch):
         norm = trainer.update(step, batches, Window(CPU, Progress(), Launch()))
         size = 4 * trainer.plan.batches_in_update(step)
-        loss = (reference(images[position : position + size]).squeeze(1) - targets[position : position + size]).square().mean()
+        loss = (
+            (reference(images[position : position + size]).squeeze(1) - targets[position : position + size])
+            .square()
+            .mean()
+        )
         gradients = torch.autograd.grad(loss, list(reference.parameters()))
         assert norm.item() == pytest.approx(torch.cat([g.flatten() for g in gradients]).norm().item(), rel=1e-12)
         with torch.no_grad():
@@ -127,7 +131,10 @@ def test_float32_and_bfloat16_scale_nothing():
 def test_precision_by_config():
     assert resolve_dtype(True, "auto", CPU) is None and resolve_dtype(False, "float16", CPU) is None
     assert resolve_dtype(True, "bfloat16", CPU) is torch.bfloat16
-    assert create_precision(True, "float16", CPU).dtype is torch.float16 and create_precision(False, "float16", CPU).dtype is None
+    assert (
+        create_precision(True, "float16", CPU).dtype is torch.float16
+        and create_precision(False, "float16", CPU).dtype is None
+    )
 
 
 # Schedules and optimizers
@@ -181,7 +188,11 @@ def optimizer_for(name="adamw", model=None, **changes):
 
 def test_adamw_decays_matrices_only():
     optimizer = optimizer_for()
-    assert isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["betas"] == (0.8, 0.99) and optimizer.defaults["fused"]
+    assert (
+        isinstance(optimizer, torch.optim.AdamW)
+        and optimizer.defaults["betas"] == (0.8, 0.99)
+        and optimizer.defaults["fused"]
+    )
     for group in optimizer.param_groups:
         assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.05}
 
@@ -200,7 +211,10 @@ def test_moments_come_back_in_the_weights_layout():
     ResumableOptimizer(optimizers[1]).load_state_dict(copy.deepcopy(ResumableOptimizer(optimizers[0]).state_dict()))
     gradient = torch.randn_like(old.weight)
     for layer, optimizer in zip((old, new), optimizers):
-        layer.weight.grad, layer.bias.grad = torch.empty_like(layer.weight).copy_(gradient), torch.zeros_like(layer.bias)
+        layer.weight.grad, layer.bias.grad = (
+            torch.empty_like(layer.weight).copy_(gradient),
+            torch.zeros_like(layer.bias),
+        )
         optimizer.step()
     assert torch.allclose(old.weight, new.weight, atol=1e-6)
 
@@ -254,17 +268,17 @@ def test_optimizers_resume_exactly(name):
             optimizer.step()
 
     torch.manual_seed(0)
-    models = [nn.Linear(4, 4) for _ in range(3)]
-    for model in models[1:]:
-        model.load_state_dict(models[0].state_dict())
-    whole, before = (optimizer_for(name, model) for model in models[:2])
-    steps(models[0], whole, 0, 6)
-    steps(models[1], before, 0, 3)
-    models[2].load_state_dict(models[1].state_dict())
-    after = optimizer_for(name, models[2])
+    linears = [nn.Linear(4, 4) for _ in range(3)]
+    for model in linears[1:]:
+        model.load_state_dict(linears[0].state_dict())
+    whole, before = (optimizer_for(name, model) for model in linears[:2])
+    steps(linears[0], whole, 0, 6)
+    steps(linears[1], before, 0, 3)
+    linears[2].load_state_dict(linears[1].state_dict())
+    after = optimizer_for(name, linears[2])
     ResumableOptimizer(after).load_state_dict(copy.deepcopy(ResumableOptimizer(before).state_dict()))
-    steps(models[2], after, 3, 6)
-    for a, b in zip(models[0].parameters(), models[2].parameters()):
+    steps(linears[2], after, 3, 6)
+    for a, b in zip(linears[0].parameters(), linears[2].parameters()):
         assert torch.equal(a, b)
 
 
@@ -294,7 +308,17 @@ def test_refused_models():
     with pytest.raises(ConfigError, match="no embed_dims, depths, num_heads; did you mean 'fat_b0'"):
         build("fat", "fat_b00")
     with pytest.raises(ConfigError, match="10 is not divisible by num_heads 3"):
-        build("fat", "mine", embed_dims=[10], depths=[1], num_heads=[3], kernel_sizes=[3], window_sizes=[1], mlp_ratios=[1], mlp_kernel_sizes=[3])
+        build(
+            "fat",
+            "mine",
+            embed_dims=[10],
+            depths=[1],
+            num_heads=[3],
+            kernel_sizes=[3],
+            window_sizes=[1],
+            mlp_ratios=[1],
+            mlp_kernel_sizes=[3],
+        )
     with pytest.raises(ConfigError, match="depths has 3 values for 4 stages"):
         build("fat", "fat_b0", depths=[1, 1, 1])
     with pytest.raises(ConfigError, match="no activation checkpointing"):
@@ -346,10 +370,17 @@ def test_switches_train(write_config, switch):
 def test_compiled_training_gives_the_same_weights(write_config, tmp_path, capsys):
     """One graph for training and one for evaluation: of both models, and of the last batch, which is smaller."""
     one_stage = dict(
-        embed_dims=[16], depths=[1], num_heads=[2], kernel_sizes=[3], window_sizes=[2], mlp_ratios=[2], mlp_kernel_sizes=[3]
+        embed_dims=[16],
+        depths=[1],
+        num_heads=[2],
+        kernel_sizes=[3],
+        window_sizes=[2],
+        mlp_ratios=[2],
+        mlp_kernel_sizes=[3],
     )
     path = write_config(
-        MODEL={"NAME": "one_stage", "FAT": one_stage, "DROP_PATH_RATE": 0.0}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "BASE_LR": 1e-3}
+        MODEL={"NAME": "one_stage", "FAT": one_stage, "DROP_PATH_RATE": 0.0},
+        TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "BASE_LR": 1e-3},
     )
     run("--cfg", path, "--tag", "eager")
     torch._dynamo.reset()
@@ -358,7 +389,9 @@ def test_compiled_training_gives_the_same_weights(write_config, tmp_path, capsys
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == 2
     assert "torch.compile: the first update took" in capsys.readouterr().out
     folder = tmp_path / "output/one_stage"
-    eager, compiled = (torch.load(folder / tag / "last.pth", weights_only=True)["model"] for tag in ("eager", "compiled"))
+    eager, compiled = (
+        torch.load(folder / tag / "last.pth", weights_only=True)["model"] for tag in ("eager", "compiled")
+    )
     assert list(eager) == list(compiled)
     for key, value in eager.items():
         assert torch.allclose(value, compiled[key], atol=1e-4), key
@@ -431,7 +464,9 @@ def test_draws_are_a_function_of_epoch_update_micro_batch_and_rank():
                 found.append((torch.rand(1).item(), random.random(), numpy.random.rand()))
                 return super().loss(model, batch)
 
-        trainer = make_trainer(linear(), 4, 2, 16, task=Drawing(), peers=Peers(Launch(rank, 2)), progress=Progress(epoch=epoch))
+        trainer = make_trainer(
+            linear(), 4, 2, 16, task=Drawing(), peers=Peers(Launch(rank, 2)), progress=Progress(epoch=epoch)
+        )
         images, targets = (t.double() for t in data(16))
         batches = iter(zip(images.split(4), targets.split(4)))
         for step in range(2):
@@ -471,7 +506,11 @@ def test_every_setting_reaches_its_place(write_config, monkeypatch):
     assert (trainer.save_every_minutes, trainer.guard.policy) == (7.5, "skip")
     for loader in (trainer.train_loader, trainer.val_loader):
         dataset = loader.loader.dataset
-        assert (dataset.on_error, dataset.source.decode.keywords, dataset.source.inside) == ("skip", {"exif": False}, "")
+        assert (dataset.on_error, dataset.source.decode.keywords, dataset.source.inside) == (
+            "skip",
+            {"exif": False},
+            "",
+        )
         assert loader.finish.memory_format is torch.contiguous_format
     assert (trainer.epochs, trainer.clip_grad, trainer.compile_mode) == (10, 1.5, "max-autotune")
     assert (trainer.plan.total_batch_size, trainer.plan.updates_per_epoch) == (8, 8)
@@ -490,7 +529,9 @@ def test_every_setting_reaches_its_place(write_config, monkeypatch):
     mixup = trainer.task.mixup
     assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.mix_prob, mixup.switch_prob) == (0.3, 0.6, 0.7, 0.4)
     assert (mixup.mode, mixup.label_smoothing, mixup.num_classes) == ("pair", 0.2, 3)
-    assert trainer.model.head_drop.p == 0.25 and trainer.model.layers[3].blocks[0].drop_path.drop_prob == pytest.approx(0.3)
+    assert trainer.model.head_drop.p == 0.25 and trainer.model.layers[3].blocks[0].drop_path.drop_prob == pytest.approx(
+        0.3
+    )
     assert trainer.model.layers[0].blocks[0].attn.interaction == "add"
 
     steps = trainer.train_loader.loader.dataset.transform.steps
@@ -538,6 +579,12 @@ def test_the_best_weights_metrics_are_kept():
     trainer.list_unreadable = lambda: None
     epochs = [(50.0, 60.0), (55.0, 58.0)]
     for raw, ema in epochs:
-        results = {name: {"acc1": acc1, "acc5": 99.0, "loss": 1.0, "num_images": 4} for name, acc1 in (("raw", raw), ("ema", ema))}
+        results = {
+            name: {"acc1": acc1, "acc5": 99.0, "loss": 1.0, "num_images": 4}
+            for name, acc1 in (("raw", raw), ("ema", ema))
+        }
         trainer.finish_epoch(1.0, results, 1.0)
-    assert trainer.progress.best == {"acc1": 60.0, "weights": "ema", "epoch": 0} and trainer.progress.best_metrics["acc1"] == 60.0
+    assert (
+        trainer.progress.best == {"acc1": 60.0, "weights": "ema", "epoch": 0}
+        and trainer.progress.best_metrics["acc1"] == 60.0
+    )

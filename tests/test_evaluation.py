@@ -7,10 +7,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import error_of, launch, run
-from near import same_figures
 
+from conftest import error_of, launch, run
 from engine.evaluation.loop import summarize
+from near import same_figures
 from utils.metrics import ClassificationMetrics
 
 
@@ -59,7 +59,9 @@ def test_numbers_are_right(write_config, tmp_path, digits, checkpoint):
     from PIL import Image
     from timm.data import create_transform
 
-    transform = create_transform(32, interpolation="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_pct=0.875)
+    transform = create_transform(
+        32, interpolation="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_pct=0.875
+    )
     expected = {}
     for name, key in (("raw", "model"), ("ema", "ema")):
         model = timm.create_model("fat_tiny", num_classes=3).eval()
@@ -132,7 +134,9 @@ def test_refused(write_config, tmp_path, digits, checkpoint):
     assert "there are no weights" in str(error_of("--cfg", write_config(), "--eval"))
     shutil.copytree(digits / "val", tmp_path / "other/val")
     (tmp_path / "other/val/2").rename(tmp_path / "other/val/7")
-    message = str(error_of("--cfg", write_config(DATA={"DATA_PATH": str(tmp_path / "other")}), "--eval", "--resume", checkpoint))
+    message = str(
+        error_of("--cfg", write_config(DATA={"DATA_PATH": str(tmp_path / "other")}), "--eval", "--resume", checkpoint)
+    )
     assert "only in train: 2" in message
     assert not (tmp_path / "output").exists()
 

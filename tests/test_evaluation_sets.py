@@ -12,25 +12,27 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import ROOT, error_of, launch, load, run
-from near import same_predictions, same_set
 from PIL import Image, ImageFilter
 from timm.data import ImageNetInfo, create_transform
 
+from conftest import ROOT, error_of, launch, load, run
 from data.class_maps import read_class_map
 from data.corruptions import CorruptedSource, corrupt, failure_of
 from data.sources import open_source
 from engine.evaluation.sets.open import _subset, label_folders, match_labels
 from engine.evaluation.sets.predictions import Predictions
-from engine.evaluation.sets.tables import PUBLISHED, is_imagenet, meanings, table
 from engine.evaluation.sets.spec import SetSpec, read_sets
+from engine.evaluation.sets.tables import PUBLISHED, is_imagenet, meanings, table
+from near import same_predictions, same_set
 from utils.errors import ConfigError, DataError
 from utils.metrics import calibration, corruption_errors
 from utils.rng import derive_seed
 
 NAMES = ["zero", "one", "two", "three", "four", "five"]  # of the digits; sorted, other labels than the digits
 CLASSES = sorted(NAMES)
-made = pytest.mark.skipif(not importlib.util.find_spec("imagecorruptions"), reason="imagecorruptions-imaug is not installed")
+made = pytest.mark.skipif(
+    not importlib.util.find_spec("imagecorruptions"), reason="imagecorruptions-imaug is not installed"
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,9 @@ def data(tmp_path_factory):
             _save(image.rotate(-10), root / "few" / name / path.name)
         for severity in (1, 2):
             noise = np.asarray(image) + rng.normal(scale=40 * severity, size=(8, 8))
-            _save(Image.fromarray(np.uint8(noise.clip(0, 255))), root / f"c/grouped/noise/{severity}" / name / path.name)
+            _save(
+                Image.fromarray(np.uint8(noise.clip(0, 255))), root / f"c/grouped/noise/{severity}" / name / path.name
+            )
             _save(image.point(lambda level: level // (2 * severity)), root / f"c/dark/{severity}" / name / path.name)
             _save(image.transpose(Image.Transpose.ROTATE_90), root / f"c/grouped/turned/{severity}" / name / path.name)
     return root
@@ -73,7 +77,10 @@ def images_of(folder):
 @pytest.fixture(scope="module")
 def labels():
     """Several right labels for the validation images by file name, in another order; every fifth has none."""
-    return {f"img_{n:04d}.png": [] if n % 5 == 0 else [n % 6, (n * n + 1) % 6] for n in random.Random(0).sample(range(1, 400), 399)}
+    return {
+        f"img_{n:04d}.png": [] if n % 5 == 0 else [n % 6, (n * n + 1) % 6]
+        for n in random.Random(0).sample(range(1, 400), 399)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +131,19 @@ def evaluate(tmp_path, checkpoint, sets_file):
 def arguments_for(output, checkpoint, sets_file, names, tag="x", opts=()):
     config = checkpoint.parent.parent.parent / "small.yaml"
     given = {"TEST.SETS": f"[{', '.join(names)}]", "TEST.SETS_FILE": sets_file, **dict(opts)}
-    return ["--cfg", config, "--eval", "--resume", checkpoint, "--output", output, "--tag", tag, "--opts", *sum(given.items(), ())]
+    return [
+        "--cfg",
+        config,
+        "--eval",
+        "--resume",
+        checkpoint,
+        "--output",
+        output,
+        "--tag",
+        tag,
+        "--opts",
+        *sum(given.items(), ()),
+    ]
 
 
 def read(path):
@@ -136,7 +155,9 @@ def logits_of(checkpoint, files, weights="model", crop_pct=0.875):
     """One image at a time, by timm alone."""
     model = timm.create_model("fat_tiny", num_classes=6).eval()
     model.load_state_dict(load(checkpoint)[weights])
-    transform = create_transform(32, interpolation="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_pct=crop_pct)
+    transform = create_transform(
+        32, interpolation="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_pct=crop_pct
+    )
     with torch.no_grad():
         return np.array([model(transform(Image.open(file).convert("RGB"))[None])[0].double().numpy() for file in files])
 
@@ -162,22 +183,33 @@ def test_figures_are_right(evaluate, data, checkpoint, name, label_of):
     folder = evaluate(name)
     files = images_of(data / name)
     targets = np.array([label_of(file.parent.name) for file in files])
-    logits = logits_of(checkpoint, files, "ema" if json.loads((folder / f"{name}.json").read_text())["weights"] == "ema" else "model")
+    logits = logits_of(
+        checkpoint, files, "ema" if json.loads((folder / f"{name}.json").read_text())["weights"] == "ema" else "model"
+    )
     order = np.argsort(-logits, axis=1)
     hits = order[:, :5] == targets[:, None]
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     found = json.loads((folder / f"{name}.json").read_text())
-    assert found["acc1"] == pytest.approx(100 * hits[:, 0].mean()) and found["acc5"] == pytest.approx(100 * hits.any(axis=1).mean())
+    assert found["acc1"] == pytest.approx(100 * hits[:, 0].mean()) and found["acc5"] == pytest.approx(
+        100 * hits.any(axis=1).mean()
+    )
     assert 10 < found["acc1"] < 100 and 50 < found["acc5"]
     assert found["loss"] == pytest.approx(-np.log(shares[range(47), targets]).mean(), abs=2e-6)
     assert found["ece"] == pytest.approx(expected_ece(shares.max(axis=1), hits[:, 0]), abs=1e-3)
     assert sum(bin_["images"] for bin_ in found["reliability"]) == found["num_images"] == 47
-    assert found["complete"] and found["path"] == str(data / name) and found["checkpoint"] == str(checkpoint) and found["precision"]
+    assert (
+        found["complete"]
+        and found["path"] == str(data / name)
+        and found["checkpoint"] == str(checkpoint)
+        and found["precision"]
+    )
 
     rows = read(folder / f"{name}_predictions.csv")
     assert [row["image"] for row in rows] == [str(file.relative_to(data / name)) for file in files]
     for row, own, share, target in zip(rows, order, shares, targets):
-        assert row["right"] == CLASSES[target] and [row[f"top{n}"] for n in range(1, 6)] == [CLASSES[label] for label in own[:5]]
+        assert row["right"] == CLASSES[target] and [row[f"top{n}"] for n in range(1, 6)] == [
+            CLASSES[label] for label in own[:5]
+        ]
         assert [float(row[f"probability{n}"]) for n in range(1, 6)] == pytest.approx(share[own[:5]], abs=6e-5)
     classes = read(folder / f"{name}_classes.csv")
     assert [row["class"] for row in classes] == CLASSES and sum(int(row["images"]) for row in classes) == 47
@@ -186,7 +218,9 @@ def test_figures_are_right(evaluate, data, checkpoint, name, label_of):
         assert float(row["acc5"]) == pytest.approx(100 * hits[targets == label].any(axis=1).mean(), abs=1e-4)
     pairs = {(row["class"], row["predicted"]): int(row["images"]) for row in read(folder / f"{name}_confusions.csv")}
     wrong = [(CLASSES[t], CLASSES[p]) for t, p in zip(targets, order[:, 0]) if t != p]
-    assert pairs == {pair: wrong.count(pair) for pair in wrong} and list(pairs.values()) == sorted(pairs.values(), reverse=True)
+    assert pairs == {pair: wrong.count(pair) for pair in wrong} and list(pairs.values()) == sorted(
+        pairs.values(), reverse=True
+    )
 
 
 def test_validation_is_the_plain_evaluation(evaluate, tmp_path, checkpoint, sets_file):
@@ -198,7 +232,19 @@ def test_validation_is_the_plain_evaluation(evaluate, tmp_path, checkpoint, sets
     expected = json.loads((tmp_path / "fat_tiny/plain/eval.json").read_text())
     assert beside == expected and not (tmp_path / "fat_tiny/plain/eval").exists()
     assert list(expected) == [
-        *("acc1", "acc5", "loss", "num_images", "weights", "raw", "ema", "dataset", "data_path", "crop_pct", "complete"),
+        *(
+            "acc1",
+            "acc5",
+            "loss",
+            "num_images",
+            "weights",
+            "raw",
+            "ema",
+            "dataset",
+            "data_path",
+            "crop_pct",
+            "complete",
+        ),
         *("checkpoint", "precision", "fused", "img_size", "crops", "flip", "cell", "classes", "imagenet"),
     ]
     found = json.loads((folder / "val.json").read_text())
@@ -238,12 +284,21 @@ def test_what_the_comparison_of_files_lets_through():
     predictions = "image,probability1\n" + "".join(f"x,{value:.4f}\n" for value in confidences)
 
     def same(one, other, **changed):
-        sets = [{"num_images": 5, "acc1": 60.0, "loss": 0.5, **calibration(values, hits)} for values, hits in (one, other)]
-        return same_set(*(json.dumps(figures).encode() for figures in (sets[0], {**sets[1], **changed})), predictions.encode())
+        sets = [
+            {"num_images": 5, "acc1": 60.0, "loss": 0.5, **calibration(values, hits)} for values, hits in (one, other)
+        ]
+        return same_set(
+            *(json.dumps(figures).encode() for figures in (sets[0], {**sets[1], **changed})), predictions.encode()
+        )
 
     a, b = (left, correct), (right, correct)
     assert calibration(*a) != calibration(*b) and same(a, b) and same(a, b, loss=0.500001)
-    assert not same(a, b, loss=0.50001) and not same(a, b, acc1=60.1) and not same(a, b, ece=0.0) and not same(a, b, num_images=6)
+    assert (
+        not same(a, b, loss=0.50001)
+        and not same(a, b, acc1=60.1)
+        and not same(a, b, ece=0.0)
+        and not same(a, b, num_images=6)
+    )
     assert not same(a, (right, ~correct)) and not same(a, (right + np.float32([0, 0.001, 0, 0, 0]), correct))
     table = "image,right,top1,top2,probability1,probability2\nx,a,{},{},{},{}\n"
     files = [table.format(*row).encode() for row in (
@@ -261,7 +316,11 @@ def test_only_some_classes_to_choose_among(evaluate, data, checkpoint):
     logits = logits_of(checkpoint, files, {"raw": "model", "ema": "ema"}[found["weights"]])
     targets = np.array([CLASSES.index(file.parent.name) for file in files])
     best = np.array(subset)[logits[:, subset].argmax(axis=1)]
-    assert found["acc1"] == pytest.approx(100 * (best == targets).mean()) and found["classes"] == 3 and found["num_images"] == 23
+    assert (
+        found["acc1"] == pytest.approx(100 * (best == targets).mean())
+        and found["classes"] == 3
+        and found["num_images"] == 23
+    )
     assert (best != logits.argmax(axis=1)).any()  # else this would show nothing
     shares = np.exp(logits[:, subset]) / np.exp(logits[:, subset]).sum(axis=1, keepdims=True)
     places = np.array([subset.index(target) for target in targets])
@@ -296,7 +355,11 @@ def test_labels_need_no_second_run_of_the_model(evaluate, monkeypatch):
 
     seen = []
     original = engine.commands.evaluate.evaluate
-    monkeypatch.setattr(engine.commands.evaluate, "evaluate", lambda *args, **named: seen.append(args[2].num_images) or original(*args, **named))
+    monkeypatch.setattr(
+        engine.commands.evaluate,
+        "evaluate",
+        lambda *args, **named: seen.append(args[2].num_images) or original(*args, **named),
+    )
     folder = evaluate("many")
     assert seen == [47]
     assert {path.name.split("_")[0].split(".")[0] for path in folder.iterdir()} == {"many", "table"}
@@ -333,9 +396,13 @@ def test_corruptions_in_folders(evaluate, data, checkpoint):
             best = logits_of(checkpoint, files, weights, 1.0).argmax(axis=1)
             wrong = [CLASSES[label] != file.parent.name for label, file in zip(best, files)]
             errors.setdefault(part.split("/")[-1], []).append(np.mean(wrong))
-    noise, dark, turned = (100 * np.mean(errors[name]) / base for name, base in (("noise", 0.8), ("dark", 0.5), ("turned", 0.9)))
+    noise, dark, turned = (
+        100 * np.mean(errors[name]) / base for name, base in (("noise", 0.8), ("dark", 0.5), ("turned", 0.9))
+    )
     assert found["corruption_errors"] == {"noise": pytest.approx(noise), "dark": pytest.approx(dark)}
-    assert found["extra_corruption_errors"] == {"turned": pytest.approx(turned)} and found["mce"] == pytest.approx((noise + dark) / 2)
+    assert found["extra_corruption_errors"] == {"turned": pytest.approx(turned)} and found["mce"] == pytest.approx(
+        (noise + dark) / 2
+    )
     assert found["complete"] and found["num_images"] == 4 * 47 and len({noise, dark, turned}) == 3
     assert found["acc1"] == pytest.approx(100 - 100 * np.mean(errors["noise"] + errors["dark"]))
     assert {row["image"].rsplit("/", 2)[0] for row in read(folder / "c_predictions.csv")} == {
@@ -351,7 +418,9 @@ def test_a_corruption_that_is_not_there_is_no_zero(evaluate, data, sets_file, tm
     (tmp_path / "sets.yaml").write_text(yaml.safe_dump(sets))
     folder = evaluate("c", **{"TEST.SETS_FILE": tmp_path / "sets.yaml"})
     found = json.loads((folder / "c.json").read_text())
-    assert found["mce"] is None and found["corruption_errors"]["noise"] is None and found["corruption_errors"]["dark"] > 0
+    assert (
+        found["mce"] is None and found["corruption_errors"]["noise"] is None and found["corruption_errors"]["dark"] > 0
+    )
     assert not found["complete"] and "noise/1" in found["not_measured"]["noise"]
     assert "| - * " in (folder / "table.md").read_text() and "not of the whole set" in capsys.readouterr().out
 
@@ -361,7 +430,10 @@ def test_mean_corruption_error_by_hand():
     errors = {"a": {1: 0.2, 2: 0.4}, "b": {1: 0.9, 2: 0.6}, "c": {1: 1.0, 2: 1.0}}
     each, mean = corruption_errors(errors, {"a": 0.6, "b": 0.5}, [1, 2])
     assert each == {"a": pytest.approx(50), "b": pytest.approx(150)} and mean == pytest.approx(100)
-    assert corruption_errors({"a": {1: 0.2}, "b": errors["b"]}, {"a": 0.6, "b": 0.5}, [1, 2]) == ({"a": None, "b": pytest.approx(150)}, None)
+    assert corruption_errors({"a": {1: 0.2}, "b": errors["b"]}, {"a": 0.6, "b": 0.5}, [1, 2]) == (
+        {"a": None, "b": pytest.approx(150)},
+        None,
+    )
     spec = read_sets("", ["c"])["c"]
     alexnet = {name: dict.fromkeys(range(1, 6), error) for name, error in spec.corruptions.items()}
     assert corruption_errors(alexnet, spec.corruptions, spec.severities)[1] == pytest.approx(100)
@@ -376,7 +448,16 @@ def test_corruptions_that_are_made():
 
     photo = Image.fromarray(load_sample_image("china.jpg")).crop((200, 100, 424, 324))
     spec = read_sets("", ["c"])["c"]
-    fixed = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression", "gaussian_blur", "saturate"}
+    fixed = {
+        "defocus_blur",
+        "zoom_blur",
+        "brightness",
+        "contrast",
+        "pixelate",
+        "jpeg_compression",
+        "gaussian_blur",
+        "saturate",
+    }
     for name in [*spec.corruptions, *spec.extra]:
         changes = []
         for severity in spec.severities:
@@ -419,7 +500,11 @@ def test_the_images_that_are_made(data):
         clean = image.resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
         corrupt(clean, "gaussian_noise", 3, seed).save(file, "JPEG", quality=85)
         found = CorruptedSource(source, "gaussian_noise", 3).load(index)
-        assert (np.asarray(found[0]) == np.asarray(Image.open(file))).all() and found[1] == label and found[0].mode == "RGB"
+        assert (
+            (np.asarray(found[0]) == np.asarray(Image.open(file))).all()
+            and found[1] == label
+            and found[0].mode == "RGB"
+        )
 
 
 @made
@@ -428,10 +513,29 @@ def test_a_corruption_that_cannot_be_made_is_named_and_no_zero(evaluate, tmp_pat
 
     monkeypatch.setitem(imagecorruptions.corruption_dict, "fog", lambda image, severity: 1 / 0)
     sets = tmp_path / "made.yaml"
-    sets.write_text(yaml.safe_dump({"made": {"path": "nowhere", "generate": True, "severities": [1], "corruptions": {"fog": 0.8, "contrast": 0.5}}}))
+    sets.write_text(
+        yaml.safe_dump(
+            {
+                "made": {
+                    "path": "nowhere",
+                    "generate": True,
+                    "severities": [1],
+                    "corruptions": {"fog": 0.8, "contrast": 0.5},
+                }
+            }
+        )
+    )
     found = json.loads((evaluate("made", **{"TEST.SETS_FILE": sets}) / "made.json").read_text())
-    assert found["not_measured"] == {"fog": "ZeroDivisionError: division by zero"} and found["mce"] is None and not found["complete"]
-    assert found["corruption_errors"]["fog"] is None and found["corruption_errors"]["contrast"] > 0 and found["num_images"] == 47
+    assert (
+        found["not_measured"] == {"fog": "ZeroDivisionError: division by zero"}
+        and found["mce"] is None
+        and not found["complete"]
+    )
+    assert (
+        found["corruption_errors"]["fog"] is None
+        and found["corruption_errors"]["contrast"] > 0
+        and found["num_images"] == 47
+    )
 
 
 # Calibration
@@ -442,7 +546,9 @@ def test_calibration_by_definition():
     confidences = rng.uniform(size=1000).astype(np.float32)
     correct = rng.uniform(size=1000) < confidences**2
     found = calibration(confidences, correct)
-    assert found["ece"] == pytest.approx(expected_ece(confidences.astype(float), correct), abs=1e-3) and found["ece"] > 5
+    assert (
+        found["ece"] == pytest.approx(expected_ece(confidences.astype(float), correct), abs=1e-3) and found["ece"] > 5
+    )
     assert len(found["reliability"]) == 15 and found["reliability"][14]["to"] == 1.0
     edges = calibration(np.array([1 / 3, 1.0, 0.99]), np.array([True, True, False]), bins=3)
     assert [row["images"] for row in edges["reliability"]] == [1, 0, 2]
@@ -454,7 +560,11 @@ def test_a_subset_s_labels_are_the_model_s():
     predictions = Predictions(torch.device("cpu"), [1, 3, 4], 6)
     predictions.update(torch.tensor([[9.0, 1, 8, 3, 2, 9], [9, 5, 8, 3, 6, 9]]), torch.tensor([4, 4]), ["b", "a"])
     records = predictions.records().in_order()
-    assert records.keys == ["a", "b"] and records.top.tolist() == [[4, 1, 3], [3, 4, 1]] and records.targets.tolist() == [4, 4]
+    assert (
+        records.keys == ["a", "b"]
+        and records.top.tolist() == [[4, 1, 3], [3, 4, 1]]
+        and records.targets.tolist() == [4, 4]
+    )
     assert predictions.compute()["acc1"] == 50.0 and len(Predictions(torch.device("cpu"), None, 6).records()) == 0
 
 
@@ -507,9 +617,16 @@ def test_imagenet_s_numbers_for_a_model_with_more_classes_in_another_order():
 
     specs, named = read_sets("", ["v2", "real"]), ImageNetInfo("imagenet-1k").label_names()
     classes = list(read_class_map("imagenet-22k-ms"))
-    assert [classes[label] for label in label_folders(specs["v2"], ["7", "10", "999"], classes, None)] == [named[7], named[10], named[999]]
+    assert [classes[label] for label in label_folders(specs["v2"], ["7", "10", "999"], classes, None)] == [
+        named[7],
+        named[10],
+        named[999],
+    ]
     found = match_labels(specs["real"], Source(), classes)
-    assert [[classes[label] for label in labels] for labels in found.values()] == [[named[970], named[795]], [named[230], named[231]]]
+    assert [[classes[label] for label in labels] for labels in found.values()] == [
+        [named[970], named[795]],
+        [named[230], named[231]],
+    ]
     with pytest.raises(DataError, match="'7' is a class that the model does not have"):
         label_folders(specs["v2"], ["7"], CLASSES, None)
 
@@ -521,7 +638,9 @@ def test_published_figures_beside_imagenet_s_classes_only():
     }
     columns = {name: spec.published for name, spec in read_sets("", ["val", "a", "r"]).items()}
     text = table("fat_b0", 4_490_000, 224, summaries, ["val", "a"], columns, imagenet=True)
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
     assert lines[0] == ["model", "px", "params, M", "val top-1", "val top-5", "a top-1", "source"]
     assert lines[1] == ["fat_b0 (ema)", "224", "4.49", "77.00", "93.00", "9.50 *", "measured here"]
     assert lines[2] == ["fat_b0", "224", "4.5", "77.60", "-", "-", "[1]"]
@@ -637,7 +756,10 @@ def test_another_number_of_images_than_there_should_be_is_said(evaluate, tmp_pat
     sets = tmp_path / "sets.yaml"
     sets.write_text(yaml.safe_dump({"numbered": {"path": "numbered", "folders": "numbers", "images": 48}}))
     folder = evaluate("numbered", **{"TEST.SETS_FILE": sets})
-    assert not json.loads((folder / "numbered.json").read_text())["complete"] and " * " in (folder / "table.md").read_text()
+    assert (
+        not json.loads((folder / "numbered.json").read_text())["complete"]
+        and " * " in (folder / "table.md").read_text()
+    )
 
 
 def test_sets_elsewhere_fewer_images_than_processes_and_no_predictions(evaluate, data, tmp_path):

@@ -8,17 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import export
 import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ROOT, SMALL
 from huggingface_hub import ModelCard, constants
 from PIL import Image, ImageOps
-from test_fuse import realistic
 
+import export
+from conftest import ROOT, SMALL
 from engine.inference.trained import load_trained
+from test_fuse import realistic
 from utils.config import config_from, to_dict
 from utils.errors import DataError, OutputError, UserError
 
@@ -139,12 +139,23 @@ def test_another_logit_leaves_no_file(two_stages, tmp_path, monkeypatch):
 
     folder = tmp_path / "exported"
     monkeypatch.setattr(job.models, "fuse", off)
-    with pytest.raises(job.ExportError, match="^--bound: the exported model's logits differ by up to .* nothing is written$"):
+    with pytest.raises(
+        job.ExportError, match="^--bound: the exported model's logits differ by up to .* nothing is written$"
+    ):
         exported("onnx", "--checkpoint", two_stages, "--output", folder, "--bound", "1e-4")
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("logits", [lambda y: y * math.nan, lambda y: y + math.inf, lambda y: y + 1e-2 * y.std(), lambda y: y[:, :2], lambda y: y.flip(0)])
+@pytest.mark.parametrize(
+    "logits",
+    [
+        lambda y: y * math.nan,
+        lambda y: y + math.inf,
+        lambda y: y + 1e-2 * y.std(),
+        lambda y: y[:, :2],
+        lambda y: y.flip(0),
+    ],
+)
 def test_what_is_not_the_same(two_stages, tmp_path, logits):
     done = job.Job(load_trained(two_stages), tmp_path)
     assert done.compare(done.model)["relative"] < 1e-4
@@ -172,7 +183,13 @@ def loads_alone(path: Path, checkpoint: Path, folder: Path) -> None:
     with torch.no_grad():
         torch.save((images, trained.model(images)), folder / "logits.pth")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", ALONE, path, folder / "logits.pth"], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, path, folder / "logits.pth"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout == "same\n", done.stderr
 
 
@@ -194,7 +211,9 @@ def test_a_compiled_package(two_stages, tmp_path):
 def test_programs_of_any_size(two_stages, tmp_path):
     path = tmp_path / "best.pth"
     shutil.copy(two_stages, path)
-    with pytest.raises(job.ExportError, match="^--dynamic-size: a program takes images from 33 px on, and the model's own have 32"):
+    with pytest.raises(
+        job.ExportError, match="^--dynamic-size: a program takes images from 33 px on, and the model's own have 32"
+    ):
         exported("program", "--checkpoint", path, "--output", tmp_path / "out", "--dynamic-size")
     content = torch.load(path)
     content["config"]["DATA"]["IMG_SIZE"] = 48
@@ -240,7 +259,8 @@ def test_timm_loads_the_folder(tmp_path, digits, photos, model, config):
     with torch.no_grad():
         assert torch.equal(again.model(images), trained.model(images))
     assert again.cfg.DATA.DATA_PATH == "" and str(tmp_path) not in (folder / "config.json").read_text()
-    assert timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=7)(images).shape == (len(paths), 7)  # to fine-tune
+    # to fine-tune
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=7)(images).shape == (len(paths), 7)
 
 
 def test_a_full_disk_is_one_line_for_safetensors_too(checkpoint, tmp_path, monkeypatch):
@@ -272,13 +292,21 @@ def test_the_hub_without_a_network(checkpoint, tmp_path, monkeypatch):
 def test_the_model_card(checkpoint, digits, tmp_path):
     """Figures are of this file's weights, or there are none."""
     assert "Not measured." in (folder_of(tmp_path / "none", checkpoint) / "README.md").read_text()
-    progress = {"epoch": 4, "step": 0, "best": {"acc1": 97.5, "weights": "raw", "epoch": 3}, "best_metrics": {"acc1": 97.5, "acc5": 100.0, "loss": 0.1, "num_images": 29}}
+    progress = {
+        "epoch": 4,
+        "step": 0,
+        "best": {"acc1": 97.5, "weights": "raw", "epoch": 3},
+        "best_metrics": {"acc1": 97.5, "acc5": 100.0, "loss": 0.1, "num_images": 29},
+    }
     path = saved(tmp_path / "best.pth", realistic(num_classes=3), digits, progress=progress)
     text = (folder_of(tmp_path / "own", path) / "README.md").read_text()
     assert "| 97.50 | 100.00 | 0.10 | 29 |" in text and "evaluation after epoch 4" in text
     card = ModelCard(text).data
     assert (card.library_name, card.pipeline_tag, card.license) == ("timm", "image-classification", None)
-    assert [(r.metric_name, r.metric_value, r.dataset_split) for r in card.eval_results] == [("top-1", 97.5, "val"), ("top-5", 100.0, "val")]
+    assert [(r.metric_name, r.metric_value, r.dataset_split) for r in card.eval_results] == [
+        ("top-1", 97.5, "val"),
+        ("top-5", 100.0, "val"),
+    ]
     progress["epoch"] = 9  # the best epoch is another one than this
     last = saved(tmp_path / "last.pth", realistic(num_classes=3), digits, progress=progress)
     assert metrics(last, "raw") == ({}, "")
@@ -293,7 +321,15 @@ def test_the_card_s_figures_are_of_this_file_or_none(digits, tmp_path):
     path = saved(tmp_path / "average.pth", realistic(num_classes=3), digits)
     views = {"img_size": 32, "crop_pct": 0.9, "crops": 1, "flip": False, "dataset": "folder", "data_path": str(digits)}
     good = {"checkpoint": str(path), "raw": {"acc1": 50.0}, **views}
-    others = [{"checkpoint": "elsewhere/average.pth"}, {"img_size": 64}, {"crops": 5}, {"flip": True}, {"crop_pct": 1.0}, {"data_path": "x"}, {"raw": None}]
+    others = [
+        {"checkpoint": "elsewhere/average.pth"},
+        {"img_size": 64},
+        {"crops": 5},
+        {"flip": True},
+        {"crop_pct": 1.0},
+        {"data_path": "x"},
+        {"raw": None},
+    ]
     for change in others:
         (tmp_path / "eval.json").write_text(json.dumps({**good, **change}))
         assert metrics(path, "raw") == ({}, ""), change
@@ -314,7 +350,12 @@ def test_what_else_is_in_the_folder_stays(checkpoint, tmp_path):
     (folder / ".gitattributes").write_text("x")
     (folder / "config.json").write_text("old")
     folder_of(tmp_path, checkpoint)
-    assert sorted(path.name for path in folder.iterdir()) == [".gitattributes", "README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".gitattributes",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     assert json.loads((folder / "config.json").read_text())["num_classes"] == 3
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
@@ -325,29 +366,45 @@ def test_what_else_is_in_the_folder_stays(checkpoint, tmp_path):
 def test_int8(checkpoint, digits, tmp_path, monkeypatch, capsys):
     """Smaller, near to the model; calibrated on training images alone; the accuracy is that of the validation images."""
     onnx, seen, quantise = pytest.importorskip("onnx"), [], int8.quantise
-    monkeypatch.setattr(int8, "quantise", lambda source, target, images: (seen.append(images), quantise(source, target, images)))
-    assert exported("int8", "--checkpoint", checkpoint, "--output", tmp_path, "--max-drop", 100, "--calibration-images", 40) == 0
+    monkeypatch.setattr(
+        int8, "quantise", lambda source, target, images: (seen.append(images), quantise(source, target, images))
+    )
+    assert (
+        exported(
+            "int8", "--checkpoint", checkpoint, "--output", tmp_path, "--max-drop", 100, "--calibration-images", 40
+        )
+        == 0
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fat_tiny_int8.onnx", "fat_tiny_int8.onnx.json"]
     trained = load_trained(checkpoint)
     training = {trained.normalise([trained.read(path)]).numpy().tobytes() for path in digits.glob("train/*/*")}
     assert len(seen[0]) == 40 and all(image[None].numpy().tobytes() in training for image in seen[0])
     model = onnx.load(tmp_path / "fat_tiny_int8.onnx")
-    weights = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    weights = {
+        t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8
+    }
     matrices = [weight for weight in weights.values() if weight.ndim > 1]
     assert len(matrices) == sum(node.op_type in ("Conv", "Gemm") for node in model.graph.node)
     assert 0 < max(2 * 255 * abs(weight.astype(int)).max() for weight in matrices) <= 32767
     assert {entry.key for entry in model.metadata_props} >= {"preprocessing", "classes", "quantised"}
     said = json.loads((tmp_path / "fat_tiny_int8.onnx.json").read_text())
-    assert said["bytes"] < 0.5 * said["bytes_float32"] and said["bytes"] == (tmp_path / "fat_tiny_int8.onnx").stat().st_size
+    assert (
+        said["bytes"] < 0.5 * said["bytes_float32"]
+        and said["bytes"] == (tmp_path / "fat_tiny_int8.onnx").stat().st_size
+    )
     paths = sorted(digits.glob("val/*/*"))
     images = trained.normalise([trained.read(path) for path in paths]).contiguous()
     with torch.no_grad():
         expected = trained.model(images)
-    logits = torch.from_numpy(onnxruntime.InferenceSession(tmp_path / "fat_tiny_int8.onnx").run(None, {"images": images.numpy()})[0])
+    logits = torch.from_numpy(
+        onnxruntime.InferenceSession(tmp_path / "fat_tiny_int8.onnx").run(None, {"images": images.numpy()})[0]
+    )
     assert 1e-3 < (logits - expected).abs().max() / expected.std() < 0.5
     targets = torch.tensor([int(path.parent.name) for path in paths])
     for name, of in (("before", expected), ("after", logits)):
-        assert said["compared"][name]["acc1"] == pytest.approx(100 * (of.argmax(1) == targets).float().mean().item(), abs=1e-4)
+        assert said["compared"][name]["acc1"] == pytest.approx(
+            100 * (of.argmax(1) == targets).float().mean().item(), abs=1e-4
+        )
     assert f"top-1 {said['compared']['before']['acc1']:.2f} % before" in capsys.readouterr().out
 
 
@@ -371,8 +428,12 @@ def test_int8_with_weights_that_are_cut_off_elsewhere_is_refused(checkpoint, tmp
     import onnxruntime.quantization as quantization
 
     original = quantization.quantize_static
-    monkeypatch.setattr(quantization, "quantize_static", lambda *args, **named: original(*args, **{**named, "reduce_range": False}))
-    with pytest.raises(job.ExportError, match="has int8 weights up to 127; .* processors without VNNI .*; nothing is written"):
+    monkeypatch.setattr(
+        quantization, "quantize_static", lambda *args, **named: original(*args, **{**named, "reduce_range": False})
+    )
+    with pytest.raises(
+        job.ExportError, match="has int8 weights up to 127; .* processors without VNNI .*; nothing is written"
+    ):
         exported("int8", "--checkpoint", checkpoint, "--output", tmp_path / "out", "--calibration-images", 8)
     assert not (tmp_path / "out").exists()
 
@@ -421,7 +482,10 @@ def test_a_missing_package_and_compiler(checkpoint, tmp_path, monkeypatch):
 
 def test_one_format_that_fails_leaves_the_others(checkpoint, tmp_path, capsys):
     assert exported("onnx", "hub", "--opset", 30, "--checkpoint", checkpoint, "--output", tmp_path) == 2
-    assert capsys.readouterr().err == "error: onnx: --opset is 30, and can be 18 to 23; leave it out, or give one of them\n"
+    assert (
+        capsys.readouterr().err
+        == "error: onnx: --opset is 30, and can be 18 to 23; leave it out, or give one of them\n"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["fat_tiny_hub"]
 
 
@@ -436,6 +500,11 @@ def test_images_that_cannot_be_read_are_left_out(checkpoint, photos, tmp_path, c
 
 
 def test_as_a_command(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "scripts/export.py", "onnx", "--checkpoint", "none.pth"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/export.py", "onnx", "--checkpoint", "none.pth"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stdout) == (3, "") and not list(tmp_path.iterdir())
     assert done.stderr.splitlines()[-1].startswith("error: none.pth: ")

@@ -19,15 +19,28 @@ from pathlib import Path
 
 import pytest
 import torch
-import fault_test
-from conftest import ROOT, Job, Stop, assert_same, assert_same_run, error_of, free_port, history, load, rest, run, stop_at_update
 
+import fault_test
+from conftest import (
+    ROOT,
+    Job,
+    Stop,
+    assert_same,
+    assert_same_run,
+    error_of,
+    free_port,
+    history,
+    load,
+    rest,
+    run,
+    stop_at_update,
+)
 from data.workers import Lines
-from engine.training import trainer
+from engine.checkpoints.progress import Progress, Window
 from engine.checkpoints.store import Checkpointer
 from engine.setup.precision import NativePrecision
-from engine.checkpoints.progress import Progress, Window
 from engine.tasks.classification import Classification
+from engine.training import trainer
 from engine.training.trainer import Trainer
 from utils import ending
 from utils.distributed import Launch
@@ -56,7 +69,13 @@ def test_the_fault_script_compares_every_bit_in_any_memory_layout():
         fault_test.feed({"a": list(tensors), "b": 1.5}, found)
         return found.hexdigest()
 
-    weights = [torch.randn(8, 1, 5, 5), torch.randn(8, 4, 3, 3), torch.randn(4, 16, 1, 1), torch.tensor(3), torch.zeros(0)]
+    weights = [
+        torch.randn(8, 1, 5, 5),
+        torch.randn(8, 4, 3, 3),
+        torch.randn(4, 16, 1, 1),
+        torch.tensor(3),
+        torch.zeros(0),
+    ]
     laid_out = [w.to(memory_format=torch.channels_last) if w.ndim == 4 else w for w in weights]
     assert digest(*laid_out) == digest(*weights)
     laid_out[1][7, 3, 2, 2] = torch.nextafter(laid_out[1][7, 3, 2, 2], torch.tensor(9.0))
@@ -71,7 +90,9 @@ def test_the_fault_script_compares_every_bit_in_any_memory_layout():
 ])  # fmt: skip
 def test_killed_at_any_moment(write_config, tmp_path, world_size, options):
     """Three kills of the job or of one of its processes; weights, average, optimizer, random numbers, history: the same bits."""
-    path = write_config(PRINT_FREQ=3, TRAIN={"EPOCHS": 8, "SAVE_EVERY_STEPS": 2}, DATA={"BATCH_SIZE": 4}, MODEL={"DROP_RATE": 0.1})
+    path = write_config(
+        PRINT_FREQ=3, TRAIN={"EPOCHS": 8, "SAVE_EVERY_STEPS": 2}, DATA={"BATCH_SIZE": 4}, MODEL={"DROP_RATE": 0.1}
+    )
     command = ["--cfg", path, "--opts", *options, "--tag"]
     whole, killed = (tmp_path / RUNS / tag for tag in ("whole", "killed"))
     assert Job(*command, "whole", world_size=world_size).wait() == [0] * world_size
@@ -201,7 +222,10 @@ def test_only_damaged_checkpoints_are_never_a_silent_restart(whole, tmp_path):
     before = {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in folder.rglob("*")}
     for more in ([], ["--resume", tmp_path / "other.pth"]):
         error = error_of("--cfg", path, "--tag", "whole", *more)
-        assert error.status == 3 and "none of the run's checkpoints can be read (last.pth, previous.pth, best.pth)" in str(error)
+        assert (
+            error.status == 3
+            and "none of the run's checkpoints can be read (last.pth, previous.pth, best.pth)" in str(error)
+        )
     assert {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in folder.rglob("*")} == before
 
 
@@ -266,7 +290,10 @@ def test_odd_things_in_the_folder_stop_nothing(write_config, tmp_path):
 def test_a_signal_in_training_saves_and_ends(write_config, tmp_path, number, world_size, workers):
     """It goes to all processes, as a scheduler sends it, workers included; then again, while the first is obeyed."""
     path = write_config(
-        PRINT_FREQ=4, TRAIN={"EPOCHS": 40, "WARMUP_EPOCHS": 0}, DATA={"BATCH_SIZE": 4, "NUM_WORKERS": workers}, AMP={"DTYPE": "bfloat16"}
+        PRINT_FREQ=4,
+        TRAIN={"EPOCHS": 40, "WARMUP_EPOCHS": 0},
+        DATA={"BATCH_SIZE": 4, "NUM_WORKERS": workers},
+        AMP={"DTYPE": "bfloat16"},
     )
     job = Job("--cfg", path, "--tag", "stopped", world_size=world_size)
     job.until(job.said("epoch 1 [4/"))
@@ -276,7 +303,11 @@ def test_a_signal_in_training_saves_and_ends(write_config, tmp_path, number, wor
     text = job.text()
     assert "epoch 39" not in text  # the last one
     # Two threads of the process can take two signals, the second one first.
-    assert re.search(f"stopped by ({number.name}|SIGTERM): saved at epoch", text) and "error" not in text and "Traceback" not in text
+    assert (
+        re.search(f"stopped by ({number.name}|SIGTERM): saved at epoch", text)
+        and "error" not in text
+        and "Traceback" not in text
+    )
     last = tmp_path / RUNS / "stopped/last.pth"
     stopped_at = load(last)["progress"]
     assert stopped_at["updates"] >= 15 // world_size + 4
@@ -320,7 +351,9 @@ def test_a_signal_in_evaluation(write_config, tmp_path, monkeypatch, world_size,
 
     place = {}
     update = Trainer.update
-    monkeypatch.setattr(Trainer, "update", lambda self, *args: (place.update(epoch=self.progress.epoch), update(self, *args))[1])
+    monkeypatch.setattr(
+        Trainer, "update", lambda self, *args: (place.update(epoch=self.progress.epoch), update(self, *args))[1]
+    )
     monkeypatch.setattr(Classification, "evaluate_batch", slow)
     folder = tmp_path / RUNS / "stopped"
     job = Job("--cfg", path, "--tag", "stopped", world_size=world_size, environment={"SLOW": str(epoch)})
@@ -400,7 +433,13 @@ def test_the_clock_asks_for_a_save_once(write_config, tmp_path, monkeypatch, wor
 
 def test_window_sums_go_to_other_processes():
     cut = Progress(window_loss_sums=[1.0, 2.0], window_images=24)
-    for launch, own in ((Launch(0, 2), 1.0), (Launch(1, 2), 2.0), (Launch(0, 1), 3.0), (Launch(0, 3), 3.0), (Launch(2, 3), 0.0)):
+    for launch, own in (
+        (Launch(0, 2), 1.0),
+        (Launch(1, 2), 2.0),
+        (Launch(0, 1), 3.0),
+        (Launch(0, 3), 3.0),
+        (Launch(2, 3), 0.0),
+    ):
         window = Window(torch.device("cpu"), cut, launch)
         assert (window.loss_sum.item(), window.images) == (own, 24)
 
@@ -463,7 +502,9 @@ def test_the_best_checkpoint_has_the_metric_that_it_says(write_config, tmp_path)
     stored = load(best)["progress"]["best"]
     run("--cfg", write_config(), "--eval", "--resume", best, "--tag", "eval")
     measured = json.loads((tmp_path / RUNS / "eval/eval.json").read_text())
-    assert measured[stored["weights"]]["acc1"] == stored["acc1"] and load(best)["progress"]["epoch"] == stored["epoch"] + 1
+    assert (
+        measured[stored["weights"]]["acc1"] == stored["acc1"] and load(best)["progress"]["epoch"] == stored["epoch"] + 1
+    )
     epochs = [r for r in history(best.parent) if r["kind"] == "epoch"]
     assert stored["acc1"] == max(r[w]["acc1"] for r in epochs for w in ("raw", "ema"))
 
@@ -518,7 +559,9 @@ def test_not_finite_raise(write_config, tmp_path, monkeypatch, what, print_freq)
     ("raise", "value"), ("rollback", "gradient"), rest("raise", "gradient"), rest("rollback", "value"),
 ])  # fmt: skip
 def test_not_finite_on_one_process_ends_or_rolls_back_both(write_config, tmp_path, monkeypatch, policy, what):
-    path = write_config(TRAIN={"EPOCHS": 2, "SAVE_EVERY_STEPS": 2, "NONFINITE": policy}, DATA={"BATCH_SIZE": 4}, PRINT_FREQ=3)
+    path = write_config(
+        TRAIN={"EPOCHS": 2, "SAVE_EVERY_STEPS": 2, "NONFINITE": policy}, DATA={"BATCH_SIZE": 4}, PRINT_FREQ=3
+    )
     poison(monkeypatch, {(1, 4)}, what, rank=1)
     job = Job("--cfg", path, world_size=2)
     assert job.wait() == ([4, 4] if policy == "raise" else [0, 0]), job.text()
@@ -542,7 +585,10 @@ def test_not_finite_skip(write_config, tmp_path, monkeypatch, what, world_size):
     assert skipped["progress"]["left_out"] == [2, 0] and skipped["progress"]["updates"] == 14
     assert all(v.isfinite().all() for key in ("model", "ema") for v in skipped[key].values())
     assert [r["loss"] for r in history(folder) if r["kind"] == "train"].count(None) == 2
-    assert sorted(p.name for p in (folder / "nonfinite").iterdir()) == ["epoch_0_update_3.json", "epoch_1_update_5.json"]
+    assert sorted(p.name for p in (folder / "nonfinite").iterdir()) == [
+        "epoch_0_update_3.json",
+        "epoch_1_update_5.json",
+    ]
 
     monkeypatch.undo()
     rejected = {(0, 2), (1, 4)}
@@ -563,7 +609,9 @@ def test_not_finite_skip(write_config, tmp_path, monkeypatch, what, world_size):
         return result
 
     monkeypatch.setattr(Trainer, "update", noted)
-    monkeypatch.setattr(NativePrecision, "step", lambda self, o: None if place.get("now") in rejected else step_(self, o))
+    monkeypatch.setattr(
+        NativePrecision, "step", lambda self, o: None if place.get("now") in rejected else step_(self, o)
+    )
     assert Job("--cfg", path, "--tag", "expected", world_size=world_size).wait() == [0] * world_size
     expected = load(folder.with_name("expected") / "last.pth")
     for key in ("model", "ema", "optimizer"):
@@ -582,7 +630,8 @@ def test_not_finite_rollback(write_config, tmp_path, monkeypatch, capsys):
     assert all(v.isfinite().all() for v in checkpoint["model"].values())
     updates = [r["update"] for r in history(folder) if r["kind"] == "train"]
     assert updates == sorted(set(updates))
-    run("--cfg", path, "--tag", "skipped", "--opts", "TRAIN.NONFINITE", "skip")  # the same update left out, the same end
+    # the same update left out, the same end
+    run("--cfg", path, "--tag", "skipped", "--opts", "TRAIN.NONFINITE", "skip")
     skipped = load(folder.with_name("skipped") / "last.pth")
     for key in ("model", "ema", "optimizer"):
         assert_same(checkpoint[key], skipped[key])
@@ -634,7 +683,9 @@ def test_not_finite_weights_of_the_validation_are_not_saved(write_config, tmp_pa
     run("--cfg", path)
     last = tmp_path / RUNS / "default/last.pth"
     before = last.read_bytes()
-    monkeypatch.setattr("engine.training.trainer.evaluate", lambda *a, **k: {"acc1": 1.0, "loss": math.nan, "num_images": 29})
+    monkeypatch.setattr(
+        "engine.training.trainer.evaluate", lambda *a, **k: {"acc1": 1.0, "loss": math.nan, "num_images": 29}
+    )
     error = error_of("--cfg", path, "--opts", "TRAIN.EPOCHS", 2)
     assert isinstance(error, NonFiniteError) and last.read_bytes() == before
 
@@ -659,7 +710,9 @@ def test_a_full_disk(whole, tmp_path, monkeypatch, limit):
     )  # fmt: skip
     assert job.wait() == [5], job.text()
     said = job.text()
-    assert said.splitlines()[-1].startswith(f"error: {folder}/{'log.txt' if limit == 'log' else 'last.pth'}: cannot be written (File too large)")
+    assert said.splitlines()[-1].startswith(
+        f"error: {folder}/{'log.txt' if limit == 'log' else 'last.pth'}: cannot be written (File too large)"
+    )
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert not list(folder.glob(".*.tmp")) and (folder / "log.txt").read_bytes().endswith(b"\n")
     for line in (folder / "metrics.jsonl").read_text().splitlines():
@@ -688,7 +741,9 @@ def test_a_folder_in_use_is_refused_and_a_stale_lock_is_not(write_config, tmp_pa
     said = second.text().splitlines()[-1]
     holder = json.loads((tmp_path / RUNS / "default/.lock").read_text())
     assert holder["pid"] == first.pids[0]
-    assert said.startswith(f"error: {tmp_path / RUNS / 'default'}: is in use by process {first.pids[0]} on {holder['host']} since {holder['since']}")
+    assert said.startswith(
+        f"error: {tmp_path / RUNS / 'default'}: is in use by process {first.pids[0]} on {holder['host']} since {holder['since']}"
+    )
     first.kill()
     third = Job("--cfg", path)
     third.until(third.said("resumed from"))
@@ -714,7 +769,9 @@ SOONER = 40  # seconds, a slow machine's too, but less than the default RANK_TIM
 
 
 def training_job(write_config, world_size=2, **settings):
-    path = write_config(TRAIN={"EPOCHS": 200, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 1}, DATA={"BATCH_SIZE": 4}, **settings)
+    path = write_config(
+        TRAIN={"EPOCHS": 200, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 1}, DATA={"BATCH_SIZE": 4}, **settings
+    )
     job = Job("--cfg", path, world_size=world_size)
     job.until(job.said("epoch 0 [4/"))
     return job
@@ -771,7 +828,9 @@ def test_loading_processes_end_with_theirs(write_config, monkeypatch, moment):
     monkeypatch.setattr(Lines, "prepare_worker", slowly)
     job = Job("--cfg", write_config(DATA={"NUM_WORKERS": 2}, TRAIN={"EPOCHS": 200, "WARMUP_EPOCHS": 0}))
     children = Path(f"/proc/{job.pids[0]}/task/{job.pids[0]}/children")
-    job.until(lambda: len(children.read_text().split()) >= 2 and (moment == "as they start" or job.text().count("ready") >= 2))
+    job.until(
+        lambda: len(children.read_text().split()) >= 2 and (moment == "as they start" or job.text().count("ready") >= 2)
+    )
     workers = children.read_text().split()
     job.send(signal.SIGKILL, rank=0)
     assert job.wait() == [137]
@@ -789,7 +848,9 @@ def with_a_launcher_that_ends(seconds=4):
 def test_processes_end_that_wait_for_a_launcher_which_was_killed(write_config, tmp_path, monkeypatch):
     """Killed before all have met: rank 1 of two, alone, would wait for minutes."""
     ended = tmp_path / "ended"
-    monkeypatch.setattr("utils.distributed.os._exit", lambda status, leave=os._exit: (ended.write_text(str(status)), leave(status)))
+    monkeypatch.setattr(
+        "utils.distributed.os._exit", lambda status, leave=os._exit: (ended.write_text(str(status)), leave(status))
+    )
     environment = {
         "TORCHELASTIC_RUN_ID": "x", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
@@ -870,10 +931,22 @@ def test_processes_whose_launcher_was_killed_save_and_end(write_config, tmp_path
     """The launcher's own processes: nobody else would end them, and they hold the run's folder."""
     path = write_config(TRAIN={"EPOCHS": 400, "WARMUP_EPOCHS": 0}, DATA={"BATCH_SIZE": 4})
     folder = tmp_path / RUNS / "default"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+    ]
     with open(tmp_path / "said", "w") as said:
         process = subprocess.Popen(
-            [*launcher, "main.py", "--cfg", str(path)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=said, stderr=said
+            [*launcher, "main.py", "--cfg", str(path)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=said,
+            stderr=said,
         )
     deadline = time.monotonic() + 120
     while not (folder / "last.pth").exists() and time.monotonic() < deadline:
@@ -885,7 +958,9 @@ def test_processes_whose_launcher_was_killed_save_and_end(write_config, tmp_path
     while any(os.path.exists(f"/proc/{pid}") for pid in ranks) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert ranks and not any(os.path.exists(f"/proc/{pid}") for pid in ranks)
-    assert "stopped by the launcher's end: saved at epoch" in (folder / "log.txt").read_text(), (tmp_path / "said").read_text()
+    assert "stopped by the launcher's end: saved at epoch" in (folder / "log.txt").read_text(), (
+        tmp_path / "said"
+    ).read_text()
     last = (folder / "log.txt").read_text().splitlines()[-1]
     progress = load(folder / "last.pth")["progress"]
     assert f"epoch {progress['epoch']}, update {progress['step']}" in last
@@ -919,7 +994,14 @@ def test_starting_over_puts_the_old_checkpoints_away(write_config, tmp_path):
 def test_check_says_what_a_run_needs_and_writes_nothing(write_config, tmp_path, capsys):
     run("--cfg", write_config(), "--check")
     out = capsys.readouterr().out
-    for part in ("60 training and 29 validation images, 3 classes", "one micro-batch:", "checkpoints:", "MiB free", "estimated time: ", "all checks passed"):
+    for part in (
+        "60 training and 29 validation images, 3 classes",
+        "one micro-batch:",
+        "checkpoints:",
+        "MiB free",
+        "estimated time: ",
+        "all checks passed",
+    ):
         assert part in out
     assert not (tmp_path / "output").exists()
 
@@ -955,7 +1037,11 @@ def test_the_preflight_changes_no_bit(write_config, tmp_path, monkeypatch):
 
 def test_a_step_that_cannot_be_done_is_found_before_the_first(write_config, tmp_path, monkeypatch):
     original = Classification.loss
-    monkeypatch.setattr(Classification, "loss", lambda self, model, batch: original(self, model, batch._replace(targets=batch.targets[:3])))
+    monkeypatch.setattr(
+        Classification,
+        "loss",
+        lambda self, model, batch: original(self, model, batch._replace(targets=batch.targets[:3])),
+    )
     error = error_of("--cfg", write_config())
     assert error.status == 2 and "a training step fails" in str(error) and not (tmp_path / "output").exists()
 

@@ -8,17 +8,17 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-import reproduce
 import timm
 import torch
 import yaml
-from conftest import ROOT, SMALL, run
 from matplotlib.axes import Axes
-from run_records import read_records
 from torch import nn
 
+import reproduce
+from conftest import ROOT, SMALL, run
 from models.inspection import captured, fasa_of, grad_cam, inspect_fasa
 from paper import cells, checkpoint, curves, figure2, figure4, overlays, quickstart
+from run_records import read_records
 from utils.config import config_from
 from utils.errors import CheckpointError, ConfigError, DataError, OutputError, ProcessError, UserError
 from utils.macs import measure_complexity
@@ -32,7 +32,16 @@ def runs(tmp_path_factory, digits):
     (folder / "base.yaml").write_text(yaml.safe_dump(base))
     found = {"small": folder / "fat_tiny/small", "paper": folder / "fat_tiny/paper"}
     run("--cfg", folder / "base.yaml", "--tag", "small")
-    own = ["MODEL.FAT.interaction", "bidirectional", "TRAIN.EPOCHS", "1", "EMA.ENABLED", "False", "TRAIN.WARMUP_EPOCHS", "0"]
+    own = [
+        "MODEL.FAT.interaction",
+        "bidirectional",
+        "TRAIN.EPOCHS",
+        "1",
+        "EMA.ENABLED",
+        "False",
+        "TRAIN.WARMUP_EPOCHS",
+        "0",
+    ]
     run("--cfg", folder / "base.yaml", "--tag", "paper", "--opts", *own)
     return found
 
@@ -69,7 +78,9 @@ def test_inner_maps_are_fasa_s(interaction):
     with torch.no_grad(), captured(fasa.kv) as keys_and_values:
         fasa(maps.x)
         l, g = maps.local_aggregation, maps.global_aggregation  # noqa: E741
-        met = {"released": l * g.sigmoid() * g, "bidirectional": l * g.sigmoid() * g * l.sigmoid(), "add": l + g}[interaction]
+        met = {"released": l * g.sigmoid() * g, "bidirectional": l * g.sigmoid() * g * l.sigmoid(), "add": l + g}[
+            interaction
+        ]
         torch.testing.assert_close(maps.interaction, met)
         weight, bias = fasa.mixer.weight[:, :, 0, 0], fasa.mixer.bias
         by_hand = torch.einsum("oc,bchw->bohw", weight, l + g) + bias[:, None, None]
@@ -101,7 +112,9 @@ def test_maps_that_an_interaction_does_not_have():
 def test_grad_cam_by_hand():
     layer, head = nn.Identity(), nn.Linear(2, 2, bias=False)
     head.weight.data = torch.tensor([[3.0, -2.0], [1.0, 4.0]])
-    model = nn.Sequential(layer, nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).requires_grad_(False)
+    model = nn.Sequential(layer, nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).requires_grad_(
+        False
+    )
     maps = torch.tensor([[[[1.0, 5.0, 0.5]], [[2.0, 1.0, 4.0]]]])  # (1, 2, 1, 3)
     # Each of 3 positions has 1/3 of the weight in the mean, so alpha_k = weight_ck / 3.
     found, classes = grad_cam(model, maps, layer, torch.tensor([0]))
@@ -138,7 +151,10 @@ def test_grad_cam_of_fat_and_of_timm_s_models_at_odd_sizes():
 @pytest.mark.parametrize("size", [8, 7])
 def test_spectrum_of_known_maps(size):
     constant = figure4.spectrum(np.full((size, size), 3.0))
-    assert constant[size // 2, size // 2] == pytest.approx(3 * size**2) and np.delete(constant.ravel(), np.argmax(constant)).max() < 1e-9
+    assert (
+        constant[size // 2, size // 2] == pytest.approx(3 * size**2)
+        and np.delete(constant.ravel(), np.argmax(constant)).max() < 1e-9
+    )
     assert figure4.measured(constant)["high_share"] == 0 and figure4.measured(constant)["high_share_without_mean"] == ""
     wave = np.cos(2 * np.pi * np.arange(size) / size)[None, :] * np.ones((size, 1))
     slow = figure4.spectrum(1 + wave)
@@ -160,20 +176,39 @@ def test_spectrum_of_known_maps(size):
 def test_figure4_shows_the_checkpoint_s_own_spectra(runs, image, tmp_path, monkeypatch):
     panels = []
     imshow = Axes.imshow
-    monkeypatch.setattr(Axes, "imshow", lambda axes, data, **how: panels.append((data, how)) or imshow(axes, data, **how))
+    monkeypatch.setattr(
+        Axes, "imshow", lambda axes, data, **how: panels.append((data, how)) or imshow(axes, data, **how)
+    )
     chosen = ["--stage", "2", "--block", "1", "--channels", "3", "31", "0", "--img-size", "64"]
     text, rows = made(tmp_path, "figure4", "--checkpoint", runs["paper"] / "best.pth", "--image", image, *chosen)
     trained = checkpoint.load_fat(runs["paper"] / "best.pth")
     maps = inspect_fasa(trained.model, checkpoint.read_image(image, trained, 64)[1], 1, 0)
-    expected = [maps.local_aggregation, maps.global_aggregation, maps.fasa.mixer(maps.local_aggregation + maps.global_aggregation), maps.output]
-    assert len(panels) == 12 and all(how["interpolation"] == "nearest" and how["cmap"] == "viridis" for _, how in panels)
+    expected = [
+        maps.local_aggregation,
+        maps.global_aggregation,
+        maps.fasa.mixer(maps.local_aggregation + maps.global_aggregation),
+        maps.output,
+    ]
+    assert len(panels) == 12 and all(
+        how["interpolation"] == "nearest" and how["cmap"] == "viridis" for _, how in panels
+    )
     for number, (panel, _) in enumerate(panels):
         own = expected[number // 3][0, [3, 31, 0][number % 3]].detach().double()
         magnitude = torch.fft.fftshift(torch.fft.fft2(own)).abs()
         torch.testing.assert_close(torch.from_numpy(panel), (magnitude / magnitude.max()).clamp(min=1e-4).log10())
-    assert len(rows) == 4 * 32 and sorted({row["channel"] for row in rows if row["in_figure"] == "1"}) == ["0", "3", "31"]
+    assert len(rows) == 4 * 32 and sorted({row["channel"] for row in rows if row["in_figure"] == "1"}) == [
+        "0",
+        "3",
+        "31",
+    ]
     assert "(d) bidirectional interaction (the paper's equation)" in text and "the same weights W as (d)" in text
-    for words in ("not on ImageNet: 3 classes, 32 px", "no statement about ImageNet", "shown here with 64 px", str(image), "raw weights"):
+    for words in (
+        "not on ImageNet: 3 classes, 32 px",
+        "no statement about ImageNet",
+        "shown here with 64 px",
+        str(image),
+        "raw weights",
+    ):
         assert words in text
     shares = [float(row["high_share"]) for row in rows if row["map"].startswith("(a)")]
     line = next(line for line in text.splitlines() if line.startswith("| (a)"))
@@ -182,7 +217,11 @@ def test_figure4_shows_the_checkpoint_s_own_spectra(runs, image, tmp_path, monke
 
 def test_what_figure4_says_follows_from_its_shares():
     shares = {"(a)": [9, 9, 1], "(b)": [2, 2, 2], "(c)": [3, 3, ""], "(d)": [1, 4, 5]}
-    rows = [{"map": f"{name} x", "channel": c, "high_share_without_mean": share} for name, own in shares.items() for c, share in enumerate(own)]
+    rows = [
+        {"map": f"{name} x", "channel": c, "high_share_without_mean": share}
+        for name, own in shares.items()
+        for c, share in enumerate(own)
+    ]
     said = " ".join(figure4.findings(rows))
     assert "(a) local has the larger share of high frequencies than (b) global in 2 of 3" in said
     assert "than (c) addition in 1 of 2" in said and "than (b) global aggregation in 2 of 3" in said
@@ -203,7 +242,9 @@ def test_imagenet_s_classes_carry_no_warning():
 def test_overlays_panels_are_the_model_s_maps(runs, image, tmp_path):
     queries = ["0.5,0.5", "0,0", "1,1"]
     path = runs["paper"] / "best.pth"
-    text, rows = made(tmp_path, "overlays", "--checkpoint", path, "--image", image, "--img-size", "128", "--queries", *queries)
+    text, rows = made(
+        tmp_path, "overlays", "--checkpoint", path, "--image", image, "--img-size", "128", "--queries", *queries
+    )
     trained = checkpoint.load_fat(path)
     _, normalised = checkpoint.read_image(image, trained, 128)
     probabilities = trained.model(normalised).detach().softmax(1)[0]
@@ -219,7 +260,9 @@ def test_overlays_panels_are_the_model_s_maps(runs, image, tmp_path):
         y, x = divmod(int(own.argmax()), 4)
         assert (float(row["peak_x"]), float(row["peak_y"])) == ((x + 0.5) / 4, (y + 0.5) / 4)
     cam = next(row for row in rows if row["kind"] == "grad-cam" and row["stage"] == "norm")
-    assert float(cam["largest"]) == pytest.approx(float(grad_cam(trained.model, normalised, trained.model.norm)[0].max()), rel=1e-5)
+    assert float(cam["largest"]) == pytest.approx(
+        float(grad_cam(trained.model, normalised, trained.model.norm)[0].max()), rel=1e-5
+    )
     assert "At 128 px the model takes it for" in text and "at its own 32 px for" in text and "single token" not in text
     height, width, _ = cv2.imread(str(tmp_path / "overlays.png")).shape
     title = height - 5 * (224 + 20)  # above the panels: lines of 16 px
@@ -289,7 +332,11 @@ def test_points_of_figure2_are_the_published_and_the_measured_ones(tmp_path, mon
     (tmp_path / "measured" / "fat_b2.json").write_text(json.dumps({**MEASURED, "cell": "fat_b2", "acc1": 81.5}))
     points = []
     scatter = Axes.scatter
-    monkeypatch.setattr(Axes, "scatter", lambda axes, x, y, **how: points.append((how["label"], [*zip(x, y)])) or scatter(axes, x, y, **how))
+    monkeypatch.setattr(
+        Axes,
+        "scatter",
+        lambda axes, x, y, **how: points.append((how["label"], [*zip(x, y)])) or scatter(axes, x, y, **how),
+    )
     text, rows = made(tmp_path, "figure2")
     assert [label for label, _ in points] == [
         "FAT, top-1 measured here", "FAT, top-1 of the paper", "timm's models, published", "FAT, convolutions only (the paper's count)",
@@ -297,10 +344,17 @@ def test_points_of_figure2_are_the_published_and_the_measured_ones(tmp_path, mon
     ]  # fmt: skip
     macs, conv_macs = tiny_only["fat_b0"].macs / 1e9, tiny_only["fat_b0"].conv_macs / 1e9
     assert 1.05 < macs / conv_macs < 1.1
-    assert points[0][1][0][1] == 81.5 and (macs, 77.6) in points[1][1] and (conv_macs, 77.6) in points[3][1] and len(points[3][1]) == 4
+    assert (
+        points[0][1][0][1] == 81.5
+        and (macs, 77.6) in points[1][1]
+        and (conv_macs, 77.6) in points[3][1]
+        and len(points[3][1]) == 4
+    )
     with open(ROOT / "configs" / "published.csv") as file:
         published = {row["model"]: row for row in csv.DictReader(file)}
-    assert sorted(points[2][1]) == sorted((float(r["gmacs"]), float(r["top1"])) for r in published.values() if r["weights"])
+    assert sorted(points[2][1]) == sorted(
+        (float(r["gmacs"]), float(r["top1"])) for r in published.values() if r["weights"]
+    )
     assert points[4][1] == [(29, 77.6)] and points[5][1] == [(12, 70.654)]
     by_model = {row["model"]: row for row in rows}
     assert by_model["fat_b0"]["form"] == "fused" and by_model["fat_b2"]["top1_source"] == "measured here"
@@ -314,10 +368,15 @@ def test_the_largest_batch_and_float32_where_as_many_models_were_timed(tmp_path)
     head, *lines = SPEEDS.splitlines()
     kinds = [("1", "float32"), ("16", "bfloat16"), ("16", "float32"), ("4", "float32")]
     for order in (kinds, kinds[::-1]):
-        rows = [f"inference,{batch_size},fat_b0,fused,{precision},{number}" for number, (batch_size, precision) in enumerate(order, 1)]
+        rows = [
+            f"inference,{batch_size},fat_b0,fused,{precision},{number}"
+            for number, (batch_size, precision) in enumerate(order, 1)
+        ]
         (tmp_path / "speed.csv").write_text("\n".join([head, *rows]))
         found = figure2.read_speeds(tmp_path / "speed.csv")
-        assert (found.batch_size, found.precision) == (16, "float32") and found.by_model["fat_b0"][0] == order.index(("16", "float32")) + 1
+        assert (found.batch_size, found.precision) == (16, "float32") and found.by_model["fat_b0"][0] == order.index(
+            ("16", "float32")
+        ) + 1
 
 
 def test_published_macs_are_those_of_the_tables():
@@ -330,6 +389,7 @@ def test_published_macs_are_those_of_the_tables():
 
 def test_labels_lie_apart():
     import matplotlib.pyplot as plt
+
     from paper.plots import label_points
 
     figure, axes = plt.subplots(figsize=(6, 6))
@@ -351,7 +411,11 @@ def test_labels_lie_apart():
 def test_curves_have_every_epoch_and_what_differs(runs, tmp_path, monkeypatch):
     lines = []
     plot = Axes.plot
-    monkeypatch.setattr(Axes, "plot", lambda axes, x, y, **how: lines.append((how["label"], list(x), list(y))) or plot(axes, x, y, **how))
+    monkeypatch.setattr(
+        Axes,
+        "plot",
+        lambda axes, x, y, **how: lines.append((how["label"], list(x), list(y))) or plot(axes, x, y, **how),
+    )
     text, rows = made(tmp_path, "curves", runs["small"], runs["paper"])
     own = [json.loads(line) for line in (runs["small"] / "metrics.jsonl").read_text().splitlines()]
     epochs = [record for record in own if record["kind"] == "epoch"]
@@ -360,21 +424,39 @@ def test_curves_have_every_epoch_and_what_differs(runs, tmp_path, monkeypatch):
         drawn[label, len(x)].append(y)
     assert drawn["fat_tiny/small", 2] == [[r["train_loss"] for r in epochs]]
     for name in ("raw", "ema"):
-        assert drawn[f"fat_tiny/small, {name}", 2] == [[r[name]["loss"] for r in epochs], [r[name]["acc1"] for r in epochs]]
+        assert drawn[f"fat_tiny/small, {name}", 2] == [
+            [r[name]["loss"] for r in epochs],
+            [r[name]["acc1"] for r in epochs],
+        ]
     assert len(drawn["fat_tiny/paper, raw", 1]) == 2 and ("fat_tiny/paper, ema", 1) not in drawn
-    assert [(row["run"], row["epoch"]) for row in rows] == [("fat_tiny/small", "1"), ("fat_tiny/small", "2"), ("fat_tiny/paper", "1")]
+    assert [(row["run"], row["epoch"]) for row in rows] == [
+        ("fat_tiny/small", "1"),
+        ("fat_tiny/small", "2"),
+        ("fat_tiny/paper", "1"),
+    ]
     assert float(rows[1]["acc1_ema"]) == epochs[1]["ema"]["acc1"] and rows[2]["acc1_ema"] == ""
-    keys = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line.startswith("| ") and "." in line.split(" | ")[0]}
+    keys = {
+        line.split(" | ")[0][2:]: line
+        for line in text.splitlines()
+        if line.startswith("| ") and "." in line.split(" | ")[0]
+    }
     assert set(keys) == {"MODEL.FAT.interaction", "TRAIN.EPOCHS", "TRAIN.WARMUP_EPOCHS", "EMA.ENABLED"}
     assert "| 'released' | 'bidirectional' |" in keys["MODEL.FAT.interaction"]
-    best, weights, epoch = max(((r[n]["acc1"], n, r["epoch"] + 1) for r in epochs for n in ("raw", "ema")), key=lambda found: found[0])
-    assert f"| 2 of 2 | {best:.2f} ({weights}, epoch {epoch}) | {epochs[1]['raw']['acc1']:.2f} | {epochs[1]['ema']['acc1']:.2f} |" in text
+    best, weights, epoch = max(
+        ((r[n]["acc1"], n, r["epoch"] + 1) for r in epochs for n in ("raw", "ema")), key=lambda found: found[0]
+    )
+    assert (
+        f"| 2 of 2 | {best:.2f} ({weights}, epoch {epoch}) | {epochs[1]['raw']['acc1']:.2f} | {epochs[1]['ema']['acc1']:.2f} |"
+        in text
+    )
 
 
 def test_runs_of_one_name_are_told_apart_and_lines_that_are_no_records_left_out(runs, tmp_path, capsys):
     shutil.copytree(runs["small"], tmp_path / "moved/fat_tiny/small")
     with open(tmp_path / "moved/fat_tiny/small/metrics.jsonl", "a") as file:
-        file.write('{"kind": "epoch", "epoch": 7}\n{"kind": "epoch", "epoch": 8, "train_loss": 1, "raw": 3}\n{"kind": "ep')
+        file.write(
+            '{"kind": "epoch", "epoch": 7}\n{"kind": "epoch", "epoch": 8, "train_loss": 1, "raw": 3}\n{"kind": "ep'
+        )
     text, rows = made(tmp_path / "out", "curves", runs["small"], tmp_path / "moved/fat_tiny/small")
     names = {row["run"] for row in rows}
     assert names == {f"{runs['small'].parts[-3]}/fat_tiny/small", "moved/fat_tiny/small"} and len(rows) == 4
@@ -461,21 +543,37 @@ def test_refused(runs, image, tmp_path):
         config = {**content["config"], "MODEL": {"NAME": "fat_tiny", "FAT": {"interaction": interaction}}}
         torch.save({**content, "config": config, "model": model.state_dict(), "ema": None}, path)
     resnet = timm.create_model("resnet10t", num_classes=3).state_dict()
-    torch.save({**content, "config": {"MODEL": {"TYPE": "timm", "NAME": "resnet10t"}}, "model": resnet, "ema": None}, other)
+    torch.save(
+        {**content, "config": {"MODEL": {"TYPE": "timm", "NAME": "resnet10t"}}, "model": resnet, "ema": None}, other
+    )
     torch.save({**content, "classes": ["a", "b"]}, clash)
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun/metrics.jsonl").write_text('{"kind": "start", "model": "fat_tiny", "params": 1}\n')
     (tmp_path / "bad.csv").write_text("model,speed\nfat_b0,1\n")
-    (tmp_path / "train.csv").write_text("\n".join(line for line in SPEEDS.splitlines() if not line.startswith("inference")))
+    (tmp_path / "train.csv").write_text(
+        "\n".join(line for line in SPEEDS.splitlines() if not line.startswith("inference"))
+    )
     both = ["--checkpoint", good, "--image", image, "--img-size", 64]
     cases = [
-        (["figure4", "--checkpoint", tmp_path / "none.pth", "--image", image], CheckpointError, "none.pth: cannot be read"),
+        (
+            ["figure4", "--checkpoint", tmp_path / "none.pth", "--image", image],
+            CheckpointError,
+            "none.pth: cannot be read",
+        ),
         (["figure4", "--checkpoint", tmp_path, "--image", image], CheckpointError, "is a folder without weights"),
         (["figure4", "--checkpoint", damaged, "--image", image], CheckpointError, "damaged.pth: is damaged"),
-        (["figure4", "--checkpoint", bare, "--image", image], CheckpointError, "bare.pth: has no config; say which model"),
-        (["figure4", "--checkpoint", strange, "--image", image], CheckpointError, "strange.pth: its config: unknown key MODEL.NO_KEY"),
+        (
+            ["figure4", "--checkpoint", bare, "--image", image],
+            CheckpointError,
+            "bare.pth: has no config; say which model",
+        ),
+        (
+            ["figure4", "--checkpoint", strange, "--image", image],
+            CheckpointError,
+            "strange.pth: its config: unknown key MODEL.NO_KEY",
+        ),
         (["figure4", "--checkpoint", clash, "--image", image], CheckpointError, "clash.pth: is of another model"),
         (["figure4", "--checkpoint", other, "--image", image], CheckpointError, "is of resnet10t, no FAT"),
         (["overlays", "--checkpoint", other, "--image", image], CheckpointError, "is of resnet10t, no FAT"),
@@ -483,7 +581,11 @@ def test_refused(runs, image, tmp_path):
         (["figure4", "--checkpoint", concat, "--image", image], CheckpointError, "'concat' has no W for l' + g"),
         (["overlays", "--checkpoint", local, "--image", image], CheckpointError, "'local' has no attention"),
         (["figure4", "--checkpoint", good], ConfigError, "--image: which one"),
-        (["figure4", "--checkpoint", good, "--image", tmp_path / "none.png"], DataError, "none.png: cannot be read as an image (FileNotFoundError: No such file"),
+        (
+            ["figure4", "--checkpoint", good, "--image", tmp_path / "none.png"],
+            DataError,
+            "none.png: cannot be read as an image (FileNotFoundError: No such file",
+        ),
         (["overlays", "--checkpoint", good, "--image", text], DataError, "text.png: cannot be read"),
         (["figure4", *both, "--stage", 5], ConfigError, "--stage: there is no 5; fat_tiny has 4"),
         (["figure4", *both, "--stage", 0], ConfigError, "--stage: there is no 0"),

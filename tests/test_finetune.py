@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ROOT, Stop, assert_same_run, error_of, launch, load, run, stop_at_update
 from sklearn.neighbors import KNeighborsClassifier
 
 import models  # noqa: F401
-from engine.training import freeze
+from conftest import ROOT, Stop, assert_same_run, error_of, launch, load, run, stop_at_update
 from engine.evaluation.knn import Bank, Neighbours
+from engine.training import freeze
 from engine.training.optim import create_lr_scheduler, create_optimizer
 from utils.config import load_config
 from utils.distributed import Launch
@@ -66,7 +66,10 @@ def test_both_heads_of_a_distilled_model_learn():
     assert {name.split(".")[0] for name in trained_names(frozen("backbone", distilled=True))} == {"head", "head_dist"}
 
 
-@pytest.mark.parametrize("value, part", [(["5"], "no part '5'; it has stem, 1, 2, 3, 4, backbone"), ([0], "stem, backbone"), (["head"], "stem, backbone")])
+@pytest.mark.parametrize(
+    "value, part",
+    [(["5"], "no part '5'; it has stem, 1, 2, 3, 4, backbone"), ([0], "stem, backbone"), (["head"], "stem, backbone")],
+)
 def test_unknown_parts_are_one_line(write_config, value, part):
     message = str(error_of("--cfg", write_config(TRAIN={"FREEZE": value}), "--check"))
     assert "TRAIN.FREEZE" in message and part in message
@@ -85,7 +88,9 @@ def test_frozen_layers_are_in_evaluation_mode_and_the_others_train():
     model(images)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     norms = ("running_mean", "running_var", "num_batches_tracked")
-    assert changed and all(name.endswith(norms) and name.startswith(("layers.1.", "layers.2.", "layers.3.")) for name in changed)
+    assert changed and all(
+        name.endswith(norms) and name.startswith(("layers.1.", "layers.2.", "layers.3.")) for name in changed
+    )
 
 
 def test_no_gradient_is_computed_below_what_learns():
@@ -112,7 +117,9 @@ def test_the_optimizer_has_only_what_learns():
 
 
 def optimizer_of(model, layer_decay):
-    return create_optimizer(model, "adamw", lr=1e-3, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999), momentum=0.9, layer_decay=layer_decay)
+    return create_optimizer(
+        model, "adamw", lr=1e-3, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999), momentum=0.9, layer_decay=layer_decay
+    )
 
 
 @pytest.mark.parametrize("parts", [(), ("stem", "1")])
@@ -130,7 +137,10 @@ def test_layer_decay_of_every_group_in_and_after_the_warmup(parts):
     def layer_of(name):
         if name.startswith("head."):
             return 13
-        return next((layer for prefix, layer in blocks.items() if name.startswith(prefix)), 12 if name.startswith("norm.") else 0)
+        return next(
+            (layer for prefix, layer in blocks.items() if name.startswith(prefix)),
+            12 if name.startswith("norm.") else 0,
+        )
 
     for update, rate in [(0, 1e-6), (10, 1e-6 + (1e-3 - 1e-6) / 2), (20, 1e-3), (60, 1e-5 + (1e-3 - 1e-5) / 2)]:
         scheduler.step_update(update)
@@ -166,31 +176,43 @@ def changed_from(checkpoint, weights) -> set[str]:
     ["TAG", "default"], ["TRAIN.USE_CHECKPOINT", "True"], ["TRAIN.NONFINITE", "skip"], ["TRAIN.LAYER_DECAY", "0.7"], ["AMP.DTYPE", "bfloat16"],
 ], ids=lambda options: options[0])  # fmt: skip
 def test_a_run_leaves_frozen_parts_to_the_bit(write_config, tmp_path, checkpoint, capsys, options):
-    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "FREEZE": ["stem", 1, 2]}, MODEL={"DROP_PATH_RATE": 0.3})
+    path = write_config(
+        TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "FREEZE": ["stem", 1, 2]}, MODEL={"DROP_PATH_RATE": 0.3}
+    )
     run("--cfg", path, "--pretrained", checkpoint, "--opts", *options)
     found = load(tmp_path / "output/fat_tiny/default/last.pth")
     for weights in ("model", "ema"):
         changed = changed_from(checkpoint, found[weights])
         assert changed and all(name.startswith(("layers.2.", "layers.3.", "norm.", "head.")) for name in changed)
     model = frozen("stem", 1, 2)
-    learning, all_ = (sum(p.numel() for p in model.parameters() if p.requires_grad or everything) for everything in (False, True))
+    learning, all_ = (
+        sum(p.numel() for p in model.parameters() if p.requires_grad or everything) for everything in (False, True)
+    )
     assert f"training {learning:,} of {all_:,} parameters; frozen: stem, 1, 2" in capsys.readouterr().out
 
 
 def test_a_linear_probe_trains_the_head_alone_on_features_of_evaluation(write_config, tmp_path, checkpoint):
     path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "FREEZE": ["backbone"]}, MODEL={"DROP_PATH_RATE": 0.3})
     run("--cfg", path, "--pretrained", checkpoint)
-    assert changed_from(checkpoint, load(tmp_path / "output/fat_tiny/default/last.pth")["model"]) == {"head.weight", "head.bias"}
+    assert changed_from(checkpoint, load(tmp_path / "output/fat_tiny/default/last.pth")["model"]) == {
+        "head.weight",
+        "head.bias",
+    }
 
 
 def test_timm_s_models_are_frozen_too(write_config, tmp_path):
     torch.manual_seed(0)
     start = tmp_path / "start.pth"
     torch.save(timm.create_model("resnet10t", num_classes=3).state_dict(), start)
-    path = write_config(MODEL={"TYPE": "timm", "NAME": "resnet10t", "DROP_PATH_RATE": 0.0}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
+    path = write_config(
+        MODEL={"TYPE": "timm", "NAME": "resnet10t", "DROP_PATH_RATE": 0.0}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}
+    )
     run("--cfg", path, "--pretrained", start, "--opts", "TRAIN.FREEZE", "[stem, 1, 2, 3]")
     found, before = load(tmp_path / "output/resnet10t/default/last.pth")["model"], load(start)
-    assert {name.split(".")[0] for name, value in found.items() if not torch.equal(value, before[name])} == {"layer4", "fc"}
+    assert {name.split(".")[0] for name, value in found.items() if not torch.equal(value, before[name])} == {
+        "layer4",
+        "fc",
+    }
 
 
 def test_frozen_runs_resume_to_the_same_bits(write_config, tmp_path, checkpoint, monkeypatch):
@@ -217,16 +239,30 @@ def test_several_processes_check_and_train_with_frozen_parts(write_config, tmp_p
     assert not (tmp_path / "output").exists()
     launch(2, "--cfg", path, "--pretrained", checkpoint)
     changed = changed_from(checkpoint, load(tmp_path / "output/fat_tiny/default/last.pth")["model"])
-    assert {".".join(name.split(".")[:2]) for name in changed} == {"layers.3", "norm.weight", "norm.bias", "head.weight", "head.bias"}
+    assert {".".join(name.split(".")[:2]) for name in changed} == {
+        "layers.3",
+        "norm.weight",
+        "norm.bias",
+        "head.weight",
+        "head.bias",
+    }
 
 
 def test_compiled_training_leaves_frozen_parts_alone(write_config, tmp_path, monkeypatch):
     """Traced as ever, but not turned into C++, which would take a minute."""
     original, calls = torch.nn.Module.compile, []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: calls.append(mode) or original(self, backend="eager"))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, mode: calls.append(mode) or original(self, backend="eager")
+    )
     torch._dynamo.reset()
     one_stage = dict(
-        embed_dims=[16], depths=[1], num_heads=[2], kernel_sizes=[3], window_sizes=[2], mlp_ratios=[2], mlp_kernel_sizes=[3]
+        embed_dims=[16],
+        depths=[1],
+        num_heads=[2],
+        kernel_sizes=[3],
+        window_sizes=[2],
+        mlp_ratios=[2],
+        mlp_kernel_sizes=[3],
     )
     path = write_config(
         MODEL={"NAME": "one_stage", "FAT": one_stage, "DROP_PATH_RATE": 0.0}, EMA={"ENABLED": False},
@@ -261,7 +297,11 @@ def test_the_bank_is_in_the_order_of_keys():
     bank = Bank(CPU, Peers(Launch()))
     bank.update(torch.tensor([[3.0], [1.0]]), torch.tensor([30, 10]), ["c", "a"])
     bank.update(torch.tensor([[2.0]]), torch.tensor([20]), ["b"])
-    assert bank.compute() == {"num_images": 3} and bank.targets.tolist() == [10, 20, 30] and bank.matrix.flatten().tolist() == [1, 2, 3]
+    assert (
+        bank.compute() == {"num_images": 3}
+        and bank.targets.tolist() == [10, 20, 30]
+        and bank.matrix.flatten().tolist() == [1, 2, 3]
+    )
 
 
 def clusters(seed, count):
@@ -282,7 +322,9 @@ def test_votes_are_scikit_learn_s(monkeypatch, chunk):
     votes.update(images, targets)
     results = votes.compute()
     for k, ours in zip(ks, found):
-        reference = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / temperature), algorithm="brute")
+        reference = KNeighborsClassifier(
+            k, metric="cosine", weights=lambda d: np.exp((1 - d) / temperature), algorithm="brute"
+        )
         theirs = reference.fit(train.double().numpy(), labels.numpy()).predict(images.double().numpy())
         assert (ours.numpy() == theirs).all()
         assert results[f"knn{k}_acc1"] == pytest.approx(100 * (theirs == targets.numpy()).mean())
@@ -310,7 +352,9 @@ def evaluated(write_config, tmp_path, checkpoint, world_size, **values):
 
 def test_the_same_votes_for_any_processes_and_batch(write_config, tmp_path, checkpoint):
     found = [
-        evaluated(write_config, tmp_path, checkpoint, world_size, DATA={"BATCH_SIZE": batch_size, "NUM_WORKERS": workers})
+        evaluated(
+            write_config, tmp_path, checkpoint, world_size, DATA={"BATCH_SIZE": batch_size, "NUM_WORKERS": workers}
+        )
         for world_size, batch_size, workers in [(1, 8, 0), (2, 7, 2), (3, 64, 0)]
     ]
     assert all(other == found[0] for other in found)
@@ -336,18 +380,23 @@ def test_the_run_s_votes_are_those_of_its_features_of_its_files(write_config, tm
             with open(path, "rb") as file:
                 pixels = torch.from_numpy(transform(transform.decode(file)).pixels.copy()).permute(2, 0, 1) / 255
             with torch.inference_mode():
-                vectors.append(model.forward_head(model.forward_features(((pixels - mean) / std)[None]), pre_logits=True)[0])
+                vectors.append(
+                    model.forward_head(model.forward_features(((pixels - mean) / std)[None]), pre_logits=True)[0]
+                )
         return torch.stack(vectors).double().numpy(), [path.parent.name for path in paths]
 
     (train, labels), (images, targets) = features("train"), features("val")
     for k in (1, 3, 20):
-        reference = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07), algorithm="brute").fit(train, labels)
+        reference = KNeighborsClassifier(
+            k, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07), algorithm="brute"
+        ).fit(train, labels)
         assert found[f"knn{k}_acc1"] == pytest.approx(100 * reference.score(images, targets))
 
 
 def test_crops_and_mirror_images_are_not_compared(write_config, tmp_path, checkpoint):
     plain, views = (
-        evaluated(write_config, tmp_path, checkpoint, 1, TEST={"KNN": [3], "CROP_PCT": 1.0, **more}) for more in ({}, {"CROPS": 5, "FLIP": True})
+        evaluated(write_config, tmp_path, checkpoint, 1, TEST={"KNN": [3], "CROP_PCT": 1.0, **more})
+        for more in ({}, {"CROPS": 5, "FLIP": True})
     )
     assert plain["knn3_acc1"] == views["knn3_acc1"] and plain["loss"] != views["loss"]
 
@@ -384,9 +433,13 @@ def test_configs_say_what_they_are_for(name):
     assert cfg.MODEL.NAME == "fat_b0" and not cfg.REPRODUCES and cfg.TAG != "default"
     model = timm.create_model("fat_b0", num_classes=7)
     freeze.freeze(model, cfg.TRAIN.FREEZE)
-    learning = {"fat_b0_frozen": "layers.2.blocks.0.cpe.weight", "fat_b0_linear_probe": "head.weight"}.get(name, "patch_embed.conv1.conv.0.weight")
+    learning = {"fat_b0_frozen": "layers.2.blocks.0.cpe.weight", "fat_b0_linear_probe": "head.weight"}.get(
+        name, "patch_embed.conv1.conv.0.weight"
+    )
     assert next(key for key, p in model.named_parameters() if p.requires_grad) == learning
-    assert (cfg.TRAIN.LAYER_DECAY < 1) == (name == "fat_b0_layer_decay") and bool(cfg.TEST.KNN) == (name == "fat_b0_knn")
+    assert (cfg.TRAIN.LAYER_DECAY < 1) == (name == "fat_b0_layer_decay") and bool(cfg.TEST.KNN) == (
+        name == "fat_b0_knn"
+    )
     assert (cfg.DATA.IMG_SIZE, cfg.DATA.DATASET, cfg.MODEL.NUM_CLASSES) == {
         "fat_b0_384": (384, "imagenet", 1000), "fat_b0_linear_probe": (224, "imagenet", 1000), "fat_b0_knn": (224, "imagenet", 1000),
     }.get(name, (224, "folder", 0))  # fmt: skip
@@ -401,7 +454,9 @@ def test_mnist_is_split_by_position(tmp_path):
         own = [(split, name) for split, other, name, _ in images if other == label]
         assert [split for split, _ in own] == ["train"] * 10 + ["val"] * 100
         assert own[0][1] == "0000.png" and own[10][1] == "0400.png"
-    assert {image.size for *_, image in images} == {(28, 28)} and max(image.getextrema()[1] for *_, image in images) == 255
+    assert {image.size for *_, image in images} == {(28, 28)} and max(
+        image.getextrema()[1] for *_, image in images
+    ) == 255
 
 
 def test_a_missing_package_is_one_line(monkeypatch, capsys):
@@ -435,7 +490,20 @@ def test_the_readme_s_example_in_short(tmp_path):
 
     before, after = lay_out(all_digits(), tmp_path / "digits", 50, 2), lay_out(mnist(), tmp_path / "mnist", 10, 20)
     short = ["PRINT_FREQ", "100", "SEED", "0", "TRAIN.WARMUP_EPOCHS", "1"]
-    run("--cfg", ROOT / "configs/fat_quickstart.yaml", "--data-path", before, "--output", tmp_path, "--opts", *short, "TRAIN.EPOCHS", "4", "EMA.ENABLED", "False")
+    run(
+        "--cfg",
+        ROOT / "configs/fat_quickstart.yaml",
+        "--data-path",
+        before,
+        "--output",
+        tmp_path,
+        "--opts",
+        *short,
+        "TRAIN.EPOCHS",
+        "4",
+        "EMA.ENABLED",
+        "False",
+    )
     checkpoint = tmp_path / "fat_tiny/digits/last.pth"
     common = ["--cfg", ROOT / "configs/finetune/fat_tiny_mnist.yaml", "--data-path", after, "--output", tmp_path]
     acc1 = {}

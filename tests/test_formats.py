@@ -17,10 +17,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import Job, Stop, assert_same, error_of, history, launch, load, run, stop_at_update
-from near import same_figures
 from timm.data import ImageNetInfo
 
+from conftest import Job, Stop, assert_same, error_of, history, launch, load, run, stop_at_update
 from data import cache
 from data.batches import Finish
 from data.class_maps import IMAGENET, read_class_map, wordnet_ids
@@ -31,6 +30,7 @@ from data.transforms import eval_transform, train_transform
 from engine.evaluation.sets.open import open_sets
 from engine.evaluation.sets.spec import SetSpec
 from engine.training.trainer import Trainer
+from near import same_figures
 from utils import memory
 from utils.errors import ConfigError, DataError
 from utils.memory import available_memory
@@ -83,9 +83,14 @@ def write_formats(digits: Path, root: Path) -> None:
             write_shard(root / "wds" / name, files[number::shards], info["classes"])
         lengths = [len(files[number::shards]) for number in range(shards)]
         info["splits"][split] = {"name": split, "filenames": names, "shard_lengths": lengths, "num_samples": len(files)}
-        rows = {"image": [{"bytes": data, "path": f"{label}/{name}"} for label, name, data in files], "label": [int(label) for label, *_ in files]}
+        rows = {
+            "image": [{"bytes": data, "path": f"{label}/{name}"} for label, name, data in files],
+            "label": [int(label) for label, *_ in files],
+        }
         hub_s = "validation" if split == "val" else split
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(root / "hfds/data" / f"{hub_s}-00000-of-00001.parquet")
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(
+            root / "hfds/data" / f"{hub_s}-00000-of-00001.parquet"
+        )
     (root / "wds/_info.json").write_text(json.dumps(info))
 
 
@@ -146,7 +151,9 @@ def test_indexed_formats_are_the_folders(formats, name, split):
 def test_shards_hold_the_folders_images(formats):
     ours, folder = source("wds", formats), source("folder", formats)
     assert len(ours) == 29 and ours.classes == folder.classes and len(ours.shards) == 4
-    found = {sample.key: (ours.image(sample).tobytes(), sample.label) for shard in range(4) for sample in ours.read(shard)}
+    found = {
+        sample.key: (ours.image(sample).tobytes(), sample.label) for shard in range(4) for sample in ours.read(shard)
+    }
     assert found == {folder.key(i): (folder.load(i)[0].tobytes(), folder.load(i)[1]) for i in range(29)}
 
 
@@ -155,9 +162,14 @@ def evaluated(name, formats, world_size, num_workers, batch_size=4):
     dataset = dataset_of(source(name, formats), eval_transform(32, "bicubic", 0.875), "raise")
     found = []
     for rank in range(world_size):
-        loader = eval_loader(dataset, batch_size=batch_size, rank=rank, world_size=world_size, num_workers=num_workers, **LOADING)
+        loader = eval_loader(
+            dataset, batch_size=batch_size, rank=rank, world_size=world_size, num_workers=num_workers, **LOADING
+        )
         for images, targets, keys in loader:
-            found += [(key, int(target), image.numpy().tobytes()) for key, target, image in zip(keys, targets, images, strict=True)]
+            found += [
+                (key, int(target), image.numpy().tobytes())
+                for key, target, image in zip(keys, targets, images, strict=True)
+            ]
     return sorted(found)
 
 
@@ -166,7 +178,9 @@ def test_evaluation_has_every_image_once(formats, name):
     """For more processes than shards too, and shards that no number of processes divides."""
     expected = evaluated("folder", formats, 1, 0)
     assert len(expected) == len({key for key, *_ in expected}) == 29
-    for world_size, num_workers in [(1, 0), (1, 2), (2, 0), (3, 0), (2, 3), (7, 0)] if name == "wds" else [(1, 2), (3, 0)]:
+    for world_size, num_workers in (
+        [(1, 0), (1, 2), (2, 0), (3, 0), (2, 3), (7, 0)] if name == "wds" else [(1, 2), (3, 0)]
+    ):
         assert evaluated(name, formats, world_size, num_workers) == expected, (world_size, num_workers)
 
 
@@ -180,7 +194,11 @@ def test_the_same_accuracy_to_the_last_digit(write_config, tmp_path, formats, ch
             assert result.pop("dataset") == name and result.pop("data_path") == str(formats / name)
             found[name, world_size, num_workers] = result
     first = found["folder", 1, 0]
-    assert first["num_images"] == 29 and first["complete"] and all(same_figures(result, first) for result in found.values()), found
+    assert (
+        first["num_images"] == 29
+        and first["complete"]
+        and all(same_figures(result, first) for result in found.values())
+    ), found
 
 
 def trained(folder: Path):
@@ -194,7 +212,9 @@ def test_the_same_training_to_the_bit(write_config, tmp_path, formats, monkeypat
     """Also where a run goes on in mid-epoch from another format of the same images; `hfds/...` names a path as well."""
     runs = {}
     for name in ("folder", *INDEXED):
-        path = write_config(DATA={"DATASET": name, "DATA_PATH": str(formats / name)}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
+        path = write_config(
+            DATA={"DATASET": name, "DATA_PATH": str(formats / name)}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}
+        )
         run("--cfg", path, "--tag", name)
         runs[name] = trained(tmp_path / "output/fat_tiny" / name)
     path = write_config(DATA={"DATASET": "folder"}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 2})
@@ -224,14 +244,34 @@ def test_swin_s_flags(write_config, tmp_path, formats, checkpoint, capfd):
 
 
 def stream_loader(
-    formats, rank=0, world_size=1, num_workers=0, num_batches=6, batch_size=4, buffer=10, root=None, on_error="raise", repeats=1
+    formats,
+    rank=0,
+    world_size=1,
+    num_workers=0,
+    num_batches=6,
+    batch_size=4,
+    buffer=10,
+    root=None,
+    on_error="raise",
+    repeats=1,
 ):
     transform = train_transform(
         img_size=32, interpolation="bicubic", scale=(0.5, 1.0), ratio=(0.75, 1.33), hflip=0.5, color_jitter=0.4,
         auto_augment_policy="rand-m9-mstd0.5-inc1", mean=(0.5,) * 3, reprob=0.25, remode="pixel", recount=1,
     )  # fmt: skip
     dataset = dataset_of(source("wds", root or formats, "train", decode=transform.decode), transform, on_error)
-    return TrainStreamLoader(dataset, num_batches, batch_size, rank, world_size, seed=3, buffer=buffer, num_workers=num_workers, repeats=repeats, **LOADING)
+    return TrainStreamLoader(
+        dataset,
+        num_batches,
+        batch_size,
+        rank,
+        world_size,
+        seed=3,
+        buffer=buffer,
+        num_workers=num_workers,
+        repeats=repeats,
+        **LOADING,
+    )
 
 
 def bits(batches):
@@ -332,7 +372,9 @@ def test_shards_come_in_another_order_in_each_epoch(formats, monkeypatch):
 
 def test_training_on_shards(write_config, tmp_path, formats, monkeypatch):
     """Two processes with two workers each; cut off in mid-epoch, the run ends as one that was not."""
-    path = write_config(DATA={"DATASET": "wds", "DATA_PATH": str(formats / "wds"), "NUM_WORKERS": 2}, TRAIN={"SAVE_EVERY_STEPS": 2})
+    path = write_config(
+        DATA={"DATASET": "wds", "DATA_PATH": str(formats / "wds"), "NUM_WORKERS": 2}, TRAIN={"SAVE_EVERY_STEPS": 2}
+    )
     launch(2, "--cfg", path, "--tag", "whole")
 
     def limited():
@@ -351,7 +393,10 @@ def test_training_on_shards(write_config, tmp_path, formats, monkeypatch):
 
 def test_an_image_of_a_shard_that_cannot_be_read(copied, formats):
     """With 'skip' the next image of the stream takes its place, also after a start in mid-epoch; then it is in the list."""
-    files = [(label, name, b"no image" if i in (0, 1, 7, 23) else data) for i, (label, name, data) in enumerate(files_of(formats / "folder", "train"))]
+    files = [
+        (label, name, b"no image" if i in (0, 1, 7, 23) else data)
+        for i, (label, name, data) in enumerate(files_of(formats / "folder", "train"))
+    ]
     for number in range(6):
         write_shard(copied / "wds" / f"train-{number:06d}.tar", files[number::6], ["0", "1", "2"])
     for num_workers in (0, 2):
@@ -359,7 +404,9 @@ def test_an_image_of_a_shard_that_cannot_be_read(copied, formats):
         whole = bits(loader.epoch(0, 0))
         failures = loader.take_failures()
         assert len(whole) == 9 and all(len(targets) == 4 for _, targets in whole)
-        assert 1 <= len(set(failures)) <= 4 and all("no image of a known format" in text and ".tar:00" in text for text in failures)
+        assert 1 <= len(set(failures)) <= 4 and all(
+            "no image of a known format" in text and ".tar:00" in text for text in failures
+        )
         for first in range(10):
             assert bits(loader.epoch(0, first)) == whole[first:]
     with pytest.raises(DataError, match="no image of a known format"):
@@ -373,7 +420,11 @@ def test_an_image_of_a_shard_that_cannot_be_read(copied, formats):
 def test_the_loading_of_shards_is_timed(write_config, formats, monkeypatch, capfd):
     monkeypatch.setattr("engine.commands.benchmark_data.ROUNDS", 1)
     monkeypatch.setattr("engine.commands.benchmark_data.LOADER_SECONDS", 0.1)
-    run("--cfg", write_config(DATA={"DATASET": "wds", "DATA_PATH": str(formats / "wds"), "NUM_WORKERS": 1}), "--benchmark-data")
+    run(
+        "--cfg",
+        write_config(DATA={"DATASET": "wds", "DATA_PATH": str(formats / "wds"), "NUM_WORKERS": 1}),
+        "--benchmark-data",
+    )
     out = capfd.readouterr().out
     assert "60 training images" in out and "cv2: " in out and "loader: " in out and "read " in out
 
@@ -410,8 +461,23 @@ def test_how_shards_can_be_named(copied):
 
 def test_a_wrong_number_of_images_is_said(write_config, copied, checkpoint, capfd):
     (copied / "wds/_info.json").unlink()
-    opts = ["DATA.DATASET", "wds", "DATA.VAL_SPLIT", f"pipe:cat {copied}/wds/val-{{000000..000003}}.tar|30", "MODEL.NUM_CLASSES", 3]
-    run("--cfg", write_config(DATA={"DATA_PATH": str(copied / "wds")}), "--eval", "--resume", checkpoint, "--opts", *opts)
+    opts = [
+        "DATA.DATASET",
+        "wds",
+        "DATA.VAL_SPLIT",
+        f"pipe:cat {copied}/wds/val-{{000000..000003}}.tar|30",
+        "MODEL.NUM_CLASSES",
+        3,
+    ]
+    run(
+        "--cfg",
+        write_config(DATA={"DATA_PATH": str(copied / "wds")}),
+        "--eval",
+        "--resume",
+        checkpoint,
+        "--opts",
+        *opts,
+    )
     assert "29 images were read, 30 were said to be there" in capfd.readouterr().out
 
 
@@ -462,7 +528,10 @@ def test_a_zip_in_its_other_forms(tmp_path, formats):
         archive.writestr("notes.txt", "not in the map")
         for label, name, data in files:
             info = zipfile.ZipInfo(f"{label}/{name}")
-            info.compress_type, info.extra = zipfile.ZIP_DEFLATED, b"\xfe\xca" + (300).to_bytes(2, "little") + bytes(300)
+            info.compress_type, info.extra = (
+                zipfile.ZIP_DEFLATED,
+                b"\xfe\xca" + (300).to_bytes(2, "little") + bytes(300),
+            )
             archive.writestr(info, data)
     (tmp_path / "val_map.txt").write_text("".join(f"{label}/{name}\t{label}\n" for label, name, _ in reversed(files)))
     ours, folder = open_source("zip", "val", str(tmp_path), 0, 0), source("folder", formats)
@@ -474,9 +543,15 @@ def test_labels_without_folders(tmp_path, formats):
     with zipfile.ZipFile(tmp_path / "val.zip", "w") as archive:
         for label, name, data in files_of(formats / "folder", "val"):
             archive.writestr(f"{label}_{name}", data)
-    (tmp_path / "val_map.txt").write_text("".join(f"{label}_{name}\t{label}\n" for label, name, _ in files_of(formats / "folder", "val")))
+    (tmp_path / "val_map.txt").write_text(
+        "".join(f"{label}_{name}\t{label}\n" for label, name, _ in files_of(formats / "folder", "val"))
+    )
     assert open_source("zip", "val", str(tmp_path), 0, 0).classes == ["0", "1", "2"]
-    assert open_source("zip", "val", str(tmp_path), 0, 0, class_to_idx={"c": 0, "a": 1, "b": 2}).classes == ["c", "a", "b"]
+    assert open_source("zip", "val", str(tmp_path), 0, 0, class_to_idx={"c": 0, "a": 1, "b": 2}).classes == [
+        "c",
+        "a",
+        "b",
+    ]
     with pytest.raises(DataError, match="labels up to 2, but the class map names 2 classes"):
         open_source("zip", "val", str(tmp_path), 0, 0, class_to_idx={"a": 0, "b": 1})
 
@@ -491,14 +566,21 @@ def test_an_evaluation_set_in_any_format(formats, name):
     found = open_sets({"mine": spec}, Task(), None, ["2", "1", "0"], str(formats), True)["mine"].parts[""].source
     folder = source("folder", formats)
     assert sorted(keys_of(found)) == sorted(map(folder.key, range(29)))
-    read = [sample.label for shard in range(4) for sample in found.read(shard)] if name == "wds" else [found.load(i)[1] for i in range(29)]
+    read = (
+        [sample.label for shard in range(4) for sample in found.read(shard)]
+        if name == "wds"
+        else [found.load(i)[1] for i in range(29)]
+    )
     assert [2 - label for label in read] == [int(key[0]) for key in keys_of(found)]
 
 
 def test_swin_s_validation_images_lie_in_no_folders(tmp_path):
     """As its README has them: val_map.txt with `ILSVRC2012_val_00000001.JPEG`, tab, 65, beside folders in train_map.txt."""
     names = ImageNetInfo("imagenet-1k").label_names()
-    for split, files in (("train", [f"{name}/{name}_1.JPEG" for name in names]), ("val", [f"ILSVRC2012_val_{n:08d}.JPEG" for n in range(1000)])):
+    for split, files in (
+        ("train", [f"{name}/{name}_1.JPEG" for name in names]),
+        ("val", [f"ILSVRC2012_val_{n:08d}.JPEG" for n in range(1000)]),
+    ):
         with zipfile.ZipFile(tmp_path / f"{split}.zip", "w") as archive:
             for name in files:
                 archive.writestr(name, b"")
@@ -547,7 +629,10 @@ def test_another_number_of_processes_has_other_shares(formats):
     dataset = dataset_of(source("zip", formats), eval_transform(32, "bicubic", 0.875), "raise")
 
     def orders(**shares):
-        return {TrainLoader(dataset, 1, 4, 0, world_size, seed=1, num_workers=0, **shares, **LOADING).order for world_size in (1, 2)}
+        return {
+            TrainLoader(dataset, 1, 4, 0, world_size, seed=1, num_workers=0, **shares, **LOADING).order
+            for world_size in (1, 2)
+        }
 
     assert len(orders(shares=True)) == 2 and orders() == {dataset.source.fingerprint}
 
@@ -580,7 +665,9 @@ def test_memory_is_refused_with_the_numbers(formats, monkeypatch):
         cache.plan_caches([ours], "full", 0, 4, lambda own: [own] * 4, 2, lines.append)
     assert ours.cache is None and len(lines) == 1
     message = str(refused.value)
-    assert f"{own / 2**20:.3g} MiB of images in each of 2 processes here, {2 * own / 2**20:.3g} MiB in all, of" in message
+    assert (
+        f"{own / 2**20:.3g} MiB of images in each of 2 processes here, {2 * own / 2**20:.3g} MiB in all, of" in message
+    )
     assert f"part, which takes {own / 2 / 2**20:.3g} MiB" in message
 
 
@@ -592,7 +679,11 @@ def test_available_memory_is_that_of_the_machine_or_less():
 @pytest.mark.parametrize("prefix", ["", "total_"])
 def test_a_container_s_memory_that_holds_files_is_available(tmp_path, monkeypatch, prefix):
     limit, use, parts = (tmp_path / name for name in ("limit", "use", "stat"))
-    limit.write_text("1000\n"), use.write_text("900\n"), parts.write_text(f"{prefix}active_file 200\n{prefix}inactive_file 300\nfile 600\n")
+    (
+        limit.write_text("1000\n"),
+        use.write_text("900\n"),
+        parts.write_text(f"{prefix}active_file 200\n{prefix}inactive_file 300\nfile 600\n"),
+    )
     monkeypatch.setattr(memory, "GROUPS", ((limit, use, parts, prefix),))
     assert available_memory() == 600
     limit.write_text("max\n")
@@ -637,7 +728,9 @@ def test_imagenet_s_lists(tmp_path, formats):
         "imagenet-21k-miil": 11221, "imagenet-22k": 21841, "imagenet-22k-ms": 21842,
     }  # fmt: skip
     names = read_class_map("imagenet-1k")
-    assert names["n01440764"] == 0 and names["n01498041"] == 6 and names["n02123394"] == 283 and names["n15075141"] == 999
+    assert (
+        names["n01440764"] == 0 and names["n01498041"] == 6 and names["n02123394"] == 283 and names["n15075141"] == 999
+    )
     assert read_class_map("imagenet-22k")["n01440764"] != 0
 
 
@@ -691,7 +784,9 @@ def test_names_in_the_hub_s_imagenet(formats, tmp_path):
     rows = {"image": [{"bytes": data, "path": path} for path in paths], "label": [0] * 4}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data/validation-00000-of-00001.parquet")
     ours = open_source("hfds", "val", str(tmp_path), 0, 0)
-    assert [ours.key(i) for i in range(4)] == [f"n01440764/{name}" for name in ("a.JPEG", "n01440764_10026.JPEG", "b.JPEG", "3")]
+    assert [ours.key(i) for i in range(4)] == [
+        f"n01440764/{name}" for name in ("a.JPEG", "n01440764_10026.JPEG", "b.JPEG", "3")
+    ]
 
 
 # What is said of bad ones
@@ -915,7 +1010,9 @@ def test_what_is_said_of_bad_settings(write_config, checkpoint, options, parts):
     assert error.status == 2 and all(part in str(error) for part in parts), str(error)
 
 
-@pytest.mark.parametrize("text, part", [("a\nb\na\n", "line 3 is 'a' again"), ("a\n\nb\n", "line 2 is empty"), ("", "names no class")])
+@pytest.mark.parametrize(
+    "text, part", [("a\nb\na\n", "line 3 is 'a' again"), ("a\n\nb\n", "line 2 is empty"), ("", "names no class")]
+)
 def test_bad_class_maps(tmp_path, text, part):
     (tmp_path / "map.txt").write_text(text)
     with pytest.raises(ConfigError, match=part):
@@ -929,8 +1026,14 @@ def test_a_damaged_image_is_named_and_can_be_left_out(write_config, tmp_path, co
 
     if name == "hfds":
         rows = datasets.Dataset.from_parquet(str(parquet(copied))).cast_column("image", datasets.Image(decode=False))
-        cells = [{"bytes": b"no image" if i == 3 else row["image"]["bytes"], "path": row["image"]["path"]} for i, row in enumerate(rows)]
-        datasets.Dataset.from_dict({"image": cells, "label": rows["label"]}, features=datasets.Features({**rows.features, "image": datasets.Image()})).to_parquet(parquet(copied))
+        cells = [
+            {"bytes": b"no image" if i == 3 else row["image"]["bytes"], "path": row["image"]["path"]}
+            for i, row in enumerate(rows)
+        ]
+        datasets.Dataset.from_dict(
+            {"image": cells, "label": rows["label"]},
+            features=datasets.Features({**rows.features, "image": datasets.Image()}),
+        ).to_parquet(parquet(copied))
     elif name == "zip":
         with zipfile.ZipFile(copied / "zip/val.zip") as archive:
             start = archive.infolist()[3].header_offset
@@ -955,7 +1058,20 @@ def test_the_comparison_of_formats(tmp_path, write_config, digits, checkpoint, m
 
     path = write_config(AUG={"HFLIP": 0.5})
     command = ["compare_formats.py", "--cfg", str(path), "--checkpoint", str(checkpoint), "--data-path", str(digits)]
-    monkeypatch.setattr("sys.argv", [*command, "--speed-data", str(digits), "--rounds", "1", "--images", "2", "--output", str(tmp_path / "formats")])
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            *command,
+            "--speed-data",
+            str(digits),
+            "--rounds",
+            "1",
+            "--images",
+            "2",
+            "--output",
+            str(tmp_path / "formats"),
+        ],
+    )
 
     def in_this_process(script, *argv):
         if script == "main.py":
@@ -967,7 +1083,11 @@ def test_the_comparison_of_formats(tmp_path, write_config, digits, checkpoint, m
 
     monkeypatch.setattr(compare_formats, "call", in_this_process)
     compare_formats.main()
-    rows = [line.split(" | ") for line in (tmp_path / "formats.md").read_text().splitlines() if line.startswith(("| folder", "| zip", "| tar", "| wds", "| hfds"))]
+    rows = [
+        line.split(" | ")
+        for line in (tmp_path / "formats.md").read_text().splitlines()
+        if line.startswith(("| folder", "| zip", "| tar", "| wds", "| hfds"))
+    ]
     assert len(rows) == 5 and len({tuple(row[1:5]) for row in rows}) == 1 and rows[0][4] == "29"
     assert all(float(row[5]) > 0 for row in rows) and "images/s" in capsys.readouterr().out
     found = {"folder": {"acc1": 50.0, "acc5": 100.0, "loss": 1.0, "num_images": 29}}

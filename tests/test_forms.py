@@ -4,7 +4,6 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from plain_fat import PlainFAT
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -12,6 +11,7 @@ from engine.evaluation.loop import fill_up
 from models.layers import DepthwiseConv2d, LayerNorm
 from models.layers.depthwise import DepthwiseConvolution
 from models.layers.norm import norm_channels_last
+from plain_fat import PlainFAT
 from utils import malloc
 
 
@@ -51,7 +51,10 @@ def test_a_step_in_float32_is_that_of_the_plain_form():
 # Depthwise convolutions
 
 
-@pytest.mark.parametrize("kernel_size, stride, height, width", [(5, 1, 9, 12), (5, 2, 9, 12), (5, 2, 12, 9), (7, 1, 7, 7), (9, 1, 7, 5), (5, 1, 3, 2)])
+@pytest.mark.parametrize(
+    "kernel_size, stride, height, width",
+    [(5, 1, 9, 12), (5, 2, 9, 12), (5, 2, 12, 9), (7, 1, 7, 7), (9, 1, 7, 5), (5, 1, 3, 2)],
+)
 def test_the_weight_gradient_is_the_convolution_s(kernel_size, stride, height, width, monkeypatch):
     torch.manual_seed(0)
     layer = DepthwiseConv2d(6, kernel_size, stride)
@@ -72,7 +75,9 @@ def test_the_weight_gradient_is_the_convolution_s(kernel_size, stride, height, w
 
 def test_the_weight_gradient_by_finite_differences():
     torch.manual_seed(0)
-    x, weight, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in [(2, 2, 6, 5), (2, 1, 5, 5), (2,)])
+    x, weight, bias = (
+        torch.randn(s, dtype=torch.float64, requires_grad=True) for s in [(2, 2, 6, 5), (2, 1, 5, 5), (2,)]
+    )
     for stride in (1, 2):
         assert torch.autograd.gradcheck(
             lambda x, w, b: DepthwiseConvolution.apply(x, w, b, (stride, stride), (2, 2), (1, 1), 2), (x, weight, bias)
@@ -92,7 +97,9 @@ def test_other_ways_to_differentiate_and_trace():
     """Per-sample gradients, forward mode, an empty batch, graphs, meta tensors: what plain convolutions can."""
     torch.manual_seed(0)
     layer, x = DepthwiseConv2d(4, 5, residual=True), torch.randn(3, 4, 8, 8)
-    per_sample = torch.func.vmap(torch.func.grad(lambda w, x: F.conv2d(x[None], w, padding=2, groups=4).square().sum()), (None, 0))
+    per_sample = torch.func.vmap(
+        torch.func.grad(lambda w, x: F.conv2d(x[None], w, padding=2, groups=4).square().sum()), (None, 0)
+    )
     ours = torch.func.vmap(
         torch.func.grad(lambda w, x: torch.func.functional_call(layer, {"weight": w, "bias": torch.zeros(4)}, (x[None],)).square().sum()), (None, 0)
     )  # fmt: skip
@@ -202,7 +209,8 @@ def test_who_set_the_allocator_is_left_alone(monkeypatch):
     library = type("Library", (), {"mallopt": staticmethod(lambda *call: calls.append(call) or 1)})
     with monkeypatch.context() as patch:
         patch.setattr(malloc.ctypes, "CDLL", lambda _: library)
-        assert malloc.keep_freed_memory() and dict(calls)[-4] == 0 and dict(calls)[-1] == -1  # no mappings, never trimmed
+        # no mappings, never trimmed
+        assert malloc.keep_freed_memory() and dict(calls)[-4] == 0 and dict(calls)[-1] == -1
     for name in ("MALLOC_ARENA_MAX", "LD_PRELOAD"):
         with monkeypatch.context() as patch:
             patch.setenv(name, "1")
@@ -213,4 +221,6 @@ def test_gradients_lie_as_the_weights_do():
     """Else DDP copies them, and says so in the log."""
     model = timm.create_model("fat_tiny", num_classes=3).to(memory_format=torch.channels_last)
     model(torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)).sum().backward()
-    assert {name for name, parameter in model.named_parameters() if parameter.grad.stride() != parameter.stride()} == set()
+    assert {
+        name for name, parameter in model.named_parameters() if parameter.grad.stride() != parameter.stride()
+    } == set()

@@ -6,14 +6,14 @@ import io
 import json
 import weakref
 
-import models
 import pytest
 import timm
 import torch
-from conftest import error_of, run
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
+import models
+from conftest import error_of, run
 from models.fuse import FusedConv2d, is_native_on_cpu
 from models.layers import DOWNSAMPLINGS, FFNS, INTERACTIONS
 
@@ -64,7 +64,11 @@ def test_every_interaction(interaction):
 
 
 ABLATIONS = [
-    *({"downsampling": name, "interaction": interaction} for name in DOWNSAMPLINGS for interaction in ("released", "global")),
+    *(
+        {"downsampling": name, "interaction": interaction}
+        for name in DOWNSAMPLINGS
+        for interaction in ("released", "global")
+    ),
     {"downsampling": "avg_pool_strided_conv", "window_sizes": (1, 2, 1, 1)},
     *({"ffn": name, "cpe": cpe, "self_modulation": not cpe} for name in FFNS for cpe in (True, False)),
 ]
@@ -83,7 +87,15 @@ def test_every_ablation(settings):
             assert 1e-5 < difference(models.fuse(model, torch.bfloat16)(images), model(images)) < 0.1
 
 
-@pytest.mark.parametrize("settings", [{"num_classes": 0}, {"num_classes": 0, "global_pool": ""}, {"window_sizes": (1, 1, 1, 1)}, {"kernel_sizes": (1, 3, 1, 3)}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_classes": 0},
+        {"num_classes": 0, "global_pool": ""},
+        {"window_sizes": (1, 1, 1, 1)},
+        {"kernel_sizes": (1, 3, 1, 3)},
+    ],
+)
 def test_other_settings(settings):
     model = realistic(**settings)
     images = torch.randn(2, 3, 64, 64)
@@ -119,7 +131,9 @@ def test_it_is_smaller_and_leaves_the_model_alone():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
     assert not any(parameter.requires_grad for parameter in fused.parameters())
-    kept = {buffer.data_ptr() for buffer in fused.buffers()} & {parameter.data_ptr() for parameter in model.parameters()}
+    kept = {buffer.data_ptr() for buffer in fused.buffers()} & {
+        parameter.data_ptr() for parameter in model.parameters()
+    }
     assert not kept
 
 
@@ -143,7 +157,9 @@ def test_changed_weights_are_used():
     other = copy.deepcopy(fused)
     expected = torch.func.functional_call(other, doubled, (images,))
     logits = fused(images)
-    assert torch.equal(torch.func.functional_call(fused, doubled, (images,)), expected) and torch.equal(fused(images), logits)
+    assert torch.equal(torch.func.functional_call(fused, doubled, (images,)), expected) and torch.equal(
+        fused(images), logits
+    )
     assert torch.equal(other(images), logits) and not torch.allclose(expected, logits)
     with torch.no_grad():
         for key, value in fused.state_dict().items():
@@ -171,7 +187,9 @@ def test_maps_stay_channels_last(downsampling):
     fused, seen = models.fuse(realistic(downsampling=downsampling)), []
     for module in fused.modules():
         module.register_forward_hook(
-            lambda _, inputs, y: seen.append(y.is_contiguous(memory_format=torch.channels_last)) if y.ndim == 4 else None
+            lambda _, inputs, y: (
+                seen.append(y.is_contiguous(memory_format=torch.channels_last)) if y.ndim == 4 else None
+            )
         )
     fused(torch.randn(2, 3, 64, 64))
     assert len(seen) > 60 and all(seen)

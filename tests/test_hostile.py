@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import Job, error_of, launch, load, rest, run
 from PIL import Image
 
+from conftest import Job, error_of, launch, load, rest, run
 from data.decode import decode_image
 from data.sources import open_source
 from data.sources.folder import FolderSource
@@ -79,7 +79,8 @@ def test_skip_trains_without_them_and_lists_them(write_config, tmp_path, images,
     folder = sorted((images / "train/1").iterdir())
     bad = {str(corrupt(path, kind)) for path, kind in zip(folder, kinds)}
     path = write_config(
-        DATA={"DATA_PATH": str(images), "ON_ERROR": "skip", "NUM_WORKERS": workers, "BATCH_SIZE": 12 // world_size}, TRAIN={"EPOCHS": 2}
+        DATA={"DATA_PATH": str(images), "ON_ERROR": "skip", "NUM_WORKERS": workers, "BATCH_SIZE": 12 // world_size},
+        TRAIN={"EPOCHS": 2},
     )
     job = Job("--cfg", path, world_size=world_size)
     assert job.wait() == [0] * world_size, job.text()
@@ -177,7 +178,9 @@ def test_transparency_is_laid_over_white(tmp_path):
 
 
 def test_cmyk_and_grey(tmp_path):
-    assert decoded(tmp_path, Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "x.jpg")[4, 4] == pytest.approx([255, 0, 0], abs=4)
+    assert decoded(tmp_path, Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "x.jpg")[4, 4] == pytest.approx(
+        [255, 0, 0], abs=4
+    )
     assert decoded(tmp_path, Image.new("CMYK", (8, 8), (0, 0, 0, 255)), "x.tif")[4, 4].tolist() == [0, 0, 0]
     assert decoded(tmp_path, Image.new("L", (1, 1), 77))[0, 0].tolist() == [77] * 3
     assert decoded(tmp_path, Image.new("1", (1, 1), 1))[0, 0].tolist() == [255] * 3
@@ -216,6 +219,7 @@ def test_damaged_exif_is_no_reason_to_lose_an_image(tmp_path):
 
 def bomb(path, side=20_000):
     """A PNG of 400 million pixels in 400 kB."""
+
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -275,7 +279,19 @@ def test_links_out_of_the_folder_are_refused(write_config, tmp_path, images):
     shutil.move(images / "train/2", tmp_path / "two")
     (images / "train/2").symlink_to(tmp_path / "two")
     assert "train/2: is a link out of its folder" in str(error_of("--cfg", config))
-    run("--cfg", config, "--tag", "b", "--opts", "DATA.OUTSIDE_LINKS", "True", "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0)
+    run(
+        "--cfg",
+        config,
+        "--tag",
+        "b",
+        "--opts",
+        "DATA.OUTSIDE_LINKS",
+        "True",
+        "TRAIN.EPOCHS",
+        1,
+        "TRAIN.WARMUP_EPOCHS",
+        0,
+    )
 
 
 def test_links_inside_are_followed_and_circles_are_not(images):
@@ -391,7 +407,9 @@ def test_code_behind_a_url_is_refused_and_not_run(write_config, https, tmp_path,
             return os.system, ("touch executed",)
 
     torch.save({"model": Malicious()}, folder / "evil.pth")
-    error = error_of("--cfg", write_config(), "--pretrained", f"{address}/evil.pth#sha256={sha256(folder / 'evil.pth')}")
+    error = error_of(
+        "--cfg", write_config(), "--pretrained", f"{address}/evil.pth#sha256={sha256(folder / 'evil.pth')}"
+    )
     assert error.status == 3 and "refused" in str(error) and not (tmp_path / "executed").exists()
 
 
@@ -418,7 +436,10 @@ def test_names_that_lead_out_of_an_archive_write_nothing(write_config, tmp_path,
         picture = io.BytesIO()
         Image.new("RGBA", (64, 64)).save(picture, "PNG")
         with tarfile.open(os.path.join(cwd, "x.tgz"), "w:gz") as archive:
-            for name, content in (("package/emoji.json", json.dumps([entry]).encode()), ("package/img/google/64/../../escaped.png", picture.getvalue())):
+            for name, content in (
+                ("package/emoji.json", json.dumps([entry]).encode()),
+                ("package/img/google/64/../../escaped.png", picture.getvalue()),
+            ):
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))

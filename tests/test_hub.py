@@ -8,9 +8,9 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+
 from conftest import ROOT
 from test_fuse import realistic
-
 from utils.config import config_from, to_dict
 
 
@@ -41,24 +41,40 @@ def test_a_runs_checkpoint(tmp_path):
     raw, ema = (realistic(num_classes=3, interaction="add", cpe=cpe) for cpe in (True, True))
     with torch.no_grad():
         ema.head.bias += 1
-    content = {"model": raw.state_dict(), "ema": ema.state_dict(), "config": config(NAME="fat_tiny"), "classes": ["a", "b", "c"]}
+    content = {
+        "model": raw.state_dict(),
+        "ema": ema.state_dict(),
+        "config": config(NAME="fat_tiny"),
+        "classes": ["a", "b", "c"],
+    }
     content["config"]["MODEL"]["FAT"]["interaction"] = "add"
     for best, model in (("raw", raw), ("ema", ema)):
         content["progress"] = {"epoch": 2, "best": {"acc1": 1.0, "weights": best, "epoch": 1}}
         torch.save(content, tmp_path / "best.pth")
         assert torch.equal(logits(hub("fat_tiny", checkpoint=tmp_path / "best.pth")), logits(model))
     tuned = hub("fat_tiny", checkpoint=str(tmp_path / "best.pth"), num_classes=7)
-    assert tuned.head.out_features == 7 and torch.equal(tuned.patch_embed.conv1.conv[0].weight, ema.patch_embed.conv1.conv[0].weight)
+    assert tuned.head.out_features == 7 and torch.equal(
+        tuned.patch_embed.conv1.conv[0].weight, ema.patch_embed.conv1.conv[0].weight
+    )
 
 
 def test_timm_knows_how_images_are_prepared(tmp_path):
-    content = {"model": realistic(num_classes=3).state_dict(), "config": config(NAME="fat_tiny"), "classes": ["a", "b", "c"]}
+    content = {
+        "model": realistic(num_classes=3).state_dict(),
+        "config": config(NAME="fat_tiny"),
+        "classes": ["a", "b", "c"],
+    }
     content["config"]["DATA"] |= {"IMG_SIZE": 96, "INTERPOLATION": "bilinear", "MEAN": [0.1, 0.2, 0.3]}
     content["config"]["TEST"]["CROP_PCT"] = 1.0
     torch.save(content, tmp_path / "best.pth")
     model = hub("fat_tiny", checkpoint=tmp_path / "best.pth")
     found = timm.data.resolve_model_data_config(model)
-    assert found["input_size"] == (3, 96, 96) and found["interpolation"] == "bilinear" and found["crop_pct"] == 1.0 and found["mean"] == (0.1, 0.2, 0.3)
+    assert (
+        found["input_size"] == (3, 96, 96)
+        and found["interpolation"] == "bilinear"
+        and found["crop_pct"] == 1.0
+        and found["mean"] == (0.1, 0.2, 0.3)
+    )
     assert model.pretrained_cfg["label_names"] == ["a", "b", "c"] and model.pretrained_cfg["num_classes"] == 3
     assert timm.create_model("fat_tiny").pretrained_cfg["input_size"] == (3, 224, 224)  # another model's is its own
 
@@ -111,7 +127,9 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "yacs.config", None)
     torch.save(timm.create_model("fat_tiny", num_classes=2).state_dict(), tmp_path / "x.pth")
-    with pytest.raises(ValueError, match="^checkpoint: yacs.config cannot be imported .* pip install -r .*requirements.txt$"):
+    with pytest.raises(
+        ValueError, match="^checkpoint: yacs.config cannot be imported .* pip install -r .*requirements.txt$"
+    ):
         hub("fat_tiny", checkpoint=tmp_path / "x.pth")
     assert hub("fat_tiny", num_classes=2).num_classes == 2
 
@@ -224,7 +242,15 @@ def test_beside_packages_of_the_same_names(tmp_path, program, own):
 def write_packages(folder, whose):
     """Packages `engine` and `models`, modules `utils.py` and `data.py`."""
     net = "import torch\n\ndef net():\n    model = torch.nn.Identity()\n    model.whose = WHOSE\n    return model\n"
-    files = ["engine/__init__.py", "engine/sub.py", "models/__init__.py", "models/fat.py", "models/layers.py", "utils.py", "data.py"]
+    files = [
+        "engine/__init__.py",
+        "engine/sub.py",
+        "models/__init__.py",
+        "models/fat.py",
+        "models/layers.py",
+        "utils.py",
+        "data.py",
+    ]
     for name in files:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -244,7 +270,10 @@ def test_what_was_taken_is_said(tmp_path, capsys):
     for settings, line in (
         ({}, "ema weights: took model_ema"),
         ({"weights": "raw"}, "raw weights: took model, took off 'module.'"),
-        ({"num_classes": 5}, "ema weights: took model_ema; of another size and initialised anew: head.weight, head.bias"),
+        (
+            {"num_classes": 5},
+            "ema weights: took model_ema; of another size and initialised anew: head.weight, head.bias",
+        ),
     ):
         hub("fat_tiny", checkpoint=path, **settings)
         assert capsys.readouterr() == ("", f"{path}: {line}\n")

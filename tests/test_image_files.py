@@ -7,11 +7,11 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import prepare_data
 import pytest
-from conftest import run
 from PIL import Image
 
+import prepare_data
+from conftest import run
 from data import decode
 from data.image_files import IMAGE_SUFFIXES, is_hidden_or_tool, is_image
 from data.sources import open_source
@@ -23,8 +23,25 @@ WRITTEN = {  # suffix: Pillow's format
     ".bmp": "BMP", ".dib": "BMP", ".ppm": "PPM", ".pgm": "PPM", ".pbm": "PPM", ".pnm": "PPM", ".tif": "TIFF", ".tiff": "TIFF",
     **({".avif": "AVIF"} if decode.HAS_AVIF else {}),
 }  # fmt: skip
-OTHERS = ["a/no_suffix", "a/readme.txt", "a/._0.jpg", "a/.hidden.png", "a/Thumbs.db", "labels.csv", "a/.ipynb_checkpoints/0.jpg"]
-TOOLS = [".ipynb_checkpoints", "@eaDir", "__MACOSX", ".git", "$RECYCLE.BIN", "System Volume Information", "lost+found", "#recycle"]
+OTHERS = [
+    "a/no_suffix",
+    "a/readme.txt",
+    "a/._0.jpg",
+    "a/.hidden.png",
+    "a/Thumbs.db",
+    "labels.csv",
+    "a/.ipynb_checkpoints/0.jpg",
+]
+TOOLS = [
+    ".ipynb_checkpoints",
+    "@eaDir",
+    "__MACOSX",
+    ".git",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+    "#recycle",
+]
 
 
 def picture(path: Path, kind: str, colour: int) -> None:
@@ -59,7 +76,9 @@ def test_the_rule_has_every_suffix_of_what_is_read():
     assert all(suffix == suffix.lower() for suffix in IMAGE_SUFFIXES)
     assert is_image("a/B.JPeG") and is_image("000.mask.png") and is_image("n01/x.0.webp")
     assert not any(map(is_image, [*OTHERS, "jpg", "a.jpg.txt", "@eaDir/a.jpg", "x/__MACOSX/a.jpg", "a.jpg~", ""]))
-    assert all(map(is_hidden_or_tool, TOOLS)) and not any(map(is_hidden_or_tool, ["n01440764", "a.b", "found", "0", "recycle"]))
+    assert all(map(is_hidden_or_tool, TOOLS)) and not any(
+        map(is_hidden_or_tool, ["n01440764", "a.b", "found", "0", "recycle"])
+    )
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
@@ -76,9 +95,12 @@ def test_formats_have_the_same_images_and_say_what_they_leave_out(mixed, kind):
     assert [source.key(index) for index in range(len(source))] == wanted(mixed) and source.classes == ["a", "b"]
     assert source.fingerprint == open_source("folder", "val", str(mixed), 0, 0).fingerprint
     colours = [np.asarray(source.load(index)[0])[20, 20, 0] for index in range(len(source))]
-    assert np.abs(np.array(colours) - [100 * label + 5 * n for label in range(2) for n in range(len(WRITTEN))]).max() <= 6
+    assert (
+        np.abs(np.array(colours) - [100 * label + 5 * n for label in range(2) for n in range(len(WRITTEN))]).max() <= 6
+    )
     lines = [note for note in source.notes if "left out" in note]
-    hidden = 2 * len(TOOLS)  # folders are one each in a folder, in an archive their files are; a folder of its own lies in a
+    # folders are one each in a folder, in an archive their files are; a folder of its own lies in a
+    hidden = 2 * len(TOOLS)
     assert len(lines) == 1 and f": {len(OTHERS) + hidden} (such as " in lines[0]
     assert not open_source("folder", "train", str(mixed), 0, 0).notes
 
@@ -98,12 +120,18 @@ def test_prepare_data_takes_them_and_says_what_it_leaves_out(mixed, tmp_path, ca
     argv = [command, str(mixed), "--output", str(output), "--verify", "--workers", "0"]
     assert prepare_data.main(argv) == 0
     said = capsys.readouterr().out
-    assert said.count("left out") == 1 and f": {len(OTHERS) + 2 * len(TOOLS)} (such as " in said and "is a whole" in said
+    assert (
+        said.count("left out") == 1 and f": {len(OTHERS) + 2 * len(TOOLS)} (such as " in said and "is a whole" in said
+    )
     source = open_source(command, "val", str(output), 0, 0)
     assert [source.key(index) for index in range(len(source))] == wanted(mixed) and not source.notes
     assert prepare_data.main(["verify", str(mixed), "--workers", "0", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["splits"]["val"]["images"] == len(wanted(mixed)) and len(report["notes"]) == 1 and "left out" in report["notes"][0]
+    assert (
+        report["splits"]["val"]["images"] == len(wanted(mixed))
+        and len(report["notes"]) == 1
+        and "left out" in report["notes"][0]
+    )
 
 
 def test_predictions_take_the_same_from_a_folder(mixed):

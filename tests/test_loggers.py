@@ -10,8 +10,8 @@ import types
 
 import numpy as np
 import pytest
-from conftest import Job, Stop, error_of, run, stop_at_update
 
+from conftest import Job, Stop, error_of, run, stop_at_update
 from utils.errors import ConfigError, OutputError
 from utils.loggers import wandb_run
 from utils.loggers.csv_files import CsvFiles, flat
@@ -49,7 +49,12 @@ def test_csv_files_have_what_metrics_jsonl_has_also_after_a_crash(write_config, 
     train, epochs = rows(folder / "train.csv"), rows(folder / "epochs.csv")
     assert train == as_csv(records(folder, "train")) and len(train) == 14
     assert epochs == as_csv(records(folder, "epoch")) and len(epochs) == 2
-    assert list(epochs[0]) == ["update", "epoch", "train_loss", *(f"{w}_{m}" for w in ("raw", "ema") for m in ("acc1", "acc5", "loss", "num_images"))]
+    assert list(epochs[0]) == [
+        "update",
+        "epoch",
+        "train_loss",
+        *(f"{w}_{m}" for w in ("raw", "ema") for m in ("acc1", "acc5", "loss", "num_images")),
+    ]
 
 
 def test_a_figure_that_comes_later_gets_a_column(tmp_path):
@@ -121,7 +126,10 @@ class Broken:
 
 
 def fake_wandb(monkeypatch, init):
-    errors = types.SimpleNamespace(UsageError=type("UsageError", (Exception,), {}), AuthenticationError=type("AuthenticationError", (Exception,), {}))
+    errors = types.SimpleNamespace(
+        UsageError=type("UsageError", (Exception,), {}),
+        AuthenticationError=type("AuthenticationError", (Exception,), {}),
+    )
     module = types.SimpleNamespace(init=init, errors=errors, Settings=dict, Image=lambda picture: "picture")
     monkeypatch.setitem(sys.modules, "wandb", module)
     return module
@@ -133,7 +141,11 @@ def test_a_failure_on_the_way_is_said_once_and_ends_no_training(write_config, tm
     run("--cfg", write_config(LOGGERS=["wandb"], TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}, **QUICK))
     out = capsys.readouterr().out
     assert out.count("wandb: BrokenPipeError: its process is gone") == 1 and "finished: best" in out
-    assert broken.logged[0] == {"train_batch": "picture"} and broken.logged[1]["update"] == 1 and "train/loss" in broken.logged[1]
+    assert (
+        broken.logged[0] == {"train_batch": "picture"}
+        and broken.logged[1]["update"] == 1
+        and "train/loss" in broken.logged[1]
+    )
     assert (tmp_path / "output/fat_tiny/default/result.json").is_file()
 
 
@@ -223,7 +235,9 @@ def history_of(path):
     for record in logged(path):
         kind = record.WhichOneof("record_type")
         if kind == "history":
-            steps.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
+            steps.append(
+                {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            )
         elif kind == "exit":
             facts["exit"].append(record.exit.exit_code)
         elif kind == "run":
@@ -231,7 +245,9 @@ def history_of(path):
             facts["project"] = record.run.project
             facts["config"].update({item.key: json.loads(item.value_json) for item in record.run.config.update})
         elif kind == "summary":
-            facts["summary"].update({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.summary.update})
+            facts["summary"].update(
+                {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.summary.update}
+            )
     return steps, facts
 
 
@@ -263,7 +279,11 @@ def test_an_offline_run_at_w_and_b_goes_on_as_the_same(write_config, tmp_path, m
     assert losses == {record["update"]: record["loss"] for record in records(folder, "train")} and len(losses) == 21
     accuracy = {step["update"]: step["val/acc1"] for step in steps if "val/acc1" in step}
     assert accuracy == {record["update"]: record["raw_acc1"] for record in records(folder, "epoch")}
-    assert first[0]["train_batch"]["_type"] == "image-file" if isinstance(first[0].get("train_batch"), dict) else "train_batch" in str(first[0])
+    assert (
+        first[0]["train_batch"]["_type"] == "image-file"
+        if isinstance(first[0].get("train_batch"), dict)
+        else "train_batch" in str(first[0])
+    )
     best = json.loads((folder / "result.json").read_text())["best"]
     assert {**before["summary"], **after["summary"]}["best/acc1"] == best["acc1"]
 

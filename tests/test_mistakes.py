@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from conftest import run_processes
 
+from conftest import run_processes
 from data.batches import Finish, collate_items
 from engine.evaluation.mistakes import Mistakes
 from engine.tasks.classification import Classification
@@ -45,7 +45,10 @@ def test_the_worst_are_those_of_a_sort_over_all_images():
         assert [m.key for m in errors.worst] == [keys[i] for i in expected]
         for mistake, i in zip(errors.worst, expected):
             assert (mistake.target, mistake.predicted) == (int(targets[i]), int(logits[i].argmax()))
-            assert abs(mistake.loss - float(losses[i])) < 1e-6 and abs(mistake.probability - float(logits[i].softmax(0).max())) < 1e-6
+            assert (
+                abs(mistake.loss - float(losses[i])) < 1e-6
+                and abs(mistake.probability - float(logits[i].softmax(0).max())) < 1e-6
+            )
             assert np.array_equal(mistake.pixels, pixels[i].permute(1, 2, 0).numpy())
         plain = ClassificationMetrics(torch.device("cpu"))
         plain.update(logits, targets)
@@ -70,13 +73,19 @@ def test_of_equal_logits_the_class_that_the_accuracy_counts():
 def test_of_equal_losses_the_first_name_counts():
     mistakes = Mistakes(torch.device("cpu"), MEAN, STD, most=2)
     for keys in (["c", "d"], ["b"], ["a"]):
-        mistakes.update(torch.tensor([[2.0, 1.0]] * len(keys)), torch.ones(len(keys), dtype=torch.long), keys, torch.zeros(len(keys), 3, 2, 2))
+        mistakes.update(
+            torch.tensor([[2.0, 1.0]] * len(keys)),
+            torch.ones(len(keys), dtype=torch.long),
+            keys,
+            torch.zeros(len(keys), 3, 2, 2),
+        )
     assert [mistake.key for mistake in mistakes.gather(ALONE).worst] == ["a", "b"]
 
 
 def _in_two_processes(folder):
-    from utils.distributed import process_group, read_launch
     import os
+
+    from utils.distributed import process_group, read_launch
 
     launch = read_launch(os.environ, None)
     with process_group(launch, torch.device("cpu"), os.getppid()) as store:
@@ -97,13 +106,24 @@ def test_any_number_of_processes_finds_the_same(tmp_path):
 
 def test_of_five_crops_the_centre_is_shown(digits):
     """As engine.inference.predictor does; the first one is a corner."""
-    cfg = config_from({"MODEL": {"NAME": "fat_tiny"}, "DATA": {"DATASET": "folder", "DATA_PATH": str(digits), "IMG_SIZE": 32}, "TEST": {"CROPS": 5, "CROP_PCT": 0.5}}, "test")
+    cfg = config_from(
+        {
+            "MODEL": {"NAME": "fat_tiny"},
+            "DATA": {"DATASET": "folder", "DATA_PATH": str(digits), "IMG_SIZE": 32},
+            "TEST": {"CROPS": 5, "CROP_PCT": 0.5},
+        },
+        "test",
+    )
     task = Classification(cfg)
     dataset = task.val_dataset(["0", "1", "2"])
     batch, _ = collate_items([dataset[0], dataset[1]])
     mistakes = task.closing_metrics(torch.device("cpu"))
     wrong = (batch.targets + 1) % 3
-    task.evaluate_batch(lambda images: F.one_hot(wrong, 3).float(), Finish(cfg.DATA.MEAN, cfg.DATA.STD, torch.device("cpu"))(batch), mistakes)
+    task.evaluate_batch(
+        lambda images: F.one_hot(wrong, 3).float(),
+        Finish(cfg.DATA.MEAN, cfg.DATA.STD, torch.device("cpu"))(batch),
+        mistakes,
+    )
     shown = {mistake.key: mistake.pixels for mistake in mistakes.gather(ALONE).worst}
     for i, key in enumerate(batch.keys):
         centre, corner = (batch.images[view * 2 + i].permute(1, 2, 0).numpy() for view in (4, 0))

@@ -6,14 +6,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import prepare_data
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import error_of, load, run
 from PIL import Image
 
+import prepare_data
+from conftest import error_of, load, run
 from data.class_order import timm_order
 from data.sources import open_source
 from utils.errors import ConfigError, DataError
@@ -92,12 +92,18 @@ def test_names_are_numbered_as_folders_are(tmp_path, kind):
         (tmp_path / "folders/val" / name / "0.png").write_bytes(png(0))
     for order in ("torchvision", "timm"):
         source = opened(root, class_order=order)
-        assert source.classes == open_source("folder", "val", str(tmp_path / "folders"), 0, 0, class_order=order).classes
-        assert labels(source) == [source.classes.index(name) for name in names] and reds(source) == list(range(len(names)))
+        assert (
+            source.classes == open_source("folder", "val", str(tmp_path / "folders"), 0, 0, class_order=order).classes
+        )
+        assert labels(source) == [source.classes.index(name) for name in names] and reds(source) == list(
+            range(len(names))
+        )
         assert source.notes == [f"{root}: its classes are the names in the column 'label'"]
     assert source.classes == timm_order(NAMES)
     mapped = opened(root, class_to_idx={"Zebra": 0, "unseen": 1, "3": 2})
-    assert mapped.classes == ["Zebra", "unseen", "3"] and labels(mapped) == [0, 2, 0, 2] and reds(mapped) == [1, 9, 14, 22]
+    assert (
+        mapped.classes == ["Zebra", "unseen", "3"] and labels(mapped) == [0, 2, 0, 2] and reds(mapped) == [1, 9, 14, 22]
+    )
 
 
 def test_tables_beside_folders_of_images(tmp_path):
@@ -105,7 +111,9 @@ def test_tables_beside_folders_of_images(tmp_path):
     (tmp_path / "val/a").mkdir(parents=True)
     (tmp_path / "val/a/0.png").write_bytes(png(7))
     root = write(tmp_path, [png(1), png(2)], ["x", "y"])
-    with pytest.raises(DataError, match="no column 'label', but image; .*: its folders of images are read, not val-0.parquet"):
+    with pytest.raises(
+        DataError, match="no column 'label', but image; .*: its folders of images are read, not val-0.parquet"
+    ):
         opened(root)
 
 
@@ -125,7 +133,9 @@ def test_wordnet_ids_are_imagenet_s(tmp_path):
 ])  # fmt: skip
 def test_a_row_without_a_label_is_named(tmp_path, column):
     root = write(tmp_path, [png(1)] * 4, column)
-    with pytest.raises(DataError, match=r"'val': 2 of 4 rows have no label in the column 'label', such as row 1 .*DATA.COLUMNS"):
+    with pytest.raises(
+        DataError, match=r"'val': 2 of 4 rows have no label in the column 'label', such as row 1 .*DATA.COLUMNS"
+    ):
         opened(root, num_classes=2)
 
 
@@ -138,7 +148,9 @@ def test_a_column_that_holds_no_labels(tmp_path, column):
 def test_columns_that_hold_no_images(tmp_path):
     with pytest.raises(DataError, match="the column 'image' holds no image files"):
         opened(write(tmp_path / "a", [1, 2], ["a", "b"]))
-    with pytest.raises(DataError, match="has no column 'image', but jpg, cls; name its images and labels in DATA.COLUMNS"):
+    with pytest.raises(
+        DataError, match="has no column 'image', but jpg, cls; name its images and labels in DATA.COLUMNS"
+    ):
         opened(write(tmp_path / "b", [png(1)], ["a"], names=("jpg", "cls")))
     assert labels(opened(tmp_path / "b", columns=("jpg", "cls"))) == [0]
     source = opened(write(tmp_path / "c", ["gone.png"], ["a"]))
@@ -174,8 +186,18 @@ def test_training_and_evaluation_as_of_folders(write_config, tmp_path, by_name, 
     assert ours["classes"] == theirs["classes"] == ["0", "1", "2"]
     assert all(torch.equal(value, theirs["model"][key]) for key, value in ours["model"].items())
     for tag, data in (("hfds", files), ("folder", {})):
-        run("--cfg", write_config(DATA=data), "--tag", tag, "--eval", "--resume", tmp_path / "output/fat_tiny/hfds/last.pth")
-    first, second = (json.loads((tmp_path / f"output/fat_tiny/{tag}/eval.json").read_text()) for tag in ("hfds", "folder"))
+        run(
+            "--cfg",
+            write_config(DATA=data),
+            "--tag",
+            tag,
+            "--eval",
+            "--resume",
+            tmp_path / "output/fat_tiny/hfds/last.pth",
+        )
+    first, second = (
+        json.loads((tmp_path / f"output/fat_tiny/{tag}/eval.json").read_text()) for tag in ("hfds", "folder")
+    )
     assert first["raw"] == second["raw"] and first["num_images"] == 29
 
 
@@ -207,7 +229,9 @@ def test_verify_reads_them_too(tmp_path, by_name, digits, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["format"] == "parquet" and report["splits"]["val"]["classes"] == {"0": 10, "1": 10, "2": 9}
     files = sorted((digits / "train").rglob("*.png"))
-    assert report["splits"]["train"]["images"] == 60 and report["splits"]["train"]["bytes"] == sum(file.stat().st_size for file in files)
+    assert report["splits"]["train"]["images"] == 60 and report["splits"]["train"]["bytes"] == sum(
+        file.stat().st_size for file in files
+    )
     write(root, pa.array(["../secret.png", "b.png"]), pa.array([None, "a"]), "validation")
     (root / "b.png").write_bytes(png(3))
     assert prepare_data.main(["verify", str(root), "--workers", "0"]) == 1

@@ -17,23 +17,23 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import predict
-import predict_outputs
 import pytest
 import torch
 import yaml
-from cli import run_script
-from conftest import ROOT, SMALL, run
 from PIL import Image
 from timm.data import ImageNetInfo
 
 import data.sources.files
+import predict
+import predict_outputs
+from cli import run_script
+from conftest import ROOT, SMALL, run
 from data.decode import frames_of, open_image
 from data.image_files import IMAGE_SUFFIXES
 from data.sources.files import find_images
 from engine.inference.predictor import Predictor
-from engine.tasks import create_task
 from engine.inference.trained import load_trained
+from engine.tasks import create_task
 from utils.config import config_from
 from utils.errors import CheckpointError, ConfigError, OutputError, UserError
 
@@ -42,7 +42,12 @@ from utils.errors import CheckpointError, ConfigError, OutputError, UserError
 def checkpoint(tmp_path_factory, digits) -> Path:
     """Of a FAT-Tiny that has learnt something of three digits."""
     folder = tmp_path_factory.mktemp("run")
-    config = {**SMALL, "OUTPUT": str(folder), "DATA": {**SMALL["DATA"], "DATA_PATH": str(digits)}, "EMA": {"ENABLED": False}}
+    config = {
+        **SMALL,
+        "OUTPUT": str(folder),
+        "DATA": {**SMALL["DATA"], "DATA_PATH": str(digits)},
+        "EMA": {"ENABLED": False},
+    }
     (folder / "small.yaml").write_text(yaml.safe_dump(config))
     run("--cfg", folder / "small.yaml")
     return folder / "fat_tiny/default/best.pth"
@@ -59,7 +64,9 @@ def changed(checkpoint, tmp_path):
         content["classes"] = classes or content["classes"]
         if fresh:
             torch.manual_seed(0)
-            content["model"] = create_task(config_from(content["config"], "config")).build_model(len(content["classes"])).state_dict()
+            content["model"] = (
+                create_task(config_from(content["config"], "config")).build_model(len(content["classes"])).state_dict()
+            )
         torch.save(content, tmp_path / "changed.pth")
         return tmp_path / "changed.pth"
 
@@ -98,7 +105,18 @@ def test_predictions_are_the_evaluation_s(changed, digits, tmp_path, capsys, tes
     """Of the same images: classes, order and probabilities of <run>/eval/val_predictions.csv."""
     path = changed(TEST=test)
     (tmp_path / "eval.yaml").write_text(yaml.safe_dump(torch.load(path, weights_only=True)["config"]))
-    run("--cfg", tmp_path / "eval.yaml", "--eval", "--resume", path, "--output", tmp_path, "--opts", "TEST.SETS", "[val]")
+    run(
+        "--cfg",
+        tmp_path / "eval.yaml",
+        "--eval",
+        "--resume",
+        path,
+        "--output",
+        tmp_path,
+        "--opts",
+        "TEST.SETS",
+        "[val]",
+    )
     expected = {row["image"]: row for row in read(tmp_path / "fat_tiny/default/eval/val_predictions.csv")}
     assert start("--checkpoint", path, digits / "val", "--csv", tmp_path / "found.csv", "--batch-size", 7) == 0
     rows = read(tmp_path / "found.csv")
@@ -117,11 +135,18 @@ def test_the_weights_that_are_asked_for(checkpoint, digits, tmp_path, capsys):
     torch.save(content, tmp_path / "both.pth")
     path = images_in(digits / "val")[0]
     for weights, sharper in (("raw", 1), ("ema", 2)):
-        assert start("--checkpoint", tmp_path / "both.pth", path, "--weights", weights, "--csv", tmp_path / "x.csv") == 0
+        assert (
+            start("--checkpoint", tmp_path / "both.pth", path, "--weights", weights, "--csv", tmp_path / "x.csv") == 0
+        )
         assert f"weights {weights}," in capsys.readouterr().err
         trained = load_trained(checkpoint)
         with torch.no_grad():
-            expected = (sharper * trained.model(trained.normalise([trained.read(path)]))).softmax(1)[0].sort(descending=True).values
+            expected = (
+                (sharper * trained.model(trained.normalise([trained.read(path)])))
+                .softmax(1)[0]
+                .sort(descending=True)
+                .values
+            )
         found = torch.tensor([float(row["probability"]) for row in read(tmp_path / "x.csv")])
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     message = str(error_of("--checkpoint", checkpoint, path, "--weights", "ema"))
@@ -130,7 +155,9 @@ def test_the_weights_that_are_asked_for(checkpoint, digits, tmp_path, capsys):
 
 def test_batches_and_workers_change_nothing(checkpoint, digits, tmp_path, capsys):
     found, before = [], set(multiprocessing.active_children())  # of other tests' loaders
-    for number, arguments in enumerate((["--batch-size", 1], ["--batch-size", 8, "--workers", 2], ["--batch-size", 64])):
+    for number, arguments in enumerate(
+        (["--batch-size", 1], ["--batch-size", 8, "--workers", 2], ["--batch-size", 64])
+    ):
         path = tmp_path / f"{number}.csv"
         assert start("--checkpoint", checkpoint, digits / "val", "--csv", path, *arguments) == 0
         found.append(probabilities(path))
@@ -142,20 +169,42 @@ def test_batches_and_workers_change_nothing(checkpoint, digits, tmp_path, capsys
 
 def test_table_json_and_csv_say_the_same(checkpoint, digits, tmp_path, capsys):
     images = [str(path) for path in images_in(digits / "val")[::10]]
-    assert start("--checkpoint", checkpoint, *images, "--topk", 2, "--json", tmp_path / "new/found.json", "--csv", tmp_path / "found.csv") == 0
+    assert (
+        start(
+            "--checkpoint",
+            checkpoint,
+            *images,
+            "--topk",
+            2,
+            "--json",
+            tmp_path / "new/found.json",
+            "--csv",
+            tmp_path / "found.csv",
+        )
+        == 0
+    )
     said = capsys.readouterr()
     content = json.loads((tmp_path / "new/found.json").read_text())
     assert [image["path"] for image in content["images"]] == images and content["unreadable"] == []
-    assert (content["checkpoint"], content["model"], content["weights"], content["img_size"]) == (str(checkpoint), "fat_tiny", "raw", 32)
+    assert (content["checkpoint"], content["model"], content["weights"], content["img_size"]) == (
+        str(checkpoint),
+        "fat_tiny",
+        "raw",
+        32,
+    )
     rows = [{"path": image["path"], **top} for image in content["images"] for top in image["top"]]
-    texts = [{key: f"{value:.6f}" if key == "probability" else str(value) for key, value in row.items()} for row in rows]
+    texts = [
+        {key: f"{value:.6f}" if key == "probability" else str(value) for key, value in row.items()} for row in rows
+    ]
     assert texts == read(tmp_path / "found.csv") and [row["rank"] for row in rows] == [1, 2] * 3
     head, *lines = said.out.splitlines()
     assert head.split() == ["image", "rank", "class", "probability"] and len(lines) == 6
     for row, line in zip(rows, lines):
         shown = [row["path"]] if row["rank"] == 1 else []
         assert line.split() == [*shown, str(row["rank"]), row["class"], f"{100 * row['probability']:.2f}", "%"]
-    assert "Traceback" not in said.err and "fat_tiny" in said.err and f"wrote {tmp_path}/found.csv: 3 images" in said.err
+    assert (
+        "Traceback" not in said.err and "fat_tiny" in said.err and f"wrote {tmp_path}/found.csv: 3 images" in said.err
+    )
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
@@ -184,7 +233,10 @@ def test_another_size_and_the_deployed_form(checkpoint, digits, tmp_path, capsys
         found[name] = list(probabilities(tmp_path / name).values())
     assert found["own"] == pytest.approx(found["fused"], abs=1e-4) and found["own"] == found["amp"]  # on the CPU
     assert found["own"] != pytest.approx(found["large"], abs=1e-3)
-    kinds = [{type(module).__name__ for module in Predictor(load_trained(checkpoint), fused=fused).model.modules()} for fused in (False, True)]
+    kinds = [
+        {type(module).__name__ for module in Predictor(load_trained(checkpoint), fused=fused).model.modules()}
+        for fused in (False, True)
+    ]
     assert "BatchNorm2d" in kinds[0] and "BatchNorm2d" not in kinds[1]
     assert "img_size 64" in capsys.readouterr().err
 
@@ -243,7 +295,10 @@ def test_from_python(checkpoint, digits):
 
 def test_weights_that_are_no_numbers(checkpoint, digits, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
-    for value, message in (("nan", "nan.pth: the numbers in its head.bias are none"), ("inf", "nan.pth: the model's outputs are not finite")):
+    for value, message in (
+        ("nan", "nan.pth: the numbers in its head.bias are none"),
+        ("inf", "nan.pth: the model's outputs are not finite"),
+    ):
         content["model"]["head.bias"].fill_(float(value))
         torch.save(content, tmp_path / "nan.pth")
         with pytest.raises(CheckpointError, match=message):
@@ -260,13 +315,18 @@ def test_the_sheet_shows_what_the_model_saw(checkpoint, digits, tmp_path, monkey
     grids = []
     original = predict_outputs.grid
     monkeypatch.setattr(predict_outputs, "grid", lambda *given: grids.append(given) or original(*given))
-    assert start("--checkpoint", checkpoint, digits / "val", "--sheet", tmp_path / "x.png", "--csv", tmp_path / "x.csv") == 0
+    assert (
+        start("--checkpoint", checkpoint, digits / "val", "--sheet", tmp_path / "x.png", "--csv", tmp_path / "x.csv")
+        == 0
+    )
     assert f"wrote {tmp_path}/x.png: {shown}\n" in capsys.readouterr().err
-    (pictures, captions, side, columns), = grids
+    ((pictures, captions, side, columns),) = grids
     count = min(most, 29)
     assert len(pictures) == count and columns == min(8, count)
     first = [row for row in read(tmp_path / "x.csv") if row["rank"] == "1"][:count]
-    assert list(captions) == [f"{100 * float(row['probability']):.0f} %: {row['class']}\n{Path(row['path']).name}" for row in first]
+    assert list(captions) == [
+        f"{100 * float(row['probability']):.0f} %: {row['class']}\n{Path(row['path']).name}" for row in first
+    ]
     trained = load_trained(checkpoint)
     assert all(np.array_equal(picture, trained.read(row["path"]).pixels) for picture, row in zip(pictures, first))
     sheet = cv2.imread(str(tmp_path / "x.png"))
@@ -275,7 +335,12 @@ def test_the_sheet_shows_what_the_model_saw(checkpoint, digits, tmp_path, monkey
 
 
 def test_large_images_are_made_small_for_the_sheet(checkpoint, digits, tmp_path, capsys):
-    assert start("--checkpoint", checkpoint, images_in(digits / "val")[0], "--sheet", tmp_path / "x.PNG", "--img-size", 256) == 0
+    assert (
+        start(
+            "--checkpoint", checkpoint, images_in(digits / "val")[0], "--sheet", tmp_path / "x.PNG", "--img-size", 256
+        )
+        == 0
+    )
     assert cv2.imread(str(tmp_path / "x.PNG")).shape[1] == predict_outputs.SIDE + 4
 
 
@@ -322,7 +387,20 @@ UNREADABLE = [
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_no_image_is_listed_and_stops_nothing(hostile, checkpoint, capsys, workers):
     (hostile.parent / "nothing").mkdir()
-    arguments = ["in", "missing.jpg", "in/doc.pdf", "nothing", "--batch-size", 2, "--workers", workers, "--json", "x.json", "--sheet", "x.png"]
+    arguments = [
+        "in",
+        "missing.jpg",
+        "in/doc.pdf",
+        "nothing",
+        "--batch-size",
+        2,
+        "--workers",
+        workers,
+        "--json",
+        "x.json",
+        "--sheet",
+        "x.png",
+    ]
     assert start("--checkpoint", checkpoint, *arguments) == 1
     problems = [
         "in/empty.jpg: is a folder, no image",
@@ -337,32 +415,65 @@ def test_what_is_no_image_is_listed_and_stops_nothing(hostile, checkpoint, capsy
     assert lines[1] == "note: in/moves.gif: has 4 pictures, the first one is taken"
     assert lines[2:] == ["wrote x.json: 3 images", "wrote x.png: 3 images", *(f"error: {line}" for line in problems)]
     content = json.loads(Path("x.json").read_text())
-    assert [image["path"] for image in content["images"]] == ["in/album.png/good.png", "in/deep/deeper/GOOD.PNG", "in/moves.gif"]
+    assert [image["path"] for image in content["images"]] == [
+        "in/album.png/good.png",
+        "in/deep/deeper/GOOD.PNG",
+        "in/moves.gif",
+    ]
     assert content["unreadable"] == problems and said.out.count("in/") == 3
 
 
 def test_nothing_is_readable(hostile, checkpoint, capsys):
-    assert start("--checkpoint", checkpoint, "in/doc.pdf", "in/pipe.jpg", "--csv", "x.csv", "--json", "x.json", "--sheet", "x.png") == 1
+    assert (
+        start(
+            "--checkpoint",
+            checkpoint,
+            "in/doc.pdf",
+            "in/pipe.jpg",
+            "--csv",
+            "x.csv",
+            "--json",
+            "x.json",
+            "--sheet",
+            "x.png",
+        )
+        == 1
+    )
     said = capsys.readouterr()
-    assert said.out == "" and said.err.count("error: ") == 2 and "x.png: is not written, as no image could be read" in said.err
+    assert (
+        said.out == ""
+        and said.err.count("error: ") == 2
+        and "x.png: is not written, as no image could be read" in said.err
+    )
     assert json.loads(Path("x.json").read_text())["images"] == [] and read("x.csv") == [] and not Path("x.png").exists()
 
 
 def test_a_folder_without_images(hostile, capsys):
     """No checkpoint is read for it."""
     assert start("--checkpoint", "none.pth", "in/empty.jpg", "--csv", "x.csv") == 1
-    assert capsys.readouterr().err.startswith("error: in/empty.jpg: is a folder without images (*.jpg, ") and not Path("x.csv").exists()
+    assert (
+        capsys.readouterr().err.startswith("error: in/empty.jpg: is a folder without images (*.jpg, ")
+        and not Path("x.csv").exists()
+    )
 
 
 def test_the_first_picture_of_an_animation_counts(checkpoint, digits, tmp_path, capsys):
     first = Image.open(images_in(digits / "val")[0]).convert("L")
     first.save(tmp_path / "still.png")
-    first.save(tmp_path / "moves.webp", save_all=True, append_images=[Image.new("L", first.size, grey) for grey in (99, 255)], lossless=True, duration=50)
+    first.save(
+        tmp_path / "moves.webp",
+        save_all=True,
+        append_images=[Image.new("L", first.size, grey) for grey in (99, 255)],
+        lossless=True,
+        duration=50,
+    )
     assert start("--checkpoint", checkpoint, tmp_path, "--csv", tmp_path / "x.csv") == 0
     assert f"note: {tmp_path}/moves.webp: has 3 pictures, the first one is taken" in capsys.readouterr().err
     found = probabilities(tmp_path / "x.csv")
     for digit in "012":
-        assert found[str(tmp_path / "moves.webp"), digit] == pytest.approx(found[str(tmp_path / "still.png"), digit], abs=1e-5)
+        assert found[str(tmp_path / "moves.webp"), digit] == pytest.approx(
+            found[str(tmp_path / "still.png"), digit], abs=1e-5
+        )
 
 
 def test_how_many_pictures_a_file_has(tmp_path):
@@ -372,11 +483,18 @@ def test_how_many_pictures_a_file_has(tmp_path):
     save_frames(tmp_path / "moves.png", 5)
     Image.new("L", (9, 9)).save(tmp_path / "still.gif")
     torn = bytearray((tmp_path / "pages.tif").read_bytes())
-    directory, = struct.unpack_from("<I", torn, 4)
-    entries, = struct.unpack_from("<H", torn, directory)
+    (directory,) = struct.unpack_from("<I", torn, 4)
+    (entries,) = struct.unpack_from("<H", torn, directory)
     struct.pack_into("<I", torn, directory + 2 + 12 * entries, 3)  # where the second page should be
     (tmp_path / "torn.tif").write_bytes(torn)
-    for name, count in {"moves.gif": 3, "pages.tif": 2, "camera.jpg": 1, "moves.png": 5, "still.gif": 1, "torn.tif": 1}.items():
+    for name, count in {
+        "moves.gif": 3,
+        "pages.tif": 2,
+        "camera.jpg": 1,
+        "moves.png": 5,
+        "still.gif": 1,
+        "torn.tif": 1,
+    }.items():
         with open(tmp_path / name, "rb") as file:
             assert frames_of(open_image(file)) == count, name
 
@@ -403,7 +521,9 @@ def test_a_folder_that_cannot_be_looked_into(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     found = find_images([str(tmp_path)])
-    assert found.paths == [f"{tmp_path}/a.png"] and found.problems == [f"{tmp_path}/closed: cannot be looked into (Permission denied)"]
+    assert found.paths == [f"{tmp_path}/a.png"] and found.problems == [
+        f"{tmp_path}/closed: cannot be looked into (Permission denied)"
+    ]
 
 
 def test_a_bad_place_of_the_disk_costs_one_file(checkpoint, digits, monkeypatch, capsys):
@@ -417,7 +537,9 @@ def test_a_bad_place_of_the_disk_costs_one_file(checkpoint, digits, monkeypatch,
     monkeypatch.setattr(data.sources.files, "open_regular", fail)
     assert start("--checkpoint", checkpoint, first, second) == 1
     said = capsys.readouterr()
-    assert str(second) in said.out and said.err.endswith(f"error: {first}: cannot be read just now (Input/output error)\n")
+    assert str(second) in said.out and said.err.endswith(
+        f"error: {first}: cannot be read just now (Input/output error)\n"
+    )
 
 
 # Standard input
@@ -429,18 +551,24 @@ def given(monkeypatch, content: bytes) -> None:
 
 def test_paths_on_standard_input(checkpoint, digits, tmp_path, monkeypatch, capsysbinary):
     images = images_in(digits / "val")
-    odd = os.fsencode(tmp_path) + b"/nai\xefve, \"odd\"\x1b.png"  # no UTF-8, and an escape character
+    odd = os.fsencode(tmp_path) + b'/nai\xefve, "odd"\x1b.png'  # no UTF-8, and an escape character
     with open(odd, "wb") as file:
         file.write(images[0].read_bytes())
     folder = digits / "val/2"
-    given(monkeypatch, b"\n".join([odd, b"", os.fsencode(images[3]) + b"\r", b"  ", os.fsencode(folder), b"gone.png", b"a\0b.png"]) + b"\n")
+    given(
+        monkeypatch,
+        b"\n".join([odd, b"", os.fsencode(images[3]) + b"\r", b"  ", os.fsencode(folder), b"gone.png", b"a\0b.png"])
+        + b"\n",
+    )
     assert start("--checkpoint", checkpoint, images[1], "-", images[0], "--csv", tmp_path / "x.csv", "--topk", 1) == 1
     expected = [str(images[1]), os.fsdecode(odd), str(images[3]), *map(str, images_in(folder)), str(images[0])]
     assert [row["path"] for row in read(tmp_path / "x.csv")] == expected
     said = capsysbinary.readouterr()
-    assert b"nai\\udcefve, \"odd\"\\x1b.png" in said.out and b"\x1b" not in said.out + said.err
+    assert b'nai\\udcefve, "odd"\\x1b.png' in said.out and b"\x1b" not in said.out + said.err
     *_, gone, nul = said.err.splitlines()
-    assert gone.startswith(b"error: gone.png: cannot") and nul.startswith(b"error: 'a\\x00b.png': cannot be read as an image (ValueError")
+    assert gone.startswith(b"error: gone.png: cannot") and nul.startswith(
+        b"error: 'a\\x00b.png': cannot be read as an image (ValueError"
+    )
 
 
 def test_empty_standard_input(checkpoint, digits, monkeypatch, capsys):
@@ -452,7 +580,9 @@ def test_empty_standard_input(checkpoint, digits, monkeypatch, capsys):
     image = images_in(digits / "val")[0]
     assert start("--checkpoint", checkpoint, "-", image) == 1
     said = capsys.readouterr()
-    assert str(image) in said.out and said.err.endswith("error: -: standard input has no paths; give one in each line\n")
+    assert str(image) in said.out and said.err.endswith(
+        "error: -: standard input has no paths; give one in each line\n"
+    )
 
 
 # What cannot be used
@@ -476,7 +606,11 @@ def test_refused(checkpoint, tmp_path, monkeypatch, digits, arguments, message):
     Path("link").symlink_to("file")
     Path("file").write_text("as it was")
     assert message in str(error_of("--checkpoint", checkpoint, *arguments))
-    assert sorted(os.listdir()) == ["file", "link", "x.png"] and Path("link").is_symlink() and Path("file").read_text() == "as it was"
+    assert (
+        sorted(os.listdir()) == ["file", "link", "x.png"]
+        and Path("link").is_symlink()
+        and Path("file").read_text() == "as it was"
+    )
 
 
 @pytest.mark.parametrize("flag, name, what", [
@@ -507,6 +641,7 @@ def test_long_names(checkpoint, tmp_path, digits):
 
 def test_an_output_that_cannot_be_written_at_the_end(checkpoint, digits, tmp_path, monkeypatch, capsys):
     """What was there before stays."""
+
     def full(file, *_):
         file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -515,7 +650,10 @@ def test_an_output_that_cannot_be_written_at_the_end(checkpoint, digits, tmp_pat
     (tmp_path / "x.csv").write_text("old")
     with pytest.raises(OutputError) as caught:
         start("--checkpoint", checkpoint, images_in(digits / "val")[0], "--csv", tmp_path / "x.csv")
-    assert str(caught.value) == f"{tmp_path}/x.csv: cannot be written (No space left on device); free space or change --csv"
+    assert (
+        str(caught.value)
+        == f"{tmp_path}/x.csv: cannot be written (No space left on device); free space or change --csv"
+    )
     assert (tmp_path / "x.csv").read_text() == "old" and os.listdir(tmp_path) == ["x.csv"]
 
 
@@ -531,7 +669,9 @@ def test_memory_and_workers_that_are_lost(checkpoint, digits, monkeypatch, capsy
     with pytest.raises(ConfigError, match="--batch-size is 64: cpu is out of memory; use a smaller one"):
         next(predictor(images))
     parent = os.getpid()
-    monkeypatch.setattr(data.sources.files, "open_image", lambda file: os.getpid() == parent or os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(
+        data.sources.files, "open_image", lambda file: os.getpid() == parent or os.kill(os.getpid(), signal.SIGKILL)
+    )
     with pytest.raises(ConfigError, match="--workers is 1: a loading process was killed"):
         next(Predictor(trained, batch_size=1, workers=1)(images))
 
@@ -546,7 +686,17 @@ def test_ctrl_c_leaves_no_file_and_no_process(checkpoint, digits, tmp_path, monk
         return open(path, "rb")
 
     monkeypatch.setattr(data.sources.files, "open_regular", slow)
-    arguments = ["--checkpoint", checkpoint, digits / "train", "--workers", 2, "--batch-size", 2, "--csv", tmp_path / "out/x.csv"]
+    arguments = [
+        "--checkpoint",
+        checkpoint,
+        digits / "train",
+        "--workers",
+        2,
+        "--batch-size",
+        2,
+        "--csv",
+        tmp_path / "out/x.csv",
+    ]
     others = set(multiprocessing.active_children())  # of other tests' loaders
     child = os.fork()
     if not child:
@@ -588,7 +738,19 @@ def runs(pid: int) -> bool:
 
 
 def test_as_a_command_whose_reader_has_gone(checkpoint, digits, tmp_path):
-    command = [sys.executable, ROOT / "scripts/predict.py", "--checkpoint", checkpoint, digits / "val", "--csv", "x.csv", "--workers", "2", "--batch-size", "8"]
+    command = [
+        sys.executable,
+        ROOT / "scripts/predict.py",
+        "--checkpoint",
+        checkpoint,
+        digits / "val",
+        "--csv",
+        "x.csv",
+        "--workers",
+        "2",
+        "--batch-size",
+        "8",
+    ]
     job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     job.stdout.close()
     error = job.stderr.read()

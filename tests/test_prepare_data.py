@@ -14,16 +14,17 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import prepare_data
 import pytest
-from prepare import archives, devkit, imagenet, images, job, read, shards, verify
 
+import prepare_data
 from data.sources import open_source
+from prepare import archives, devkit, imagenet, images, job, read, shards, verify
 from utils.errors import ConfigError, DataError, OutputError, UserError
 
 PACKED = ("zip", "tar", "shards", "parquet")
 EXTRA = {"shards": ["--images-per-shard", 7], "parquet": []}
-SYNSETS = {"0": "n00000002", "1": "n00000001", "2": "n00000003"}  # ILSVRC2012's numbers are 1, 2, 3: not the sorted order
+# ILSVRC2012's numbers are 1, 2, 3: not the sorted order
+SYNSETS = {"0": "n00000002", "1": "n00000001", "2": "n00000003"}
 NUMBERS = {"0": 1, "1": 2, "2": 3}
 
 
@@ -45,7 +46,11 @@ def refused(kind, *argv) -> str:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != ".lock"
+    }
 
 
 def found(folder: Path, kind=None, **options) -> dict:
@@ -80,10 +85,22 @@ def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 def write_devkit(path: Path, digits: Path, year: int = 2012) -> None:
     from scipy.io import savemat
 
-    fields = ["ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images"]
+    fields = [
+        "ILSVRC2012_ID",
+        "WNID",
+        "words",
+        "gloss",
+        "num_children",
+        "children",
+        "wordnet_height",
+        "num_train_images",
+    ]
     rows = [(NUMBERS[name], SYNSETS[name], f"{name}, digit {name}", "a digit", 0, [], 0, 20) for name in SYNSETS]
     rows.append((4, "n00000000", "digit", "all of them", 3, [1, 2, 3], 1, 0))
-    synsets = np.array([tuple(np.asarray(v) if isinstance(v, list) else v for v in r) for r in rows], dtype=[(f, object) for f in fields])
+    synsets = np.array(
+        [tuple(np.asarray(v) if isinstance(v, list) else v for v in r) for r in rows],
+        dtype=[(f, object) for f in fields],
+    )
     meta = io.BytesIO()
     savemat(meta, {"synsets": synsets.reshape(-1, 1)})
     truth = "".join(f"{NUMBERS[key.split('/')[0]]}\n" for key in val_order(digits))
@@ -126,7 +143,8 @@ def write_downloads(root: Path, digits: Path) -> Path:
 def unpacked(digits: Path) -> dict[str, bytes]:
     """What the folders made of `downloads` must hold."""
     train = {
-        f"train/{SYNSETS[key[0]]}/{SYNSETS[key[0]]}_{Path(key).stem}.JPEG": data for key, data in expected(digits, "train").items()
+        f"train/{SYNSETS[key[0]]}/{SYNSETS[key[0]]}_{Path(key).stem}.JPEG": data
+        for key, data in expected(digits, "train").items()
     }
     val = {
         f"val/{SYNSETS[key[0]]}/ILSVRC2012_val_{number:08d}.JPEG": expected(digits, "val")[key]
@@ -185,7 +203,9 @@ def test_timm_reads_the_shards(digits, packed):
     for split in ("train", "val"):
         reader = ReaderWds(str(packed / "shards"), split=split)
         samples = [(image.tobytes(), label) for image, label in reader]
-        right = [(Image.open(digits / split / key).convert("RGB").tobytes(), int(key[0])) for key in expected(digits, split)]
+        right = [
+            (Image.open(digits / split / key).convert("RGB").tobytes(), int(key[0])) for key in expected(digits, split)
+        ]
         assert len(reader) == len(samples) and sorted(samples) == sorted(right)
 
 
@@ -196,7 +216,9 @@ def test_datasets_reads_the_parquet_files(digits, packed, tmp_path):
     assert set(sets) == {"train", "validation"}
     for name, split in (("train", "train"), ("validation", "val")):
         features = sets[name].features
-        assert features == datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["0", "1", "2"])})
+        assert features == datasets.Features(
+            {"image": datasets.Image(), "label": datasets.ClassLabel(names=["0", "1", "2"])}
+        )
         assert sets[name][0]["image"].size == (8, 8)
         rows = sets[name].cast_column("image", datasets.Image(decode=False))
         assert {row["image"]["path"]: row["image"]["bytes"] for row in rows} == expected(digits, split)
@@ -270,7 +292,10 @@ def test_jpegs_have_the_extension_that_timm_looks_for(copy):
     prepare("shards", copy, "--output", copy.with_name("out"), "--splits", "val")
     with tarfile.open(copy.with_name("out") / "val-000000.tar") as file:
         assert {Path(name).suffix for name in file.getnames()} == {".jpg", ".cls", ".json"}
-    assert sorted(label for _, label in ReaderWds(str(copy.with_name("out")), split="val")) == [0] * 10 + [1] * 10 + [2] * 9
+    assert (
+        sorted(label for _, label in ReaderWds(str(copy.with_name("out")), split="val"))
+        == [0] * 10 + [1] * 10 + [2] * 9
+    )
 
 
 def test_shards_depend_on_the_seed_and_are_no_larger_than_asked(digits, packed, tmp_path):
@@ -282,7 +307,8 @@ def test_shards_depend_on_the_seed_and_are_no_larger_than_asked(digits, packed, 
     assert shards.plan(range(7), sizes, 1000, 9) == [[0, 1, 2], [3], [4, 5, 6]]
     about = json.loads((packed / "shards/_info.json").read_text())["splits"]["train"]
     planned = shards._sizes(images.Images(digits, "train")).sum()
-    assert 0 <= sum(about["shard_bytes"]) - planned <= 10240 * len(about["filenames"])  # the estimate for room and --shard-size
+    # the estimate for room and --shard-size
+    assert 0 <= sum(about["shard_bytes"]) - planned <= 10240 * len(about["filenames"])
 
 
 # Killed and started again
@@ -367,7 +393,14 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(kind, digits, downloa
 def test_finished_work_is_not_redone(kind, redone, digits, downloads, tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "STEP", 2000)
     source, extra = (downloads, ["--partial"]) if kind == "folders" else (digits, EXTRA.get(kind, []))
-    child(lambda: setattr(job.Progress, "add", Events(58).counted(job.Progress.add)), kind, source, "--output", tmp_path / "out", *extra)
+    child(
+        lambda: setattr(job.Progress, "add", Events(58).counted(job.Progress.add)),
+        kind,
+        source,
+        "--output",
+        tmp_path / "out",
+        *extra,
+    )
     written = []
     monkeypatch.setattr(job.Progress, "add", lambda self, size, images=1: written.append(size))
     prepare(kind, source, "--output", tmp_path / "out", *extra)
@@ -408,7 +441,9 @@ def test_a_journal_cut_short_or_without_its_archive(digits, tmp_path, packed, mo
     lines = [b"[]\n", b"\0\n", b'{"bytes": 100000000, "crcs": []}\n', b'{"bytes": 1, "crcs": []}\n', b'{"crcs": [1]}\n']
     for number, harm in enumerate(("journal", "archive", *lines)):
         out = tmp_path / str(number)
-        child(lambda: setattr(job.Progress, "add", Events(40).counted(job.Progress.add)), "zip", digits, "--output", out)
+        child(
+            lambda: setattr(job.Progress, "add", Events(40).counted(job.Progress.add)), "zip", digits, "--output", out
+        )
         journal = out / "train.zip.journal"
         assert len(journal.read_bytes().splitlines()) > 2
         if harm == "journal":
@@ -421,7 +456,9 @@ def test_a_journal_cut_short_or_without_its_archive(digits, tmp_path, packed, mo
         assert (out / "train.zip").read_bytes() == (packed / "zip/train.zip").read_bytes()
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"splits": null}', '{"splits": {"val": 3}, "classes": []}', "[" * 100000])
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"splits": null}', '{"splits": {"val": 3}, "classes": []}', "[" * 100000]
+)
 def test_verify_of_an_info_that_is_none(tmp_path, text):
     (tmp_path / "_info.json").write_text(text)
     (tmp_path / "val-000000.tar").write_bytes(b"")
@@ -441,7 +478,9 @@ def test_a_disk_that_fills_up_is_one_line_and_nothing_is_lost(kind, digits, down
         with tarfile.open(downloads / "ILSVRC2012_img_train.tar", "a") as archive:
             add(archive, "n00000009.tar", large.getvalue())
     limit = 4000
-    status, said = spoken(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), kind, source, "--output", out, *extra)
+    status, said = spoken(
+        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), kind, source, "--output", out, *extra
+    )
     assert status == 5 and len(said.splitlines()) == 1, said
     assert said.startswith(f"error: {out}") and "cannot be written (File too large); free space" in said
     kept = content(out)
@@ -472,25 +511,39 @@ def test_other_arguments_or_images_are_refused(kind, copy, tmp_path):
     said = refused(ConfigError, kind, copy, "--output", out, "--splits", "train")
     assert said == f"--splits: is train, and {out} was begun with train val; give that, or another --output"
     if kind in ("shards", "parquet"):
-        assert refused(ConfigError, kind, copy, "--output", out, "--shard-size", 7).startswith("--shard-size: is 7, and ")
+        assert refused(ConfigError, kind, copy, "--output", out, "--shard-size", 7).startswith(
+            "--shard-size: is 7, and "
+        )
     if kind == "shards":
         assert refused(ConfigError, kind, copy, "--output", out, "--seed", 7).startswith("--seed: is 7, and ")
-        assert refused(ConfigError, kind, copy, "--output", out, "--images-per-shard", 7).startswith("--images-per-shard: is 7, and ")
+        assert refused(ConfigError, kind, copy, "--output", out, "--images-per-shard", 7).startswith(
+            "--images-per-shard: is 7, and "
+        )
     victim = sorted((copy / "val/1").iterdir())[0]
     victim.write_bytes(victim.read_bytes()[::-1])  # of the same size
-    assert refused(DataError, kind, copy, "--output", out).startswith(f"val's images: other than when {out} was begun; give")
+    assert refused(DataError, kind, copy, "--output", out).startswith(
+        f"val's images: other than when {out} was begun; give"
+    )
     assert content(out) == before
 
 
 def test_other_archives_are_refused(downloads, tmp_path):
     prepare("folders", downloads, "--output", tmp_path / "out", "--partial")
     os.utime(downloads / "ILSVRC2012_img_train.tar", (0, 0))
-    assert refused(DataError, "folders", downloads, "--output", tmp_path / "out").startswith("ILSVRC2012_img_train.tar: other than when ")
+    assert refused(DataError, "folders", downloads, "--output", tmp_path / "out").startswith(
+        "ILSVRC2012_img_train.tar: other than when "
+    )
 
 
 @pytest.mark.parametrize("kind", [*PACKED, "folders"])
 def test_what_is_there_is_never_overwritten(kind, digits, downloads, tmp_path):
-    name = {"zip": "train_map.txt", "tar": "val.tar", "shards": "train-000003.tar", "parquet": "data/train-1.parquet", "folders": "val"}[kind]
+    name = {
+        "zip": "train_map.txt",
+        "tar": "val.tar",
+        "shards": "train-000003.tar",
+        "parquet": "data/train-1.parquet",
+        "folders": "val",
+    }[kind]
     (tmp_path / "out/data").mkdir(parents=True)
     (tmp_path / "out" / name).write_text("mine")
     said = refused(ConfigError, kind, downloads if kind == "folders" else digits, "--output", tmp_path / "out")
@@ -528,7 +581,9 @@ def test_a_link_out_of_the_folder_needs_a_flag(copy, tmp_path):
     (tmp_path / "away.png").write_bytes(b"elsewhere")
     (copy / "val/1/a.png").symlink_to(tmp_path / "away.png")
     said = refused(DataError, "tar", copy, "--output", tmp_path / "out")
-    assert said.startswith(f"{copy / 'val/1/a.png'}: is a link out of its folder") and said.endswith("or give --outside-links if you trust it")
+    assert said.startswith(f"{copy / 'val/1/a.png'}: is a link out of its folder") and said.endswith(
+        "or give --outside-links if you trust it"
+    )
     prepare("tar", copy, "--output", tmp_path / "out", "--outside-links")
     with tarfile.open(tmp_path / "out/val.tar") as file:
         assert file.extractfile("1/a.png").read() == b"elsewhere"
@@ -539,7 +594,10 @@ def test_an_image_that_goes_or_grows_meanwhile(kind, copy, tmp_path, monkeypatch
     victim = sorted((copy / "val/1").iterdir())[0]
     data, room = victim.read_bytes(), job.require_room
     for harm, reason in (
-        (victim.unlink, "cannot be read as an image (FileNotFoundError: No such file or directory); replace or remove the file"),
+        (
+            victim.unlink,
+            "cannot be read as an image (FileNotFoundError: No such file or directory); replace or remove the file",
+        ),
         (lambda: victim.write_bytes(data + b"x"), "has changed since the start"),
     ):
         out = tmp_path / reason[:5]
@@ -547,7 +605,10 @@ def test_an_image_that_goes_or_grows_meanwhile(kind, copy, tmp_path, monkeypatch
             monkeypatch.setattr(module, "require_room", lambda *args: (harm(), room(*args)))
         said = refused(DataError, kind, copy, "--output", out)
         assert said.startswith(f"{victim}: {reason}") and "DATA.ON_ERROR" not in said
-        assert not any((out / name).exists() for name in ("val.zip", "val.tar", "_info.json", "data/validation-00000-of-00001.parquet"))
+        assert not any(
+            (out / name).exists()
+            for name in ("val.zip", "val.tar", "_info.json", "data/validation-00000-of-00001.parquet")
+        )
         victim.write_bytes(data)
 
 
@@ -579,11 +640,15 @@ def test_one_line_for_bad_archives(digits, downloads, tmp_path):
     kit.write_bytes(original[kit][:-100])
     assert said().startswith(f"{kit}: cannot be read to its end")
     write_devkit(kit, digits, year=2010)
-    assert said().startswith(f"{kit}: holds no data/ILSVRC2012_validation_ground_truth.txt, so it is no devkit of ILSVRC2012")
+    assert said().startswith(
+        f"{kit}: holds no data/ILSVRC2012_validation_ground_truth.txt, so it is no devkit of ILSVRC2012"
+    )
     kit.write_bytes(original[kit])
     with tarfile.open(val, "w") as archive:
         add(archive, "ILSVRC2012_val_00000030.JPEG", b"x")
-    assert said("--splits", "val").startswith(f"{val}: holds 'ILSVRC2012_val_00000030.JPEG', of which the devkit says no class")
+    assert said("--splits", "val").startswith(
+        f"{val}: holds 'ILSVRC2012_val_00000030.JPEG', of which the devkit says no class"
+    )
     with tarfile.open(train, "w") as archive:
         add(archive, "n00000001.tar", class_tar(digits, "1")[:5000])
     assert said("--splits", "train").startswith(f"{train}: n00000001.tar: is no tar archive, or cut short")
@@ -609,7 +674,11 @@ def test_members_that_lead_elsewhere_write_nothing(name, kind, digits, downloads
     before = set(tmp_path.rglob("*")) | set(Path("/tmp").glob("evil*"))
     for split in ("train", "val"):
         said = refused(DataError, "folders", downloads, "--output", tmp_path / "out", "--partial", "--splits", split)
-        assert "twice; fetch" in said if name == "twice" else "is no plain file of a plain name; nothing was written for it" in said
+        assert (
+            "twice; fetch" in said
+            if name == "twice"
+            else "is no plain file of a plain name; nothing was written for it" in said
+        )
         shutil.rmtree(tmp_path / "out")
     assert set(tmp_path.rglob("*")) | set(Path("/tmp").glob("evil*")) == before
 
@@ -636,7 +705,9 @@ def test_missing_packages_are_one_line(digits, packed, downloads, tmp_path, monk
         said = refused(ConfigError, kind, source, "--output", tmp_path / kind)
         assert said.startswith(f"{package}: is not installed") and said.endswith(f"pip install {package}")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    assert refused(ConfigError, "verify", packed / "parquet").startswith("pyarrow: is not installed; pip install datasets")
+    assert refused(ConfigError, "verify", packed / "parquet").startswith(
+        "pyarrow: is not installed; pip install datasets"
+    )
 
 
 def test_no_permission(digits, tmp_path):
@@ -690,7 +761,10 @@ def test_verify_by_several_processes(copy, capsys):
     assert here == there and len(here["problems"]) == 1
     assert prepare("verify", copy, "--workers", 0) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("train: 60 images, 0.000 GB, 3 classes of 20 to 20, hash ") and lines[2] == f"wrong: {here['problems'][0]}"
+    assert (
+        lines[0].startswith("train: 60 images, 0.000 GB, 3 classes of 20 to 20, hash ")
+        and lines[2] == f"wrong: {here['problems'][0]}"
+    )
     assert prepare("verify", copy, "--workers", 0, "--json") == 1
     assert json.loads(capsys.readouterr().out) == here
 
@@ -705,7 +779,8 @@ def test_verify_finds_files_that_are_cut_short_or_gone(kind, file, packed, digit
         right = found(digits, decode=False)["splits"]
         assert report["splits"]["train"]["hash"] == right["train"]["hash"]
         assert report["splits"].get("val", {}).get("hash") != right["val"]["hash"]
-        if harm == "cut" or kind in ("zip", "shards"):  # else there is no sign of the split, and it is not in the report
+        # else there is no sign of the split, and it is not in the report
+        if harm == "cut" or kind in ("zip", "shards"):
             assert any(problem.startswith(f"{out / file}: cannot be read") for problem in report["problems"])
         else:
             assert "val" not in report["splits"]
@@ -792,22 +867,35 @@ def test_verify_finds_what_the_lists_do_not_say(packed, tmp_path):
     with open(tmp_path / "shards/val-000001.tar", "ab") as file:
         file.write(bytes(512))
     problems = found(tmp_path / "shards")["problems"]
-    assert any(problem.startswith(f"{tmp_path / 'shards/val-000001.tar'}: has ") and " bytes, _info" in problem for problem in problems)
-    for end in ("train-000000.tar: has 7 images, _info.json says 8", "val-000009.tar: is not named in _info.json", "do not add up to 60"):
+    assert any(
+        problem.startswith(f"{tmp_path / 'shards/val-000001.tar'}: has ") and " bytes, _info" in problem
+        for problem in problems
+    )
+    for end in (
+        "train-000000.tar: has 7 images, _info.json says 8",
+        "val-000009.tar: is not named in _info.json",
+        "do not add up to 60",
+    ):
         assert any(problem.endswith(end) for problem in problems), (end, problems)
 
 
 def test_verify_of_what_is_unfinished_unlike_or_nothing(packed, digits, copy, tmp_path):
     shutil.copytree(packed / "tar", tmp_path / "tar")
     (tmp_path / "tar/train.tar").rename(tmp_path / "tar/train.tar.unfinished")
-    assert found(tmp_path / "tar")["problems"] == [f"{tmp_path / 'tar/train.tar.unfinished'}: is unfinished; start the conversion again"]
+    assert found(tmp_path / "tar")["problems"] == [
+        f"{tmp_path / 'tar/train.tar.unfinished'}: is unfinished; start the conversion again"
+    ]
     shutil.rmtree(copy / "val/2")
     assert found(copy)["problems"] == [f"{copy}: class '2' is in train only; labels differ"]
     (tmp_path / "none").mkdir()
-    assert refused(DataError, "verify", tmp_path / "none").startswith(f"{tmp_path / 'none'}: holds no train or val in any of the formats")
+    assert refused(DataError, "verify", tmp_path / "none").startswith(
+        f"{tmp_path / 'none'}: holds no train or val in any of the formats"
+    )
     assert refused(DataError, "verify", tmp_path / "none/x").startswith(f"{tmp_path / 'none/x'}: no such folder")
     shutil.copytree(packed / "zip", tmp_path / "tar", dirs_exist_ok=True)
-    assert refused(DataError, "verify", tmp_path / "tar").startswith(f"{tmp_path / 'tar'}: holds several formats, zip, tar; say which")
+    assert refused(DataError, "verify", tmp_path / "tar").startswith(
+        f"{tmp_path / 'tar'}: holds several formats, zip, tar; say which"
+    )
 
 
 def test_a_conversion_that_differs_from_its_source_is_found(copy, tmp_path, monkeypatch, capsys):

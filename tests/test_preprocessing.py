@@ -5,14 +5,14 @@ import json
 import pytest
 import timm
 import torch
-from conftest import error_of, run
 from timm.data import create_dataset, create_loader, resolve_data_config
 
+from conftest import error_of, run
 from data.loader import eval_loader
+from engine.inference.trained import load_trained
 from engine.setup.loading import loading
 from engine.setup.preprocessing import can_be_taken, differences, input_warnings, of_model, take_from_model
 from engine.tasks import create_task
-from engine.inference.trained import load_trained
 from utils.config import leaf_keys, load_config, to_dict
 from utils.defaults import DEFAULTS, INPUT_KEYS
 
@@ -39,7 +39,9 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def config(write_config):
-    return write_config(MODEL={"TYPE": "timm", "NAME": NAME, "DROP_PATH_RATE": 0.0}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
+    return write_config(
+        MODEL={"TYPE": "timm", "NAME": NAME, "DROP_PATH_RATE": 0.0}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}
+    )
 
 
 def model_of(weights):
@@ -76,13 +78,22 @@ def test_eval_of_timm_s_weights(weights, config, digits, tmp_path, capsys):
     """Without the key, a warning with both values; with it, timm's figure."""
     run("--cfg", config, "--eval", "--pretrained", weights, "--opts", "DATA.IMG_SIZE", "160")
     said = [line for line in capsys.readouterr().out.splitlines() if "otherwise than timm" in line]
-    assert len(said) == 1 and f"does for {NAME}: DATA.MEAN [0.485, 0.456, 0.406] (there [0.5, 0.5, 0.5]), DATA.STD " in said[0]
-    assert "TEST.CROP_PCT 0.875 (there 0.95); DATA.FROM_MODEL True takes the model's" in said[0] and "IMG_SIZE" not in said[0]
+    assert (
+        len(said) == 1
+        and f"does for {NAME}: DATA.MEAN [0.485, 0.456, 0.406] (there [0.5, 0.5, 0.5]), DATA.STD " in said[0]
+    )
+    assert (
+        "TEST.CROP_PCT 0.875 (there 0.95); DATA.FROM_MODEL True takes the model's" in said[0]
+        and "IMG_SIZE" not in said[0]
+    )
 
     run("--cfg", config, "--eval", "--pretrained", weights, "--opts", "DATA.FROM_MODEL", "True")
     out = capsys.readouterr().out
     assert "otherwise than timm" not in out
-    assert f"images: mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], bicubic, 160 px, crop 0.95, as timm has them for {NAME}" in out
+    assert (
+        f"images: mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], bicubic, 160 px, crop 0.95, as timm has them for {NAME}"
+        in out
+    )
     figures = json.loads((tmp_path / "output" / NAME / "default" / "eval.json").read_text())
     targets = torch.tensor([0] * 10 + [1] * 10 + [2] * 9)
     right = (timm_s_logits(model_of(weights), digits).argmax(1) == targets).sum().item()
@@ -100,11 +111,16 @@ def test_training_from_timm_s_weights_says_it_and_a_run_of_one_s_own_does_not(we
     assert "otherwise than timm" not in capsys.readouterr().out
     run("--cfg", config, "--check", "--pretrained", best, *few[:-2], "TAG", "b", "DATA.MEAN", "[0.1, 0.2, 0.3]")
     out = capsys.readouterr().out
-    assert "warning: since training DATA.MEAN changed from [0.485, 0.456, 0.406] to [0.1, 0.2, 0.3]" in out and "otherwise" not in out
+    assert (
+        "warning: since training DATA.MEAN changed from [0.485, 0.456, 0.406] to [0.1, 0.2, 0.3]" in out
+        and "otherwise" not in out
+    )
 
 
 def test_opts_win_and_yaml_does_not(write_config):
-    path = write_config(MODEL={"TYPE": "timm", "NAME": ODD}, DATA={"FROM_MODEL": True, "MEAN": [0.1, 0.1, 0.1]}, TEST={"CROP_PCT": 1.0})
+    path = write_config(
+        MODEL={"TYPE": "timm", "NAME": ODD}, DATA={"FROM_MODEL": True, "MEAN": [0.1, 0.1, 0.1]}, TEST={"CROP_PCT": 1.0}
+    )
     cfg = load_config(path, ["TEST.CROP_PCT", "0.8"])
     before = to_dict(cfg)
     taken = take_from_model(cfg, given=["TEST.CROP_PCT"])
@@ -116,7 +132,9 @@ def test_opts_win_and_yaml_does_not(write_config):
 
 
 def test_evaluation_takes_timm_s_test_size_and_crop(write_config):
-    cfg = take_from_model(load_config(write_config(MODEL={"TYPE": "timm", "NAME": "resnet10t"}, DATA={"FROM_MODEL": True})))
+    cfg = take_from_model(
+        load_config(write_config(MODEL={"TYPE": "timm", "NAME": "resnet10t"}, DATA={"FROM_MODEL": True}))
+    )
     known = timm.get_pretrained_cfg("resnet10t")
     assert (cfg.DATA.IMG_SIZE, cfg.TEST.IMG_SIZE) == (known.input_size[1], known.test_input_size[1]) == (176, 224)
     assert cfg.TEST.CROP_PCT == known.test_crop_pct == 0.95
@@ -138,7 +156,10 @@ def test_what_cannot_be_taken_is_said(write_config, name, part):
 @pytest.mark.parametrize("key", ["MODEL.NAME", "DISTILL.TEACHER"])
 def test_a_tag_that_timm_does_not_know_is_one_line(write_config, key):
     path = write_config(MODEL={"TYPE": "timm", "NAME": NAME}, DATA={"FROM_MODEL": key == "MODEL.NAME"})
-    for name, part in [("vit_tiny_patch16_224.nonsense", "Invalid pretrained tag (nonsense)"), ("vit_tinny", "unknown to timm; did you mean")]:
+    for name, part in [
+        ("vit_tiny_patch16_224.nonsense", "Invalid pretrained tag (nonsense)"),
+        ("vit_tinny", "unknown to timm; did you mean"),
+    ]:
         message = str(error_of("--cfg", path, "--check", "--opts", key, name))
         assert message.startswith(f"{key} is {name!r}") and part in message
 
@@ -153,7 +174,9 @@ def test_names_as_other_places_have_them(write_config, name, part):
 
 
 def test_fat_has_nothing_to_take(write_config):
-    assert "DATA.FROM_MODEL: fat_tiny is no timm model" in str(error_of("--cfg", write_config(), "--check", "--opts", "DATA.FROM_MODEL", "True"))
+    assert "DATA.FROM_MODEL: fat_tiny is no timm model" in str(
+        error_of("--cfg", write_config(), "--check", "--opts", "DATA.FROM_MODEL", "True")
+    )
     assert input_warnings(None, load_config(write_config())) == []
 
 

@@ -12,7 +12,9 @@ def test_the_commit_is_dirty_for_other_code_but_not_for_other_results(tmp_path, 
 
     def git(*words):
         own = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main")
-        return subprocess.run(["git", *own, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", *own, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     git("init")
     (tmp_path / "results").mkdir()

@@ -10,11 +10,11 @@ import time
 
 import pytest
 import yaml
+from scipy import stats
+
 from conftest import ROOT
 from paper import proxy, quickstart, speed, training
 from paper.statistics import compare, holm
-from scipy import stats
-
 from utils.config import load_config
 from utils.errors import ConfigError, DataError, OutputError
 
@@ -24,7 +24,9 @@ VARIANTS = {"base": {}, "added": {"MODEL.FAT.interaction": "add"}}
 @pytest.fixture
 def proxy_args(write_config, tmp_path):
     """A recipe of 60 digits and two updates, and the command line's arguments."""
-    recipe = write_config("recipe.yaml", DATA={"BATCH_SIZE": 30}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}, EMA={"ENABLED": False})
+    recipe = write_config(
+        "recipe.yaml", DATA={"BATCH_SIZE": 30}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}, EMA={"ENABLED": False}
+    )
     return argparse.Namespace(
         proxy=recipe, seeds=2, jobs=2, proxy_runs=tmp_path / "runs", output=tmp_path / "results", command="a command"
     )
@@ -57,7 +59,11 @@ def test_holm_by_hand():
 def test_no_test_without_a_spread(values):
     """One seed, or the same difference in each of two, says nothing of chance."""
     found = compare({"base": values[0], "other": values[1]}, "base")["other"]
-    assert found.p_value is None and found.adjusted is None and found.difference == pytest.approx(values[1][0] - values[0][0])
+    assert (
+        found.p_value is None
+        and found.adjusted is None
+        and found.difference == pytest.approx(values[1][0] - values[0][0])
+    )
     assert found.interval is None and (found.deviation is None) == (len(values[0]) == 1)
 
 
@@ -77,7 +83,12 @@ def test_all_variants_with_all_seeds(proxy_args, capfd):
     proxy.reproduce(proxy_args, VARIANTS, "base")
     with open(proxy_args.output / "ablations_recipe.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["variant"], row["seed"]) for row in rows] == [("base", "0"), ("added", "0"), ("base", "1"), ("added", "1")]
+    assert [(row["variant"], row["seed"]) for row in rows] == [
+        ("base", "0"),
+        ("added", "0"),
+        ("base", "1"),
+        ("added", "1"),
+    ]
     for row in rows:
         run = proxy_args.proxy_runs / "recipe" / "fat_tiny" / f"{row['variant']}_seed{row['seed']}"
         epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -112,9 +123,13 @@ def test_all_variants_with_all_seeds(proxy_args, capfd):
 def test_a_run_that_fails_is_named_and_the_others_saved(proxy_args):
     """With main.py's status; the run beside it is asked to end, which saves it."""
     argv = ("--cfg", str(proxy_args.proxy), "--output", str(proxy_args.proxy_runs))
-    long = training.Job("long", (*argv, "--tag", "long", "--opts", "TRAIN.EPOCHS", "5000"), proxy_args.proxy_runs / "long.txt")
+    long = training.Job(
+        "long", (*argv, "--tag", "long", "--opts", "TRAIN.EPOCHS", "5000"), proxy_args.proxy_runs / "long.txt"
+    )
     last = proxy_args.proxy_runs / "fat_tiny" / "long" / "last.pth"
-    bad = training.Job("bad", (*argv, "--tag", "bad", "--opts", "MODEL.FAT.interaction", "none"), proxy_args.proxy_runs / "bad.txt")
+    bad = training.Job(
+        "bad", (*argv, "--tag", "bad", "--opts", "MODEL.FAT.interaction", "none"), proxy_args.proxy_runs / "bad.txt"
+    )
 
     def done(job, seconds):  # of a first one, so that the long run has begun when the bad one starts
         deadline = time.monotonic() + 60
@@ -123,7 +138,9 @@ def test_a_run_that_fails_is_named_and_the_others_saved(proxy_args):
             time.sleep(0.05)
 
     first = training.Job("first", (*argv, "--tag", "first"), proxy_args.proxy_runs / "first.txt")
-    with pytest.raises(training.TrainingError, match="^bad: its training ended with status 2 .*interaction is 'none'.*bad.txt$") as caught:
+    with pytest.raises(
+        training.TrainingError, match="^bad: its training ended with status 2 .*interaction is 'none'.*bad.txt$"
+    ) as caught:
         training.train_all([long, first, bad], 2, done)
     assert caught.value.status == 2 and "stopped by SIGTERM: saved" in long.log.read_text()
 
@@ -131,7 +148,17 @@ def test_a_run_that_fails_is_named_and_the_others_saved(proxy_args):
 def test_runs_end_with_what_runs_them(proxy_args, tmp_path):
     """It is killed; the run saves, so that nothing goes on unseen, nor holds its folder against the next command."""
     script, log = tmp_path / "runs.py", proxy_args.proxy_runs / "long.txt"
-    argv = ("--cfg", str(proxy_args.proxy), "--output", str(proxy_args.proxy_runs), "--tag", "long", "--opts", "TRAIN.EPOCHS", "5000")
+    argv = (
+        "--cfg",
+        str(proxy_args.proxy),
+        "--output",
+        str(proxy_args.proxy_runs),
+        "--tag",
+        "long",
+        "--opts",
+        "TRAIN.EPOCHS",
+        "5000",
+    )
     script.write_text(
         f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'scripts')!r}]\nfrom pathlib import Path\nfrom paper import training\n"
         f"if __name__ == '__main__':\n    training.train_all([training.Job('long', {argv!r}, Path({str(log)!r}))], 1, print)\n"
@@ -173,33 +200,55 @@ def test_called_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "elsewhere")
     images = quickstart.make_images("datasets/digits")
     assert images == str(tmp_path / "datasets/digits") and quickstart.make_images("mine") == "mine"
-    argv, cfg, _ = proxy.run_of(ROOT / "configs/proxy/tiny.yaml", tmp_path / "runs", images, "base", 3, {"MODEL.FAT.cpe": False})
+    argv, cfg, _ = proxy.run_of(
+        ROOT / "configs/proxy/tiny.yaml", tmp_path / "runs", images, "base", 3, {"MODEL.FAT.cpe": False}
+    )
     parsed = load_config(argv[1], argv[argv.index("--opts") + 1 :])
     assert argv[argv.index("--data-path") + 1] == images == cfg.DATA.DATA_PATH
     assert parsed.SEED == cfg.SEED == 3 and parsed.MODEL.FAT.cpe is cfg.MODEL.FAT.cpe is False
 
 
 def test_the_last_epoch_counts_not_the_best(tmp_path):
-    records = [{"kind": "start", "model": "m", "params": 9, "train_images": 60}, {"kind": "train", "update": 1, "images_per_second": 5.0}]
+    records = [
+        {"kind": "start", "model": "m", "params": 9, "train_images": 60},
+        {"kind": "train", "update": 1, "images_per_second": 5.0},
+    ]
     for epoch, acc1 in enumerate((50.0, 90.0, 70.0)):
         raw, ema = ({"acc1": value, "loss": value / 100, "num_images": 29} for value in (acc1, 99.0))
         records.append({"kind": "epoch", "epoch": epoch, "train_loss": epoch + 0.5, "raw": raw, "ema": ema})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (tmp_path / "result.json").write_text('{"commit": "abc"}')
     found = proxy.figures_of(tmp_path)
-    known = {"acc1": 70.0, "loss": 0.7, "train_loss": 2.5, "epochs": 3, "train_images": 60, "val_images": 29, "commit": "abc", "date": "unknown"}
+    known = {
+        "acc1": 70.0,
+        "loss": 0.7,
+        "train_loss": 2.5,
+        "epochs": 3,
+        "train_images": 60,
+        "val_images": 29,
+        "commit": "abc",
+        "date": "unknown",
+    }
     assert known.items() <= found.items()
 
 
 def test_what_the_table_calls_different_is_so_after_holm(proxy_args):
     proxy_args.seeds = 3
-    figures = {"base": [80.0, 81.0, 82.0], "far": [90.0, 91.1, 92.0], "near": [80.5, 81.7, 82.4], "level": [81.0, 82.0, 83.0]}
+    figures = {
+        "base": [80.0, 81.0, 82.0],
+        "far": [90.0, 91.1, 92.0],
+        "near": [80.5, 81.7, 82.4],
+        "level": [81.0, 82.0, 83.0],
+    }
     compared = compare(figures, "base")
     assert compared["near"].p_value < 0.05 < compared["near"].adjusted
     row = {"params": 9, "epochs": 1, "train_images": 60, "val_images": 29, **dict.fromkeys(proxy.TRAINED, "x")}
     proxy.write(proxy_args, load_config(proxy_args.proxy), [row], figures, compared, "base")
     text = (proxy_args.output / "ablations_recipe.md").read_text()
-    assert "at Holm's 5 %: far (not tested, as one seed or the same difference with each says nothing of chance: level)." in text
+    assert (
+        "at Holm's 5 %: far (not tested, as one seed or the same difference with each says nothing of chance: level)."
+        in text
+    )
 
 
 def test_the_table_says_where_its_runs_were_trained():
@@ -207,7 +256,11 @@ def test_the_table_says_where_its_runs_were_trained():
     one = {"date": "2026-02-03T10:00:00", "commit": "abc", "machine": "a GPU", "versions": "torch 3"}
     assert proxy.facts_of([one, one]) == ["Trained 2026-02-03, commit abc", "a GPU", "torch 3"]
     other = {**one, "date": "2026-02-01T10:00:00", "commit": "def", "machine": "a CPU"}
-    assert proxy.facts_of([one, other]) == ["Trained 2026-02-01 to 2026-02-03, commit abc, def", "a GPU / a CPU", "torch 3"]
+    assert proxy.facts_of([one, other]) == [
+        "Trained 2026-02-01 to 2026-02-03, commit abc, def",
+        "a GPU / a CPU",
+        "torch 3",
+    ]
 
 
 # Speed
@@ -235,8 +288,15 @@ def test_the_speed_table_has_the_fastest_forms(tmp_path):
     text = (tmp_path / "results" / "speed.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith(("| **fat", "| pvt"))]
     # FAT-B0's figure is the one of its turn with the peers.
-    assert lines == ["| **fat_b0** | fused | 27.0 |  | 77.6 |", "| pvt_v2_b0 | eager NHWC | 26.0 |  | 70.654 |", "| **fat_b1** | fused | 20.0 |  | 80.1 |"]
-    assert "timed by `python scripts/benchmark.py --rounds 3`. here, today." in text and "Every form and spread: speed.csv." in text
+    assert lines == [
+        "| **fat_b0** | fused | 27.0 |  | 77.6 |",
+        "| pvt_v2_b0 | eager NHWC | 26.0 |  | 70.654 |",
+        "| **fat_b1** | fused | 20.0 |  | 80.1 |",
+    ]
+    assert (
+        "timed by `python scripts/benchmark.py --rounds 3`. here, today." in text
+        and "Every form and spread: speed.csv." in text
+    )
     assert (tmp_path / "results" / "speed.csv").read_text().splitlines() == source.read_text().splitlines()
 
 

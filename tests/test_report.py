@@ -10,13 +10,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 import report as command
 from conftest import SMALL, Stop, launch, run, stop_at_update
-from test_mistakes import ALONE, collected
-
+from engine.evaluation.findings import frequent_confusions, worst_mistakes
 from engine.report import page as report
 from engine.report.charts import chart, scale, thinned
-from engine.evaluation.findings import frequent_confusions, worst_mistakes
+from test_mistakes import ALONE, collected
 from utils.config import load_config, to_dict
 from utils.errors import ConfigError, DataError
 
@@ -57,7 +57,9 @@ def test_a_run_ends_with_its_report(finished):
     assert "<i>" not in text and "<b>0" not in text and "&lt;b&gt;0" in text  # names of the run and of classes
     for key in ("TRAIN.", "DATA."):
         assert f"{key}<wbr>" in text
-    outside = [found for found in re.findall(r'(?:src|href)="([^"#]*)', text) if not found.startswith("data:") and found]
+    outside = [
+        found for found in re.findall(r'(?:src|href)="([^"#]*)', text) if not found.startswith("data:") and found
+    ]
     assert outside == [] and "url(" not in text and "@import" not in text and "<script" not in text
 
 
@@ -68,7 +70,10 @@ def test_mistakes_are_those_of_the_last_evaluation_and_cost_no_accuracy(finished
     assert list(found["weights"]) == ["raw", "ema"]
     for name, (worst, confusions) in found["weights"].items():
         wrong = round(29 * (1 - last[name]["acc1"] / 100))
-        assert confusions["text"].startswith(f"{wrong} of 29 images") and sum(int(row[2]) for row in confusions["rows"]) == wrong
+        assert (
+            confusions["text"].startswith(f"{wrong} of 29 images")
+            and sum(int(row[2]) for row in confusions["rows"]) == wrong
+        )
         assert len(worst["pictures"]) == min(wrong, 24)
         assert all(len(picture["title"]) <= 83 for picture in worst["pictures"])  # of a class with 200 letters
         assert worst["pictures"] == [] or {"size", "jpeg", "key", "title", "notes"} == set(worst["pictures"][0])
@@ -92,7 +97,10 @@ def test_sections_of_mistakes():
     names = ["a", "b", "c", "d"]
     worst, confusions = worst_mistakes(errors, names), frequent_confusions(errors, names)
     first = errors.worst[0]
-    assert worst["pictures"][0]["title"] == f"{names[first.target]} \u2192 {names[first.predicted]}" and len(worst["pictures"]) == 3
+    assert (
+        worst["pictures"][0]["title"] == f"{names[first.target]} \u2192 {names[first.predicted]}"
+        and len(worst["pictures"]) == 3
+    )
     assert worst["pictures"][0]["notes"][0] == f"predicted with {first.probability:.1%}"
     counts = [int(row[2]) for row in confusions["rows"]]
     assert counts == sorted(counts, reverse=True)
@@ -116,7 +124,10 @@ def test_the_same_figures_as_without_gathering(write_config, tmp_path, monkeypat
     folders = [tmp_path / "output/fat_tiny" / tag for tag in ("gathered", "plain")]
     assert records(folders[0], "epoch") == records(folders[1], "epoch")
     assert_same(*(load(folder / "last.pth")["model"] for folder in folders))
-    assert not (folders[1] / "mistakes.json").exists() and "mistakes.json is not there" in (folders[1] / "report.html").read_text()
+    assert (
+        not (folders[1] / "mistakes.json").exists()
+        and "mistakes.json is not there" in (folders[1] / "report.html").read_text()
+    )
     assert "mistakes.json is not written" in (folders[1] / "log.txt").read_text()
 
 
@@ -132,9 +143,14 @@ def test_a_report_that_fails_is_a_warning_and_can_be_made_later(write_config, tm
     monkeypatch.setattr(report, "TEMPLATES", templates)
     assert command.main([str(folder)]) == 0
     assert "finished after 1 epoch<" in (folder / "report.html").read_text()
-    run("--cfg", path, "--opts", "TRAIN.EPOCHS", 2, "TRAIN.BASE_LR", 0.01)  # more epochs: the settings that changed are named
+    # more epochs: the settings that changed are named
+    run("--cfg", path, "--opts", "TRAIN.EPOCHS", 2, "TRAIN.BASE_LR", 0.01)
     text = (folder / "report.html").read_text()
-    assert "finished after 2 epochs" in text and "TRAIN.EPOCHS changed from 1 to 2" in text and "From the evaluation after epoch 2." in text
+    assert (
+        "finished after 2 epochs" in text
+        and "TRAIN.EPOCHS changed from 1 to 2" in text
+        and "From the evaluation after epoch 2." in text
+    )
 
 
 def test_of_a_run_that_is_under_way(write_config, tmp_path, monkeypatch):
@@ -147,13 +163,15 @@ def test_of_a_run_that_is_under_way(write_config, tmp_path, monkeypatch):
     text = (folder / "report.html").read_text()
     assert "not finished: 0 of 2 epochs, 3 updates so far" in text and "No epoch has been evaluated yet" in text
     assert text.count("<path") == 4  # loss, LR, images/s, waiting
-    assert "mistakes.json is not there" in text and "<th scope=\"row\">machine</th>" in text
+    assert "mistakes.json is not there" in text and '<th scope="row">machine</th>' in text
     go_on()
     run("--cfg", path)
     assert "finished after 2 epochs" in (folder / "report.html").read_text()
     run("--cfg", path, "--opts", "TRAIN.AUTO_RESUME", False)
     away = next(folder.glob("replaced_*"))
-    assert (away / "report.html").is_file() and (away / "mistakes.json").is_file() and (folder / "report.html").is_file()
+    assert (
+        (away / "report.html").is_file() and (away / "mistakes.json").is_file() and (folder / "report.html").is_file()
+    )
 
 
 def test_what_is_no_run_is_one_line(tmp_path, finished, capsys):
@@ -183,15 +201,30 @@ def test_strange_records_are_shown_as_far_as_they_go(tmp_path, finished):
     shutil.copy(finished / "config.yaml", tmp_path)
     train = {"kind": "train", "epoch": 0, "lr": math.nan, "images_per_second": None, "data_wait": "much", "left_out": 2}
     lines = [{**train, "update": n, "loss": None if n == 2 else 1e30 if n == 3 else n} for n in range(1, 6)]
-    lines.append({"kind": "epoch", "update": 5, "epoch": 0, "train_loss": math.inf, "raw": {"acc1": math.nan, "loss": None, "unreadable": 3}})
+    lines.append(
+        {
+            "kind": "epoch",
+            "update": 5,
+            "epoch": 0,
+            "train_loss": math.inf,
+            "raw": {"acc1": math.nan, "loss": None, "unreadable": 3},
+        }
+    )
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"kind": "tra')
     (tmp_path / "unreadable.txt").write_text("".join(f"<u>{n}</u>.png: broken\n" for n in range(30)))
     for name in ("result.json", "mistakes.json", "train_batch.png"):
         (tmp_path / name).write_text("[no")
     report.write_report(tmp_path)
     text = (tmp_path / "report.html").read_text()
-    assert "2 updates left out" in text and "30 images could not be read" in text and "... and 10 more" in text and "<u>" not in text
-    assert "1 line of metrics.jsonl left out" in text and "nan" not in re.sub("<style.*?</style>", "", text, flags=re.S).lower().replace("nano", "")
+    assert (
+        "2 updates left out" in text
+        and "30 images could not be read" in text
+        and "... and 10 more" in text
+        and "<u>" not in text
+    )
+    assert "1 line of metrics.jsonl left out" in text and "nan" not in re.sub(
+        "<style.*?</style>", "", text, flags=re.S
+    ).lower().replace("nano", "")
     assert "Learning rate" not in text  # nothing to draw
 
 
@@ -199,14 +232,21 @@ def test_the_result_of_another_length_of_the_run_does_not_count(tmp_path):
     """A finished run that got more epochs, killed before their end, still has the result of the first ones."""
     (tmp_path / "result.json").write_text('{"updates": 7, "machine": "x"}')
     assert report.result_of(tmp_path, [{"epoch": 0, "update": 7}])["machine"] == "x"
-    assert report.result_of(tmp_path, [{"epoch": 0, "update": 7}, {"epoch": 1, "update": 14}]) == {} == report.result_of(tmp_path, [])
+    assert (
+        report.result_of(tmp_path, [{"epoch": 0, "update": 7}, {"epoch": 1, "update": 14}])
+        == {}
+        == report.result_of(tmp_path, [])
+    )
     (tmp_path / "mistakes.json").write_text('{"epoch": 0, "update": 7, "weights": {"raw": []}}')
     assert "gone on since" not in report.mistakes_of(tmp_path, [{"epoch": 0, "update": 7}])[1]
     assert "gone on since" in report.mistakes_of(tmp_path, [{"epoch": 1, "update": 14}])[1]
 
 
 def test_the_best_is_the_highest_and_of_several_the_first():
-    epochs = [{"epoch": n, "raw": {"acc1": raw}, "ema": {"acc1": ema}} for n, (raw, ema) in enumerate([(1.0, 2.0), (9.0, 9.0), (9.0, 3.0), (math.nan, None)])]
+    epochs = [
+        {"epoch": n, "raw": {"acc1": raw}, "ema": {"acc1": ema}}
+        for n, (raw, ema) in enumerate([(1.0, 2.0), (9.0, 9.0), (9.0, 3.0), (math.nan, None)])
+    ]
     assert report.best_of(epochs, "acc1") == (9.0, "raw", epochs[1]) and report.best_of(epochs[3:], "acc1") is None
 
 
@@ -217,7 +257,11 @@ def test_a_cell_whose_recipe_is_gone_has_no_command(tmp_path, finished):
     for cell in ("fat_b0", "gone"):
         cfg.REPRODUCES = cell
         titles.append([title for title, _ in report.commands(tmp_path, cfg, 1)])
-    assert "Put it into the tables" in titles[0] and "Put it into the tables" not in titles[1] and len(titles[1]) == len(titles[0]) - 2
+    assert (
+        "Put it into the tables" in titles[0]
+        and "Put it into the tables" not in titles[1]
+        and len(titles[1]) == len(titles[0]) - 2
+    )
 
 
 def test_the_time_in_training():
@@ -251,9 +295,12 @@ def test_damaged_mistakes_and_results_cost_their_part_alone(tmp_path, finished, 
     folder = tmp_path / os.fsdecode(b"caf\xe9")  # with no UTF-8 in its name
     shutil.copytree(finished, folder)
     (folder / "mistakes.json").write_text(json.dumps(mistakes))
-    (folder / "result.json").write_text(json.dumps({**json.loads((finished / "result.json").read_text()), "processes": "x"}))
+    (folder / "result.json").write_text(
+        json.dumps({**json.loads((finished / "result.json").read_text()), "processes": "x"})
+    )
     text = report.write_report(folder).read_text()
-    assert "mistakes.json is damaged" in text and "python main.py" in text and "data:image/jpeg" in text  # the training batch
+    # the training batch
+    assert "mistakes.json is damaged" in text and "python main.py" in text and "data:image/jpeg" in text
 
 
 def test_the_share_of_waiting_counts_time():
@@ -268,8 +315,11 @@ def test_the_share_of_waiting_counts_time():
 
 
 def test_where_log_lines_stand_between_epochs():
-    place, label = report.places([{"epoch": 0, "update": 10}, {"epoch": 1, "update": 30}])  # another batch size in the second
-    found = [place({"epoch": epoch, "update": update}) for epoch, update in [(0, 5), (0, 10), (1, 15), (1, 30), (2, 33)]]
+    # another batch size in the second
+    place, label = report.places([{"epoch": 0, "update": 10}, {"epoch": 1, "update": 30}])
+    found = [
+        place({"epoch": epoch, "update": update}) for epoch, update in [(0, 5), (0, 10), (1, 15), (1, 30), (2, 33)]
+    ]
     assert label == "epoch" and found == [0.5, 1, 1.25, 2, 2.2]
 
 
@@ -278,7 +328,10 @@ def test_the_commands_repeat_the_run(finished):
     lines = dict(report.commands(finished, cfg, 2))
     recipe = next(line for what, line in lines.items() if "recipe" in what)
     words = shlex.split(recipe)
-    assert words[:5] == ["python", "-m", "torch.distributed.launch", "--nproc_per_node", "2"] and words[6:8] == ["--cfg", "configs/fat_b0.yaml"]
+    assert words[:5] == ["python", "-m", "torch.distributed.launch", "--nproc_per_node", "2"] and words[6:8] == [
+        "--cfg",
+        "configs/fat_b0.yaml",
+    ]
     assert to_dict(load_config(words[7], words[words.index("--opts") + 1 :])) == to_dict(cfg)
     again = shlex.split(lines["Train it again, beside this run"])
     assert again[again.index("--cfg") + 1] == str(finished / "config.yaml") and again[-1] != cfg.TAG
@@ -296,7 +349,12 @@ def test_many_points_are_thinned_and_peaks_stay():
 
 
 def test_gaps_single_points_and_constants():
-    drawn = chart("Loss", "epoch", {"a": [(0, 1.0), (1, None), (2, 2.0), (3, 2.5)], "b": [(1, 2.0)], "none": [(0, None)]}, {"b": 2})
+    drawn = chart(
+        "Loss",
+        "epoch",
+        {"a": [(0, 1.0), (1, None), (2, 2.0), (3, 2.5)], "b": [(1, 2.0)], "none": [(0, None)]},
+        {"b": 2},
+    )
     first, second = drawn.lines
     assert (first.style, second.style) == (0, 2)
     assert len(first.dots) == 1 and first.path.count("M") == 1 and first.path.count("L") == 1
@@ -358,7 +416,9 @@ def test_the_page_in_a_browser(finished, browser, width, colours):
     assert [url for url in asked if not url.startswith("data:")] == [(finished / "report.html").as_uri()] and said == []
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert page.evaluate("[...document.querySelectorAll('main > *, .card')].every(e => e.getBoundingClientRect().right <= innerWidth)")
+    assert page.evaluate(
+        "[...document.querySelectorAll('main > *, .card')].every(e => e.getBoundingClientRect().right <= innerWidth)"
+    )
 
     pictures = page.evaluate("[...document.images].map(i => [i.complete && i.naturalWidth, i.alt])")
     shown = json.loads((finished / "mistakes.json").read_text())["weights"]
@@ -367,7 +427,14 @@ def test_the_page_in_a_browser(finished, browser, width, colours):
 
     lines = page.evaluate(LINES)
     # loss: training, raw, ema; top-1: raw, ema; LR; images/s; waiting
-    assert [line[3] for line in lines] == [len(records(finished, "train")), 2, 2, 2, 2, *[len(records(finished, "train"))] * 3]
+    assert [line[3] for line in lines] == [
+        len(records(finished, "train")),
+        2,
+        2,
+        2,
+        2,
+        *[len(records(finished, "train"))] * 3,
+    ]
     for length, stroke, under, _, wide in lines:
         assert length > 20 and wide > 50 and contrast(stroke, under) >= 3
 
@@ -376,5 +443,8 @@ def test_the_page_in_a_browser(finished, browser, width, colours):
     assert (luminance(page.evaluate("getComputedStyle(document.body).backgroundColor")) > 0.5) == (colours == "light")
     levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3')].map(h => +h.tagName[1])")
     assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:]))
-    assert page.evaluate("[document.documentElement.lang, document.title]") == ["en", f"fat_tiny / {finished.name} \u2013 training report"]
+    assert page.evaluate("[document.documentElement.lang, document.title]") == [
+        "en",
+        f"fat_tiny / {finished.name} \u2013 training report",
+    ]
     page.close()

@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
+
 import reproduce
 from conftest import ROOT
 from paper import ablations, cells, results
-
 from utils.errors import ConfigError
 
 
@@ -34,10 +34,17 @@ def test_all_makes_every_target():
 
 
 def test_an_error_in_one_target_leaves_the_others(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reproduce, "ALL", [["curves", "{output}/none", "other"], ["speed", "--csv", str(ROOT / "results/benchmark_cpu.csv")]])
+    monkeypatch.setattr(
+        reproduce,
+        "ALL",
+        [["curves", "{output}/none", "other"], ["speed", "--csv", str(ROOT / "results/benchmark_cpu.csv")]],
+    )
     assert target(tmp_path, "--all") == 2
     said = capsys.readouterr()
-    assert said.err == f"error: curves: {tmp_path}/none/metrics.jsonl: cannot be read (No such file or directory); give the folder of a run, such as output/fat_b0/default\n"
+    assert (
+        said.err
+        == f"error: curves: {tmp_path}/none/metrics.jsonl: cannot be read (No such file or directory); give the folder of a run, such as output/fat_b0/default\n"
+    )
     assert (tmp_path / "speed.md").is_file() and not (tmp_path / "curves.md").exists()
 
 
@@ -52,7 +59,15 @@ def test_refused(argv, message):
 
 
 def test_as_a_command_from_another_folder(tmp_path):
-    command = [sys.executable, ROOT / "scripts/reproduce.py", "speed", "--csv", "none.csv", "--output", tmp_path / "results"]
+    command = [
+        sys.executable,
+        ROOT / "scripts/reproduce.py",
+        "speed",
+        "--csv",
+        "none.csv",
+        "--output",
+        tmp_path / "results",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "") and not (tmp_path / "results").exists()
     *_, line = done.stderr.splitlines()  # other packages may say something, too, when they are imported

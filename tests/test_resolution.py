@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import Stop, assert_same_run, error_of, launch, run, stop_at_update
 from PIL import Image
-from test_data import augmentation
 from timm.data import create_transform
 from torchvision import transforms
 
+from conftest import Stop, assert_same_run, error_of, launch, run, stop_at_update
 from data.batches import Examples
 from data.dataset import ImageDataset, SeededIndex
 from data.samplers import TrainBatchSampler, size_at
 from data.sources import open_source
 from data.transforms import eval_transform
+from engine.evaluation.views import predict_views
 from engine.tasks import create_task
 from engine.tasks.classification import Classification
-from engine.evaluation.views import predict_views
+from test_data import augmentation
 from utils.config import load_config
 
 STEPS = [[0, 32], [1, 64], [3, 48]]
@@ -49,7 +49,8 @@ def test_a_size_is_a_function_of_the_epoch():
         sampler.set_position(epoch)
         plain.set_position(epoch)
         keys = [key for batch in sampler for key in batch]
-        assert [key[:2] for key in keys] == [key[:2] for batch in plain for key in batch]  # the same images and augmentation
+        # the same images and augmentation
+        assert [key[:2] for key in keys] == [key[:2] for batch in plain for key in batch]
         assert {key.size for key in keys} == {size} and size_at(plain.sizes, epoch) == 0
 
 
@@ -64,7 +65,9 @@ def test_a_sized_picture_is_that_of_a_set_of_that_size(digits, backend):
     for seed in range(5):
         for size, alone in ((0, dataset(small)), (64, dataset(large))):
             one, other = both[SeededIndex(3, seed, size)].sample[0], alone[SeededIndex(3, seed)].sample[0]
-            assert np.array_equal(one.pixels, other.pixels) and [e[:4] for e in one.erasures] == [e[:4] for e in other.erasures]
+            assert np.array_equal(one.pixels, other.pixels) and [e[:4] for e in one.erasures] == [
+                e[:4] for e in other.erasures
+            ]
 
 
 def test_sizes_change_between_epochs_and_the_largest_is_rehearsed(write_config, monkeypatch, capsys):
@@ -156,7 +159,9 @@ def test_numbers_are_right(write_config, tmp_path, digits, checkpoint):
     model = timm.create_model("fat_tiny", num_classes=3).eval()
     model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
     views = transforms.Compose([transforms.Resize(50, transforms.InterpolationMode.BICUBIC), transforms.TenCrop(40)])
-    finish = create_transform(40, interpolation="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).transforms[2:]
+    finish = create_transform(
+        40, interpolation="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    ).transforms[2:]
     correct = loss = 0
     for file in sorted((digits / "val").rglob("*.png")):
         images = torch.stack([finish[1](finish[0](view)) for view in views(Image.open(file).convert("RGB"))])
@@ -167,7 +172,11 @@ def test_numbers_are_right(write_config, tmp_path, digits, checkpoint):
     path = write_config(TEST={"IMG_SIZE": 40, "CROP_PCT": 0.8, "CROPS": 5, "FLIP": True})
     run("--cfg", path, "--eval", "--resume", checkpoint)
     found = result(tmp_path)
-    assert found["acc1"] == 100 * correct / 29 and found["loss"] == pytest.approx(loss / 29, abs=3e-6) and found["num_images"] == 29
+    assert (
+        found["acc1"] == 100 * correct / 29
+        and found["loss"] == pytest.approx(loss / 29, abs=3e-6)
+        and found["num_images"] == 29
+    )
     run("--cfg", path, "--eval", "--resume", checkpoint, "--fused")
     fused = result(tmp_path)
     assert fused["fused"] is True and fused["loss"] == pytest.approx(found["loss"], abs=1e-5) and fused["loss"] != 0
@@ -184,7 +193,9 @@ def test_same_numbers_for_any_processes_and_batch(write_config, tmp_path, checkp
 
 
 def test_training_evaluates_as_eval_does_and_changes_are_said(write_config, tmp_path, capsys):
-    path = write_config(TEST={"IMG_SIZE": 48, "CROPS": 5, "FLIP": True, "CROP_PCT": 1.0}, AUG={"MIXUP": 0.0, "CUTMIX": 0.0, "SPLITS": 2})
+    path = write_config(
+        TEST={"IMG_SIZE": 48, "CROPS": 5, "FLIP": True, "CROP_PCT": 1.0}, AUG={"MIXUP": 0.0, "CUTMIX": 0.0, "SPLITS": 2}
+    )
     run("--cfg", path)
     folder = tmp_path / "output/fat_tiny/default"
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])

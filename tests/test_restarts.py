@@ -19,7 +19,8 @@ from utils.meeting import meet
 from utils.restarts import restarts_left
 
 RUNS = Path("output/fat_tiny")
-SHORT = {"TRAIN": {"EPOCHS": 3, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 2}, "DATA": {"BATCH_SIZE": 4}}  # 7 updates an epoch
+# 7 updates an epoch
+SHORT = {"TRAIN": {"EPOCHS": 3, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 2}, "DATA": {"BATCH_SIZE": 4}}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 # main.py, and what happens to a rank before an update of an attempt. It notes each start of a process.
@@ -61,11 +62,16 @@ class Launched:
 
     def __init__(self, folder: Path, faults: dict, *argv, restarts: int = 3):
         script, starts = folder / "faulty.py", folder / "starts"
-        script.write_text(FAULTY.replace("FAULTS", repr({key: value if isinstance(value, str) else int(value) for key, value in faults.items()})))
+        script.write_text(
+            FAULTY.replace(
+                "FAULTS", repr({key: value if isinstance(value, str) else int(value) for key, value in faults.items()})
+            )
+        )
         launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", str(restarts)]
         ended = subprocess.run(
             [sys.executable, *launcher, "--master_port", str(free_port()), str(script), *map(str, argv)],
-            env={**ENVIRONMENT, "STARTS": str(starts)}, capture_output=True, text=True, timeout=900,  # four starts on a busy machine
+            # four starts on a busy machine
+            env={**ENVIRONMENT, "STARTS": str(starts)}, capture_output=True, text=True, timeout=900,
         )  # fmt: skip
         self.status, self.text = ended.returncode, ended.stdout + ended.stderr
         self.starts = sorted(starts.read_text().split("\n")[:-1])
@@ -231,6 +237,8 @@ def test_nodes_come_and_go(write_config, tmp_path):
     sizes = [size for size, _ in itertools.groupby(nodes.sizes("stays"))]
     assert sizes[-3:] == [2, 1, 2], nodes.text()
     resumed = re.findall(r"resumed from \S+last.pth: (.*)", nodes.text())
-    assert [place for place, _ in itertools.groupby(resumed)][-2:] == ["epoch 1, update 2", "epoch 1, update 6"], nodes.text()
+    assert [place for place, _ in itertools.groupby(resumed)][-2:] == ["epoch 1, update 2", "epoch 1, update 6"], (
+        nodes.text()
+    )
     progress = load(tmp_path / RUNS / "default/last.pth")["progress"]
     assert (progress["epoch"], progress["updates"]) == (3, 21)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.samplers import EvalSampler, TrainBatchSampler
-from engine.training.plan import BatchPlan
-from engine.checkpoints.resume import fit_progress
 from engine.checkpoints.progress import Progress
+from engine.checkpoints.resume import fit_progress
+from engine.training.plan import BatchPlan
 from utils.errors import ConfigError
 
 sizes = st.integers(1, 300)
@@ -76,9 +76,13 @@ def test_the_order_of_images_and_their_augmentation_is_the_same_for_any_split(im
 def test_epochs_and_seeds_differ(images, seed, epoch):
     plan = BatchPlan(images, 1, 1, 1)
     one, other, reseeded = globally(plan, seed, epoch), globally(plan, seed, epoch + 1), globally(plan, seed + 1, epoch)
-    assert {key.seed for key in one} & {key.seed for key in other} == set() == {key.seed for key in one} & {key.seed for key in reseeded} or images > 50
+    assert {key.seed for key in one} & {key.seed for key in other} == set() == {key.seed for key in one} & {
+        key.seed for key in reseeded
+    } or images > 50
     if images > 20:
-        assert [k.index for k in one] != [k.index for k in other] and [k.index for k in one] != [k.index for k in reseeded]
+        assert [k.index for k in one] != [k.index for k in other] and [k.index for k in one] != [
+            k.index for k in reseeded
+        ]
 
 
 @given(st.integers(0, 300), st.integers(1, 9))
@@ -134,7 +138,9 @@ FIRST_EPOCH = [(0, 1104671200), (4, 3445148934), (3, 1581207211), (2, 3514358936
 def repeated(plan, repeats, seed, epoch, first=0):
     """By process: its micro-batches of an epoch in which images stand several times."""
     settings = (plan.num_images, plan.batches_per_epoch, plan.batch_size)
-    found = [TrainBatchSampler(*settings, rank, plan.world_size, seed, repeats=repeats) for rank in range(plan.world_size)]
+    found = [
+        TrainBatchSampler(*settings, rank, plan.world_size, seed, repeats=repeats) for rank in range(plan.world_size)
+    ]
     for one in found:
         one.set_position(epoch, first)
     return [list(one) for one in found]
@@ -156,7 +162,10 @@ def test_repeats_are_augmented_anew_and_the_epoch_keeps_its_length(images, batch
     order = [key.index for key in globally(BatchPlan(images, 1, 1, 1), seed, epoch)]  # as without repeats
     assert list(counts) == order[: len(counts)]
     if world >= repeats and keys:
-        ranks = {index: [r for r, mine in enumerate(by_rank) for b in mine for k in b if k.index == index] for index in order[:5]}
+        ranks = {
+            index: [r for r, mine in enumerate(by_rank) for b in mine for k in b if k.index == index]
+            for index in order[:5]
+        }
         assert all(len(set(found)) == len(found) for found in ranks.values())
 
 
@@ -179,7 +188,9 @@ def test_without_repeats_nothing_is_as_with_them():
     """And nothing is other than it ever was: these seeds are of before there were repeats."""
     found = TrainBatchSampler(5, 2, 2, 0, 1, seed=1)
     assert [key[:2] for batch in found for key in batch] == FIRST_EPOCH
-    assert {key.seed for key in dealt(repeated(BatchPlan(5, 2, 1, 1), 2, 1, 0))}.isdisjoint(seed for _, seed in FIRST_EPOCH)
+    assert {key.seed for key in dealt(repeated(BatchPlan(5, 2, 1, 1), 2, 1, 0))}.isdisjoint(
+        seed for _, seed in FIRST_EPOCH
+    )
 
 
 def test_other_repeats_within_an_epoch_are_refused_and_older_checkpoints_have_none():
@@ -195,7 +206,10 @@ def test_other_repeats_within_an_epoch_are_refused_and_older_checkpoints_have_no
 
 def test_other_images_or_another_seed_within_an_epoch_are_refused():
     plan = BatchPlan(60, 4, 2, 1)
-    for other, part in ((entry(BatchPlan(61, 4, 2, 1)), "num_images 60; now it is 61"), (entry(plan, seed=1), "seed 0; now it is 1")):
+    for other, part in (
+        (entry(BatchPlan(61, 4, 2, 1)), "num_images 60; now it is 61"),
+        (entry(plan, seed=1), "seed 0; now it is 1"),
+    ):
         with pytest.raises(ConfigError, match=part):
             fit_progress(Progress(epoch=1, step=3), entry(plan), other, Path("x.pth"))
         assert fit_progress(Progress(epoch=1), entry(plan), other, Path("x.pth"))  # between epochs it is said

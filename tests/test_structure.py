@@ -5,6 +5,7 @@ import re
 import sys
 
 import pytest
+
 from conftest import ROOT
 
 LAYERS = {  # what each part may import of the project
@@ -52,7 +53,20 @@ def test_every_requirement_is_imported():
     used = set().union(*(imports(path) for part in LAYERS for path in files(part)))
     # NVIDIA apex and nvImageCodec; ImageNet-C's images made here; the benchmark's, the quickstart's and prepare_data.py's own;
     # pyarrow comes with datasets, huggingface_hub and safetensors with timm; LOGGERS wandb; scripts/export.py's onnxruntime
-    optional = {"apex", "nvidia", "imagecorruptions", "openvino", "sklearn", "mlxtend", "scipy", "pyarrow", "huggingface_hub", "safetensors", "wandb", "onnxruntime"}
+    optional = {
+        "apex",
+        "nvidia",
+        "imagecorruptions",
+        "openvino",
+        "sklearn",
+        "mlxtend",
+        "scipy",
+        "pyarrow",
+        "huggingface_hub",
+        "safetensors",
+        "wandb",
+        "onnxruntime",
+    }
     siblings = {path.relative_to(ROOT / "scripts").parts[0].removesuffix(".py") for path in files("scripts")}
     assert used - set(sys.stdlib_module_names) - PARTS - siblings - optional == listed - {"tensorboard"}
     assert "torch.utils.tensorboard" in (ROOT / "utils/loggers/tensorboard_files.py").read_text()

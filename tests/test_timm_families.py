@@ -5,10 +5,10 @@ import json
 import pytest
 import timm
 import torch
-from conftest import error_of, run
 
-from engine.training import freeze
+from conftest import error_of, run
 from engine.setup.model import create_model, has_drop_path, place
+from engine.training import freeze
 from engine.training.optim import create_optimizer
 from utils import macs
 from utils.macs import measure_complexity
@@ -50,12 +50,30 @@ def test_all_but_what_makes_the_logits_can_be_frozen(name):
     assert {key for key, value in model.named_parameters() if value.requires_grad} == of_classes and of_classes
     freeze.train(model)
     classifiers = {key.rpartition(".")[0] for key in of_classes}
-    assert {key for key, module in model.named_modules() if module.training and not list(module.children()) and list(module.parameters())} == classifiers
+    assert {
+        key
+        for key, module in model.named_modules()
+        if module.training and not list(module.children()) and list(module.parameters())
+    } == classifiers
 
 
 @pytest.mark.parametrize("name", ["rdnet_tiny", "pit_ti_224"])
 def test_stages_that_a_model_does_not_say_are_one_line(name, tmp_path):
-    error = error_of("--cfg", "configs/fat_b0.yaml", "--check", "--output", tmp_path, "--batch-size", 4, "--opts", *ON_NOISE, "MODEL.NAME", name, "TRAIN.FREEZE", "[stem]")
+    error = error_of(
+        "--cfg",
+        "configs/fat_b0.yaml",
+        "--check",
+        "--output",
+        tmp_path,
+        "--batch-size",
+        4,
+        "--opts",
+        *ON_NOISE,
+        "MODEL.NAME",
+        name,
+        "TRAIN.FREEZE",
+        "[stem]",
+    )
     assert str(error).startswith("TRAIN.FREEZE: ") and "has no part 'stem'; it has backbone" in str(error)
 
 
@@ -63,7 +81,9 @@ def test_stages_that_a_model_does_not_say_are_one_line(name, tmp_path):
 def test_layer_decay_of_every_kind(name):
     """The classifier learns at the full rate, what is below it at no larger ones, down to the first layers."""
     model = on_meta(name)
-    optimizer = create_optimizer(model, "adamw", lr=1e-3, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999), momentum=0.9, layer_decay=0.5)
+    optimizer = create_optimizer(
+        model, "adamw", lr=1e-3, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999), momentum=0.9, layer_decay=0.5
+    )
     names = {id(parameter): key for key, parameter in model.named_parameters()}
     scales = {names[id(p)]: group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
     backbone = freeze.parts_of(model)["backbone"]
@@ -80,7 +100,10 @@ def test_a_model_without_drop_path_trains_by_the_command_of_the_others(tmp_path,
         "--cfg", "configs/fat_b0.yaml", "--output", tmp_path, "--batch-size", 4,
         "--opts", *ON_NOISE, "MODEL.NAME", "repvit_m1", "DATA.IMG_SIZE", 64,
     )  # fmt: skip
-    assert "warning: MODEL.DROP_PATH_RATE is 0.05, but repvit_m1 has no drop path: it is left out" in capsys.readouterr().out
+    assert (
+        "warning: MODEL.DROP_PATH_RATE is 0.05, but repvit_m1 has no drop path: it is left out"
+        in capsys.readouterr().out
+    )
     result = json.loads((tmp_path / "repvit_m1" / "default" / "result.json").read_text())
     assert result["epochs"] == 1 and (tmp_path / "repvit_m1" / "default" / "last.pth").is_file()
 
@@ -117,7 +140,19 @@ def test_weights_of_five_dimensions_stay_as_they_are():
 
 @pytest.mark.parametrize("name", ["repvgg_a0", "fastvit_t8"])
 def test_what_would_end_the_process_is_one_line(name, tmp_path):
-    few = ["--cfg", "configs/fat_b0.yaml", "--check", "--output", tmp_path, "--batch-size", 4, "--opts", *ON_NOISE, "MODEL.NAME", name]
+    few = [
+        "--cfg",
+        "configs/fat_b0.yaml",
+        "--check",
+        "--output",
+        tmp_path,
+        "--batch-size",
+        4,
+        "--opts",
+        *ON_NOISE,
+        "MODEL.NAME",
+        name,
+    ]
     assert "TRAIN.CHANNELS_LAST: torch on CPUs cannot train" in str(error_of(*few, "DATA.IMG_SIZE", 64))
     run(*few, "DATA.IMG_SIZE", 64, "TRAIN.CHANNELS_LAST", "False")
 
@@ -154,11 +189,28 @@ def test_what_cannot_be_counted_is_said_not_refused(uncountable, tmp_path, capsy
         assert said in out, out
     run("--cfg", "configs/fat_b0.yaml", "--output", tmp_path, "--batch-size", 4, *few)
     folder = tmp_path / "test_vit" / "default"
-    start = next(record for record in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if record.get("model"))
+    start = next(
+        record for record in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if record.get("model")
+    )
     assert start["macs"] is None and start["conv_macs"] is None and start["params"] > 3e5
     assert said in capsys.readouterr().out and "Parameters" in (folder / "report.html").read_text()
 
 
 def test_a_size_that_a_model_does_not_take_is_refused_all_the_same(uncountable, tmp_path):
-    error = error_of("--cfg", "configs/fat_b0.yaml", "--throughput", "--opts", *ON_NOISE, "MODEL.NAME", "coatnet_pico_rw_224", "DATA.IMG_SIZE", 100)
-    assert str(error).startswith(("DATA.IMG_SIZE: coatnet_pico_rw_224 cannot take images of 100 px", "MODEL.NAME: coatnet_pico_rw_224 cannot be built"))
+    error = error_of(
+        "--cfg",
+        "configs/fat_b0.yaml",
+        "--throughput",
+        "--opts",
+        *ON_NOISE,
+        "MODEL.NAME",
+        "coatnet_pico_rw_224",
+        "DATA.IMG_SIZE",
+        100,
+    )
+    assert str(error).startswith(
+        (
+            "DATA.IMG_SIZE: coatnet_pico_rw_224 cannot take images of 100 px",
+            "MODEL.NAME: coatnet_pico_rw_224 cannot be built",
+        )
+    )

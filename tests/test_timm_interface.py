@@ -16,7 +16,13 @@ FORMS = [
     {"distilled": True},
     {"interaction": "local"},
     {"interaction": "global", "downsampling": "avg_pool"},
-    {"interaction": "concat", "downsampling": "avg_pool_strided_conv", "ffn": "mlp", "cpe": False, "self_modulation": False},
+    {
+        "interaction": "concat",
+        "downsampling": "avg_pool_strided_conv",
+        "ffn": "mlp",
+        "cpe": False,
+        "self_modulation": False,
+    },
 ]
 
 

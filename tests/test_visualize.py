@@ -17,14 +17,14 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-import visualize
 import yaml
-from conftest import ROOT, SMALL, free_port, run
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.tasks import create_task
+import visualize
+from conftest import ROOT, SMALL, free_port, run
 from engine.inference.trained import load_trained
+from engine.tasks import create_task
 from look import attention, confusion, fasa, features, grad_cam, inputs, panels
 from models.inspection import grad_cam as cam_of
 from models.inspection import inspect_fasa
@@ -58,7 +58,10 @@ def images(digits):
 def saved(path, model_type="fat", name="fat_tiny", classes=("0", "1", "2"), **fat):
     """A checkpoint of a model that was not trained."""
     torch.manual_seed(0)
-    cfg = config_from({"MODEL": {"TYPE": model_type, "NAME": name, "FAT": fat}, "DATA": {"DATASET": "folder", "IMG_SIZE": 224}}, "here")
+    cfg = config_from(
+        {"MODEL": {"TYPE": model_type, "NAME": name, "FAT": fat}, "DATA": {"DATASET": "folder", "IMG_SIZE": 224}},
+        "here",
+    )
     model = create_task(cfg).build_model(len(classes))
     torch.save({"config": to_dict(cfg), "classes": list(classes), "model": model.state_dict()}, path)
     return path
@@ -94,12 +97,30 @@ def shot_of(checkpoint, path, img_size):
 def test_attention_of_points_by_head(best, images, tmp_path, monkeypatch):
     shown = recorded(monkeypatch, attention, "overlay")
     points = ["0,0", "0.99,0.5"]
-    assert look("attention", *images, "--checkpoint", best, "--points", *points, "--stage", 3, 2, "--img-size", 96, "--output", tmp_path) == 0
+    assert (
+        look(
+            "attention",
+            *images,
+            "--checkpoint",
+            best,
+            "--points",
+            *points,
+            "--stage",
+            3,
+            2,
+            "--img-size",
+            96,
+            "--output",
+            tmp_path,
+        )
+        == 0
+    )
     model = load_trained(best).model
     expected = []
     for path in images:
         image = shot_of(best, path, 96).image
-        for stage, row_of in ((2, {"0,0": 0, "0.99,0.5": 3 * 6 + 5}), (1, {"0,0": 0, "0.99,0.5": 6 * 12 + 11})):  # maps of 6 x 6, 12 x 12
+        # maps of 6 x 6, 12 x 12
+        for stage, row_of in ((2, {"0,0": 0, "0.99,0.5": 3 * 6 + 5}), (1, {"0,0": 0, "0.99,0.5": 6 * 12 + 11})):
             fasa_module = model.layers[stage].blocks[-1].attn
             with torch.no_grad():
                 x = inspect_fasa(model, image, stage).x
@@ -122,9 +143,11 @@ def test_attention_of_points_by_head(best, images, tmp_path, monkeypatch):
     assert picture.shape[1] == 4 * 228 and top > 40
     row, plain = picture[top + 244 + 18 : top + 488 - 2], panels.fit(shot_of(best, images[0], 96).pixels)
     mark = (slice(112 - 4, 112 + 5), slice(221 - 4, 224))
-    assert (row[:, 2:226][:90] == plain[:90]).all() and not (row[:, 2:226] == plain).all()  # the second point is in the middle's height
+    # the second point is in the middle's height
+    assert (row[:, 2:226][:90] == plain[:90]).all() and not (row[:, 2:226] == plain).all()
     tiles = [row[:, left : left + 224][mark] for left in (2, 230, 458, 686)]
-    assert all(tile.min(axis=2).max() > 150 and tile.max(axis=2).min() < 60 for tile in tiles)  # white, as no colour of a map is, in black
+    # white, as no colour of a map is, in black
+    assert all(tile.min(axis=2).max() > 150 and tile.max(axis=2).min() < 60 for tile in tiles)
 
 
 @pytest.mark.parametrize("kind", ["features", "mistakes"])
@@ -145,7 +168,25 @@ def test_what_was_taken_of_the_file_is_said(tmp_path, best, images, digits, caps
 def test_attention_of_chosen_heads_and_blocks(tmp_path, images, monkeypatch):
     checkpoint = saved(tmp_path / "b.pth", depths=[1, 2, 1, 1])
     shown = recorded(monkeypatch, attention, "overlay")
-    assert look("attention", images[0], "--checkpoint", checkpoint, "--points", "0.5,0.5", "--stage", 2, "--block", 1, "--head", 2, "--img-size", 64) == 0
+    assert (
+        look(
+            "attention",
+            images[0],
+            "--checkpoint",
+            checkpoint,
+            "--points",
+            "0.5,0.5",
+            "--stage",
+            2,
+            "--block",
+            1,
+            "--head",
+            2,
+            "--img-size",
+            64,
+        )
+        == 0
+    )
     model = load_trained(checkpoint).model
     own = inspect_fasa(model, shot_of(checkpoint, images[0], 64).image, 1, 0).attention[0, :, 4 * 8 + 4].view(2, 2, 2)
     assert [heat.tolist() for heat in shown] == [own.mean(0).tolist(), own[1].tolist()]
@@ -164,7 +205,24 @@ def test_a_single_key_is_said(best, images, tmp_path, monkeypatch):
 def test_fasa_s_maps_are_the_module_s(tmp_path, images, monkeypatch, interaction):
     checkpoint = saved(tmp_path / "a.pth", interaction=interaction)
     shown, over = recorded(monkeypatch, fasa, "coloured"), recorded(monkeypatch, fasa, "overlay")
-    assert look("fasa", images[0], "--checkpoint", checkpoint, "--stage", 2, "--channels", 3, 30, "--img-size", 64, "--output", tmp_path) == 0
+    assert (
+        look(
+            "fasa",
+            images[0],
+            "--checkpoint",
+            checkpoint,
+            "--stage",
+            2,
+            "--channels",
+            3,
+            30,
+            "--img-size",
+            64,
+            "--output",
+            tmp_path,
+        )
+        == 0
+    )
     maps = inspect_fasa(load_trained(checkpoint).model, shot_of(checkpoint, images[0], 64).image, 1)
     sides = {"local": ["local_aggregation"], "global": ["global_aggregation"]}
     sides = sides.get(interaction, ["local_aggregation", "global_aggregation", "interaction"])
@@ -199,9 +257,19 @@ def test_a_class_is_found_by_what_it_is_called(tmp_path):
     from timm.data import ImageNetInfo
 
     trained = load_trained(saved(tmp_path / "i.pth", classes=ImageNetInfo("imagenet-1k").label_names()))
-    for text, label in (("n02099601", 207), ("golden retriever", 207), ("Golden Retriever", 207), ("207", 207), ("0", 0)):
+    for text, label in (
+        ("n02099601", 207),
+        ("golden retriever", 207),
+        ("Golden Retriever", 207),
+        ("207", 207),
+        ("0", 0),
+    ):
         assert grad_cam.label_of(trained, text) == label
-    for text, reason in (("crane", "'crane' are n02012849, n03126707"), ("1000", "no '1000'"), ("goldn retriever", "did you mean 'golden retriever'")):
+    for text, reason in (
+        ("crane", "'crane' are n02012849, n03126707"),
+        ("1000", "no '1000'"),
+        ("goldn retriever", "did you mean 'golden retriever'"),
+    ):
         with pytest.raises(ConfigError, match=reason):
             grad_cam.label_of(trained, text)
     by_name = load_trained(saved(tmp_path / "d.pth", classes=["2", "1", "0"]))
@@ -210,21 +278,46 @@ def test_a_class_is_found_by_what_it_is_called(tmp_path):
 
 def test_feature_maps(best, images, tmp_path, monkeypatch):
     shown = recorded(monkeypatch, features, "coloured")
-    assert look("features", images[0], "--checkpoint", best, "--stage", 1, 4, "--number", 5, "--img-size", 64, "--output", tmp_path) == 0
+    assert (
+        look(
+            "features",
+            images[0],
+            "--checkpoint",
+            best,
+            "--stage",
+            1,
+            4,
+            "--number",
+            5,
+            "--img-size",
+            64,
+            "--output",
+            tmp_path,
+        )
+        == 0
+    )
     with torch.no_grad():
-        maps = load_trained(best).model.forward_intermediates(shot_of(best, images[0], 64).image, intermediates_only=True)
+        maps = load_trained(best).model.forward_intermediates(
+            shot_of(best, images[0], 64).image, intermediates_only=True
+        )
     for own, found in ((maps[0][0], shown[:5]), (maps[3][0], shown[5:])):
         ranked = own.square().mean((1, 2)).argsort(descending=True)[:5]
         assert len(found) == 5 and all(np.array_equal(a, own[c]) for a, c in zip(found, ranked))
     del shown[:]
-    assert look("features", images[0], "--checkpoint", best, "--stage", 2, "--first", "--img-size", 64, "--output", tmp_path) == 0
+    assert (
+        look(
+            "features", images[0], "--checkpoint", best, "--stage", 2, "--first", "--img-size", 64, "--output", tmp_path
+        )
+        == 0
+    )
     assert len(shown) == 17 and all(np.array_equal(a, maps[1][0][c]) for c, a in enumerate(shown))
 
 
 def test_colours_say_the_sign():
     ramp = panels.coloured(np.array([[-2.0, 0.0, 1.0]]))
     assert ramp.dtype == np.uint8 and ramp[0, 0].argmax() == 2 and ramp[0, 1].min() > 240  # blue, white
-    assert ramp[0, 2].argmax() == 0 and ramp[0, 2, 1] > panels.coloured(np.array([[-1.0, 1.0]]))[0, 1, 1]  # red, but paler than at 2
+    # red, but paler than at 2
+    assert ramp[0, 2].argmax() == 0 and ramp[0, 2, 1] > panels.coloured(np.array([[-1.0, 1.0]]))[0, 1, 1]
     bright = panels.coloured(np.array([[0.0, 4.0]])).sum(axis=2)[0]
     assert bright[1] > 2 * bright[0]
     assert panels.coloured(np.zeros((2, 2))).std(axis=(0, 1)).max() == 0
@@ -236,8 +329,13 @@ def test_other_models(tmp_path, images, monkeypatch):
     shown = recorded(monkeypatch, grad_cam, "overlay")
     assert look("grad-cam", images[0], "--checkpoint", resnet, "--img-size", 64, "--output", tmp_path) == 0
     model = load_trained(resnet).model
-    assert np.array_equal(shown[0], cam_of(model, shot_of(resnet, images[0], 64).image, model.layer4)[0][0]) and len(shown) == 1
-    assert look("features", images[0], "--checkpoint", resnet, "--stage", 5, "--img-size", 64, "--output", tmp_path) == 0
+    assert (
+        np.array_equal(shown[0], cam_of(model, shot_of(resnet, images[0], 64).image, model.layer4)[0][0])
+        and len(shown) == 1
+    )
+    assert (
+        look("features", images[0], "--checkpoint", resnet, "--stage", 5, "--img-size", 64, "--output", tmp_path) == 0
+    )
     vit = saved(tmp_path / "v.pth", "timm", "vit_tiny_patch16_224")
     swin = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=24, depths=(1, 1, 1, 1))
     with pytest.raises(ConfigError, match="layers.3: SwinTransformer gives maps with channels last"):
@@ -255,7 +353,9 @@ def test_other_models(tmp_path, images, monkeypatch):
 
 
 def test_names_of_images_do_not_meet():
-    paths = [Path(name) for name in ("a/1.png", "b/1.png", "c/1-2.png", "$ ü\n/.png", "d/" + "x" * 250 + ".png", "e/ü 1.jpg")]
+    paths = [
+        Path(name) for name in ("a/1.png", "b/1.png", "c/1-2.png", "$ ü\n/.png", "d/" + "x" * 250 + ".png", "e/ü 1.jpg")
+    ]
     names = inputs.names_of(paths)
     assert names[:3] == ["1", "1-2", "1-2-2"] and len(set(names)) == 6 and max(map(len, names)) <= 64
     assert all(name and not set("/\n $") & set(name) for name in names)
@@ -278,7 +378,10 @@ def test_images_that_cannot_be_read_are_listed(best, images, tmp_path, capsys):
     argv = ["grad-cam", tmp_path / "absent.png", images[0], tmp_path, tmp_path / "text.png", "--checkpoint", best]
     assert look(*argv, "--output", tmp_path / "out") == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3 and all(line.startswith(f"error: {path}: ") for line, path in zip(lines, (tmp_path / "absent.png", tmp_path, tmp_path / "text.png")))
+    assert len(lines) == 3 and all(
+        line.startswith(f"error: {path}: ")
+        for line, path in zip(lines, (tmp_path / "absent.png", tmp_path, tmp_path / "text.png"))
+    )
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == [f"grad-cam_{images[0].stem}.png"]
     assert look("features", tmp_path / "text.png", "--checkpoint", best, "--output", tmp_path / "none") == 2
     assert not (tmp_path / "none").exists()
@@ -309,7 +412,11 @@ def test_what_cannot_be_shown_is_said_in_a_line(best, images, tmp_path):
         ("features", {"--stage": [5]}, ConfigError, "--stage: there is no 5"),
         ("features", {"--number": [0]}, ConfigError, "--number: '0' is no whole number"),
     ):  # fmt: skip
-        flags = [word for flag, values in {**plain, **more}.items() for word in (flag, *(values if isinstance(values, list) else [values]))]
+        flags = [
+            word
+            for flag, values in {**plain, **more}.items()
+            for word in (flag, *(values if isinstance(values, list) else [values]))
+        ]
         with pytest.raises(error, match=message) as caught:
             look(kind, images[0], *flags)
         assert "\n" not in str(caught.value), (kind, more)
@@ -341,7 +448,10 @@ def test_mistakes_are_those_of_main_s_evaluation(best, small_run, digits, tmp_pa
     capsys.readouterr()
     assert look("mistakes", "--checkpoint", best, "--output", tmp_path, "--number", 4, "--batch-size", 7) == 0
     said = capsys.readouterr().out
-    assert f"{trained.weights} weights" in said and f"acc1 {own['acc1']:.3f} acc5 100.000 loss {own['loss']:.3f} num_images 29" in said
+    assert (
+        f"{trained.weights} weights" in said
+        and f"acc1 {own['acc1']:.3f} acc5 100.000 loss {own['loss']:.3f} num_images 29" in said
+    )
 
     wrong, pairs = [], {}
     for path in sorted((digits / "val").rglob("*.png")):
@@ -355,10 +465,16 @@ def test_mistakes_are_those_of_main_s_evaluation(best, small_run, digits, tmp_pa
             wrong.append((loss, f"{path.parent.name}/{path.name}", target, predicted, float(logits.softmax(1).max())))
     assert len(wrong) > 4 and own["acc1"] == pytest.approx(100 * (1 - len(wrong) / 29))
     found = rows_of(tmp_path / "mistakes.csv")
-    assert [(row["key"], row["target"], row["predicted"]) for row in found] == [(key, str(t), str(p)) for _, key, t, p, _ in sorted(wrong, reverse=True)[:4]]
+    assert [(row["key"], row["target"], row["predicted"]) for row in found] == [
+        (key, str(t), str(p)) for _, key, t, p, _ in sorted(wrong, reverse=True)[:4]
+    ]
     for row, (loss, *_, probability) in zip(found, sorted(wrong, reverse=True)):
-        assert float(row["loss"]) == pytest.approx(loss, abs=1e-4) and float(row["probability"]) == pytest.approx(probability, abs=1e-4)
-    counted = {(int(row["class"]), int(row["predicted"])): int(row["images"]) for row in rows_of(tmp_path / "confusion.csv")}
+        assert float(row["loss"]) == pytest.approx(loss, abs=1e-4) and float(row["probability"]) == pytest.approx(
+            probability, abs=1e-4
+        )
+    counted = {
+        (int(row["class"]), int(row["predicted"])): int(row["images"]) for row in rows_of(tmp_path / "confusion.csv")
+    }
     assert counted == pairs and sum(pairs.values()) == 29
     sheet = read(tmp_path / "mistakes.png")
     first = panels.fit(trained.read(digits / "val" / found[0]["key"]).pixels, 160)
@@ -406,7 +522,9 @@ def test_no_mistakes(tmp_path, digits):
     assert look("mistakes", "--checkpoint", checkpoint, *flags) == 0
     assert rows_of(tmp_path / "out/mistakes.csv") == [] and (read(tmp_path / "out/mistakes.png")[-160:] == 255).all()
     rows = rows_of(tmp_path / "out/confusion.csv")
-    assert [(row["class"], row["predicted"]) for row in rows] == [("a", "a"), ("b", "b")] and sum(int(row["images"]) for row in rows) == 29
+    assert [(row["class"], row["predicted"]) for row in rows] == [("a", "a"), ("b", "b")] and sum(
+        int(row["images"]) for row in rows
+    ) == 29
 
 
 @pytest.mark.parametrize("classes", [3, 10, 20, 21, 1000])
@@ -438,7 +556,9 @@ def test_confusion_can_be_read(classes, monkeypatch):
     for labels in (axes.get_xticklabels(), axes.get_yticklabels(), axes.texts):
         boxes = [label.get_window_extent() for label in labels]
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
-        assert all(0 <= box.x0 and box.x1 <= picture.shape[1] and 0 <= box.y0 and box.y1 <= picture.shape[0] for box in boxes)
+        assert all(
+            0 <= box.x0 and box.x1 <= picture.shape[1] and 0 <= box.y0 and box.y1 <= picture.shape[0] for box in boxes
+        )
 
 
 # In a browser
@@ -448,8 +568,20 @@ def test_confusion_can_be_read(classes, monkeypatch):
 def tensorboard(folder):
     """Its address, once it has read what lies in the folder."""
     port = free_port()
-    argv = ["--logdir", str(folder), "--host", "127.0.0.1", "--port", str(port), "--load_fast=false", "--reload_interval", "1"]
-    server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    argv = [
+        "--logdir",
+        str(folder),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--load_fast=false",
+        "--reload_interval",
+        "1",
+    ]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -490,12 +622,16 @@ def test_tensorboard_shows_curves_and_pictures_in_a_browser(small_run, best, ima
     assert len(losses) > 10 and len(accuracies) == 2
 
     with tensorboard(tmp_path) as address, playwright.sync_playwright() as driver:
-        curve_names = {"train/loss", "train/lr", "val/acc1", "val/acc1_ema", "val/loss"}  # files are read while questions are answered
+        # files are read while questions are answered
+        curve_names = {"train/loss", "train/lr", "val/acc1", "val/acc1_ema", "val/loss"}
         answer(f"{address}/data/plugin/scalars/tags", lambda tags: curve_names <= set(tags.get("run/tensorboard", {})))
         seen = answer(f"{address}/data/plugin/images/tags", lambda tags: len(tags.get("run/look/tensorboard", {})) == 3)
         assert "train_batch" in seen["run/tensorboard"]
         for tag, values in (("train/loss", losses), ("val/acc1", accuracies)):
-            points = answer(f"{address}/data/plugin/scalars/scalars?run=run%2Ftensorboard&tag={tag}", lambda points: len(points) == len(values))
+            points = answer(
+                f"{address}/data/plugin/scalars/scalars?run=run%2Ftensorboard&tag={tag}",
+                lambda points: len(points) == len(values),
+            )
             assert {update: value for _, update, value in points} == pytest.approx(values)
 
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=120_000)
@@ -518,7 +654,11 @@ def test_tensorboard_shows_curves_and_pictures_in_a_browser(small_run, best, ima
             page.locator("tf-tag-filterer input").fill(tag)  # unfolds what it finds
             picture = page.locator("tf-image-loader").filter(has_text=tag).locator("img").first
             picture.scroll_into_view_if_needed()
-            until(lambda: picture.evaluate("image => [image.naturalHeight, image.naturalWidth]") == list(read(path).shape[:2]))
+            until(
+                lambda: (
+                    picture.evaluate("image => [image.naturalHeight, image.naturalWidth]") == list(read(path).shape[:2])
+                )
+            )
         browser.close()
 
 
@@ -529,6 +669,11 @@ def curves(card) -> list[str]:
 
 def test_as_a_command(tmp_path):
     """Its error is one line, its status that of the error."""
-    done = subprocess.run([sys.executable, "scripts/visualize.py", "fasa", "x.png", "--checkpoint", str(tmp_path / "no.pth")], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "scripts/visualize.py", "fasa", "x.png", "--checkpoint", str(tmp_path / "no.pth")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 3 and not done.stdout and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'no.pth'}: ")  # packages may warn before it

@@ -9,13 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+import torch
+
 import cli as command_lines
 import predict
 import prepare_data
-import pytest
-import torch
 from conftest import ROOT, Job, error_of, load, run
-
 from data.batches import Finish
 from data.dataset import ImageDataset
 from data.loader import EvalLoader
@@ -52,7 +52,9 @@ def a_source_that_blocks(monkeypatch, tmp_path, after: int = 0, kind=FolderSourc
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("command", ["train", "--eval", "--check", "--benchmark-data"])
-def test_a_read_without_an_end_ends_in_a_line_that_names_the_file(write_config, digits, tmp_path, monkeypatch, command, workers):
+def test_a_read_without_an_end_ends_in_a_line_that_names_the_file(
+    write_config, digits, tmp_path, monkeypatch, command, workers
+):
     config = write_config(DATA={**WORKERS, "NUM_WORKERS": workers})
     flags = [] if command == "train" else [command]
     if command == "--eval":
@@ -106,7 +108,12 @@ def test_the_other_process_ends_with_the_one_that_waits(write_config, tmp_path, 
 def shards(digits, tmp_path) -> Path:
     """The digits as shards; beside them a pipe into which nobody writes."""
     folder = tmp_path / "shards"
-    assert prepare_data.main(["shards", str(digits), "--output", str(folder), "--images-per-shard", "15", "--workers", "0"]) == 0
+    assert (
+        prepare_data.main(
+            ["shards", str(digits), "--output", str(folder), "--images-per-shard", "15", "--workers", "0"]
+        )
+        == 0
+    )
     os.mkfifo(folder / "fifo")
     return folder
 
@@ -171,7 +178,9 @@ def test_a_signal_is_obeyed_while_a_command_gives_nothing(stuck, shards, command
 def test_an_opening_without_an_end_ends_in_a_line(write_config, shards):
     (shards / "_info.json").unlink()
     (shards / "fifo").rename(shards / "_info.json")
-    error = error_of("--cfg", write_config(DATA={"DATASET": "wds", "DATA_PATH": str(shards), "TIMEOUT": 2.0}), "--check")
+    error = error_of(
+        "--cfg", write_config(DATA={"DATASET": "wds", "DATA_PATH": str(shards), "TIMEOUT": 2.0}), "--check"
+    )
     assert isinstance(error, OutputError)
     assert str(error).startswith(f"{shards}/_info.json: has been read without an end, for 2 s")
 
@@ -221,7 +230,9 @@ def test_a_pipe_among_the_images_is_refused_and_named(write_config, digits, tmp_
     for path in (tmp_path / "copy/train/0").iterdir():
         path.unlink()
         os.mkfifo(path)
-    error = error_of("--cfg", write_config(DATA={"DATA_PATH": str(tmp_path / "copy")}), *([] if command == "train" else [command]))
+    error = error_of(
+        "--cfg", write_config(DATA={"DATA_PATH": str(tmp_path / "copy")}), *([] if command == "train" else [command])
+    )
     assert isinstance(error, DataError)
     assert str(error).startswith(f"{tmp_path}/copy/train/0/") and "no regular file" in str(error)
 

@@ -8,18 +8,18 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import prepare_data
 import pytest
 import torch
-from conftest import error_of, run
 from PIL import Image
-from prepare import verify
 
+import prepare_data
+from conftest import error_of, run
 from data.class_maps import read_class_map
 from data.decode import decode_image
 from data.sources import open_source
 from data.transforms import eval_transform
 from engine.tasks import create_task
+from prepare import verify
 from utils.config import load_config
 from utils.errors import DataError
 

@@ -11,13 +11,25 @@ class Parser(argparse.ArgumentParser):
     """argparse with errors of one line."""
 
     def __init__(self, *args, **settings):
-        super().__init__(*args, **{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings})
+        super().__init__(
+            *args, **{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings}
+        )
 
     def parse_args(self, args=None, namespace=None):
         args, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            parsers = [self, *(own for action in self._actions if isinstance(action.choices, dict) for own in action.choices.values())]
-            flags = dict.fromkeys(flag for parser in parsers for action in parser._actions for flag in action.option_strings)
+            parsers = [
+                self,
+                *(
+                    own
+                    for action in self._actions
+                    if isinstance(action.choices, dict)
+                    for own in action.choices.values()
+                ),
+            ]
+            flags = dict.fromkeys(
+                flag for parser in parsers for action in parser._actions for flag in action.option_strings
+            )
             self.error(f"{unknown[0]}: unknown; {did_you_mean(unknown[0], flags)}")
         return args
 

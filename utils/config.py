@@ -14,9 +14,7 @@ from .defaults import ALIASES, DEFAULTS, PATH_KEYS, RETIRED, RULES, is_finite
 from .errors import ConfigError, did_you_mean
 
 
-def load_config(
-    path: os.PathLike, opts: Sequence[str] = (), flags: Optional[dict[str, Any]] = None
-) -> CfgNode:
+def load_config(path: os.PathLike, opts: Sequence[str] = (), flags: Optional[dict[str, Any]] = None) -> CfgNode:
     """The frozen config of a YAML file.
 
     Args:
@@ -80,7 +78,9 @@ def _merge_file(cfg: CfgNode, path: Path, chain: tuple[Path, ...]) -> None:
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror}); check --cfg and BASE") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: is no YAML file that can be read ({' '.join(str(error).split())}); correct it") from error
+        raise ConfigError(
+            f"{where}: is no YAML file that can be read ({' '.join(str(error).split())}); correct it"
+        ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: holds no keys; a config has lines like 'MODEL: {{NAME: fat_b0}}'")
     bases = content.pop("BASE", None) or []
@@ -108,7 +108,9 @@ class UniqueKeyLoader(yaml.SafeLoader):
             if not isinstance(key_node, yaml.ScalarNode):
                 continue  # a list as a key, which SafeLoader refuses
             if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key_node.value!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key_node.value!r} stands twice", key_node.start_mark
+                )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
@@ -190,8 +192,14 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
     except TypeError:  # a list with something other than numbers
         holds = False
     if not holds:
-        near = did_you_mean(result, rule.text[7:].split(", ")) if isinstance(result, str) and rule.text.startswith("one of ") else ""
-        raise ConfigError(f"{where} is {value!r}; it must be {rule.text}" + (f"; {near}" if near.startswith("did") else ""))
+        near = (
+            did_you_mean(result, rule.text[7:].split(", "))
+            if isinstance(result, str) and rule.text.startswith("one of ")
+            else ""
+        )
+        raise ConfigError(
+            f"{where} is {value!r}; it must be {rule.text}" + (f"; {near}" if near.startswith("did") else "")
+        )
     return result
 
 
@@ -200,7 +208,9 @@ def _expand(path: str, where: str) -> str:
     full = os.path.expandvars(os.path.expanduser(path))
     unset = re.search(r"\$(\w+|\{\w+\})", full)
     if unset:
-        raise ConfigError(f"{where} is {path!r}, but the variable {unset.group()} is not set; export it, or write the path out")
+        raise ConfigError(
+            f"{where} is {path!r}, but the variable {unset.group()} is not set; export it, or write the path out"
+        )
     return full
 
 

@@ -15,7 +15,8 @@ from .errors import ConfigError, ShortageError
 from .meeting import meet
 
 MEETING_TIMEOUT = timedelta(minutes=10)  # all processes must have started by then
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # one process may write to a slow disk while the others wait; see utils/peers.py
+# one process may write to a slow disk while the others wait; see utils/peers.py
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ def read_launch(environ: Mapping[str, str], local_rank: Optional[int] = None) ->
                 raise ConfigError("LOCAL_RANK: not set by the launcher; use torchrun, or pass --local-rank")
             launch = Launch(int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(local))
             if not 0 <= launch.rank < launch.world_size:
-                raise ConfigError(f"RANK is {launch.rank} of WORLD_SIZE {launch.world_size}; start with torchrun or srun")
+                raise ConfigError(
+                    f"RANK is {launch.rank} of WORLD_SIZE {launch.world_size}; start with torchrun or srun"
+                )
             if launch.world_size > 1:
                 environ["MASTER_ADDR"], int(environ["MASTER_PORT"])  # torch.distributed reads them
             return launch
@@ -53,7 +56,9 @@ def read_launch(environ: Mapping[str, str], local_rank: Optional[int] = None) ->
             local = 0 if own_gpu else int(environ["SLURM_LOCALID"])
             return Launch(int(environ["SLURM_PROCID"]), int(environ["SLURM_STEP_NUM_TASKS"]), local)
     except (ValueError, KeyError) as error:
-        raise ConfigError(f"launcher's environment: {error} is missing or wrong; start with torchrun or srun") from error
+        raise ConfigError(
+            f"launcher's environment: {error} is missing or wrong; start with torchrun or srun"
+        ) from error
     return Launch()
 
 

@@ -29,13 +29,15 @@ def run_rank(main: Callable[[], None]) -> NoReturn:
     """`main` as one process of a run, which others may wait for: its errors as one line, and an exit status."""
     try:
         main()
-        leave(0)  # Python's own end would unwind threads that wait in torch.distributed's C++ code, which can abort the process
+        # Python's own end would unwind threads that wait in torch.distributed's C++ code, which can abort the process
+        leave(0)
     except UserError as error:
         report(error)
     except Stopped as stopped:
         if str(stopped):
             say(str(stopped))
-        if stopped.reason in ("SIGUSR1", "SIGINT"):  # SIGTERM is also how the launcher ends its processes to restart them
+        # SIGTERM is also how the launcher ends its processes to restart them
+        if stopped.reason in ("SIGUSR1", "SIGINT"):
             refuse_restart(LAUNCHER)
         leave(stopped.status)
     except KeyboardInterrupt:
@@ -84,7 +86,8 @@ def run_script(main: Callable[[], int]) -> NoReturn:
     Its errors are one line, and a scheduler's SIGTERM ends it as Ctrl-C does.
     """
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.reconfigure(errors="backslashreplace")  # names of files and classes may have characters that a terminal's encoding lacks
+        # names of files and classes may have characters that a terminal's encoding lacks
+        stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(main())
@@ -98,7 +101,10 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         sys.exit(141)
     except OSError as error:
         show_traceback(error)
-        status, line = OutputError.status, f"{error.filename or 'a file'}: cannot be used ({error.strerror or error}); check it and its permissions"
+        status, line = (
+            OutputError.status,
+            f"{error.filename or 'a file'}: cannot be used ({error.strerror or error}); check it and its permissions",
+        )
     except KeyboardInterrupt:
         sys.exit(130)
     say(f"error: {printable(line)}")

@@ -46,7 +46,8 @@ def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None) -> Itera
     except OSError as error:
         raise unwritable(error.filename2 or path, error) from error
     finally:
-        with contextlib.suppress(OSError):  # a file stands where the folder should be, or the disk is read-only: there is none
+        # a file stands where the folder should be, or the disk is read-only: there is none
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
@@ -76,7 +77,9 @@ def record_lines(path: os.PathLike) -> list[str]:
         require_no_device(path)
         return Path(path).read_text(errors="replace").splitlines()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give the folder of a run, such as output/fat_b0/default") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); give the folder of a run, such as output/fat_b0/default"
+        ) from error
 
 
 def open_regular(path: os.PathLike) -> BinaryIO:

@@ -46,9 +46,7 @@ class RunLock:
             self._refuse(error)
         self.file.truncate(0)
         self.file.write(
-            json.dumps(
-                {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-            )
+            json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
         )
         self.file.flush()
 

@@ -30,7 +30,11 @@ class ClassificationMetrics:
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)  # correct@1, correct@5, loss, images
 
     def update(
-        self, logits: torch.Tensor, targets: torch.Tensor, keys: Sequence[str] = (), images: Optional[torch.Tensor] = None
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        keys: Sequence[str] = (),
+        images: Optional[torch.Tensor] = None,
     ) -> None:
         """Adds a batch: logits (B, classes), targets (B,) class indices.
 
@@ -70,7 +74,10 @@ def calibration(confidences: np.ndarray, correct: np.ndarray, bins: int = 15) ->
     """
     place = np.clip(np.ceil(confidences.astype(np.float64) * bins).astype(int) - 1, 0, bins - 1)
     images = np.bincount(place, minlength=bins)
-    sums = [np.bincount(place, values, minlength=bins) for values in (confidences.astype(np.float64), correct.astype(np.float64))]
+    sums = [
+        np.bincount(place, values, minlength=bins)
+        for values in (confidences.astype(np.float64), correct.astype(np.float64))
+    ]
     table = [
         {
             "above": round(i / bins, 6),

@@ -58,7 +58,8 @@ class Peers:
         self.launched = "TORCHELASTIC_RUN_ID" in os.environ  # its agent is the parent process
         self.closing = threading.Event()
         self.state = "running"
-        self.silence: dict[int, list] = {}  # rank: its last beat, and for how many seconds of this thread it was the last
+        # rank: its last beat, and for how many seconds of this thread it was the last
+        self.silence: dict[int, list] = {}
         self.unanswered = 0.0  # seconds since the store last answered
         self.orphaned = False  # the launcher is gone, and the store with it
         self.verdict: Optional[list] = None  # [rank, what to say] of a process that this one found gone
@@ -210,7 +211,9 @@ class Peers:
             if self.orphaned:
                 return
             if self.unanswered > self.timeout + 2 * INTERVAL:
-                self._end(self._error(0, f"the store that it or its launcher holds has not answered for {self.timeout:.0f} s"))
+                self._end(
+                    self._error(0, f"the store that it or its launcher holds has not answered for {self.timeout:.0f} s")
+                )
                 return
 
     def _end(self, lost: ProcessError) -> None:

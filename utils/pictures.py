@@ -66,7 +66,16 @@ def titled(picture: np.ndarray, text: str) -> np.ndarray:
     picture = cv2.copyMakeBorder(picture, 16 * len(lines) + 6, 0, 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))
     for number, line in enumerate(lines, 1):
         place = (4, 16 * number - 3)
-        cv2.putText(picture, line.encode("ascii", "replace").decode(), place, cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(
+            picture,
+            line.encode("ascii", "replace").decode(),
+            place,
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.38,
+            (0, 0, 0),
+            1,
+            cv2.LINE_AA,
+        )
     return picture
 
 

@@ -18,7 +18,9 @@ def commit() -> str:
     """
     try:
         known = _git("rev-parse", "--short=10", "HEAD")
-        return known + "-dirty" * bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results"))
+        return known + "-dirty" * bool(
+            _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
@@ -31,7 +33,9 @@ def _git(*words: str) -> str:
 def machine(device: torch.device) -> str:
     """The processor that figures depend on."""
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+        return (
+            f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+        )
     cpu = platform.machine()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()

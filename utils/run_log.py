@@ -26,7 +26,9 @@ class RunLog:
         config: the run's, which they may show.
     """
 
-    def __init__(self, directory: Path, enabled: bool, loggers: Sequence[str] = (), config: Optional[Mapping[str, Any]] = None):
+    def __init__(
+        self, directory: Path, enabled: bool, loggers: Sequence[str] = (), config: Optional[Mapping[str, Any]] = None
+    ):
         self.directory = directory
         self.enabled = enabled
         self.file: Optional[Appender] = None
@@ -144,7 +146,9 @@ class RunLog:
         new = set(failures) - listed
         if new:
             write_text(path, "".join(line + "\n" for line in sorted(listed | new)))
-            self.warning(f"{len(new)} more images could not be read and were left out, {len(listed | new)} in all: see {path}")
+            self.warning(
+                f"{len(new)} more images could not be read and were left out, {len(listed | new)} in all: see {path}"
+            )
 
     def count_unreadable(self) -> int:
         """How many images unreadable.txt lists."""

@@ -17,7 +17,6 @@ from ..class_maps import unnamed_folders
 from ..image_files import is_hidden_or_tool, left_out
 from .reading import printable, read_image
 
-
 PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 SUSPICIOUS = re.compile(r"\.\.|^\.?/|/\.?/|\0")  # what keeps a name from being taken as it is
 
@@ -77,7 +76,11 @@ class ArchiveSource:
 
     def read(self, index: int) -> Any:
         """The bytes of an image's file."""
-        return self.cache[index] if self.cache is not None and index in self.cache else self.extract(self.places[index].tolist())
+        return (
+            self.cache[index]
+            if self.cache is not None and index in self.cache
+            else self.extract(self.places[index].tolist())
+        )
 
     def extract(self, place: Sequence[int]) -> bytes:
         """The bytes of the file at an entry's `place`; by default that is its first byte and its length."""
@@ -101,7 +104,9 @@ def require_file(path: Path, what: str) -> None:
     beside = [stem, Path(f"{stem}.tgz"), *(Path(f"{path}{suffix}") for suffix in PACKED)]
     for other in beside:
         if other.suffix in PACKED and other.is_file():
-            raise DataError(f"{other}: is compressed and images are read at their places; unpack it to a plain {path.suffix}")
+            raise DataError(
+                f"{other}: is compressed and images are read at their places; unpack it to a plain {path.suffix}"
+            )
     raise DataError(f"{path}: no such file; {what}")
 
 
@@ -115,7 +120,9 @@ def inner_name(path: Path, name: str) -> str:
         return name
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts or name.startswith("/") or "\0" in name:
-        raise DataError(f"{path}: holds {name!r}, a name that leads out of it; make the archive anew from files that you trust")
+        raise DataError(
+            f"{path}: holds {name!r}, a name that leads out of it; make the archive anew from files that you trust"
+        )
     return "/".join(parts)
 
 
@@ -180,7 +187,9 @@ def by_class(
     names = sorted(found, key=lambda name: (name.split("/")[0], os.path.dirname(name), name))
     outside = next((name for name in names if "/" not in name), None)
     if outside or not names:
-        raise DataError(f"{path}: {f'{outside!r} lies in no' if outside else 'holds no images in a'} class' folder; it must hold <class>/<file>")
+        raise DataError(
+            f"{path}: {f'{outside!r} lies in no' if outside else 'holds no images in a'} class' folder; it must hold <class>/<file>"
+        )
     present = sorted({name.split("/")[0] for name in names})
     empty = {name.split("/")[0] for name in others if "/" in name} - set(present)
     empty = sorted(name for name in empty if not is_hidden_or_tool(name))
@@ -194,5 +203,7 @@ def by_class(
     labels = dict(class_to_idx) if class_to_idx is not None else {name: i for i, name in enumerate(present)}
     files = [(name, labels[name.split("/")[0]]) for name in names if name.split("/")[0] in labels]
     if not files:
-        raise DataError(f"{path}: none of its folders, {present[0]!r} and so on, has a class' name; check DATA.CLASS_MAP")
+        raise DataError(
+            f"{path}: none of its folders, {present[0]!r} and so on, has a class' name; check DATA.CLASS_MAP"
+        )
     return sorted(labels, key=labels.__getitem__), files, unnamed

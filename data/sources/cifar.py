@@ -31,7 +31,9 @@ class CIFARSource:
     @classmethod
     def open(cls, dataset: str, split: str, data_path: str, **_) -> "CIFARSource":
         if split not in ("train", "val", "test"):
-            raise DataError(f"DATA.TRAIN_SPLIT or DATA.VAL_SPLIT is {split!r}, but {dataset} has train and test; give one of them")
+            raise DataError(
+                f"DATA.TRAIN_SPLIT or DATA.VAL_SPLIT is {split!r}, but {dataset} has train and test; give one of them"
+            )
         return cls(dataset, data_path, train=split == "train")
 
     def __len__(self) -> int:

@@ -57,7 +57,9 @@ class FolderSource:
             if class_to_idx is not None:
                 labels = {name: class_to_idx[name] for name in found if name in class_to_idx}
             if not labels:
-                raise DataError(f"{root}: none of its folders, {found[0]!r} and so on, has a class' name; check DATA.CLASS_MAP")
+                raise DataError(
+                    f"{root}: none of its folders, {found[0]!r} and so on, has a class' name; check DATA.CLASS_MAP"
+                )
             keys = {name: list(_files_of(root, name)) for name in labels}
         except (FileNotFoundError, PermissionError) as error:
             raise DataError(
@@ -79,7 +81,9 @@ class FolderSource:
         self.fingerprint = fingerprint(self.keys.tolist())
 
     @classmethod
-    def open(cls, split: str, data_path: str, decode: Callable, outside_links: bool, class_to_idx, **_) -> "FolderSource":
+    def open(
+        cls, split: str, data_path: str, decode: Callable, outside_links: bool, class_to_idx, **_
+    ) -> "FolderSource":
         if not data_path:
             raise DataError("DATA.DATA_PATH: is not set; give --data-path, the folder that holds train/ and val/")
         return cls(Path(data_path) / split, decode, outside_links, class_to_idx)
@@ -121,7 +125,11 @@ class FolderSource:
                     classes.append(entry.name)
         if not classes:
             flat = sorted(filter(is_image, others))
-            what = f"holds {len(flat)} images, such as {flat[0]!r}, but no class' folder" if flat else "holds no class' folder"
+            what = (
+                f"holds {len(flat)} images, such as {flat[0]!r}, but no class' folder"
+                if flat
+                else "holds no class' folder"
+            )
             raise DataError(
                 f"{root}: {what}; every class needs a folder with at least one image ({root.name}/<class>/*; "
                 f"scripts/prepare_data.py folders makes them of ImageNet's own archives){OR_OTHER_FOLDER}"

@@ -45,7 +45,9 @@ class HfdsSource:
         decode: Callable[[BinaryIO], Any],
     ):
         if not root.is_dir():
-            raise DataError(f"{root}: no such folder; DATA.DATA_PATH (--data-path) must hold parquet files, see scripts/prepare_data.py parquet")
+            raise DataError(
+                f"{root}: no such folder; DATA.DATA_PATH (--data-path) must hold parquet files, see scripts/prepare_data.py parquet"
+            )
         image, label = columns
         rows = _load(root, split)
         notes = _ignored_tables(rows, root)
@@ -66,7 +68,9 @@ class HfdsSource:
         own = names or (wordnet_ids(given) if given else classes_for(num_classes, class_to_idx))
         if len(self.labels) == 0 or self.labels.min() < 0 or self.labels.max() >= len(own):
             found = f"labels from {self.labels.min()} to {self.labels.max()}" if len(self.labels) else "no images"
-            raise DataError(f"{root}: {split!r} has {found}, of {len(own)} classes; choose a split with labels (DATA.VAL_SPLIT)")
+            raise DataError(
+                f"{root}: {split!r} has {found}, of {len(own)} classes; choose a split with labels (DATA.VAL_SPLIT)"
+            )
         self.classes = own
         self.chosen = np.arange(len(self.labels))
         if class_to_idx is not None:
@@ -75,14 +79,18 @@ class HfdsSource:
             self.labels = table[self.labels][self.chosen]
             self.classes = sorted(class_to_idx, key=class_to_idx.__getitem__)
             if not len(self.chosen):
-                raise DataError(f"{root}: none of its classes, {own[0]!r} and so on, is in the class map; check DATA.CLASS_MAP")
+                raise DataError(
+                    f"{root}: none of its classes, {own[0]!r} and so on, is in the class map; check DATA.CLASS_MAP"
+                )
         paths = pc.struct_field(rows.data.column(image), "path").to_pylist()
         found = zip(self.chosen, self.labels)
         self.keys = np.array([os.fsencode(key_of(paths[i] or f"{i}", self.classes[k])) for i, k in found])
         self.fingerprint = fingerprint(self.keys.tolist())
 
     @classmethod
-    def open(cls, split: str, data_path: str, num_classes: int, columns, class_to_idx, decode: Callable, **_) -> "HfdsSource":
+    def open(
+        cls, split: str, data_path: str, num_classes: int, columns, class_to_idx, decode: Callable, **_
+    ) -> "HfdsSource":
         if not data_path:
             raise DataError("DATA.DATA_PATH: is not set; give --data-path, the folder that holds the parquet files")
         return cls(Path(data_path), split, columns, num_classes, class_to_idx, decode)
@@ -108,7 +116,9 @@ class HfdsSource:
                 with open(file_in(self.root, cell["path"]), "rb") as file:
                     yield file
 
-        return read_image(self.name(index), opened, self.decode, "make the parquet file anew without it"), int(self.labels[index])
+        return read_image(self.name(index), opened, self.decode, "make the parquet file anew without it"), int(
+            self.labels[index]
+        )
 
 
 def _ignored_tables(rows: Any, root: Path) -> list[str]:
@@ -148,8 +158,12 @@ def _load(root: Path, split: str):
         names = datasets.get_dataset_split_names(str(root))
         known = next((name for name in SPLITS.get(split, (split,)) if name in names), None)
         if known is None:
-            raise DataError(f"{root}: has no split {split!r}, but {', '.join(names)}; name it in DATA.TRAIN_SPLIT or DATA.VAL_SPLIT")
+            raise DataError(
+                f"{root}: has no split {split!r}, but {', '.join(names)}; name it in DATA.TRAIN_SPLIT or DATA.VAL_SPLIT"
+            )
         return datasets.load_dataset(str(root), split=known)
     except (OSError, ValueError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise DataError(f"{root}: cannot be read by datasets ({reason}); give a folder of whole parquet files") from error
+        raise DataError(
+            f"{root}: cannot be read by datasets ({reason}); give a folder of whole parquet files"
+        ) from error

@@ -9,9 +9,20 @@ from utils.errors import DataError
 
 from ..image_files import is_image, notes_of
 from ..workers import reading
-from .archive import ArchiveSource, Entry, by_class, describe_leading, inner_name, leading_folders, require_end, require_file
+from .archive import (
+    ArchiveSource,
+    Entry,
+    by_class,
+    describe_leading,
+    inner_name,
+    leading_folders,
+    require_end,
+    require_file,
+)
 
-LAYOUT = "DATA.DATA_PATH (--data-path) must hold train.tar and val.tar with <class>/<file>, see scripts/prepare_data.py tar"
+LAYOUT = (
+    "DATA.DATA_PATH (--data-path) must hold train.tar and val.tar with <class>/<file>, see scripts/prepare_data.py tar"
+)
 
 
 class TarSource(ArchiveSource):
@@ -23,7 +34,13 @@ class TarSource(ArchiveSource):
         DataError: the file is missing, is cut short, is no such tar file, or names files outside of it.
     """
 
-    def __init__(self, path: Path, decode: Callable[[BinaryIO], Any], split: str = "", class_to_idx: Optional[Mapping[str, int]] = None):
+    def __init__(
+        self,
+        path: Path,
+        decode: Callable[[BinaryIO], Any],
+        split: str = "",
+        class_to_idx: Optional[Mapping[str, int]] = None,
+    ):
         require_file(path, LAYOUT)
         try:
             with tarfile.open(path, "r:") as archive:
@@ -43,7 +60,9 @@ class TarSource(ArchiveSource):
         found = {name[len(prefix) :]: place for name, place in found.items()}
         folders = [name[len(prefix) :] for name in others if name.startswith(prefix)]
         classes, files, unnamed = by_class(path, found, class_to_idx, folders)
-        super().__init__(path, classes, [Entry(name, label, found[name], found[name][1]) for name, label in files], decode)
+        super().__init__(
+            path, classes, [Entry(name, label, found[name], found[name][1]) for name, label in files], decode
+        )
         left_out = [name for name in others if name[-1] != "/"]
         self.notes = notes_of(path, left_out) + describe_leading(path, prefix) + unnamed
 
@@ -53,7 +72,9 @@ class TarSource(ArchiveSource):
         return cls(Path(data_path) / name, decode, os.path.basename(split), class_to_idx)
 
 
-def _members(path: Path, archive: tarfile.TarFile, offset: int = 0, folder: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
+def _members(
+    path: Path, archive: tarfile.TarFile, offset: int = 0, folder: str = ""
+) -> Iterator[tuple[str, tuple[int, int]]]:
     """(name, (first byte, length)) of the files and folders; the files of a tar file in it are <its stem>/<name>, and a
     folder's name ends with '/'.
     """
@@ -61,7 +82,9 @@ def _members(path: Path, archive: tarfile.TarFile, offset: int = 0, folder: str 
         name = inner_name(path, member.name)
         reading(f"{path}:{name}")
         if (member.islnk() or member.issym()) and is_image(name):
-            raise DataError(f"{path}: holds {name!r} as a link to {member.linkname!r}; make the archive anew with --dereference --hard-dereference")
+            raise DataError(
+                f"{path}: holds {name!r} as a link to {member.linkname!r}; make the archive anew with --dereference --hard-dereference"
+            )
         if member.isdir() and name.strip("./"):
             yield f"{folder}{name}/", (0, 0)
         if not member.isreg():

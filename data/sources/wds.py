@@ -75,9 +75,13 @@ class WdsSource:
         local = {shard for shard in self.shards if not REMOTE.match(shard)}
         for shard, size in zip(self.shards, shards.sizes or [None] * len(self.shards)):
             if shard in local and not os.path.isfile(shard):
-                raise DataError(f"{shard}: no such shard, of {len(self.shards)} that {split!r} has; fetch it, or correct DATA.DATA_PATH and the split")
+                raise DataError(
+                    f"{shard}: no such shard, of {len(self.shards)} that {split!r} has; fetch it, or correct DATA.DATA_PATH and the split"
+                )
             if shard in local and size is not None and os.path.getsize(shard) != size:
-                raise DataError(f"{shard}: has {os.path.getsize(shard)} bytes, {INFO} says {size}; fetch or make it again")
+                raise DataError(
+                    f"{shard}: has {os.path.getsize(shard)} bytes, {INFO} says {size}; fetch or make it again"
+                )
         self.lengths = shards.lengths
         self.unusual = ""  # what is to be said of which member is the image
         others: list[str] = []
@@ -93,13 +97,17 @@ class WdsSource:
                 f"'{split}|1281167' with their number as the split"
             )
         own = info.get("classes")
-        self.classes = [str(name) for name in own] if isinstance(own, list) and own else classes_for(num_classes, class_to_idx)
+        self.classes = (
+            [str(name) for name in own] if isinstance(own, list) and own else classes_for(num_classes, class_to_idx)
+        )
         self.table = list(range(len(self.classes)))  # label in the shards -> label; -1: left out
         if class_to_idx is not None and own:
             self.table = [class_to_idx.get(name, -1) for name in self.classes]
             self.classes = sorted(class_to_idx, key=class_to_idx.__getitem__)
             if min(self.table) < 0:
-                raise DataError(f"{folder}: its class {own[self.table.index(-1)]!r} is not in the class map, and shards cannot be read in part; correct DATA.CLASS_MAP")
+                raise DataError(
+                    f"{folder}: its class {own[self.table.index(-1)]!r} is not in the class map, and shards cannot be read in part; correct DATA.CLASS_MAP"
+                )
         self.labels = {name: label for label, name in enumerate(self.classes)}  # of labels that are names
         self.fingerprint = fingerprint(os.fsencode(name) for name in shards.names) + f" {self.num_images}"
 
@@ -127,8 +135,14 @@ class WdsSource:
         except (OSError, ValueError, OverflowError, EOFError, tarfile.TarError) as error:
             said = getattr(error, "strerror", None) or (error.args[0] if error.args else error)
             ended = re.search(r"\): exit (\d+) \(read\)", str(error))  # webdataset's words about a child process
-            reason = f"the command that fetches it ended with status {ended[1]}" if ended else " ".join(str(said).split(" @ ")[0].split())[:200]
-            raise DataError(f"{url}: cannot be read as a shard, after {count} images ({reason}); fetch or make it again") from error
+            reason = (
+                f"the command that fetches it ended with status {ended[1]}"
+                if ended
+                else " ".join(str(said).split(" @ ")[0].split())[:200]
+            )
+            raise DataError(
+                f"{url}: cannot be read as a shard, after {count} images ({reason}); fetch or make it again"
+            ) from error
         if self.lengths and count != self.lengths[shard]:
             raise DataError(f"{url}: holds {count} images, {INFO} says {self.lengths[shard]}; fetch or make it again")
 
@@ -235,7 +249,9 @@ def _read_info(folder: str) -> dict[str, Any]:
                 text = file.read()
                 file.close()  # raises OSError if the command failed
         elif not os.path.isdir(folder):
-            raise DataError(f"{folder or 'DATA.DATA_PATH'}: no such folder; DATA.DATA_PATH (--data-path) must hold the shards, {LAYOUT}")
+            raise DataError(
+                f"{folder or 'DATA.DATA_PATH'}: no such folder; DATA.DATA_PATH (--data-path) must hold the shards, {LAYOUT}"
+            )
         else:
             with open(path, "rb") as file:
                 text = file.read()
@@ -267,9 +283,15 @@ def _find_shards(folder: str, split: str, info: dict[str, Any]) -> Shards:
     if not bar:
         pattern, number = split, ""
     if bar and not (number.isdecimal() and int(number[:20]) < MAX_IMAGES):
-        raise DataError(f"DATA.TRAIN_SPLIT or DATA.VAL_SPLIT is {split!r}: what follows '|' must be the number of images")
+        raise DataError(
+            f"DATA.TRAIN_SPLIT or DATA.VAL_SPLIT is {split!r}: what follows '|' must be the number of images"
+        )
     if ".tar" not in pattern:
-        found = sorted(name for name in os.listdir(folder) if re.fullmatch(re.escape(pattern) + r"-\d+\.tar", name)) if os.path.isdir(folder) else []
+        found = (
+            sorted(name for name in os.listdir(folder) if re.fullmatch(re.escape(pattern) + r"-\d+\.tar", name))
+            if os.path.isdir(folder)
+            else []
+        )
         if not found:
             there = f"{INFO} has {', '.join(known)}" if known else f"there is no {pattern}-000000.tar and no {INFO}"
             raise DataError(

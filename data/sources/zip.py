@@ -12,9 +12,7 @@ from ..class_maps import classes_for, unnamed_folders
 from ..image_files import is_image, notes_of
 from .archive import ArchiveSource, Entry, by_class, describe_leading, inner_name, leading_folders, require_file
 
-LAYOUT = (
-    "DATA.DATA_PATH (--data-path) must hold train.zip, train_map.txt, val.zip and val_map.txt, see scripts/prepare_data.py zip"
-)
+LAYOUT = "DATA.DATA_PATH (--data-path) must hold train.zip, train_map.txt, val.zip and val_map.txt, see scripts/prepare_data.py zip"
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a file in a zip: signature, ..., lengths of its name and extra field
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -48,7 +46,11 @@ class ZipSource(ArchiveSource):
         if map_path.is_file():
             classes, listed, members, unnamed = _by_map(map_path, path, found, prefix, split, class_to_idx)
             others = sorted(set(found) - set(members.values()))
-            notes = [f"{path}: left out what {map_path.name} does not name: {len(others)} (such as {others[0]})"] if others else []
+            notes = (
+                [f"{path}: left out what {map_path.name} does not name: {len(others)} (such as {others[0]})"]
+                if others
+                else []
+            )
             notes += unnamed
         else:
             members = {name[len(prefix) :]: name for name in found if is_image(name)}
@@ -58,7 +60,11 @@ class ZipSource(ArchiveSource):
                 classes, listed, unnamed = by_class(path, members, class_to_idx, rest)
             except DataError as error:
                 raise DataError(f"{error}, or put {map_path.name} beside it, which labels the files") from error
-            notes = [*notes_of(path, others), *unnamed, f"{map_path}: no such file; the classes are the folders in the zip"]
+            notes = [
+                *notes_of(path, others),
+                *unnamed,
+                f"{map_path}: no such file; the classes are the folders in the zip",
+            ]
         for member in members.values():
             if found[member].compress_type not in METHODS or found[member].flag_bits & 1:
                 raise DataError(
@@ -68,7 +74,14 @@ class ZipSource(ArchiveSource):
             Entry(
                 name,
                 label,
-                (info.header_offset, info.compress_size, info.compress_type, info.CRC, len(info.filename), info.file_size),
+                (
+                    info.header_offset,
+                    info.compress_size,
+                    info.compress_type,
+                    info.CRC,
+                    len(info.filename),
+                    info.file_size,
+                ),
                 info.file_size,
             )
             for name, label in listed
@@ -94,7 +107,8 @@ class ZipSource(ArchiveSource):
         if len(content) < length:
             content = self.pread(start + first, length)
         if method == zipfile.ZIP_DEFLATED:
-            content = zlib.decompressobj(wbits=-15).decompress(content, size + 1)  # no more than it says, or memory could run out
+            # no more than it says, or memory could run out
+            content = zlib.decompressobj(wbits=-15).decompress(content, size + 1)
         if zlib.crc32(content) != crc:
             raise zipfile.BadZipFile("bad checksum")
         return content
@@ -112,7 +126,11 @@ def _content(path: Path, infos: Sequence[zipfile.ZipInfo]) -> tuple[dict[str, zi
             folders.append(inner_name(path, name).rstrip("/") + "/")
         else:
             found[inner_name(path, name)] = info
-    return found, folders, [f"{path}: its names have \\ between folders, as of Windows; it is read as /"] if backslashes else []
+    return (
+        found,
+        folders,
+        [f"{path}: its names have \\ between folders, as of Windows; it is read as /"] if backslashes else [],
+    )
 
 
 def _by_map(
@@ -161,7 +179,9 @@ def _read_map(path: Path) -> list[tuple[str, int]]:
     for number, line in enumerate(lines, 1):
         name, tab, label = line.partition("\t")
         if not (tab and name and label.strip().isdecimal()):
-            raise DataError(f"{path}: line {number} is {line[:80]!r}; it must be <class>/<file>, a tab, and the label, a number from 0")
+            raise DataError(
+                f"{path}: line {number} is {line[:80]!r}; it must be <class>/<file>, a tab, and the label, a number from 0"
+            )
         listed.append((inner_name(path, name), int(label)))
     if not listed:
         raise DataError(f"{path}: is empty; each line must be <class>/<file>, a tab, and the label")
@@ -178,16 +198,22 @@ def _classes(path: Path, listed: Sequence[tuple[str, int]], class_to_idx: Option
     count = max(folders) + 1
     if len(folders) < count:
         missing = next(label for label in range(count) if label not in folders)
-        raise DataError(f"{path}: has labels up to {count - 1}, but no image of label {missing}; number the classes from 0, without gaps")
+        raise DataError(
+            f"{path}: has labels up to {count - 1}, but no image of label {missing}; number the classes from 0, without gaps"
+        )
     names = [folders[label] for label in range(count)]
     if all(found == {""} for found in names):
         flat = classes_for(count, class_to_idx)
         if len(flat) < count:
-            raise DataError(f"{path}: has labels up to {count - 1}, but the class map names {len(flat)} classes; correct DATA.CLASS_MAP")
+            raise DataError(
+                f"{path}: has labels up to {count - 1}, but the class map names {len(flat)} classes; correct DATA.CLASS_MAP"
+            )
         return flat
     for label, found in enumerate(names):
         if len(found) > 1:
-            raise DataError(f"{path}: label {label} is that of the folders {', '.join(map(repr, sorted(found)[:3]))}; a class needs one of its own")
+            raise DataError(
+                f"{path}: label {label} is that of the folders {', '.join(map(repr, sorted(found)[:3]))}; a class needs one of its own"
+            )
     flat = [next(iter(found)) for found in names]
     if len(set(flat)) < count:
         twice = next(name for name in flat if flat.count(name) > 1)

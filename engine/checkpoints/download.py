@@ -81,9 +81,18 @@ def _download(url: str, path: Path, checksum: str) -> None:
                         spool.write(chunk)
                         digest.update(chunk)
                         bar.update(len(chunk))
-        except (urllib.error.URLError, ssl.SSLError, TimeoutError, ConnectionError, ValueError, http.client.HTTPException) as error:
+        except (
+            urllib.error.URLError,
+            ssl.SSLError,
+            TimeoutError,
+            ConnectionError,
+            ValueError,
+            http.client.HTTPException,
+        ) as error:
             reason = getattr(error, "reason", None) or error
-            raise CheckpointError(f"{url}: cannot be downloaded ({reason}); check it, or download the file yourself") from error
+            raise CheckpointError(
+                f"{url}: cannot be downloaded ({reason}); check it, or download the file yourself"
+            ) from error
         if not digest.hexdigest().startswith(checksum):
             raise CheckpointError(
                 f"{url}: has the checksum {digest.hexdigest()}, not {checksum}; it is another file or damaged, nothing of it was kept"

@@ -54,7 +54,9 @@ class CheckpointFile:
             CheckpointError: it has no such weights.
         """
         if name and name not in self.weights:
-            raise CheckpointError(f"{self.path}: has no {name} weights; use {flag} {next(iter(self.weights))}, or leave it out")
+            raise CheckpointError(
+                f"{self.path}: has no {name} weights; use {flag} {next(iter(self.weights))}, or leave it out"
+            )
         return name or self.better
 
     def source_of(self, name: str) -> str:
@@ -98,7 +100,8 @@ def interpret(content: dict[str, Any], path: Path) -> CheckpointFile:
     classes, config = content.get("classes"), content.get("config")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         classes = None
-    if not isinstance(config, dict) or (classes is None and "FAT" not in _section(config, "MODEL")):  # Swin's is another one
+    # Swin's is another one
+    if not isinstance(config, dict) or (classes is None and "FAT" not in _section(config, "MODEL")):
         config = None
     try:
         progress = progress_of(content, path)
@@ -145,7 +148,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except OSError as error:
         if is_of_the_machine(error):
-            raise OutputError(f"{path}: cannot be read just now ({error.strerror}); start the same command again") from error
+            raise OutputError(
+                f"{path}: cannot be read just now ({error.strerror}); start the same command again"
+            ) from error
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "class" in str(error):
@@ -224,5 +229,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         told = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is no JSON text; download it again, or give the weights' file beside it") from error
+        raise CheckpointError(
+            f"{path}: is no JSON text; download it again, or give the weights' file beside it"
+        ) from error
     return told if isinstance(told, dict) else {}

@@ -7,8 +7,16 @@ from typing import Sequence
 SAVE = "save the model's state_dict() with torch.save, or its safetensors, and use that"
 RELOAD = "download the file itself again"
 STARTS = (  # first bytes, what they are of, what to do
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras and TensorFlow write", f"load it there, convert it to PyTorch's names, and {SAVE}"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file it stands for", "run `git lfs pull` where it is from, or download the file itself"),
+    (
+        b"\x89HDF\r\n\x1a\n",
+        "an HDF5 file, as Keras and TensorFlow write",
+        f"load it there, convert it to PyTorch's names, and {SAVE}",
+    ),
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer, not the file it stands for",
+        "run `git lfs pull` where it is from, or download the file itself",
+    ),
     (b"\x93NUMPY", "a NumPy array", SAVE),
     (b"GGUF", "a GGUF file", SAVE),
     (b"\x1f\x8b", "packed with gzip", "unpack it (gunzip, tar xzf)"),
@@ -28,7 +36,8 @@ SUFFIXES = {  # of formats without a certain beginning
     ".mlmodel": ("a Core ML model", SAVE),
 }
 INDEX = ".index.json"  # of weights in several files, as the hub's are that are large: which tensor lies in which file
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "pytorch_model.pth")  # of a model's folder, as timm and the hub name them
+# of a model's folder, as timm and the hub name them
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "pytorch_model.pth")
 
 
 def describe_start(path: Path) -> str:
@@ -47,12 +56,13 @@ def describe_start(path: Path) -> str:
         return f"is an HTML page, no checkpoint (of a download that asked for a click or a login, perhaps); {RELOAD}"
     if text.startswith(b"<?xml"):
         return f"is an XML text, no checkpoint (a server's refusal, perhaps); {RELOAD}"
-    if text.startswith((b"{\"", b"{\r", b"{\n")):
+    if text.startswith((b'{"', b"{\r", b"{\n")):
         return f"is a JSON text, no checkpoint; {RELOAD}"
     if path.suffix.lower() == ".onnx" or _is_onnx(start):
         what, advice = SUFFIXES[".onnx"]
         return f"is {what}, no checkpoint; {advice}"
-    if start[:1] != b"\x80" and not start.startswith(b"PK") and path.suffix.lower() in SUFFIXES:  # no pickle and no zip file
+    # no pickle and no zip file
+    if start[:1] != b"\x80" and not start.startswith(b"PK") and path.suffix.lower() in SUFFIXES:
         what, advice = SUFFIXES[path.suffix.lower()]
         return f"is {what}, no checkpoint; {advice}"
     return ""
@@ -86,9 +96,18 @@ def describe_folder(names: Sequence[str], path: Path) -> str:
 
 
 def _is_of_a_program(name: str) -> bool:
-    return name.rpartition("/")[2] in ("archive_format", "serialized_exported_program.json") or name.endswith("aotinductor/")
+    return name.rpartition("/")[2] in ("archive_format", "serialized_exported_program.json") or name.endswith(
+        "aotinductor/"
+    )
 
 
 def _is_onnx(start: bytes) -> bool:
     """An ONNX file begins with its version (field 1, a small number) and its producer (field 2, a string)."""
-    return len(start) > 4 and start[0] == 0x08 and 0 < start[1] < 32 and start[2] == 0x12 and start[4 : 4 + start[3]].isascii() and start[3] < 100
+    return (
+        len(start) > 4
+        and start[0] == 0x08
+        and 0 < start[1] < 32
+        and start[2] == 0x12
+        and start[4 : 4 + start[3]].isascii()
+        and start[3] < 100
+    )

@@ -64,7 +64,9 @@ def weights_in(content: Mapping[Any, Any], path: Path) -> dict[str, Weights]:
     for weights in found.values():
         for key, value in weights.steps[0].state.items():
             if value.layout is not torch.strided or value.is_meta or value.is_quantized:
-                raise CheckpointError(f"{path}: its {key} is {value.dtype} ({value.layout}), no plain tensor; use another file")
+                raise CheckpointError(
+                    f"{path}: its {key} is {value.dtype} ({value.layout}), no plain tensor; use another file"
+                )
     return found
 
 
@@ -103,7 +105,9 @@ def _steps(stored: Taken, lightning: bool) -> Iterator[Taken]:
             return
         lightning = False  # what a LightningModule has beside its model stands at the outermost level
         inner = _without(taken, prefix)
-        taken = Taken(inner.state, taken.prefix + prefix, taken.left_out + tuple(taken.prefix + key for key in inner.left_out))
+        taken = Taken(
+            inner.state, taken.prefix + prefix, taken.left_out + tuple(taken.prefix + key for key in inner.left_out)
+        )
 
 
 def _is_a_wrapper_s(prefix: str, state: State, lightning: bool) -> bool:
@@ -113,5 +117,7 @@ def _is_a_wrapper_s(prefix: str, state: State, lightning: bool) -> bool:
 
 
 def _without(taken: Taken, prefix: str) -> Taken:
-    state = {key[len(prefix) :]: value for key, value in taken.state.items() if key.startswith(prefix) and key != prefix}
+    state = {
+        key[len(prefix) :]: value for key, value in taken.state.items() if key.startswith(prefix) and key != prefix
+    }
     return Taken(state, prefix, tuple(key for key in taken.state if not key.startswith(prefix) or key == prefix))

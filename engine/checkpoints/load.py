@@ -48,7 +48,9 @@ def fit(model: nn.Module, checkpoint: CheckpointFile, name: str, ignore: tuple[s
         inner = [taken for taken in inner if taken.prefix == "model."] or inner
     if len(inner) > 1:
         prefixes = " and ".join(repr(taken.prefix) for taken in inner)
-        raise CheckpointError(f"{checkpoint.path}: has weights under {prefixes}; save those that you mean in a file alone")
+        raise CheckpointError(
+            f"{checkpoint.path}: has weights under {prefixes}; save those that you mean in a file alone"
+        )
     if inner:
         return _fitted(model, checkpoint, name, inner[0])
     for taken in reversed(weights.steps):
@@ -91,13 +93,20 @@ def convert_as_timm(model: nn.Module, state: State) -> Optional[State]:
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if told.get("fixed_input_size") and size:
         settings["img_size"] = size
-    heads = {getattr(model, "num_classes", 0), *(len(value) for key, value in state.items() if key.endswith("weight") and value.dim() == 2 and "head" in key)}
+    heads = {
+        getattr(model, "num_classes", 0),
+        *(len(value) for key, value in state.items() if key.endswith("weight") and value.dim() == 2 and "head" in key),
+    }
     for num_classes in sorted(heads, reverse=True):
         overlay = {"state_dict": dict(state), "num_classes": num_classes, "custom_load": False}
         try:
             with _quiet_timm(), torch.random.fork_rng(devices=[]):
                 other = timm.create_model(
-                    told["architecture"], pretrained=True, pretrained_cfg_overlay=overlay, num_classes=num_classes, **settings
+                    told["architecture"],
+                    pretrained=True,
+                    pretrained_cfg_overlay=overlay,
+                    num_classes=num_classes,
+                    **settings,
                 )
         except MemoryError:
             raise
@@ -166,7 +175,9 @@ def load_weights(model: nn.Module, weights: State, path: Path) -> None:
     difference = first_difference(model, weights)
     if difference:
         raise _of_another_model(path, difference)
-    model.load_state_dict({**weights, **{key: torch.zeros((), dtype=torch.long) for key in missing_counts(model, weights)}})
+    model.load_state_dict(
+        {**weights, **{key: torch.zeros((), dtype=torch.long) for key in missing_counts(model, weights)}}
+    )
 
 
 def _of_another_model(path: Path, difference: str) -> CheckpointError:
@@ -198,7 +209,9 @@ def load_pretrained(model: nn.Module, checkpoint: CheckpointFile, name: str) -> 
     if skipped:
         skipped = [key for key in own if head and key.startswith(head)]  # weight and bias belong together
     taken = {key: weights[key] for key in own if key not in skipped}
-    broken = next((key for key, value in taken.items() if value.is_floating_point() and not value.isfinite().all()), None)
+    broken = next(
+        (key for key, value in taken.items() if value.is_floating_point() and not value.isfinite().all()), None
+    )
     if broken:
         raise CheckpointError(
             f"{checkpoint.path}: its {broken} holds values that are infinite or no numbers, as of a training that failed; use another checkpoint"

@@ -26,7 +26,8 @@ class Progress:
     rolled_back: list[list[int]] = field(default_factory=list)  # [epoch, step] of updates to be left out
     best: dict[str, Any] = field(default_factory=dict)  # {metric: value, "weights": "raw" or "ema", "epoch": number}
     best_metrics: dict[str, Any] = field(default_factory=dict)  # all of that evaluation's
-    changes: list[str] = field(default_factory=list)  # what had changed each time that the run was gone on with, see `config_changes`
+    # what had changed each time that the run was gone on with, see `config_changes`
+    changes: list[str] = field(default_factory=list)
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch, self.step, self.loss_sum, self.images = epoch, 0, 0.0, 0
@@ -52,7 +53,11 @@ class Progress:
             raise ValueError("no such metrics")
         if not isinstance(loaded.changes, list) or not all(type(change) is str for change in loaded.changes):
             raise ValueError("no such changes")
-        if min(*map(operator.index, counts), 0, *places) < 0 or not all(map(math.isfinite, sums)) or len(loaded.left_out) != 2:
+        if (
+            min(*map(operator.index, counts), 0, *places) < 0
+            or not all(map(math.isfinite, sums))
+            or len(loaded.left_out) != 2
+        ):
             raise ValueError("no such place in a run")
         self.__dict__.update(loaded.__dict__)
 

@@ -80,14 +80,17 @@ def fit_progress(progress: Progress, old: dict[str, Any], new: dict[str, Any], p
     """
     _require_plan(old, path)
     if progress.step > old["plan"]["updates_per_epoch"]:
-        raise CheckpointError(f"{path}: is of update {progress.step} of {old['plan']['updates_per_epoch']}; use another one")
+        raise CheckpointError(
+            f"{path}: is of update {progress.step} of {old['plan']['updates_per_epoch']}; use another one"
+        )
     if old["classes"] != new["classes"]:
         differ = [f"{a!r} is now {b!r}" for a, b in zip(old["classes"], new["classes"]) if a != b][:3]
         raise ConfigError(
             f"{path}: was trained on other classes ({', '.join(differ) or len(old['classes'])}, now {len(new['classes'])} "
             "classes); start with another --tag"
         )
-    before, after = ({"repeats": 1, **entry["plan"]} for entry in (old, new))  # checkpoints of before there were repeats
+    # checkpoints of before there were repeats
+    before, after = ({"repeats": 1, **entry["plan"]} for entry in (old, new))
     changes = [
         f"{key.replace('_', ' ')} changed from {before.get(key)} to {after[key]}"
         for key in ("num_images", "images", "total_batch_size", "seed", "repeats")
@@ -114,7 +117,9 @@ def fit_progress(progress: Progress, old: dict[str, Any], new: dict[str, Any], p
             here = [place for place in progress.rolled_back if place[0] == progress.epoch]
             if here:  # they are other images now
                 progress.rolled_back = [place for place in progress.rolled_back if place not in here]
-                changes.append(f"updates of epoch {progress.epoch} are others: those left out by a rollback are no more")
+                changes.append(
+                    f"updates of epoch {progress.epoch} are others: those left out by a rollback are no more"
+                )
     return changes
 
 

@@ -62,7 +62,9 @@ class Checkpointer:
         """
         for key in (*self.checkpointables, *self.metadata, "rng"):
             if key not in checkpoint and "progress" not in checkpoint:
-                raise CheckpointError(f"{path}: holds weights alone, no {key!r} to resume with; start a run from them with --pretrained")
+                raise CheckpointError(
+                    f"{path}: holds weights alone, no {key!r} to resume with; start a run from them with --pretrained"
+                )
             if key not in checkpoint:
                 raise CheckpointError(
                     f"{path}: has no {key!r} to resume with; start with the settings it was made with, or with another --tag"

@@ -63,7 +63,21 @@ PACKAGES = {
     "ml_collections", "easydict", "addict", "munch", "box", "fvcore", "detectron2", "mmengine", "mmcv", "pytorch_lightning", "lightning",
     "lightning_fabric", "lightning_utilities", "hydra",
 }  # fmt: skip
-BUILTINS = {"list", "dict", "tuple", "int", "float", "str", "bool", "bytes", "frozenset", "slice", "range", "object", "type"}
+BUILTINS = {
+    "list",
+    "dict",
+    "tuple",
+    "int",
+    "float",
+    "str",
+    "bool",
+    "bytes",
+    "frozenset",
+    "slice",
+    "range",
+    "object",
+    "type",
+}
 SINGLE = {"torch.torch_version.TorchVersion"}
 
 

@@ -54,7 +54,9 @@ def benchmark_data(session: Session, images_per_second: float) -> None:
     """
     cfg, device, log, processes = session.cfg, session.device, session.log, session.launch.world_size
     if processes > 1:
-        raise ConfigError(f"--benchmark-data: times one process, but {processes} were started; start main.py without a launcher")
+        raise ConfigError(
+            f"--benchmark-data: times one process, but {processes} were started; start main.py without a launcher"
+        )
     torch.set_num_threads(1)  # as in a worker
     finish = loading(cfg, device)["finish"]
     ways = open_ways(cfg, finish, log)
@@ -128,7 +130,8 @@ def profile_in_turns(ways: dict[str, Way], seed: int, timeout: float) -> dict[st
         for name, way in ways.items():
             with patience(timeout, lambda: describe_wait(lines, [])):
                 rounds[name].append(profile(way, seed, number))
-    return {name: {step: median(r[step] for r in found[1:]) for step in found[1]} for name, found in rounds.items()}  # the first warms up
+    # the first warms up
+    return {name: {step: median(r[step] for r in found[1:]) for step in found[1]} for name, found in rounds.items()}
 
 
 def profile(way: Way, seed: int, number: int) -> dict[str, float]:
@@ -208,7 +211,9 @@ def measure_loader(cfg: CfgNode, device: torch.device, dataset, log: RunLog) -> 
         next(batches)
         count += 1
     rate = count * size / (time.perf_counter() - started)
-    log.info(f"loader: {rate:.0f} images/s with DATA.BACKEND {cfg.DATA.BACKEND}, DATA.NUM_WORKERS {workers}, batches of {size}")
+    log.info(
+        f"loader: {rate:.0f} images/s with DATA.BACKEND {cfg.DATA.BACKEND}, DATA.NUM_WORKERS {workers}, batches of {size}"
+    )
 
 
 def say_workers(seconds: dict[str, float], images_per_second: float, cores: int, log: RunLog) -> None:

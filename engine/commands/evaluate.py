@@ -56,7 +56,9 @@ def open_evaluation(session: Session) -> "Evaluation":
     """
     cfg = session.cfg
     specs = read_sets(cfg.TEST.SETS_FILE, cfg.TEST.SETS or [VAL])
-    checkpoint = open_checkpoint(Path(local_file(cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED, session.launch, session.peers)))
+    checkpoint = open_checkpoint(
+        Path(local_file(cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED, session.launch, session.peers))
+    )
     precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, session.device)
     task = create_task(cfg)
     val_set = functools.cache(lambda: task.val_dataset(checkpoint.classes))

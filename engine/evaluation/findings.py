@@ -22,7 +22,10 @@ def worst_mistakes(errors: Errors, classes: Sequence[str]) -> dict[str, Any]:
             "jpeg": base64.b64encode(encode_jpeg(mistake.pixels)).decode(),
             "key": mistake.key,
             "title": f"{_short(names[mistake.target])} \u2192 {_short(names[mistake.predicted])}",
-            "notes": [f"predicted with {mistake.probability:.1%}", f"loss {mistake.loss:.2f}" if math.isfinite(mistake.loss) else "loss not finite"],
+            "notes": [
+                f"predicted with {mistake.probability:.1%}",
+                f"loss {mistake.loss:.2f}" if math.isfinite(mistake.loss) else "loss not finite",
+            ],
         }
         for mistake in errors.worst
     ]
@@ -42,7 +45,12 @@ def frequent_confusions(errors: Errors, classes: Sequence[str]) -> dict[str, Any
         for count, target, predicted in sorted(wrong)[:CONFUSIONS]
     ]
     text = f"{-sum(count for count, _, _ in wrong)} of {sum(images.values())} images were taken for another class, {len(wrong)} pairs of classes in all."
-    return {"title": "Most frequent confusions", "text": text, "columns": ["true class", "predicted", "images", "of the class"], "rows": rows}
+    return {
+        "title": "Most frequent confusions",
+        "text": text,
+        "columns": ["true class", "predicted", "images", "of the class"],
+        "rows": rows,
+    }
 
 
 def _names(classes: Sequence[str]) -> list[str]:

@@ -15,7 +15,9 @@ CHUNK = 2**26  # similarities that are held at a time: 256 MiB
 def require_neighbours(ks: Sequence[int], num_images: int) -> None:
     """Raises ConfigError if there are fewer images than neighbours."""
     if max(ks) > num_images:
-        raise ConfigError(f"TEST.KNN: {max(ks)} neighbours are asked for, but there are {num_images} training images; ask for fewer")
+        raise ConfigError(
+            f"TEST.KNN: {max(ks)} neighbours are asked for, but there are {num_images} training images; ask for fewer"
+        )
 
 
 class Embedding:
@@ -79,14 +81,17 @@ class Neighbours:
 
     def update(self, features: torch.Tensor, targets: torch.Tensor, keys: Optional[Sequence[str]] = None) -> None:
         """Adds validation images: features (B, D) of length 1, targets (B,)."""
-        for part, wanted in zip(*(values.split(max(CHUNK // len(self.bank.matrix), 1)) for values in (features, targets))):
+        for part, wanted in zip(
+            *(values.split(max(CHUNK // len(self.bank.matrix), 1)) for values in (features, targets))
+        ):
             correct = [(classes == wanted).sum() for classes in self.classes(part)]
             self.sums += torch.stack([*correct, torch.tensor(len(wanted), device=features.device)])
 
     def classes(self, features: torch.Tensor) -> list[torch.Tensor]:
         """For each k the classes (B,) of images with features (B, D)."""
         with torch.autocast(features.device.type, enabled=False):  # 16 bits cannot tell near neighbours apart
-            similarities, nearest = (features @ self.bank.matrix.T).topk(max(self.ks), dim=1)  # (B, K), the nearest first
+            # (B, K), the nearest first
+            similarities, nearest = (features @ self.bank.matrix.T).topk(max(self.ks), dim=1)
         weights = ((similarities - 1) / self.temperature).exp()  # / exp(1 / tau), which changes no argmax: at most 1
         labels = self.bank.targets[nearest]
         votes = features.new_zeros(len(features), self.num_classes)

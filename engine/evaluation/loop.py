@@ -54,7 +54,9 @@ def evaluate(
     results = metrics.compute()
     found = results.get("num_images", loader.num_images) + len(failures)
     if found != loader.num_images:
-        log.warning(f"{found} images were read, {loader.num_images} were said to be there: check what says so of the shards")
+        log.warning(
+            f"{found} images were read, {loader.num_images} were said to be there: check what says so of the shards"
+        )
     if failures:
         results["unreadable"] = len(failures)
         log.warning(

@@ -56,7 +56,11 @@ class Mistakes(ClassificationMetrics):
         self.worst: list[Mistake] = []
 
     def update(
-        self, logits: torch.Tensor, targets: torch.Tensor, keys: Sequence[str] = (), images: Optional[torch.Tensor] = None
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        keys: Sequence[str] = (),
+        images: Optional[torch.Tensor] = None,
     ) -> None:
         """As `ClassificationMetrics`, with the images' keys (B) and the normalised images (B, 3, H, W)."""
         super().update(logits, targets)
@@ -68,7 +72,9 @@ class Mistakes(ClassificationMetrics):
         self.pairs.update(zip(*found[:2]))
         wrong = [(loss, key, i, t, p, share) for i, (key, t, p, share, loss) in enumerate(zip(keys, *found)) if t != p]
         for loss, key, i, target, guess, share in sorted(wrong, key=_by_loss)[: self.most]:
-            if len(self.worst) < self.most or _by_loss((loss, key)) < _by_loss((self.worst[-1].loss, self.worst[-1].key)):
+            if len(self.worst) < self.most or _by_loss((loss, key)) < _by_loss(
+                (self.worst[-1].loss, self.worst[-1].key)
+            ):
                 pixels = ((images[i] * self.std + self.mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0)
                 self.worst.append(Mistake(loss, key, target, guess, share, pixels.cpu().numpy()))
                 self._keep_the_worst()

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 
 
-def predict_views(model: Callable[[torch.Tensor], torch.Tensor], views: Sequence[torch.Tensor], flip: bool) -> torch.Tensor:
+def predict_views(
+    model: Callable[[torch.Tensor], torch.Tensor], views: Sequence[torch.Tensor], flip: bool
+) -> torch.Tensor:
     """Logits for each image; where it has several views, the logarithm of their mean probabilities.
 
     The model sees one view of all images at a time, so that memory and rounding are those of a plain batch.

@@ -28,7 +28,8 @@ class Prediction:
     labels: list[int]
     probabilities: list[float]
     frames: int  # pictures in the file, of which the first was looked at
-    pixels: np.ndarray  # uint8 (H, W, 3), as the model saw it (of five crops the centre); part of its batch: keep a copy
+    # uint8 (H, W, 3), as the model saw it (of five crops the centre); part of its batch: keep a copy
+    pixels: np.ndarray
 
 
 class Predictor:
@@ -113,8 +114,12 @@ class Predictor:
         if is_out_of_memory(error):
             return ConfigError(f"--batch-size is {self.batch_size}: {self.device} is out of memory; use a smaller one")
         if "DataLoader worker" in reason:
-            return ConfigError(f"--workers is {self.workers}: a loading process was killed, perhaps as memory ran out ({reason}); use fewer")
+            return ConfigError(
+                f"--workers is {self.workers}: a loading process was killed, perhaps as memory ran out ({reason}); use fewer"
+            )
         if self.img_size != self.trained.own_size:
             name = self.trained.cfg.MODEL.NAME
-            return ConfigError(f"--img-size is {self.img_size}: {name} cannot take such images ({reason}); leave it out, or use another")
+            return ConfigError(
+                f"--img-size is {self.img_size}: {name} cannot take such images ({reason}); leave it out, or use another"
+            )
         return None

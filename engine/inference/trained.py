@@ -53,7 +53,9 @@ class Trained:
     def transform(self, img_size: int = 0, crops: int = 1) -> Transform:
         """Its evaluation's transform to one view of a size, 0 for its own, or to 5 `crops`; `.decode` reads an open file."""
         cfg = self.cfg
-        return eval_transform(img_size or self.own_size, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT, cfg.DATA.EXIF, crops)
+        return eval_transform(
+            img_size or self.own_size, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT, cfg.DATA.EXIF, crops
+        )
 
     def read(self, path: Path, img_size: int = 0) -> Picture:
         """An image file as its evaluation sees it, before the normalisation.
@@ -74,7 +76,9 @@ class Trained:
         return Finish(self.cfg.DATA.MEAN, self.cfg.DATA.STD, device, self.cfg.TRAIN.CHANNELS_LAST)(batch).images
 
 
-def load_trained(path: Path, cfg_file: Optional[Path] = None, class_map: str = "", weights: Optional[str] = None) -> Trained:
+def load_trained(
+    path: Path, cfg_file: Optional[Path] = None, class_map: str = "", weights: Optional[str] = None
+) -> Trained:
     """The model of a checkpoint; its averaged weights if these were what made it the best one, or if it is another tool's.
 
     Args:
@@ -98,7 +102,9 @@ def load_trained(path: Path, cfg_file: Optional[Path] = None, class_map: str = "
         except ConfigError as error:
             raise CheckpointError(str(error)) from error
     else:
-        raise CheckpointError(f"{path}: has no config; say which model it is of with --cfg configs/fat_b0.yaml, or use a run's best.pth")
+        raise CheckpointError(
+            f"{path}: has no config; say which model it is of with --cfg configs/fat_b0.yaml, or use a run's best.pth"
+        )
     classes = checkpoint.classes
     if class_map:
         classes = list(read_class_map(class_map, "--classes"))
@@ -115,6 +121,8 @@ def load_trained(path: Path, cfg_file: Optional[Path] = None, class_map: str = "
     load_weights(model, fitted.state, path)
     for key, parameter in model.named_parameters():
         if parameter.isnan().any():
-            raise CheckpointError(f"{path}: the numbers in its {key} are none (NaN), as of a training that failed; use another checkpoint")
+            raise CheckpointError(
+                f"{path}: the numbers in its {key} are none (NaN), as of a training that failed; use another checkpoint"
+            )
     warnings = input_warnings(checkpoint.config, cfg) if cfg_file else []
     return Trained(path, model.eval(), cfg, classes, name, fitted.note, tuple(warnings))

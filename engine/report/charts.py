@@ -62,7 +62,9 @@ def chart(title: str, x_label: str, series: Mapping[str, Points], styles: Mappin
         parts = [[at(*point) for point in part] for part in unbroken(points)]
         path = " ".join("M" + " L".join(f"{x:g},{y:g}" for x, y in part) for part in parts if len(part) > 1)
         last = next(y for _, y in reversed(points) if y is not None)
-        lines.append(Line(name, styles.get(name, 0), path, [part[0] for part in parts if len(part) == 1], f"{last:.4g}"))
+        lines.append(
+            Line(name, styles.get(name, 0), path, [part[0] for part in parts if len(part) == 1], f"{last:.4g}")
+        )
     label = f"{title} by {x_label}: " + "; ".join(f"{line.name}, at the end {line.last}" for line in lines)
     return Chart(
         title, label, x_label, lines,

@@ -25,7 +25,13 @@ from ..training.waits import SHARE
 from .charts import Chart, Points, chart
 
 TEMPLATES = Path(__file__).parent / "templates"
-NAMES = {"acc1": "top-1, %", "acc5": "top-5, %", "loss": "loss", "num_images": "images", "unreadable": "images not read"}
+NAMES = {
+    "acc1": "top-1, %",
+    "acc5": "top-5, %",
+    "loss": "loss",
+    "num_images": "images",
+    "unreadable": "images not read",
+}
 LISTED = 20  # images that could not be read, changed settings
 
 Record = dict[str, Any]
@@ -39,7 +45,13 @@ def write_report(run: Path) -> Path:
         ConfigError: its config.yaml cannot be read.
         OutputError: the page cannot be written.
     """
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     text = environment.get_template(REPORT).render(describe_run(run))
     write_text(run / REPORT, text)
     return run / REPORT
@@ -71,7 +83,9 @@ def describe_run(run: Path) -> dict[str, Any]:
     return {
         "title": f"{cfg.MODEL.NAME} / {cfg.TAG}",
         "finished": finished,
-        "state": f"finished after {count(cfg.TRAIN.EPOCHS, 'epoch')}" if finished else unfinished(train, epochs, cfg.TRAIN.EPOCHS),
+        "state": f"finished after {count(cfg.TRAIN.EPOCHS, 'epoch')}"
+        if finished
+        else unfinished(train, epochs, cfg.TRAIN.EPOCHS),
         "headline": headline(best, epochs, metric, start, train, waited),
         "warnings": warnings_of(run, facts, train, epochs, waited, others),
         "charts": charts(train, epochs, metric),
@@ -163,7 +177,9 @@ def are_sections(value: Any) -> bool:
             return has(section, columns=list, rows=list) and all(isinstance(row, list) for row in section["rows"])
         pictures = section["pictures"]
         return isinstance(pictures, list) and all(
-            has(picture, jpeg=str, key=str, title=str, notes=list, size=list) and len(picture["size"]) == 2 and all(map(counts, picture["size"]))
+            has(picture, jpeg=str, key=str, title=str, notes=list, size=list)
+            and len(picture["size"]) == 2
+            and all(map(counts, picture["size"]))
             for picture in pictures
         )
 
@@ -172,7 +188,8 @@ def are_sections(value: Any) -> bool:
 
 def picture_of(path: Path) -> Optional[dict[str, Any]]:
     """A PNG as a JPEG for the page."""
-    data = np.frombuffer(path.read_bytes() if path.is_file() else b"", np.uint8)  # cv2.imread dies of a path that is no UTF-8
+    # cv2.imread dies of a path that is no UTF-8
+    data = np.frombuffer(path.read_bytes() if path.is_file() else b"", np.uint8)
     picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if picture is None:
         return None
@@ -207,12 +224,18 @@ def spans(train: Sequence[Record]) -> list[tuple[Record, float]]:
     """Each log line with the time that it covers, in seconds per image of an update: updates since the one before, by images/s."""
     before = [0, *(record["update"] for record in train)]
     speeds = [number(record.get("images_per_second")) for record in train]
-    return [(record, (record["update"] - first) / speed) for record, first, speed in zip(train, before, speeds) if speed and record["update"] > first]
+    return [
+        (record, (record["update"] - first) / speed)
+        for record, first, speed in zip(train, before, speeds)
+        if speed and record["update"] > first
+    ]
 
 
 def wait_share(train: Sequence[Record]) -> Optional[float]:
     """The share of the training's time that went by waiting for images; a line of the log counts by the time it covers."""
-    known = [(share, seconds) for record, seconds in spans(train) if (share := number(record.get("data_wait"))) is not None]
+    known = [
+        (share, seconds) for record, seconds in spans(train) if (share := number(record.get("data_wait"))) is not None
+    ]
     return sum(share * seconds for share, seconds in known) / sum(seconds for _, seconds in known) if known else None
 
 
@@ -224,16 +247,40 @@ def headline(best, epochs, metric, start, train, waited) -> list[tuple[str, str,
         value, weights, record = best
         rows.append((f"Best {name}", f"{value:.2f}", f"{weights} weights, epoch {record['epoch'] + 1}"))
         last = {w: number(epochs[-1][w].get(metric)) for w in weights_of(epochs[-1])}
-        rows.append((f"Last {name}", figure(max((v for v in last.values() if v is not None), default=None), 2), f"epoch {epochs[-1]['epoch'] + 1}"))
+        rows.append(
+            (
+                f"Last {name}",
+                figure(max((v for v in last.values() if v is not None), default=None), 2),
+                f"epoch {epochs[-1]['epoch'] + 1}",
+            )
+        )
     if number(start.get("params")):
         macs = number(start.get("macs"))
-        rows.append(("Parameters", f"{start['params'] / 1e6:.2f} M", f"{macs / 1e9:.3f} GMACs at {start.get('img_size')} px" if macs else ""))
+        rows.append(
+            (
+                "Parameters",
+                f"{start['params'] / 1e6:.2f} M",
+                f"{macs / 1e9:.3f} GMACs at {start.get('img_size')} px" if macs else "",
+            )
+        )
     speeds = [speed for record in train if (speed := number(record.get("images_per_second"))) is not None]
     if speeds:
-        rows.append(("Images per second", f"{median(speeds):,.0f}", f"in training, median; {start.get('device', 'all processes')}"))
+        rows.append(
+            (
+                "Images per second",
+                f"{median(speeds):,.0f}",
+                f"in training, median; {start.get('device', 'all processes')}",
+            )
+        )
     batch = number(start.get("total_batch_size"))
     if batch and spans(train):
-        rows.append(("Time in training", long_time(batch * sum(seconds for _, seconds in spans(train))), "without evaluation and saving"))
+        rows.append(
+            (
+                "Time in training",
+                long_time(batch * sum(seconds for _, seconds in spans(train))),
+                "without evaluation and saving",
+            )
+        )
     if waited is not None:
         rows.append(("Waited for images", f"{waited:.1%}", "of the time in training"))
     return rows
@@ -245,7 +292,9 @@ def figure(value: Optional[float], digits: int) -> str:
 
 def long_time(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
-    return f"{hours:,} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"
+    return (
+        f"{hours:,} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"
+    )
 
 
 def count(value: int, what: str) -> str:
@@ -270,9 +319,17 @@ def metrics_table(epochs: Sequence[Record], best, metric: str) -> dict[str, Any]
     rows = []
     for name in names:
         digits = 0 if name in ("num_images", "unreadable") else 4 if "loss" in name else 2
-        rows.append((NAMES.get(name, name), [figure(number(record[weights].get(name)), digits) for _, record, weights in columns]))
+        rows.append(
+            (
+                NAMES.get(name, name),
+                [figure(number(record[weights].get(name)), digits) for _, record, weights in columns],
+            )
+        )
     rows.append(("training loss", [figure(number(record.get("train_loss")), 4) for _, record, _ in columns]))
-    heads = [(f"{moment} epoch, {record['epoch'] + 1}", weights, record is best[2] and weights == best[1]) for moment, record, weights in columns]
+    heads = [
+        (f"{moment} epoch, {record['epoch'] + 1}", weights, record is best[2] and weights == best[1])
+        for moment, record, weights in columns
+    ]
     return {"columns": heads, "rows": rows}
 
 
@@ -281,11 +338,14 @@ def charts(train: Sequence[Record], epochs: Sequence[Record], metric: str) -> li
     place, x_label = places(epochs)
 
     def logged(key: str, factor: float = 1.0) -> Points:
-        return [(place(record), None if (value := number(record.get(key))) is None else factor * value) for record in train]
+        return [
+            (place(record), None if (value := number(record.get(key))) is None else factor * value) for record in train
+        ]
 
     def evaluated(key: str) -> dict[str, Points]:
         return {
-            weights: [(record["epoch"] + 1, number(record.get(weights, {}).get(key))) for record in epochs] for weights in ("raw", "ema")
+            weights: [(record["epoch"] + 1, number(record.get(weights, {}).get(key))) for record in epochs]
+            for weights in ("raw", "ema")
         }
 
     losses = {f"validation, {name}": points for name, points in evaluated("loss").items()}
@@ -316,7 +376,9 @@ def places(epochs: Sequence[Record]):
     return place, "epoch"
 
 
-def warnings_of(run: Path, facts: Mapping[str, Any], train, epochs, waited: Optional[float], others: int) -> list[tuple[str, list[str]]]:
+def warnings_of(
+    run: Path, facts: Mapping[str, Any], train, epochs, waited: Optional[float], others: int
+) -> list[tuple[str, list[str]]]:
     """What a reader of the figures has to know: a line, and details."""
     found = []
     left_out = max((record["left_out"] for record in train if type(record.get("left_out")) is int), default=0)
@@ -326,13 +388,27 @@ def warnings_of(run: Path, facts: Mapping[str, Any], train, epochs, waited: Opti
     if unreadable.is_file():
         lines = unreadable.read_text(errors="replace").splitlines()
         found.append((f"{count(len(lines), 'image')} could not be read and left out", shortened(lines)))
-    missing = {count(record[w]["unreadable"], "image") for record in epochs[-1:] for w in weights_of(record) if record[w].get("unreadable")}
-    found += [(f"the validation figures are not of the full set: {text} could not be read", []) for text in sorted(missing)]
+    missing = {
+        count(record[w]["unreadable"], "image")
+        for record in epochs[-1:]
+        for w in weights_of(record)
+        if record[w].get("unreadable")
+    }
+    found += [
+        (f"the validation figures are not of the full set: {text} could not be read", []) for text in sorted(missing)
+    ]
     changes = facts.get("changes")
     if isinstance(changes, list) and changes:
-        found.append((f"{count(len(changes), 'setting')} changed on the way", shortened([str(change) for change in changes])))
+        found.append(
+            (f"{count(len(changes), 'setting')} changed on the way", shortened([str(change) for change in changes]))
+        )
     if waited is not None and waited > SHARE:
-        found.append((f"{waited:.0%} of the training's time was spent waiting for images; --benchmark-data says where it goes", []))
+        found.append(
+            (
+                f"{waited:.0%} of the training's time was spent waiting for images; --benchmark-data says where it goes",
+                [],
+            )
+        )
     if others:
         found.append((f"{count(others, 'line')} of metrics.jsonl left out, no records", []))
     return found
@@ -372,14 +448,20 @@ def written(value: Any) -> str:
 
 def commands(run: Path, cfg: CfgNode, processes: int) -> list[tuple[str, str]]:
     """What they do, and the lines for a shell."""
-    launcher = ["python", *(["-m", "torch.distributed.launch", "--nproc_per_node", str(processes)] if processes > 1 else [])]
+    launcher = [
+        "python",
+        *(["-m", "torch.distributed.launch", "--nproc_per_node", str(processes)] if processes > 1 else []),
+    ]
     own = [*launcher, "main.py", "--cfg", str(run / "config.yaml")]
     found = [("Train it again, beside this run", shlex.join([*own, "--tag", f"{cfg.TAG}_again"]))]
     if cfg.REPRODUCES and is_cell(cfg.REPRODUCES):
         recipe = ["--cfg", f"configs/{cfg.REPRODUCES}.yaml", *opts_over(CONFIGS / f"{cfg.REPRODUCES}.yaml", cfg)]
         target = cfg.REPRODUCES.rpartition("/")[0] or "classification"
         found += [
-            ("The same from its recipe; goes on with this run if it is not finished", shlex.join([*launcher, "main.py", *recipe])),
+            (
+                "The same from its recipe; goes on with this run if it is not finished",
+                shlex.join([*launcher, "main.py", *recipe]),
+            ),
             ("Put it into the tables", shlex.join(["python", "scripts/reproduce.py", target, "--runs", str(run)])),
         ]
     return found + [

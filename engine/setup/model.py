@@ -105,9 +105,7 @@ class PooledFeatures(nn.Module):
         return self.model.forward_head(self.model.forward_features(images), pre_logits=True)
 
 
-def prepare_model(
-    model: nn.Module, device: torch.device, channels_last: bool, use_checkpoint: bool
-) -> nn.Module:
+def prepare_model(model: nn.Module, device: torch.device, channels_last: bool, use_checkpoint: bool) -> nn.Module:
     """Moves the model; BatchNorm is synchronised where a process group spans GPUs.
 
     Raises:
@@ -198,5 +196,7 @@ def _unknown_to_timm(name: str, key: str) -> str:
     if is_model(plain):
         return f"{key} is {name!r}, a name of the Hugging Face hub; timm's own is {plain!r}"
     longer = [known for known in list_models() if known.startswith(plain.partition(".")[0] + "_")][:5]
-    near = f"timm has {', '.join(longer)} and others" if longer else did_you_mean(plain.partition(".")[0], list_models())
+    near = (
+        f"timm has {', '.join(longer)} and others" if longer else did_you_mean(plain.partition(".")[0], list_models())
+    )
     return f"{key} is {name!r}, unknown to timm; {near}"

@@ -71,7 +71,9 @@ class Classification:
                 "one, or set AUG.MIXUP and AUG.CUTMIX to 0"
             )
         if cfg.AUG.REPEATS > 1 and cfg.DATA.CACHE_MODE == "part":
-            raise ConfigError("AUG.REPEATS contradicts DATA.CACHE_MODE part, which has another order of the images; use full or no")
+            raise ConfigError(
+                "AUG.REPEATS contradicts DATA.CACHE_MODE part, which has another order of the images; use full or no"
+            )
         if cfg.DATA.BATCH_SIZE == 1:
             raise ConfigError("DATA.BATCH_SIZE (--batch-size) is 1; BatchNorm cannot train on one image, use 2 or more")
         transform = self._train_transform(cfg.DATA.IMG_SIZE)
@@ -160,8 +162,11 @@ class Classification:
         dataset = cfg.DATA.DATASET
         if cfg.DATA.ZIP_MODE:
             if dataset.partition("/")[0] not in ("imagenet", "folder", "zip"):
-                raise ConfigError(f"DATA.ZIP_MODE (--zip) contradicts DATA.DATASET {dataset}; leave it out, or set DATA.DATASET zip")
+                raise ConfigError(
+                    f"DATA.ZIP_MODE (--zip) contradicts DATA.DATASET {dataset}; leave it out, or set DATA.DATASET zip"
+                )
             dataset = "/".join(["zip", *dataset.split("/")[1:]])
+
         def opened(name: str):
             return open_source(
                 dataset,
@@ -224,8 +229,13 @@ class Classification:
             img_size=cfg.DATA.IMG_SIZE,
             fat=to_dict(cfg.MODEL.FAT),
         )
-        for key, sizes in (("TRAIN.IMG_SIZES", [size for _, size in cfg.TRAIN.IMG_SIZES]), ("TEST.IMG_SIZE", [self.eval_size])):
-            if {*sizes} - {cfg.DATA.IMG_SIZE} and (getattr(model, "pretrained_cfg", None) or {}).get("fixed_input_size"):
+        for key, sizes in (
+            ("TRAIN.IMG_SIZES", [size for _, size in cfg.TRAIN.IMG_SIZES]),
+            ("TEST.IMG_SIZE", [self.eval_size]),
+        ):
+            if {*sizes} - {cfg.DATA.IMG_SIZE} and (getattr(model, "pretrained_cfg", None) or {}).get(
+                "fixed_input_size"
+            ):
                 raise ConfigError(
                     f"{key}: {cfg.MODEL.NAME} takes images of one size, DATA.IMG_SIZE {cfg.DATA.IMG_SIZE}; leave the key at its default"
                 )
@@ -270,7 +280,8 @@ class Classification:
     def evaluate_batch(self, model: nn.Module, batch: Examples, metrics: ClassificationMetrics) -> None:
         """Adds the model's predictions of a batch to the metrics."""
         views = batch.images.chunk(len(batch.images) // len(batch.targets))
-        metrics.update(predict_views(model, views, self.cfg.TEST.FLIP), batch.targets, batch.keys, views[-1])  # of five crops the centre
+        # of five crops the centre
+        metrics.update(predict_views(model, views, self.cfg.TEST.FLIP), batch.targets, batch.keys, views[-1])
 
     def evaluation_like(self, batch: Examples) -> Examples:
         """A batch of evaluation's shape, made of one of training, to rehearse with."""

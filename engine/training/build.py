@@ -200,7 +200,9 @@ def build_distillation(session: Session, classes: list[str]) -> Optional[Distill
         path = Path(local_file(cfg.DISTILL.WEIGHTS, peers.launch, peers))
         checkpoint = open_checkpoint(path)
         if checkpoint.classes is not None and checkpoint.classes != classes:
-            raise ConfigError(f"{path}: the teacher knows other classes than the data set; use one with the same, in the same order")
+            raise ConfigError(
+                f"{path}: the teacher knows other classes than the data set; use one with the same, in the same order"
+            )
         data = (checkpoint.config or {}).get("DATA", {})
         model, own, note = trained_teacher(name, len(classes), checkpoint, data)
         if note:

@@ -23,7 +23,8 @@ def parts_of(model: nn.Module) -> dict[str, list[str]]:
     backbone = [name for name, _ in model.named_parameters() if not name.startswith(classifier)] if classifier else []
     groups = coarse_groups(model)
     known = set(backbone)
-    groups = [names for names in groups if known.issuperset(names)]  # the last has the classifier, and what follows no stage
+    # the last has the classifier, and what follows no stage
+    groups = [names for names in groups if known.issuperset(names)]
     names = ["stem", *map(str, range(1, len(groups)))]
     return {**dict(zip(names, groups)), **({BACKBONE: backbone} if backbone else {})}
 
@@ -47,7 +48,9 @@ def freeze(model: nn.Module, parts: Sequence[Union[str, int]]) -> None:
     known = parts_of(model)
     for part in map(str, parts):
         if part not in known:
-            raise ConfigError(f"TRAIN.FREEZE: {type(model).__name__} has no part {part!r}; it has {', '.join(known) or 'none by name'}")
+            raise ConfigError(
+                f"TRAIN.FREEZE: {type(model).__name__} has no part {part!r}; it has {', '.join(known) or 'none by name'}"
+            )
     names = {name for part in parts for name in known[str(part)]}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name not in names)
@@ -66,5 +69,8 @@ def train(model: nn.Module) -> None:
 
 def describe(model: nn.Module, parts: Sequence[Union[str, int]]) -> str:
     """How much of the model is trained."""
-    sizes = {trained: sum(p.numel() for p in model.parameters() if p.requires_grad or not trained) for trained in (True, False)}
+    sizes = {
+        trained: sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
+        for trained in (True, False)
+    }
     return f"training {sizes[True]:,} of {sizes[False]:,} parameters; frozen: {', '.join(map(str, parts))}"

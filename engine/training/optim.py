@@ -56,7 +56,9 @@ def create_optimizer(
         hint = "; install NVIDIA apex from its repository (PyPI's apex is another package)" if "fused" in name else ""
         raise ConfigError(f"TRAIN.OPTIMIZER.NAME {name!r} cannot be used here ({error}){hint}") from error
     except (TypeError, ValueError, IndexError) as error:
-        raise ConfigError(f"TRAIN.OPTIMIZER: {name} refuses its settings ({error}); check EPS, BETAS, MOMENTUM") from error
+        raise ConfigError(
+            f"TRAIN.OPTIMIZER: {name} refuses its settings ({error}); check EPS, BETAS, MOMENTUM"
+        ) from error
 
 
 def create_lr_scheduler(

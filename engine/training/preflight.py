@@ -131,8 +131,12 @@ def _dry_step(trainer: Trainer, optimizer_of, batch):
     except RuntimeError as error:
         if "deterministic" in str(error) or is_out_of_memory(error):
             raise
-        raise ConfigError(f"MODEL.NAME: a training step fails ({' '.join(str(error).split())[:300]}); check MODEL and DATA") from error
-    parts = [model.state_dict(), optimizer.state_dict()] + ([trainer.model_ema.module.state_dict()] if trainer.model_ema else [])
+        raise ConfigError(
+            f"MODEL.NAME: a training step fails ({' '.join(str(error).split())[:300]}); check MODEL and DATA"
+        ) from error
+    parts = [model.state_dict(), optimizer.state_dict()] + (
+        [trainer.model_ema.module.state_dict()] if trainer.model_ema else []
+    )
     return step_seconds, forward_seconds, sum(map(_bytes, parts))
 
 

@@ -160,7 +160,9 @@ def warn_of_settings(session: Session, trainer: Trainer, has_weights: bool) -> N
         rate, name = cfg.MODEL.DROP_PATH_RATE, cfg.MODEL.NAME
         log.warning(f"MODEL.DROP_PATH_RATE is {rate}, but {name} has no drop path: it is left out")
     if cfg.TRAIN.FREEZE and not has_weights:
-        log.warning("TRAIN.FREEZE without MODEL.PRETRAINED (--pretrained): what is frozen has random weights, and keeps them")
+        log.warning(
+            "TRAIN.FREEZE without MODEL.PRETRAINED (--pretrained): what is frozen has random weights, and keeps them"
+        )
 
 
 def describe_start(session: Session, found: Found, changes: list[str], trainer: Trainer) -> list[str]:

@@ -150,7 +150,8 @@ class Trainer:
             waiting = time.perf_counter()
             try:
                 batch = next(batches)
-            except (Stopped, OutputError):  # it does not come; before an update's first one nothing of the update is done
+            # it does not come; before an update's first one nothing of the update is done
+            except (Stopped, OutputError):
                 if i == 0 and self.peers.launch.world_size == 1:
                     self.note(window)
                     self.save(LAST)
@@ -206,7 +207,8 @@ class Trainer:
         self.log.info(
             f"epoch {progress.epoch} [{progress.step}/{self.plan.updates_per_epoch}] loss {loss:.4f} lr {lr:.3e} "
             f"grad_norm {norm:.3f} {images_per_second:.1f} images/s wait {wait:.0%} mem {memory_mib(self.device):.0f} MiB "
-            f"eta {duration(images_left / max(images_per_second, 1e-9))}" + (f" left out {left_out}" if left_out else "")
+            f"eta {duration(images_left / max(images_per_second, 1e-9))}"
+            + (f" left out {left_out}" if left_out else "")
         )
         warning = self.waits.add(window.wait, seconds)
         if warning:
@@ -215,7 +217,9 @@ class Trainer:
         speed = {"images_per_second": images_per_second, "data_wait": wait, "memory_mib": memory_mib(self.device)}
         known = {name: value if math.isfinite(value) else None for name, value in {**values, **speed}.items()}
         self.log.record("train", progress.updates, {"epoch": progress.epoch, **known})
-        self.log.scalars(progress.updates, {f"train/{name}": value for name, value in known.items() if value is not None})
+        self.log.scalars(
+            progress.updates, {f"train/{name}": value for name, value in known.items() if value is not None}
+        )
 
     def note(self, window: "Window") -> None:
         """Puts the sums since the last report into `progress`, so that a save between two reports changes none of them.
@@ -286,7 +290,8 @@ class Trainer:
         Raises:
             Stopped: always.
         """
-        reasons = [reason for reason in self.peers.gather(self.peers.stop.reason) if reason]  # all wait for rank 0's save
+        # all wait for rank 0's save
+        reasons = [reason for reason in self.peers.gather(self.peers.stop.reason) if reason]
         progress = self.progress
         self.log.warning(
             f"stopped by {reasons[0] if reasons else 'a signal'}: saved at epoch {progress.epoch}, update {progress.step}; "

@@ -41,5 +41,7 @@ class Waits:
         if self.backend == "pil":
             advice.append("set DATA.BACKEND cv2, which needs about half the time for an image")
         if not advice:
-            advice.append(f"DATA.NUM_WORKERS {self.workers} has all {self.cores} cores: use more cores, smaller files or a faster disk")
+            advice.append(
+                f"DATA.NUM_WORKERS {self.workers} has all {self.cores} cores: use more cores, smaller files or a faster disk"
+            )
         return f"{', or '.join(advice)}; --benchmark-data says where the time goes"

@@ -110,7 +110,8 @@ class DepthwiseConvolution(torch.autograd.Function):
                 for image, grad_y in zip(x.split(1), grad)  # (1, C, H, W), (C, H/s, W/s) -> (1, C, k, k)
             )
             total = sum(parts, weight.new_zeros(1, len(weight), height, width))
-            grad_weight = torch.empty_like(weight).copy_(total.transpose(0, 1))  # (C, 1, k, k), strides as DDP wants them
+            # (C, 1, k, k), strides as DDP wants them
+            grad_weight = torch.empty_like(weight).copy_(total.transpose(0, 1))
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias, None, None, None, None

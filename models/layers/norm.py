@@ -22,13 +22,17 @@ class LayerNorm(nn.GroupNorm):
 
 
 @torch.fx.wrap  # it looks at the tensor's kind, which tracing does not know
-def layer_norm(x: torch.Tensor, weight: Optional[torch.Tensor], bias: Optional[torch.Tensor], eps: float) -> torch.Tensor:
+def layer_norm(
+    x: torch.Tensor, weight: Optional[torch.Tensor], bias: Optional[torch.Tensor], eps: float
+) -> torch.Tensor:
     if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last) and not torch.compiler.is_compiling():
         return norm_channels_last(x, weight, bias, eps)
     return F.group_norm(x, 1, weight, bias, eps)
 
 
-def norm_channels_last(x: torch.Tensor, weight: Optional[torch.Tensor], bias: Optional[torch.Tensor], eps: float) -> torch.Tensor:
+def norm_channels_last(
+    x: torch.Tensor, weight: Optional[torch.Tensor], bias: Optional[torch.Tensor], eps: float
+) -> torch.Tensor:
     """GroupNorm with one group of a channels_last map (B, C, H, W), by layer_norm in the order of the memory.
 
     torch's GroupNorm keeps the layout on CPUs only; on CUDA its result is NCHW, and every convolution after it would

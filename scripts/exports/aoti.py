@@ -13,8 +13,8 @@ from .program import limits, traced
 
 def export(job: Job) -> None:
     """Raises:
-        ConfigError: there is no C++ compiler.
-        ExportError: the model cannot be compiled, or gives other logits.
+    ConfigError: there is no C++ compiler.
+    ExportError: the model cannot be compiled, or gives other logits.
     """
     require_compiler()
     file = f"{job.name}.aoti.pt2"
@@ -39,4 +39,6 @@ def require_compiler() -> None:
     try:
         get_cpp_compiler()
     except (InvalidCxxCompiler, InductorError, OSError) as error:
-        raise ConfigError("aoti: needs a C++ compiler, and there is none; install g++ (apt install g++) or set CXX") from error
+        raise ConfigError(
+            "aoti: needs a C++ compiler, and there is none; install g++ (apt install g++) or set CXX"
+        ) from error

@@ -21,7 +21,9 @@ from utils.run_files import RESULT
 
 from .job import ExportError, Job, first_line, needed, preprocessing
 
-PAPER = "[Lightweight Vision Transformer with Bidirectional Interaction](https://arxiv.org/abs/2306.00396) (NeurIPS 2023)"
+PAPER = (
+    "[Lightweight Vision Transformer with Bidirectional Interaction](https://arxiv.org/abs/2306.00396) (NeurIPS 2023)"
+)
 RECIPE = (  # of the card
     ("epochs", "TRAIN.EPOCHS"), ("optimizer", "TRAIN.OPTIMIZER.NAME"), ("LR per 512 images", "TRAIN.BASE_LR"), ("schedule", "TRAIN.LR_SCHEDULER.NAME"),
     ("weight decay", "TRAIN.WEIGHT_DECAY"), ("images per update", "TRAIN.TOTAL_BATCH_SIZE"), ("drop path", "MODEL.DROP_PATH_RATE"),
@@ -70,7 +72,9 @@ def write(job: Job, folder: Path) -> None:
             data_config=data_config(job.cfg),
         )  # fmt: skip
     except SafetensorError as error:
-        raise OutputError(f"{job.output}: cannot be written ({first_line(error)}); free space or change --output") from error
+        raise OutputError(
+            f"{job.output}: cannot be written ({first_line(error)}); free space or change --output"
+        ) from error
     except (ValueError, TypeError, AttributeError, AssertionError, KeyError) as error:
         raise ExportError(f"--checkpoint: timm cannot save {job.cfg.MODEL.NAME} ({first_line(error)})") from error
 
@@ -93,8 +97,14 @@ def verify(job: Job, folder: Path) -> None:
     same = own.keys() == found.keys() and all(torch.equal(own[key], found[key]) for key in own)
     images = torch.rand(2, 3, job.size, job.size, generator=torch.Generator().manual_seed(0))
     if not same or not torch.equal(model(images), job.trained.model(images)):
-        raise ExportError(f"--checkpoint: timm makes another model of the folder than {job.cfg.MODEL.NAME} is; nothing is written")
-    found = {key: tuple(value) if isinstance(value, list) else value for key, value in resolve_model_data_config(model).items()}  # JSON has no tuples
+        raise ExportError(
+            f"--checkpoint: timm makes another model of the folder than {job.cfg.MODEL.NAME} is; nothing is written"
+        )
+    # JSON has no tuples
+    found = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in resolve_model_data_config(model).items()
+    }
     different = {key: found.get(key) for key, value in data_config(job.cfg).items() if found.get(key) != value}
     if different:
         raise ExportError(f"--checkpoint: timm would prepare images in another way ({different}); nothing is written")
@@ -125,7 +135,10 @@ def card(job: Job) -> ModelCard:
     if job.fused:
         lines += [f"FAT, an image classifier after {PAPER}."]
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
-    lines += [f"{parameters / 1e6:.2f} M parameters, {job.size} x {job.size} px, {len(trained.classes)} classes. License: not stated.", ""]
+    lines += [
+        f"{parameters / 1e6:.2f} M parameters, {job.size} x {job.size} px, {len(trained.classes)} classes. License: not stated.",
+        "",
+    ]
     lines += ["## Metrics", "", *metric_lines(metrics, source, dataset, cfg), ""]
     lines += ["## Use", "", *use_lines(job), ""]
     lines += ["## Training", "", *training_lines(job), ""]
@@ -166,8 +179,14 @@ def metrics_of(path: Path, weights: str, cfg: CfgNode) -> tuple[dict[str, Any], 
 def metric_lines(metrics: dict[str, Any], source: str, dataset: str, cfg: CfgNode) -> list[str]:
     if "acc1" not in metrics:
         return ["Not measured."]
-    shown = [(name, metrics.get(key)) for name, key in (("top-1, %", "acc1"), ("top-5, %", "acc5"), ("loss", "loss"), ("images", "num_images"))]
-    row = [f"{value:.2f}" if isinstance(value, float) else str(value) if value is not None else "not measured" for _, value in shown]
+    shown = [
+        (name, metrics.get(key))
+        for name, key in (("top-1, %", "acc1"), ("top-5, %", "acc5"), ("loss", "loss"), ("images", "num_images"))
+    ]
+    row = [
+        f"{value:.2f}" if isinstance(value, float) else str(value) if value is not None else "not measured"
+        for _, value in shown
+    ]
     partial = " Not of the whole set." if metrics.get("unreadable") else ""
     views = [f"{cfg.TEST.CROPS} crops"] * (cfg.TEST.CROPS > 1) + ["mirror images"] * cfg.TEST.FLIP
     partial += f" The mean over {' and '.join(views)}; one view gives other figures." if views else ""
@@ -188,7 +207,13 @@ def use_lines(job: Job) -> list[str]:
         f"{first}",
         'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:USER/NAME"',
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
-        "image = " + ('ImageOps.exif_transpose(Image.open("photo.jpg"))' if prepared["exif_upright"] else 'Image.open("photo.jpg")') + '.convert("RGB")',
+        "image = "
+        + (
+            'ImageOps.exif_transpose(Image.open("photo.jpg"))'
+            if prepared["exif_upright"]
+            else 'Image.open("photo.jpg")'
+        )
+        + '.convert("RGB")',
         "with torch.inference_mode():",
         "    shares = model(transform(image)[None]).softmax(1)[0]",
         'print(model.pretrained_cfg["label_names"][shares.argmax()], shares.max())',
@@ -202,9 +227,16 @@ def use_lines(job: Job) -> list[str]:
 def training_lines(job: Job) -> list[str]:
     """The recipe, as far as the checkpoint's config and the run's result.json say it."""
     trained, result = job.trained, read_object(job.trained.path.with_name(RESULT))
-    rows = [("dataset", dataset_name(job)), ("weights", {"raw": "of the last update", "ema": "exponential moving average"}[trained.weights])]
+    rows = [
+        ("dataset", dataset_name(job)),
+        ("weights", {"raw": "of the last update", "ema": "exponential moving average"}[trained.weights]),
+    ]
     rows += [(name, _value(trained.cfg, key)) for name, key in RECIPE]
-    rows += [("seed", trained.cfg.SEED), ("trained by commit", result.get("commit", "not recorded")), ("exported by commit", commit())]
+    rows += [
+        ("seed", trained.cfg.SEED),
+        ("trained by commit", result.get("commit", "not recorded")),
+        ("exported by commit", commit()),
+    ]
     return ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
 
 

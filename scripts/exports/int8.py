@@ -26,8 +26,8 @@ LARGEST_WEIGHT = 64  # 2 products of 255 * 64 are 32640, within 16 bits
 
 def export(job: Job) -> None:
     """Raises:
-        DataError: the training or validation images are not there.
-        ExportError: the model cannot be quantised, or loses more than `max_drop` points of top-1 accuracy.
+    DataError: the training or validation images are not there.
+    ExportError: the model cannot be quantised, or loses more than `max_drop` points of top-1 accuracy.
     """
     needed("onnxruntime", "onnx", "onnxscript")
     file, images = f"{job.name}_int8.onnx", training_images(job)
@@ -41,12 +41,27 @@ def export(job: Job) -> None:
             sizes = {"bytes": (folder / file).stat().st_size, "bytes_float32": plain.stat().st_size}
         before, after = accuracy(job, job.trained.model), accuracy(job, session(folder / file))
         drop = before["acc1"] - after["acc1"]
-        print(f"  top-1 {before['acc1']:.2f} % before, {after['acc1']:.2f} % after, on {after['num_images']} validation images; calibrated on {len(images)} training images")
+        print(
+            f"  top-1 {before['acc1']:.2f} % before, {after['acc1']:.2f} % after, on {after['num_images']} validation images; calibrated on {len(images)} training images"
+        )
         if not drop <= job.max_drop:
-            raise ExportError(f"--max-drop: 8 bits lose {drop:.2f} points of top-1 accuracy, more than {job.max_drop:g}; nothing is written")
+            raise ExportError(
+                f"--max-drop: 8 bits lose {drop:.2f} points of top-1 accuracy, more than {job.max_drop:g}; nothing is written"
+            )
         print(f"  {sizes['bytes'] / 2**20:.2f} MiB, {sizes['bytes_float32'] / 2**20:.2f} MiB in float32")
-        quantised = {"operators": QUANTISED, "weights": f"int8 per channel, -{LARGEST_WEIGHT} to {LARGEST_WEIGHT}", "activations": "uint8 per tensor", "calibration_images": len(images)}
-        compared = {"before": before, "after": after, "drop": drop, "max_drop": job.max_drop, "split": job.cfg.DATA.VAL_SPLIT}
+        quantised = {
+            "operators": QUANTISED,
+            "weights": f"int8 per channel, -{LARGEST_WEIGHT} to {LARGEST_WEIGHT}",
+            "activations": "uint8 per tensor",
+            "calibration_images": len(images),
+        }
+        compared = {
+            "before": before,
+            "after": after,
+            "drop": drop,
+            "max_drop": job.max_drop,
+            "split": job.cfg.DATA.VAL_SPLIT,
+        }
         job.describe(folder, file, compared, quantised=quantised, opset=job.opset, **sizes)
 
 

@@ -22,8 +22,8 @@ from data.batches import Finish
 from data.loader import Loader, eval_loader
 from data.sources.files import find_images
 from data.stream import StreamDataset
-from engine.tasks import create_task
 from engine.inference.trained import Trained
+from engine.tasks import create_task
 from utils.errors import ConfigError, DataError, UserError, printable
 from utils.files import unwritable, write_json
 from utils.provenance import record
@@ -31,7 +31,8 @@ from utils.provenance import record
 CPU = torch.device("cpu")
 MOST_IMAGES = 64  # to compare logits of
 MAX_BATCH = 4096  # of programs and packages, for which torch wants a limit
-SIZES = (33, 4096)  # px where sizes are dynamic: to torch.export a last map of a single row or column is another program
+# px where sizes are dynamic: to torch.export a last map of a single row or column is another program
+SIZES = (33, 4096)
 
 
 class ExportError(UserError):
@@ -97,7 +98,9 @@ class Job:
             count = min(most, len(dataset))
             dataset = Subset(dataset, [i * len(dataset) // count for i in range(count)])
         finish = Finish(cfg.DATA.MEAN, cfg.DATA.STD, CPU)
-        return eval_loader(dataset, batch_size=32, rank=0, world_size=1, finish=finish, num_workers=0, prefetch=1, pin_memory=False)
+        return eval_loader(
+            dataset, batch_size=32, rank=0, world_size=1, finish=finish, num_workers=0, prefetch=1, pin_memory=False
+        )
 
     def first(self, split: str, most: int) -> torch.Tensor:
         """So many of a split's images, or fewer: (N, 3, H, W)."""
@@ -123,7 +126,9 @@ class Job:
         try:
             return self.first(self.cfg.DATA.VAL_SPLIT, MOST_IMAGES)
         except UserError as error:
-            raise DataError(f"--images: not given, and the checkpoint's validation images cannot be used ({error}); give image files or a folder") from error
+            raise DataError(
+                f"--images: not given, and the checkpoint's validation images cannot be used ({error}); give image files or a folder"
+            ) from error
 
     def _read(self, files: Sequence[Path]) -> torch.Tensor:
         pictures = []
@@ -145,14 +150,20 @@ class Job:
         own = self.size
         if not self.dynamic_size:
             return [(own, own)]
-        return list(dict.fromkeys([(own, own), (2 * own, 2 * own), (own + 43, own + 17), (smallest, 75), (96, smallest), (64, 160)]))
+        return list(
+            dict.fromkeys(
+                [(own, own), (2 * own, 2 * own), (own + 43, own + 17), (smallest, 75), (96, smallest), (64, 160)]
+            )
+        )
 
     def batches(self, smallest: int = SIZES[0]) -> Iterator[torch.Tensor]:
         """Real images in batches of several numbers and, if these are dynamic, sizes."""
         total = len(self.images)
         for height, width in self.shapes(smallest):
             at_own = (height, width) == (self.size, self.size)
-            for count in sorted({1, 2, min(7, total), total} & set(range(total + 1))) if at_own else sorted({1, min(3, total)}):
+            for count in (
+                sorted({1, 2, min(7, total), total} & set(range(total + 1))) if at_own else sorted({1, min(3, total)})
+            ):
                 batch = self.images[:count]
                 yield batch if at_own else F.interpolate(batch, (height, width), mode="bilinear", antialias=True)
 
@@ -167,7 +178,9 @@ class Job:
         for batch in self.batches(smallest):
             expected, logits = self.trained.model(batch), exported(batch)
             if logits.shape != expected.shape:
-                raise ExportError(f"--checkpoint: the exported model gives {tuple(logits.shape)} for images {tuple(batch.shape)}, the model {tuple(expected.shape)}")
+                raise ExportError(
+                    f"--checkpoint: the exported model gives {tuple(logits.shape)} for images {tuple(batch.shape)}, the model {tuple(expected.shape)}"
+                )
             gap = (logits - expected).abs().max().item()
             spread = expected.std(correction=0).item() if len(batch) == len(self.images) and not spread else spread
             worst = max(worst, gap) if math.isfinite(gap) else math.inf
@@ -180,9 +193,18 @@ class Job:
                 f"--bound: the exported model's logits differ by up to {worst:.3g}, {relative:.3g} of their standard deviation, more than "
                 f"{self.bound:g}; nothing is written"
             )
-        print(f"  largest difference {worst:.3g}, {relative:.3g} of the logits' standard deviation (bound {self.bound:g}); same class {same} of {seen}")
+        print(
+            f"  largest difference {worst:.3g}, {relative:.3g} of the logits' standard deviation (bound {self.bound:g}); same class {same} of {seen}"
+        )
         print(f"  compared at {', '.join(shapes)}")
-        return {"images": len(self.images), "shapes": shapes, "max_difference": worst, "relative": relative, "bound": self.bound, "same_class": [same, seen]}
+        return {
+            "images": len(self.images),
+            "shapes": shapes,
+            "max_difference": worst,
+            "relative": relative,
+            "bound": self.bound,
+            "same_class": [same, seen],
+        }
 
     # What is said of the model
 
@@ -193,7 +215,12 @@ class Job:
         return {
             "model": cfg.MODEL.NAME,
             "fused": self.fused,
-            "input": {"name": "images", "dtype": "float32", "shape": ["batch", 3, *sides], "layout": "contiguous NCHW, RGB"},
+            "input": {
+                "name": "images",
+                "dtype": "float32",
+                "shape": ["batch", 3, *sides],
+                "layout": "contiguous NCHW, RGB",
+            },
             "output": {"name": "logits", "dtype": "float32", "shape": ["batch", len(trained.classes)]},
             "preprocessing": preprocessing(trained),
             "classes": trained.classes,
@@ -218,7 +245,8 @@ class Job:
             folder.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{os.getpid()}-", suffix=".tmp", dir=folder))
             yield temporary
-            for path in sorted(temporary.iterdir(), key=lambda path: path.suffix in (".json", ".md")):  # what describes comes last
+            # what describes comes last
+            for path in sorted(temporary.iterdir(), key=lambda path: path.suffix in (".json", ".md")):
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
                 os.replace(path, folder / path.name)
@@ -285,7 +313,9 @@ def needed(*packages: str) -> list[ModuleType]:
     try:
         return [importlib.import_module(package) for package in packages]
     except ImportError as error:
-        raise ConfigError(f"{error.name or packages[0]}: cannot be imported ({error}); pip install {' '.join(packages)}") from error
+        raise ConfigError(
+            f"{error.name or packages[0]}: cannot be imported ({error}); pip install {' '.join(packages)}"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -14,13 +14,14 @@ from .job import ExportError, Job, first_line, needed
 from .program import trace
 
 OPSETS = (18, 23)  # that torch's exporter writes
-SMALLEST = 20  # px of dynamic sizes: less is less than a position at FAT's stride of 32, of which onnxruntime makes something else
+# px of dynamic sizes: less is less than a position at FAT's stride of 32, of which onnxruntime makes something else
+SMALLEST = 20
 
 
 def export(job: Job) -> None:
     """Raises:
-        ConfigError: a package is missing, or an opset that cannot be written.
-        ExportError: the model cannot be exported, or gives other logits.
+    ConfigError: a package is missing, or an opset that cannot be written.
+    ExportError: the model cannot be exported, or gives other logits.
     """
     file = f"{job.name}.onnx"
     with job.staged() as folder:
@@ -39,11 +40,18 @@ def write(job: Job, path: Path) -> None:
     try:
         with redirect_stdout(said), redirect_stderr(said):
             exported = torch.onnx.export(
-                program, dynamo=True, input_names=["images"], output_names=["logits"], opset_version=job.opset, verbose=False
+                program,
+                dynamo=True,
+                input_names=["images"],
+                output_names=["logits"],
+                opset_version=job.opset,
+                verbose=False,
             )
         model = exported.model_proto
     except Exception as error:  # of the exporter's many kinds
-        raise ExportError(f"--checkpoint: {job.cfg.MODEL.NAME} cannot be written as ONNX ({first_line(error)})") from error
+        raise ExportError(
+            f"--checkpoint: {job.cfg.MODEL.NAME} cannot be written as ONNX ({first_line(error)})"
+        ) from error
     written = next(entry.version for entry in model.opset_import if not entry.domain)
     if written != job.opset:
         raise ConfigError(f"--opset is {job.opset}, and this model can only be written in {written}; give that")
@@ -63,5 +71,7 @@ def session(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     try:
         run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run
     except Exception as error:  # onnxruntime's own kinds
-        raise ExportError(f"--opset: onnxruntime {onnxruntime.__version__} cannot read the file ({first_line(error)}); give an older one") from error
+        raise ExportError(
+            f"--opset: onnxruntime {onnxruntime.__version__} cannot read the file ({first_line(error)}); give an older one"
+        ) from error
     return lambda images: torch.from_numpy(run(["logits"], {"images": images.contiguous().numpy()})[0])

@@ -16,7 +16,8 @@ def export(job: Job) -> None:
     with job.staged() as folder:
         program = traced(job)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "No complete tensor found")  # of weights that are not contiguous, which is harmless
+            # of weights that are not contiguous, which is harmless
+            warnings.filterwarnings("ignore", "No complete tensor found")
             torch.export.save(program, folder / file, extra_files={"description.json": json.dumps(job.description())})
         program = torch.export.load(folder / file).module()
         job.describe(folder, file, job.compare(program), **limits(job))
@@ -29,7 +30,9 @@ def traced(job: Job) -> ExportedProgram:
         ExportError: the model cannot be traced, or its own size is none of the dynamic ones.
     """
     if job.dynamic_size and job.size < SIZES[0]:
-        raise ExportError(f"--dynamic-size: a program takes images from {SIZES[0]} px on, and the model's own have {job.size}; leave it out, or export to onnx")
+        raise ExportError(
+            f"--dynamic-size: a program takes images from {SIZES[0]} px on, and the model's own have {job.size}; leave it out, or export to onnx"
+        )
     return trace(job, dict(zip(("min", "max"), SIZES)))
 
 
@@ -45,7 +48,9 @@ def trace(job: Job, sizes: dict[str, int]) -> ExportedProgram:
             return torch.export.export(job.model, (example,), dynamic_shapes=(dims,))
     except Exception as error:  # torch raises of many kinds
         what = "for images of any size" if job.dynamic_size else "for any number of images"
-        raise ExportError(f"--checkpoint: {job.cfg.MODEL.NAME} cannot be exported {what} ({first_line(error)})") from error
+        raise ExportError(
+            f"--checkpoint: {job.cfg.MODEL.NAME} cannot be exported {what} ({first_line(error)})"
+        ) from error
 
 
 def limits(job: Job) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Iterable, Sequence
 
 import numpy as np
 import torch
-from cli import whole_number
 
+from cli import whole_number
 from models import FAT
 from models.inspection import inspect_fasa
 from utils.errors import CheckpointError
@@ -46,12 +46,18 @@ def make(args: argparse.Namespace) -> list[str]:
     places = inputs.places_of(args, model, trained.cfg.MODEL.NAME)
     for stage, block in places:
         for head in args.head or []:
-            inputs.require_number("--head", head, model.layers[stage].blocks[block].attn.num_heads, f"stage {stage + 1}")
+            inputs.require_number(
+                "--head", head, model.layers[stage].blocks[block].attn.num_heads, f"stage {stage + 1}"
+            )
     wanted = {MEAN, *map(str, args.head)} if args.head else None
 
     def draw(shot: Shot) -> Iterable[tuple[str, np.ndarray]]:
         for stage, block in places:
-            panels = [panel for panel in attention_panels(model, shot.image, points, stage, block) if wanted is None or panel.head in wanted]
+            panels = [
+                panel
+                for panel in attention_panels(model, shot.image, points, stage, block)
+                if wanted is None or panel.head in wanted
+            ]
             height, width = panels[0].heat.shape
             size = f"{height} x {width} keys" if height * width > 1 else "one key"
             text = f"Attention of stage {stage + 1}, block {block + 1}: each point's weights over {size}, least to largest; "

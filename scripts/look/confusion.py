@@ -45,8 +45,17 @@ def confusion_picture(matrix: np.ndarray, names: list[str], title: str) -> np.nd
     for row, column in np.argwhere(cells):
         colour = "white" if shares[row, column] > 0.35 else "black"
         axes.text(column, row, str(cells[row, column]), ha="center", va="center", fontsize=7, color=colour)
-    figure.colorbar(image, shrink=0.8, label="share of the class's images", format=lambda share, _: f"{100 * share:.0f} %", ticks=[0, 0.05, 0.2, 0.5, 1])
-    figure.suptitle("\n".join(line for part in title.split("\n") for line in textwrap.wrap(_literal(part), int(side * 15))), fontsize=8)
+    figure.colorbar(
+        image,
+        shrink=0.8,
+        label="share of the class's images",
+        format=lambda share, _: f"{100 * share:.0f} %",
+        ticks=[0, 0.05, 0.2, 0.5, 1],
+    )
+    figure.suptitle(
+        "\n".join(line for part in title.split("\n") for line in textwrap.wrap(_literal(part), int(side * 15))),
+        fontsize=8,
+    )
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -29,7 +29,13 @@ OVER_IMAGE = ("local", "global", "fused")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     inputs.add_image_arguments(parser)
     inputs.add_place_arguments(parser)
-    parser.add_argument("--channels", type=int, nargs="+", metavar="CHANNEL", help=f"from 0, at most {MOST_CHANNELS} (default: 4, evenly spaced)")
+    parser.add_argument(
+        "--channels",
+        type=int,
+        nargs="+",
+        metavar="CHANNEL",
+        help=f"from 0, at most {MOST_CHANNELS} (default: 4, evenly spaced)",
+    )
 
 
 def make(args: argparse.Namespace) -> list[str]:
@@ -46,7 +52,9 @@ def make(args: argparse.Namespace) -> list[str]:
             height, width = found.q.shape[2:]
             size = f"{found.q.shape[1]} x {height} x {width}"
             text = f"FASA of stage {stage + 1}, block {block + 1}, interaction {found.fasa.interaction}: maps of {size}"
-            missing = {"local": "It has no global side g.", "global": "It has no local side l'."}.get(found.fasa.interaction)
+            missing = {"local": "It has no global side g.", "global": "It has no local side l'."}.get(
+                found.fasa.interaction
+            )
             text = ". ".join(filter(None, [text, missing]))
             yield f"stage {stage + 1}", inputs.introduce(sheet(shot, maps, channels[stage, block]), shot, trained, text)
 
@@ -76,7 +84,13 @@ def channels_shown(asked: Optional[Sequence[int]], size: int, number: int = 8) -
 def maps_of(found: FASAMaps) -> dict[str, np.ndarray]:
     """The maps that the module's interaction has, (C, H, W) each, by `NAMES`; `fused` is what the two sides give together."""
     sides = {"local": ["local"], "global": ["global"]}.get(found.fasa.interaction, ["local", "global", "fused"])
-    attributes = {"q": "q", "local": "local_aggregation", "global": "global_aggregation", "fused": "interaction", "output": "output"}
+    attributes = {
+        "q": "q",
+        "local": "local_aggregation",
+        "global": "global_aggregation",
+        "fused": "interaction",
+        "output": "output",
+    }
     return {name: getattr(found, attributes[name])[0].numpy() for name in ("q", *sides, "output")}
 
 
@@ -94,7 +108,11 @@ def sheet(shot: Shot, maps: dict[str, np.ndarray], channels: list[int]) -> np.nd
         empty = -len(pictures) % columns
         pictures += [np.full_like(image, 255)] * empty
         captions += [""] * empty
-        shown = {"norm": np.linalg.norm(values, axis=0), "mean": values.mean(axis=0), **{f"channel {c}": values[c] for c in channels}}
+        shown = {
+            "norm": np.linalg.norm(values, axis=0),
+            "mean": values.mean(axis=0),
+            **{f"channel {c}": values[c] for c in channels},
+        }
         pictures += map(coloured, shown.values())
         captions += [f"{NAMES[name]}: {what}\n{span(own)}" for what, own in shown.items()]
     return grid(pictures, captions, SIDE, columns)

@@ -11,8 +11,8 @@ from typing import Iterable
 
 import numpy as np
 import torch
-from cli import whole_number
 
+from cli import whole_number
 from engine.inference.trained import Trained
 from utils.errors import CheckpointError
 from utils.pictures import grid
@@ -28,7 +28,9 @@ COLUMNS = 6
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     inputs.add_image_arguments(parser)
     parser.add_argument("--stage", type=whole_number(1), nargs="+", metavar="N", help="from 1 (default: each)")
-    parser.add_argument("--number", type=whole_number(1, 256), default=17, metavar="N", help="channels that are shown (default: 17)")
+    parser.add_argument(
+        "--number", type=whole_number(1, 256), default=17, metavar="N", help="channels that are shown (default: 17)"
+    )
     parser.add_argument("--first", action="store_true", help="the first channels, not the strongest ones")
 
 
@@ -59,7 +61,9 @@ def feature_maps(trained: Trained, image: torch.Tensor) -> list[np.ndarray]:
     try:
         maps = trained.model.forward_intermediates(image, output_fmt="NCHW", intermediates_only=True)
     except (AttributeError, TypeError, AssertionError) as error:
-        raise CheckpointError(f"{trained.path}: {trained.cfg.MODEL.NAME} gives no feature maps; use another model's checkpoint") from error
+        raise CheckpointError(
+            f"{trained.path}: {trained.cfg.MODEL.NAME} gives no feature maps; use another model's checkpoint"
+        ) from error
     return [values[0].numpy() for values in maps]
 
 

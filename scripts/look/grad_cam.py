@@ -29,7 +29,9 @@ COLUMNS = 6
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     inputs.add_image_arguments(parser)
-    parser.add_argument("--class", dest="target", metavar="CLASS", help="by name, or label from 0 (default: the predicted one)")
+    parser.add_argument(
+        "--class", dest="target", metavar="CLASS", help="by name, or label from 0 (default: the predicted one)"
+    )
     parser.add_argument(
         "--layer", nargs="+", metavar="NAME",
         help="modules whose output maps are used, such as layers.2 (default: of a FAT each stage and the final norm, else the last feature map)",
@@ -65,7 +67,9 @@ def layers_of(trained: Trained, names: Optional[Sequence[str]] = None) -> dict[s
         known = dict(model.named_modules())
         missing = [name for name in names if not name or name not in known]
         if missing:
-            raise ConfigError(f"--layer: {trained.cfg.MODEL.NAME} has no module {missing[0]!r}; {did_you_mean(missing[0], filter(None, known))}")
+            raise ConfigError(
+                f"--layer: {trained.cfg.MODEL.NAME} has no module {missing[0]!r}; {did_you_mean(missing[0], filter(None, known))}"
+            )
         return {name: known[name] for name in names}
     if isinstance(model, FAT):
         return {**{str(number): layer for number, layer in enumerate(model.layers, 1)}, "norm": model.norm}
@@ -73,7 +77,9 @@ def layers_of(trained: Trained, names: Optional[Sequence[str]] = None) -> dict[s
         name = model.feature_info[-1]["module"]
         return {name: model.get_submodule(name)}
     except (AttributeError, KeyError, IndexError, TypeError) as error:
-        raise ConfigError(f"--layer: {trained.cfg.MODEL.NAME} does not say which module gives its last feature map; name one") from error
+        raise ConfigError(
+            f"--layer: {trained.cfg.MODEL.NAME} does not say which module gives its last feature map; name one"
+        ) from error
 
 
 def label_of(trained: Trained, text: str) -> int:
@@ -86,7 +92,9 @@ def label_of(trained: Trained, text: str) -> int:
         return trained.classes.index(text)
     called = [label for label, name in enumerate(trained.names) if name.lower() == text.lower()]
     if len(called) > 1:
-        raise ConfigError(f"--class: {text!r} are {', '.join(trained.classes[label] for label in called)}; give one of these")
+        raise ConfigError(
+            f"--class: {text!r} are {', '.join(trained.classes[label] for label in called)}; give one of these"
+        )
     if called:
         return called[0]
     if text.isascii() and text.isdigit() and int(text) < len(trained.classes):
@@ -95,7 +103,9 @@ def label_of(trained: Trained, text: str) -> int:
     raise ConfigError(f"--class: there is no {text!r} among the {len(trained.classes)} classes; {near}")
 
 
-def grad_cam_panels(model: nn.Module, image: torch.Tensor, layers: dict[str, nn.Module], label: Optional[int] = None) -> list[Panel]:
+def grad_cam_panels(
+    model: nn.Module, image: torch.Tensor, layers: dict[str, nn.Module], label: Optional[int] = None
+) -> list[Panel]:
     """Of an image (1, 3, H, W) at each layer, of a class or the predicted one.
 
     Raises:
@@ -106,7 +116,9 @@ def grad_cam_panels(model: nn.Module, image: torch.Tensor, layers: dict[str, nn.
     for name, layer in layers.items():
         try:
             if getattr(model, "output_fmt", "NCHW") != "NCHW":  # its maps have another order of axes
-                raise ValueError(f"{type(model).__name__} gives maps with channels last, which Grad-CAM here is not for")
+                raise ValueError(
+                    f"{type(model).__name__} gives maps with channels last, which Grad-CAM here is not for"
+                )
             panels.append(Panel("grad-cam", name, "", grad_cam(model, image, layer, target)[0][0].numpy()))
         except ValueError as error:
             raise ConfigError(f"--layer: {name}: {error}; choose another layer or model") from error
@@ -117,5 +129,11 @@ def sheet(shot: Shot, panels: Sequence[Panel]) -> np.ndarray:
     """The image and the panels, RGB (height, width, 3)."""
     image = fit(shot.pixels)
     pictures = [image, *(overlay(image, panel.heat) for panel in panels)]
-    captions = ["image", *(panel.caption(f"stage {panel.stage}" if panel.stage.isdigit() else panel.stage, with_range=True) for panel in panels)]
+    captions = [
+        "image",
+        *(
+            panel.caption(f"stage {panel.stage}" if panel.stage.isdigit() else panel.stage, with_range=True)
+            for panel in panels
+        ),
+    ]
     return grid(pictures, captions, SIDE, min(len(pictures), COLUMNS))

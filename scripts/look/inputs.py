@@ -9,9 +9,9 @@ from typing import Callable, Iterable, Optional, Sequence
 
 import numpy as np
 import torch
-from cli import add_weights, whole_number
 from torch.utils.tensorboard import SummaryWriter
 
+from cli import add_weights, whole_number
 from engine.inference.trained import Trained, load_trained
 from models import FAT
 from utils.defaults import RULES
@@ -74,18 +74,28 @@ class Shot:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of main.py, such as a run's best.pth")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="FILE", help="of main.py, such as a run's best.pth"
+    )
     parser.add_argument("--cfg", type=Path, metavar="FILE", help="config, for a checkpoint that carries none")
     parser.add_argument(
         "--classes", default="", metavar="NAMES",
         help="names of the classes, for a checkpoint without: a file with one in each line, or imagenet-1k",
     )  # fmt: skip
     add_weights(parser)
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where the pictures go (default: look/ beside the checkpoint)")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where the pictures go (default: look/ beside the checkpoint)"
+    )
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="image files; they go before flags that take several values")
+    parser.add_argument(
+        "images",
+        nargs="*",
+        type=Path,
+        metavar="IMAGE",
+        help="image files; they go before flags that take several values",
+    )
     add_model_arguments(parser)
     size = "the images', for the model (default: what the checkpoint was evaluated on)"
     parser.add_argument("--img-size", type=whole_number(1), metavar="PX", help=size)
@@ -105,13 +115,17 @@ def open_model(args: argparse.Namespace) -> Trained:
         CheckpointError: see `engine.inference.trained.load_trained`.
     """
     if not args.images:
-        raise ConfigError("IMAGE: which ones should the model look at? Give image files, before flags that take several values")
+        raise ConfigError(
+            "IMAGE: which ones should the model look at? Give image files, before flags that take several values"
+        )
     if args.img_size is not None:
         require_size(args.img_size)
     trained = load_model(args)
     fixed = (getattr(trained.model, "pretrained_cfg", None) or {}).get("fixed_input_size")
     if fixed and args.img_size not in (None, trained.cfg.DATA.IMG_SIZE):
-        raise ConfigError(f"--img-size: {trained.cfg.MODEL.NAME} takes images of {trained.cfg.DATA.IMG_SIZE} px only; leave it out")
+        raise ConfigError(
+            f"--img-size: {trained.cfg.MODEL.NAME} takes images of {trained.cfg.DATA.IMG_SIZE} px only; leave it out"
+        )
     return trained
 
 
@@ -160,13 +174,21 @@ def places_of(args: argparse.Namespace, model: FAT, name: str) -> list[tuple[int
     Raises:
         ConfigError: there is no such stage or block.
     """
-    stages = [require_number("--stage", number, len(model.layers), name) for number in args.stage or range(1, len(model.layers) + 1)]
+    stages = [
+        require_number("--stage", number, len(model.layers), name)
+        for number in args.stage or range(1, len(model.layers) + 1)
+    ]
     depths = [len(model.layers[stage].blocks) for stage in stages]
-    blocks = [require_number("--block", args.block or depth, depth, f"stage {stage + 1}") for stage, depth in zip(stages, depths)]
+    blocks = [
+        require_number("--block", args.block or depth, depth, f"stage {stage + 1}")
+        for stage, depth in zip(stages, depths)
+    ]
     return list(dict.fromkeys(zip(stages, blocks)))
 
 
-def each_image(args: argparse.Namespace, trained: Trained, kind: str, draw: Callable[[Shot], Iterable[tuple[str, np.ndarray]]]) -> list[str]:
+def each_image(
+    args: argparse.Namespace, trained: Trained, kind: str, draw: Callable[[Shot], Iterable[tuple[str, np.ndarray]]]
+) -> list[str]:
     """Draws the pictures of each image: <kind>_<image>_<part>.png.
 
     Args:
@@ -202,7 +224,9 @@ def take(path: Path, name: str, trained: Trained, img_size: int) -> Shot:
         predictions = predict(trained, image)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"--img-size: {trained.cfg.MODEL.NAME} cannot take images of {img_size} px ({reason}); use another size") from error
+        raise ConfigError(
+            f"--img-size: {trained.cfg.MODEL.NAME} cannot take images of {img_size} px ({reason}); use another size"
+        ) from error
     return Shot(path, name, picture.pixels, image, predictions)
 
 

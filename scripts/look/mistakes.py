@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cli import whole_number
 
+from cli import whole_number
 from data.loader import eval_loader
-from engine.setup.loading import loading
-from engine.setup.precision import create_precision
 from engine.evaluation.loop import describe, evaluate
 from engine.evaluation.mistakes import Errors, Mistakes
-from engine.setup.model import prepare_model
 from engine.evaluation.sets.tables import meanings, write_csv
-from engine.tasks import create_task
 from engine.inference.trained import Trained
+from engine.setup.loading import loading
+from engine.setup.model import prepare_model
+from engine.setup.precision import create_precision
+from engine.tasks import create_task
 from utils.config import config_from, to_dict
 from utils.device import select_device
 from utils.distributed import Launch
@@ -38,10 +38,16 @@ COLUMNS = 6
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     inputs.add_model_arguments(parser)
-    parser.add_argument("--data-path", metavar="DIR", help="folder that holds the validation images (default: the config's)")
-    parser.add_argument("--number", type=whole_number(1, 1000), default=24, metavar="N", help="images in the sheet (default: 24)")
+    parser.add_argument(
+        "--data-path", metavar="DIR", help="folder that holds the validation images (default: the config's)"
+    )
+    parser.add_argument(
+        "--number", type=whole_number(1, 1000), default=24, metavar="N", help="images in the sheet (default: 24)"
+    )
     parser.add_argument("--batch-size", type=whole_number(1), metavar="N", help="(default: the config's)")
-    parser.add_argument("--workers", type=whole_number(0), metavar="N", help="processes that load images (default: the config's)")
+    parser.add_argument(
+        "--workers", type=whole_number(0), metavar="N", help="processes that load images (default: the config's)"
+    )
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
 
 
@@ -55,9 +61,15 @@ def make(args: argparse.Namespace) -> list[str]:
         write_csv(album.folder / "mistakes.csv", ["key", "target", "predicted", "probability", "loss"], (
             [m.key, trained.classes[m.target], trained.classes[m.predicted], f"{m.probability:.6f}", f"{m.loss:.6f}"] for m in errors.worst
         ))  # fmt: skip
-        write_csv(album.folder / "confusion.csv", ["class", "name", "predicted", "predicted_name", "images"], pairs_of(errors, trained.classes))
+        write_csv(
+            album.folder / "confusion.csv",
+            ["class", "name", "predicted", "predicted_name", "images"],
+            pairs_of(errors, trained.classes),
+        )
         album.add("mistakes", "mistakes", titled(sheet(errors, trained.names), f"{text}\n{heading(errors)}"))
-        album.add("confusion", "confusion", confusion_picture(errors.confusion(len(trained.classes)), trained.names, text))
+        album.add(
+            "confusion", "confusion", confusion_picture(errors.confusion(len(trained.classes)), trained.names, text)
+        )
     return unreadable
 
 
@@ -79,7 +91,12 @@ def evaluated(trained: Trained, args: argparse.Namespace) -> tuple[dict[str, Any
         ConfigError, DataError: the data set cannot be used, has other classes, or no image could be read.
     """
     config = to_dict(trained.cfg)
-    asked = {"DATA_PATH": args.data_path, "BATCH_SIZE": args.batch_size, "NUM_WORKERS": args.workers, "ON_ERROR": "skip"}
+    asked = {
+        "DATA_PATH": args.data_path,
+        "BATCH_SIZE": args.batch_size,
+        "NUM_WORKERS": args.workers,
+        "ON_ERROR": "skip",
+    }
     config["DATA"] |= {key: value for key, value in asked.items() if value is not None}
     cfg = config_from(config, "command line")
     device = select_device(args.device, local_rank=0)
@@ -89,7 +106,16 @@ def evaluated(trained: Trained, args: argparse.Namespace) -> tuple[dict[str, Any
     loader = eval_loader(dataset, batch_size=cfg.DATA.BATCH_SIZE, rank=0, world_size=1, **loading(cfg, device))
     mistakes = Mistakes(device, cfg.DATA.MEAN, cfg.DATA.STD, args.number)
     alone, log = Peers(Launch()), Listing()
-    metrics = evaluate(model, task, loader, create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, device), device, log, alone, metrics=mistakes)
+    metrics = evaluate(
+        model,
+        task,
+        loader,
+        create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, device),
+        device,
+        log,
+        alone,
+        metrics=mistakes,
+    )
     return metrics, mistakes.gather(alone), log.unreadable
 
 
@@ -112,7 +138,8 @@ def sheet(errors: Errors, names: list[str]) -> np.ndarray:
     blank = np.full((SIDE, SIDE, 3), 255, np.uint8)
     pictures = [fit(mistake.pixels, SIDE) for mistake in errors.worst] or [blank]
     captions = [
-        f"{names[m.target]} ->\n{names[m.predicted]} {100 * m.probability:.0f} %\nloss {m.loss:.2f}, {Path(m.key).name}" for m in errors.worst
+        f"{names[m.target]} ->\n{names[m.predicted]} {100 * m.probability:.0f} %\nloss {m.loss:.2f}, {Path(m.key).name}"
+        for m in errors.worst
     ] or [""]
     pictures += [blank] * (COLUMNS - len(pictures))  # room for the title
     captions += [""] * (COLUMNS - len(captions))

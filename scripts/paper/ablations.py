@@ -33,8 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train all variants by this config's short schedule (default: configs/proxy/short.yaml)",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=5, help="of the proxy: runs of each variant (default: 5)")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="of the proxy: runs at a time (default: one a core)")
-    parser.add_argument("--proxy-runs", type=Path, default=Path("output/proxy"), help="where the proxy's runs lie (default: output/proxy)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="of the proxy: runs at a time (default: one a core)",
+    )
+    parser.add_argument(
+        "--proxy-runs",
+        type=Path,
+        default=Path("output/proxy"),
+        help="where the proxy's runs lie (default: output/proxy)",
+    )
 
 
 def reproduce(args: argparse.Namespace) -> Outcome:
@@ -63,7 +73,9 @@ def changes_of(name: str) -> dict[str, Any]:
 
 def count(name: str) -> Complexity:
     cfg = load_config(CONFIGS / f"{name}.yaml")
-    return measure_complexity(create_task(cfg).build_model(cfg.MODEL.NUM_CLASSES), (3, cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE))
+    return measure_complexity(
+        create_task(cfg).build_model(cfg.MODEL.NUM_CLASSES), (3, cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE)
+    )
 
 
 def row_of(name: str, measured: Optional[Mapping[str, Any]], outcome: Outcome) -> dict[str, Any]:
@@ -76,7 +88,11 @@ def row_of(name: str, measured: Optional[Mapping[str, Any]], outcome: Outcome) -
         row |= {quantity: value, f"expected_{quantity}": wanted.text, f"{quantity}_verdict": verdict}
         if verdict != REPRODUCED:
             outcome.missed.append(f"ablations/{name}: {quantity} is {value}, expected {wanted.text} ({wanted.source})")
-    return {**row, "top1": f"{measured['acc1']:.2f}" if measured else NOT_MEASURED, "top1_source": cells.provenance(measured) if measured else ""}
+    return {
+        **row,
+        "top1": f"{measured['acc1']:.2f}" if measured else NOT_MEASURED,
+        "top1_source": cells.provenance(measured) if measured else "",
+    }
 
 
 def describe(changes: dict[str, Any]) -> str:
@@ -86,11 +102,27 @@ def describe(changes: dict[str, Any]) -> str:
 def write_table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """results/ablations.md, .csv and .png."""
     base = rows[0]
-    table = [["config", "change", "parameters, M", "to base", "MACs, convolutions, G", "to base", "MACs, all matrix products, G", "to base", "verdict", "ImageNet top-1, %"]]
+    table = [
+        [
+            "config",
+            "change",
+            "parameters, M",
+            "to base",
+            "MACs, convolutions, G",
+            "to base",
+            "MACs, all matrix products, G",
+            "to base",
+            "verdict",
+            "ImageNet top-1, %",
+        ]
+    ]
     for row in rows:
         line = [f"[{row['variant']}](../configs/ablations/{row['variant']}.yaml)", row["change"]]
         for quantity, unit in (("params", 1e6), ("conv_macs", 1e9), ("macs", 1e9)):
-            line += [f"{row[quantity] / unit:.3f}", f"{(row[quantity] - base[quantity]) / unit:+.3f}" if row is not base else ""]
+            line += [
+                f"{row[quantity] / unit:.3f}",
+                f"{(row[quantity] - base[quantity]) / unit:+.3f}" if row is not base else "",
+            ]
         verdicts = {row[f"{quantity}_verdict"] for quantity in ("params", "conv_macs", "macs")}
         table.append([*line, ", ".join(sorted(verdicts)), row["top1"]])
     sources = "\n\n".join(f"{row['variant']}: {row['top1_source']}" for row in rows if row["top1_source"])
@@ -106,7 +138,9 @@ keeps the ConvFFN of the three blocks that make the map smaller. The strided con
 
 {sources}
 """
-    write_results(args.output / "ablations", "Ablations: sizes", args.command, environment(torch.device("cpu")), body, rows)
+    write_results(
+        args.output / "ablations", "Ablations: sizes", args.command, environment(torch.device("cpu")), body, rows
+    )
     draw(args.output / "ablations.png", rows)
 
 

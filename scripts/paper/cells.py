@@ -36,12 +36,15 @@ CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1_000, 1_281_167, 50_000  # ImageNet-1k's
 
 # Keys in which a run may differ from its cell's config: all others shape what is trained and how it is evaluated.
 WHERE = {
-    "SEED", "BASE", "OUTPUT", "TAG", "REPRODUCES", "DEVICE", "RANK_TIMEOUT", "SAVE_FREQ", "PRINT_FREQ", "LOGGERS",  # which run it is, where it lies
+    # which run it is, where it lies
+    "SEED", "BASE", "OUTPUT", "TAG", "REPRODUCES", "DEVICE", "RANK_TIMEOUT", "SAVE_FREQ", "PRINT_FREQ", "LOGGERS",
     "DATA.DATASET", "DATA.DATA_PATH", "DATA.TRAIN_SPLIT", "DATA.VAL_SPLIT", "DATA.COLUMNS", "DATA.ZIP_MODE", "DATA.CLASS_MAP", "DATA.CLASS_ORDER",
-    "DATA.OUTSIDE_LINKS", "DATA.SYNTHETIC_IMAGES", "MODEL.NUM_CLASSES",  # which data: images are counted, classes compared
+    # which data: images are counted, classes compared
+    "DATA.OUTSIDE_LINKS", "DATA.SYNTHETIC_IMAGES", "MODEL.NUM_CLASSES",
     "DATA.NUM_WORKERS", "DATA.PREFETCH", "DATA.PIN_MEMORY",  # the same images and draws, sooner or later
     "TRAIN.USE_CHECKPOINT", "TRAIN.CHANNELS_LAST", "TRAIN.COMPILE", "TRAIN.COMPILE_MODE",  # the same function
-    "MODEL.RESUME", "TRAIN.AUTO_RESUME", "TRAIN.SAVE_EVERY_STEPS", "TRAIN.SAVE_EVERY_MINUTES",  # goes on; see `require_no_changes`
+    # goes on; see `require_no_changes`
+    "MODEL.RESUME", "TRAIN.AUTO_RESUME", "TRAIN.SAVE_EVERY_STEPS", "TRAIN.SAVE_EVERY_MINUTES",
     "TEST.FUSED", "TEST.SETS", "TEST.SETS_FILE", "TEST.SETS_PATH", "TEST.PREDICTIONS",  # of --eval only
 }  # fmt: skip
 # Also free, but said beside the figure: they change the numbers a little, not the recipe.
@@ -53,10 +56,25 @@ SPLIT_OF_BATCH = {"DATA.BATCH_SIZE", "TRAIN.ACCUMULATION_STEPS"}  # free where T
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=Path, metavar="DIR", help="look below this folder for finished runs (default: output, if it is there)")
-    parser.add_argument("--data-path", metavar="DIR", help="ImageNet, to evaluate --checkpoints on its validation images")
-    parser.add_argument("--dataset", default="imagenet", metavar="FORMAT", help="its format, DATA.DATASET (default: imagenet, folders)")
-    parser.add_argument("--checkpoints", nargs="+", default=[], metavar="CELL=FILE", help="checkpoints to evaluate, such as fat_b0=best.pth")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        metavar="DIR",
+        help="look below this folder for finished runs (default: output, if it is there)",
+    )
+    parser.add_argument(
+        "--data-path", metavar="DIR", help="ImageNet, to evaluate --checkpoints on its validation images"
+    )
+    parser.add_argument(
+        "--dataset", default="imagenet", metavar="FORMAT", help="its format, DATA.DATASET (default: imagenet, folders)"
+    )
+    parser.add_argument(
+        "--checkpoints",
+        nargs="+",
+        default=[],
+        metavar="CELL=FILE",
+        help="checkpoints to evaluate, such as fat_b0=best.pth",
+    )
 
 
 def measure(args: argparse.Namespace, cells: Sequence[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -81,7 +99,9 @@ def measure(args: argparse.Namespace, cells: Sequence[str]) -> tuple[dict[str, d
     if args.runs and not args.runs.is_dir():
         refused.append(f"--runs: {args.runs}: no such folder; give a run's, or one that holds runs")
     elif args.runs and not fresh and not refused:
-        refused.append(f"--runs: {args.runs} holds no run whose config says REPRODUCES {', '.join(cells)}; train with configs/<cell>.yaml")
+        refused.append(
+            f"--runs: {args.runs} holds no run whose config says REPRODUCES {', '.join(cells)}; train with configs/<cell>.yaml"
+        )
     evaluated, lines = measure_checkpoints(args, cells)
     for new in sorted(fresh, key=lambda new: new["date"]) + evaluated:
         cell = new["cell"]
@@ -127,7 +147,10 @@ def is_measurement(found: Mapping[str, Any], cell: str) -> bool:
         counts |= dict.fromkeys(("epoch", "epochs", "seed", "unreadable", "left_out"), (0, sys.maxsize))
     return (
         found.get("cell") == cell
-        and all(type(found.get(key)) in (int, float) and least <= found[key] <= most for key, (least, most) in numbers.items())
+        and all(
+            type(found.get(key)) in (int, float) and least <= found[key] <= most
+            for key, (least, most) in numbers.items()
+        )
         and all(type(found.get(key)) is int and least <= found[key] <= most for key, (least, most) in counts.items())
         and found["acc1"] <= found["acc5"]
         and ("last_acc1" not in found or (found["last_acc1"] <= found["acc1"] and found["epoch"] < found["epochs"]))
@@ -157,7 +180,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}); restore it, or measure again") from error
+        raise DataError(
+            f"{path}: cannot be read ({' '.join(str(error).split())}); restore it, or measure again"
+        ) from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}, no result; restore it, or measure again")
     return content
@@ -207,7 +232,9 @@ def require_no_changes(changes: Any, cell: str, what: str) -> None:
         raise DataError(f"{what}: what changed on the way is {changes!r}, no list; restore the file")
     real = [change for change in changes if str(change).partition(" changed from ")[0] not in free]
     if real:
-        raise DataError(f"{what}: changed on the way: {', '.join(map(str, real[:3]))}; a cell takes one recipe from beginning to end")
+        raise DataError(
+            f"{what}: changed on the way: {', '.join(map(str, real[:3]))}; a cell takes one recipe from beginning to end"
+        )
 
 
 def measurement(cell: str, figures: Mapping[str, Any], source: str, **facts: Any) -> dict[str, Any]:
@@ -220,16 +247,23 @@ def provenance(measured: Mapping[str, Any]) -> str:
     """Where a measured figure comes from, in one line."""
     parts = [measured["source"], f"{measured['weights']} weights"]
     if "last_acc1" in measured:
-        parts.append(f"epoch {measured['epoch'] + 1} of {measured['epochs']} (the last one: {measured['last_acc1']:.2f} %), seed {measured['seed']}")
+        parts.append(
+            f"epoch {measured['epoch'] + 1} of {measured['epochs']} (the last one: {measured['last_acc1']:.2f} %), seed {measured['seed']}"
+        )
     if "saved_after" in measured:
         parts.append(f"saved after {measured['saved_after']} of {measured['epochs']} epochs")
     parts += [f"{key} {value}" for key, value in measured.get("other_settings", {}).items()]
-    for key, what in (("unreadable", "training images that could not be read"), ("left_out", "updates that were not finite")):
+    for key, what in (
+        ("unreadable", "training images that could not be read"),
+        ("left_out", "updates that were not finite"),
+    ):
         if measured.get(key):
             parts.append(f"without {measured[key]:,} {what}")
     if measured.get("recipe_known") is False:
         parts.append("which does not say how it was trained")
-    return "; ".join([*parts, measured["date"][:10], f"commit {measured['commit']}", measured["machine"], measured["versions"]])
+    return "; ".join(
+        [*parts, measured["date"][:10], f"commit {measured['commit']}", measured["machine"], measured["versions"]]
+    )
 
 
 # Runs
@@ -264,10 +298,14 @@ def measurement_of_run(folder: Path, cell: str) -> dict[str, Any]:
     try:
         best, last = result["best"], result["last"]
         if result["cell"] != cell or last["epoch"] + 1 != epochs:
-            raise DataError(f"{folder}: its result is of {last['epoch'] + 1} of {epochs} epochs, for cell {result['cell']!r}; let it finish")
+            raise DataError(
+                f"{folder}: its result is of {last['epoch'] + 1} of {epochs} epochs, for cell {result['cell']!r}; let it finish"
+            )
         require_no_changes(result["changes"], cell, str(folder))
         if result["imagenet"] is not True or result["classes"] != CLASSES:
-            raise DataError(f"{folder}: is not of ImageNet: its {result['classes']} classes are not ImageNet's {CLASSES:,}")
+            raise DataError(
+                f"{folder}: is not of ImageNet: its {result['classes']} classes are not ImageNet's {CLASSES:,}"
+            )
         counts = result["train_images"], result["val_images"], best.get("num_images")
         if counts != (TRAIN_IMAGES, VAL_IMAGES, VAL_IMAGES):
             raise DataError(
@@ -276,7 +314,20 @@ def measurement_of_run(folder: Path, cell: str) -> dict[str, Any]:
             )
         if result["unreadable"] > TRAIN_IMAGES // 1000:
             raise DataError(f"{folder}: {result['unreadable']:,} images could not be read; mend them and train again")
-        facts = {key: result[key] for key in ("seed", "unreadable", "left_out", "precision", "processes", "date", "commit", "machine", "versions")}
+        facts = {
+            key: result[key]
+            for key in (
+                "seed",
+                "unreadable",
+                "left_out",
+                "precision",
+                "processes",
+                "date",
+                "commit",
+                "machine",
+                "versions",
+            )
+        }
         facts.update(epoch=best["epoch"], epochs=epochs, last_acc1=last["acc1"], other_settings=how)
         found = measurement(cell, best, f"training run {printable(folder)}", **facts)
     except (KeyError, TypeError, AttributeError):
@@ -303,7 +354,9 @@ def measure_checkpoints(args: argparse.Namespace, cells: Sequence[str]) -> tuple
         else:
             wanted[cell] = Path(name)
     if args.checkpoints and not args.data_path:
-        refused.append("--checkpoints: no images to evaluate on; add --data-path, the folder that holds ImageNet's val/")
+        refused.append(
+            "--checkpoints: no images to evaluate on; add --data-path, the folder that holds ImageNet's val/"
+        )
     elif args.data_path and not args.checkpoints:
         refused.append(f"--data-path: nothing to evaluate; add --checkpoints {cells[0]}=best.pth")
     elif wanted:
@@ -335,7 +388,9 @@ def require_imagenet(cell: str, data_path: str, dataset: str) -> None:
             f"{VAL_IMAGES:,} in {CLASSES:,}; give the folder that holds its val/"
         )
     if not is_imagenet(images.classes):
-        raise DataError(f"--data-path: {data_path}: its classes, {images.classes[0]!r} and so on, are not ImageNet's (n01440764, ...)")
+        raise DataError(
+            f"--data-path: {data_path}: its classes, {images.classes[0]!r} and so on, are not ImageNet's (n01440764, ...)"
+        )
 
 
 def facts_of_checkpoint(cell: str, path: Path) -> dict[str, Any]:
@@ -351,9 +406,16 @@ def facts_of_checkpoint(cell: str, path: Path) -> dict[str, Any]:
     model = create_task(load_config(CONFIGS / f"{cell}.yaml")).build_model(CLASSES)
     for name in opened.weights:
         require_fit(model, opened, name)
-    checkpoint, classes, config, known = opened.content, opened.classes, opened.config, {"recipe_known": False, "other_settings": {}}
+    checkpoint, classes, config, known = (
+        opened.content,
+        opened.classes,
+        opened.config,
+        {"recipe_known": False, "other_settings": {}},
+    )
     if isinstance(classes, list) and not is_imagenet(classes):
-        raise CheckpointError(f"{path}: knows other classes than ImageNet's {CLASSES:,}; use one that was trained on it")
+        raise CheckpointError(
+            f"{path}: knows other classes than ImageNet's {CLASSES:,}; use one that was trained on it"
+        )
     if isinstance(config, dict):
         progress, plan = checkpoint.get("progress"), checkpoint.get("plan")
         known = {"recipe_known": True, "other_settings": require_recipe(config, cell, str(path))}
@@ -365,7 +427,9 @@ def facts_of_checkpoint(cell: str, path: Path) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **known}
 
 
-def measurement_of_checkpoint(cell: str, path: Path, facts: Mapping[str, Any], data_path: str, dataset: str) -> dict[str, Any]:
+def measurement_of_checkpoint(
+    cell: str, path: Path, facts: Mapping[str, Any], data_path: str, dataset: str
+) -> dict[str, Any]:
     """Evaluates with main.py, in a folder that is removed again.
 
     Raises:
@@ -376,15 +440,21 @@ def measurement_of_checkpoint(cell: str, path: Path, facts: Mapping[str, Any], d
         command += ["--data-path", data_path, "--output", folder, "--opts", "DATA.DATASET", dataset]
         done = subprocess.run([str(word) for word in command], stderr=subprocess.PIPE, text=True)
         if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.strip()] or [f"ended with status {done.returncode}"]
+            said = [line for line in done.stderr.splitlines() if line.strip()] or [
+                f"ended with status {done.returncode}"
+            ]
             raise DataError(f"{path}: its evaluation failed: {said[-1].removeprefix('error: ')}")
         [written] = Path(folder).rglob("eval.json")
         result = read_json(written)
     if result["num_images"] != VAL_IMAGES:
-        raise DataError(f"{path}: its evaluation counted {result['num_images']:,} of {VAL_IMAGES:,} images; see the warnings above")
+        raise DataError(
+            f"{path}: its evaluation counted {result['num_images']:,} of {VAL_IMAGES:,} images; see the warnings above"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = f"evaluation of a checkpoint, {printable(path.name)}, sha256 {facts['sha256'][:12]}"
     found = measurement(cell, result, source, precision=result["precision"], **facts, **record(device))
     if not is_measurement(found, cell):
-        raise DataError(f"{path}: its evaluation gave a loss of {result['loss']}; its weights may not be finite, use another one")
+        raise DataError(
+            f"{path}: its evaluation gave a loss of {result['loss']}; its weights may not be finite, use another one"
+        )
     return found

@@ -7,9 +7,9 @@ from typing import Optional
 
 import numpy as np
 import torch
-from look.inputs import require_fat, require_size
 
 from engine.inference.trained import Trained, load_trained
+from look.inputs import require_fat, require_size
 from utils.errors import ConfigError, DataError
 
 from . import quickstart
@@ -20,14 +20,22 @@ class TrainedFAT(Trained):
 
     def introduce(self, img_size: int) -> str:
         """What a figure of it must say of the weights."""
-        data = "ImageNet-1k" if self.is_of_imagenet else f"{self.cfg.DATA.DATA_PATH or self.cfg.DATA.DATASET}, not on ImageNet"
+        data = (
+            "ImageNet-1k"
+            if self.is_of_imagenet
+            else f"{self.cfg.DATA.DATA_PATH or self.cfg.DATA.DATASET}, not on ImageNet"
+        )
         text = f"{self.cfg.MODEL.NAME} ({self.weights} weights of {self.path}) trained on {data}: {len(self.classes)} classes, {self.own_size} px"
         return text + (f"; shown here with {img_size} px" if img_size != self.own_size else "")
 
     @property
     def limits(self) -> str:
         """What a figure of it does not say; '' for ImageNet's weights."""
-        return "" if self.is_of_imagenet else "It shows how the figure is computed and is no statement about ImageNet models."
+        return (
+            ""
+            if self.is_of_imagenet
+            else "It shows how the figure is computed and is no statement about ImageNet models."
+        )
 
 
 def load_fat(path: Path) -> TrainedFAT:
@@ -61,10 +69,16 @@ def read_image(path: Path, trained: Trained, img_size: int) -> tuple[np.ndarray,
 
 def add_arguments(parser: argparse.ArgumentParser, img_size: Optional[int]) -> None:
     """Which weights and which image; `img_size` is the default, None for the size that the model was evaluated on."""
-    parser.add_argument("--checkpoint", type=Path, help="a FAT's, of main.py (default: the quickstart's, trained if it is not there)")
-    parser.add_argument("--image", type=Path, help="an image file (default, with the default checkpoint: one of the quickstart's)")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="a FAT's, of main.py (default: the quickstart's, trained if it is not there)"
+    )
+    parser.add_argument(
+        "--image", type=Path, help="an image file (default, with the default checkpoint: one of the quickstart's)"
+    )
     shown = img_size or "what the checkpoint was evaluated on"
-    parser.add_argument("--img-size", type=int, default=img_size, metavar="PX", help=f"the image's, for the model (default: {shown})")
+    parser.add_argument(
+        "--img-size", type=int, default=img_size, metavar="PX", help=f"the image's, for the model (default: {shown})"
+    )
 
 
 def inputs_of(args: argparse.Namespace) -> tuple[TrainedFAT, Path]:

@@ -19,7 +19,16 @@ from utils.provenance import environment
 from . import cells
 from .cells import CONFIGS
 from .plots import label_points, point_name, save_png
-from .results import DIFFERS, REPRODUCED, Expected, Outcome, markdown_table, read_expected, read_published, write_results
+from .results import (
+    DIFFERS,
+    REPRODUCED,
+    Expected,
+    Outcome,
+    markdown_table,
+    read_expected,
+    read_published,
+    write_results,
+)
 
 CELLS = ["fat_b0", "fat_b1", "fat_b2", "fat_b3"]
 NOTES = """Verdicts: a computed figure is "reproduced" where it rounds to what is printed (parameters: is the released code's number, too).
@@ -78,7 +87,9 @@ def reproduce(args: argparse.Namespace) -> Outcome:
         "Published figures: " + "; ".join(sources) + ".",
     ])  # fmt: skip
     output = args.output / "classification"
-    write_results(output, "ImageNet-1k classification, 224 px", args.command, environment(torch.device("cpu")), body, beside)
+    write_results(
+        output, "ImageNet-1k classification, 224 px", args.command, environment(torch.device("cpu")), body, beside
+    )
     draw(output.with_suffix(".png"), beside)
     return outcome
 
@@ -150,7 +161,14 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         shown = [(row["params"] / 1e6, float(row[key])) for row in rows if row["kind"] == kind and row[key]]
         edge = "tab:gray" if kind == "peer" else "tab:red"
         if shown:
-            axes.scatter(*zip(*shown), marker=marker, facecolors=face, edgecolors=edge, s=18 if kind == "peer" else 50, label=label)
+            axes.scatter(
+                *zip(*shown),
+                marker=marker,
+                facecolors=face,
+                edgecolors=edge,
+                s=18 if kind == "peer" else 50,
+                label=label,
+            )
     axes.set(xscale="log", xlim=(3.3, 40), xlabel="parameters, M", ylabel="ImageNet-1k top-1, %")
     ticks = [3, 5, 7, 10, 15, 20, 30]
     axes.set_xticks(ticks, labels=map(str, ticks))
@@ -158,5 +176,11 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    label_points(axes, [(row["params"] / 1e6, float(row["top1_published"]), point_name(row["model"], row["img_size"])) for row in rows])
+    label_points(
+        axes,
+        [
+            (row["params"] / 1e6, float(row["top1_published"]), point_name(row["model"], row["img_size"]))
+            for row in rows
+        ],
+    )
     save_png(figure, path)

@@ -1,6 +1,6 @@
 """Training curves of two or more runs in one figure: losses and top-1 over epochs, and what differs in their configs.
 
-    python scripts/reproduce.py curves output/fat_b0/default output/fat_b0/other
+python scripts/reproduce.py curves output/fat_b0/default output/fat_b0/other
 """
 
 import argparse
@@ -10,8 +10,8 @@ from typing import Any, Sequence
 
 import matplotlib.pyplot as plt
 import torch
-from run_records import Records, median_speed, read_records, weights_in
 
+from run_records import Records, median_speed, read_records, weights_in
 from utils.config import leaf_keys, load_config, to_dict, value_of
 from utils.errors import ConfigError, DataError
 from utils.provenance import environment
@@ -41,12 +41,19 @@ class Run:
 
     def best(self) -> tuple[float, str, int]:
         """The highest top-1, of which weights, after which epoch (from 1); the earliest of several."""
-        found = [(record[name]["acc1"], name, record["epoch"] + 1) for record in self.epochs for name in self.weights if name in record]
+        found = [
+            (record[name]["acc1"], name, record["epoch"] + 1)
+            for record in self.epochs
+            for name in self.weights
+            if name in record
+        ]
         return max(found, key=lambda item: item[0])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, such as output/fat_b0/default")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, such as output/fat_b0/default"
+    )
 
 
 def reproduce(args: argparse.Namespace) -> Outcome:
@@ -65,7 +72,9 @@ def reproduce(args: argparse.Namespace) -> Outcome:
         "Config keys that differ:" if differing else "The runs' configs are the same in every key but those of the folder.",
         markdown_table([["key", *names], *([key, *map(repr, values)] for key, values in differing.items())]) if differing else "",
     ])  # fmt: skip
-    write_results(args.output / "curves", "Training curves", args.command, environment(torch.device("cpu")), body, rows_of(runs))
+    write_results(
+        args.output / "curves", "Training curves", args.command, environment(torch.device("cpu")), body, rows_of(runs)
+    )
     return Outcome()
 
 
@@ -86,7 +95,9 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     for path in paths:
         records = read_records(path)
         if not (path / "config.yaml").is_file():
-            raise DataError(f"{path / 'config.yaml'}: no such file; give the folder of a run, such as output/fat_b0/default")
+            raise DataError(
+                f"{path / 'config.yaml'}: no such file; give the folder of a run, such as output/fat_b0/default"
+            )
         cfg = to_dict(load_config(path / "config.yaml"))
         runs.append(Run(path, records, {key: value_of(cfg, key) for key in leaf_keys() if key != "BASE"}))
     length = 1
@@ -132,7 +143,9 @@ def draw(runs: Sequence[Run]) -> plt.Figure:
     for number, run in enumerate(runs):
         colour, dot = f"C{number}", "o" if len(run.epochs) == 1 else ""
         epochs = [record["epoch"] + 1 for record in run.epochs]
-        training.plot(epochs, [record["train_loss"] for record in run.epochs], color=colour, marker=dot, label=literal(run.name))
+        training.plot(
+            epochs, [record["train_loss"] for record in run.epochs], color=colour, marker=dot, label=literal(run.name)
+        )
         for name in run.weights:
             how = dict(color=colour, marker=dot, linestyle=STYLES[name], label=literal(f"{run.name}, {name}"))
             own = [(record["epoch"] + 1, record[name]) for record in run.epochs if name in record]

@@ -105,8 +105,17 @@ def reproduce(args: argparse.Namespace) -> Outcome:
         }
         for p in points
     ]  # fmt: skip
-    body = "\n\n".join([*notes, markdown_table([head, *lines]), *(f"[{number}] {text}" for number, text in enumerate(sources, 1))])
-    write_results(args.output / "figure2", "Figure 2: accuracy over cost", args.command, environment(torch.device("cpu")), body, rows)
+    body = "\n\n".join(
+        [*notes, markdown_table([head, *lines]), *(f"[{number}] {text}" for number, text in enumerate(sources, 1))]
+    )
+    write_results(
+        args.output / "figure2",
+        "Figure 2: accuracy over cost",
+        args.command,
+        environment(torch.device("cpu")),
+        body,
+        rows,
+    )
     return Outcome(refused=refused)
 
 
@@ -136,7 +145,9 @@ def read_speeds(path: Path) -> Speeds:
     if not groups:
         raise DataError(f"{path}: has no inference; run scripts/benchmark.py --tasks inference")
     batch_size, precision = max(groups, key=lambda kind: (len(groups[kind]), int(kind[0]), kind[1] == "float32"))
-    by_model = {name: (float(row["images_per_second"]), row["form"]) for name, row in groups[batch_size, precision].items()}
+    by_model = {
+        name: (float(row["images_per_second"]), row["form"]) for name, row in groups[batch_size, precision].items()
+    }
     return Speeds(by_model, int(batch_size), precision, machine_of(path))
 
 
@@ -154,11 +165,17 @@ def draw(points: list[Point], speeds: Speeds) -> plt.Figure:
     timed = [point for point in points if point.images_per_second is not None]
     scatter(macs, [(point, point.gmacs) for point in points])
     fats = sorted((point for point in points if point.is_fat), key=lambda point: point.conv_gmacs)
-    hollow = dict(facecolors="none", edgecolors=FAT_COLOUR, label="FAT, convolutions only (the paper's count)", zorder=3)
+    hollow = dict(
+        facecolors="none", edgecolors=FAT_COLOUR, label="FAT, convolutions only (the paper's count)", zorder=3
+    )
     macs.scatter([point.conv_gmacs for point in fats], [point.top1 for point in fats], **hollow)
     scatter(speed, [(point, point.images_per_second) for point in timed])
-    macs.set(xlabel=f"GMACs, all matrix products, FAT counted at {IMG_SIZE} px, peers' published", ylabel="ImageNet top-1, %")
-    speed.set(xlabel=f"images/s, inference, batch {speeds.batch_size}, {speeds.precision}, fastest form in torch\n{speeds.machine}")
+    macs.set(
+        xlabel=f"GMACs, all matrix products, FAT counted at {IMG_SIZE} px, peers' published", ylabel="ImageNet top-1, %"
+    )
+    speed.set(
+        xlabel=f"images/s, inference, batch {speeds.batch_size}, {speeds.precision}, fastest form in torch\n{speeds.machine}"
+    )
     for axes, title in ((macs, "Accuracy over MACs"), (speed, "Accuracy over measured speed")):
         axes.set(xscale="log", title=title)
         axes.margins(x=0.12, y=0.06)
@@ -168,7 +185,9 @@ def draw(points: list[Point], speeds: Speeds) -> plt.Figure:
     macs.legend(fontsize=8, loc="lower right")
     speed.legend(fontsize=8, loc="lower left")
     label_points(macs, [(point.gmacs, point.top1, point_name(point.model, point.img_size)) for point in points])
-    label_points(speed, [(point.images_per_second, point.top1, point_name(point.model, point.img_size)) for point in timed])
+    label_points(
+        speed, [(point.images_per_second, point.top1, point_name(point.model, point.img_size)) for point in timed]
+    )
     return figure
 
 

@@ -11,9 +11,9 @@ from typing import Optional, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+
 from look.fasa import MOST_CHANNELS, channels_shown
 from look.inputs import require_number
-
 from models.inspection import FASAMaps, inspect_fasa
 from utils.errors import CheckpointError, ConfigError
 from utils.provenance import environment
@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", type=int, default=1, help="from 1 (default: 1)")
     parser.add_argument("--block", type=int, default=1, help="in the stage, from 1 (default: 1)")
     parser.add_argument(
-        "--channels", type=int, nargs="+", metavar="CHANNEL", help=f"from 0, at most {MOST_CHANNELS} (default: 8, evenly spaced)"
+        "--channels",
+        type=int,
+        nargs="+",
+        metavar="CHANNEL",
+        help=f"from 0, at most {MOST_CHANNELS} (default: 8, evenly spaced)",
     )
 
 
@@ -49,17 +53,23 @@ def reproduce(args: argparse.Namespace) -> Outcome:
     try:
         maps = maps_of(found)
     except ValueError as error:
-        raise CheckpointError(f"{trained.path}: {error}, which the figure compares; use a checkpoint with both sides and one W") from error
+        raise CheckpointError(
+            f"{trained.path}: {error}, which the figure compares; use a checkpoint with both sides and one W"
+        ) from error
     side, channels = found.q.shape[-1], found.q.shape[1]
     if side < LEAST_SIDE:
-        raise ConfigError(f"--img-size: at {args.img_size} px stage {args.stage} has maps of {side} x {side}; give a greater one")
+        raise ConfigError(
+            f"--img-size: at {args.img_size} px stage {args.stage} has maps of {side} x {side}; give a greater one"
+        )
     shown = channels_shown(args.channels, channels)
 
     spectra = {name: spectrum(values) for name, values in maps.items()}
     where = f"FASA of stage {args.stage}, block {args.block}: maps of {channels} x {side} x {side}"
     introduction = trained.introduce(args.img_size)
     figure = draw({name: magnitudes[shown] for name, magnitudes in spectra.items()}, shown)
-    figure.suptitle("\n".join(map(literal, filter(None, [f"{where}, image {path}", introduction, trained.limits]))), fontsize=8)
+    figure.suptitle(
+        "\n".join(map(literal, filter(None, [f"{where}, image {path}", introduction, trained.limits]))), fontsize=8
+    )
     save_png(figure, args.output / "figure4.png")
 
     rows = [
@@ -146,14 +156,21 @@ def mean_of(rows: Sequence[dict], key: str) -> Optional[float]:
 def findings(rows: Sequence[dict]) -> list[str]:
     """Sentences that follow from the shares of what varies over the map."""
     key = "high_share_without_mean"
-    by_map = {name[:3]: {r["channel"]: r[key] for r in rows if r["map"] == name} for name in dict.fromkeys(r["map"] for r in rows)}
+    by_map = {
+        name[:3]: {r["channel"]: r[key] for r in rows if r["map"] == name}
+        for name in dict.fromkeys(r["map"] for r in rows)
+    }
     sentences = []
     for first, second, names in (
         ("(a)", "(b)", ("local", "global")),
         ("(d)", "(c)", ("this block's own interaction", "addition")),
         ("(d)", "(b)", ("this block's own interaction", "global aggregation")),
     ):
-        pairs = [(by_map[first][c], by_map[second][c]) for c in by_map[first] if "" not in (by_map[first][c], by_map[second][c])]
+        pairs = [
+            (by_map[first][c], by_map[second][c])
+            for c in by_map[first]
+            if "" not in (by_map[first][c], by_map[second][c])
+        ]
         more = sum(a > b for a, b in pairs)
         sentences.append(
             f"{first} {names[0]} has the larger share of high frequencies than {second} {names[1]} in {more} of {len(pairs)} channels."
@@ -164,7 +181,9 @@ def findings(rows: Sequence[dict]) -> list[str]:
 def draw(spectra: dict[str, np.ndarray], channels: Sequence[int]) -> plt.Figure:
     """A row per map, a column per channel; one scale for all panels, from -4 to 0 decades of each panel's largest."""
     size = (1.3 * len(channels) + 1.6, 1.35 * len(spectra) + 1.1)
-    figure, grid = plt.subplots(len(spectra), len(channels), figsize=(max(size[0], 8), size[1]), squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(
+        len(spectra), len(channels), figsize=(max(size[0], 8), size[1]), squeeze=False, layout="constrained"
+    )
     for line, (name, magnitudes) in zip(grid, spectra.items()):
         for axes, magnitude in zip(line, magnitudes):
             largest = magnitude.max()

@@ -10,11 +10,11 @@ from typing import Sequence
 
 import numpy as np
 import torch
+
 from look.attention import MEAN, attention_panels, require_attention
 from look.attention import POINTS as QUERIES
 from look.grad_cam import grad_cam_panels, layers_of
 from look.panels import SIDE, Panel, fit, mark, points_of, predict, said
-
 from utils.files import atomic_write
 from utils.pictures import encode_png, grid, overlay, titled
 from utils.provenance import environment
@@ -40,7 +40,11 @@ def reproduce(args: argparse.Namespace) -> Outcome:
 
     predictions = predict(trained, image)
     own = predict(trained, checkpoint.read_image(path, trained, trained.own_size)[1])
-    by_head = [panel for stage in range(len(trained.model.layers)) for panel in attention_panels(trained.model, image, points, stage)]
+    by_head = [
+        panel
+        for stage in range(len(trained.model.layers))
+        for panel in attention_panels(trained.model, image, points, stage)
+    ]
     attention = [panel for panel in by_head if panel.head == MEAN]
     cams = grad_cam_panels(trained.model, image, layers_of(trained))
 
@@ -67,7 +71,9 @@ def reproduce(args: argparse.Namespace) -> Outcome:
                f"{r['peak_x']:.2f},{r['peak_y']:.2f}" if not r["note"] else "-", r["note"]] for r in rows if not r["rank"]),
         ]),
     ]))  # fmt: skip
-    write_results(args.output / "overlays", "Attention and Grad-CAM", args.command, environment(torch.device("cpu")), body, rows)
+    write_results(
+        args.output / "overlays", "Attention and Grad-CAM", args.command, environment(torch.device("cpu")), body, rows
+    )
     return Outcome()
 
 
@@ -84,7 +90,10 @@ def sheet(
     for number, (x, y) in enumerate(points.values(), 1):
         mark(marked, x, y, str(number))
     white = np.full_like(image, 255)
-    pictures, captions = [marked, overlay(image, cams[-1].heat)], [said(predictions[0]), cams[-1].caption("Grad-CAM, norm")]
+    pictures, captions = (
+        [marked, overlay(image, cams[-1].heat)],
+        [said(predictions[0]), cams[-1].caption("Grad-CAM, norm")],
+    )
     columns = max(2, len(points) + 1)
     pictures += [white] * (columns - 2)
     captions += [""] * (columns - 2)

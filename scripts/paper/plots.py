@@ -68,5 +68,11 @@ def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], size: f
         note.set_position((dx, dy))
         note.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
         if max(abs(dx), abs(dy)) > 10:
-            axes.annotate("", (x, y), xytext=(dx, dy), textcoords="offset points", arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "gray"})
+            axes.annotate(
+                "",
+                (x, y),
+                xytext=(dx, dy),
+                textcoords="offset points",
+                arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "gray"},
+            )
         taken.append(box)

@@ -6,13 +6,13 @@ from typing import Any, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import yaml
-from run_records import median_speed, read_records
 from yacs.config import CfgNode
 
 from engine.checkpoints.resume import config_changes
-from utils.run_files import RESULT
+from run_records import median_speed, read_records
 from utils.config import load_config, to_dict
 from utils.errors import ConfigError, OutputError
+from utils.run_files import RESULT
 
 from .cells import read_json
 from .plots import save_png
@@ -49,25 +49,46 @@ def reproduce(args: argparse.Namespace, variants: Mapping[str, Mapping[str, Any]
     for _, cfg, directory in runs.values():
         require_same_recipe(cfg, directory)
     names = {f"{name}, seed {seed}": (name, seed) for name, seed in runs}
-    jobs = [Job(label, tuple(argv), directory / "output.txt") for label, (argv, _, directory) in zip(names, runs.values())]
+    jobs = [
+        Job(label, tuple(argv), directory / "output.txt") for label, (argv, _, directory) in zip(names, runs.values())
+    ]
 
     def done(job: Job, seconds: float) -> None:
         found = figures_of(runs[names[job.name]][2])
         print(f"{job.name}: top-1 {found['acc1']:.2f} % after {found['epochs']} epochs ({seconds:.0f} s)", flush=True)
 
     train_all(jobs, args.jobs, done)
-    rows = [{"variant": name, "seed": seed, **figures_of(directory)} for (name, seed), (_, _, directory) in runs.items()]
+    rows = [
+        {"variant": name, "seed": seed, **figures_of(directory)} for (name, seed), (_, _, directory) in runs.items()
+    ]
     figures = {name: [row["acc1"] for row in rows if row["variant"] == name] for name in variants}
     write(args, recipe, rows, figures, compare(figures, base), base)
 
 
-def run_of(recipe: Path, root: Path, images: str, name: str, seed: int, changes: Mapping[str, Any]) -> tuple[list[str], CfgNode, Path]:
+def run_of(
+    recipe: Path, root: Path, images: str, name: str, seed: int, changes: Mapping[str, Any]
+) -> tuple[list[str], CfgNode, Path]:
     """main.py's arguments for a run on the images of a folder, the config that they give, and the run's folder."""
-    opts = [word for key, value in changes.items() for word in (key, yaml.safe_dump(value, default_flow_style=True).split("\n")[0])]
+    opts = [
+        word
+        for key, value in changes.items()
+        for word in (key, yaml.safe_dump(value, default_flow_style=True).split("\n")[0])
+    ]
     opts += ["SEED", str(seed)]
     flags = {"OUTPUT": str(root), "TAG": f"{name}_seed{seed}", "DATA.DATA_PATH": images}
     cfg = load_config(recipe, opts, flags)
-    argv = ["--cfg", str(recipe), "--output", flags["OUTPUT"], "--tag", flags["TAG"], "--data-path", images, "--opts", *opts]
+    argv = [
+        "--cfg",
+        str(recipe),
+        "--output",
+        flags["OUTPUT"],
+        "--tag",
+        flags["TAG"],
+        "--data-path",
+        images,
+        "--opts",
+        *opts,
+    ]
     return argv, cfg, root / cfg.MODEL.NAME / flags["TAG"]
 
 
@@ -81,7 +102,9 @@ def require_same_recipe(cfg: CfgNode, directory: Path) -> None:
     except (yaml.YAMLError, AttributeError, OSError, UnicodeDecodeError) as error:
         raise OutputError(f"{path}: cannot be read; remove the folder or give another --proxy-runs") from error
     if changes:
-        raise OutputError(f"{directory}: was trained with other settings ({changes[0]}); remove it or give another --proxy-runs")
+        raise OutputError(
+            f"{directory}: was trained with other settings ({changes[0]}); remove it or give another --proxy-runs"
+        )
 
 
 def figures_of(directory: Path) -> dict[str, Any]:
@@ -103,7 +126,11 @@ def facts_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """When, with which code and where the runs were trained, which may be long before their table is written."""
     days, commits, machines, versions = (list(dict.fromkeys(row[key] for row in rows)) for key in TRAINED)
     days = sorted({day[:10] for day in days})
-    return [f"Trained {' to '.join(dict.fromkeys((days[0], days[-1])))}, commit {', '.join(commits)}", " / ".join(machines), " / ".join(versions)]
+    return [
+        f"Trained {' to '.join(dict.fromkeys((days[0], days[-1])))}, commit {', '.join(commits)}",
+        " / ".join(machines),
+        " / ".join(versions),
+    ]
 
 
 def write(
@@ -114,7 +141,17 @@ def write(
     compared: Mapping[str, Comparison],
     base: str,
 ) -> None:
-    table = [["variant", "top-1, %: mean", "standard deviation", "difference from base", "95 % interval", "p, paired t-test", "p, Holm"]]
+    table = [
+        [
+            "variant",
+            "top-1, %: mean",
+            "standard deviation",
+            "difference from base",
+            "95 % interval",
+            "p, paired t-test",
+            "p, Holm",
+        ]
+    ]
     for name, found in sorted(compared.items(), key=lambda item: -item[1].mean):
         table.append([
             f"**{name}**" if name == base else name, f"{found.mean:.2f}", _number(found.deviation), _number(found.difference, "+.2f"),
@@ -124,11 +161,15 @@ def write(
     different = [name for name, found in compared.items() if found.adjusted is not None and found.adjusted < 0.05]
     said = ", ".join(different) or "none"
     untested = ", ".join(name for name, found in compared.items() if name != base and found.p_value is None)
-    said += f" (not tested, as one seed or the same difference with each says nothing of chance: {untested})" if untested else ""
+    said += (
+        f" (not tested, as one seed or the same difference with each says nothing of chance: {untested})"
+        if untested
+        else ""
+    )
     first = rows[0]
-    body = f"""**A proxy that says little about ImageNet.** {recipe.MODEL.NAME} ({first['params'] / 1e6:.2f} M parameters) with the same parts changed as in
-configs/ablations/, trained by [{args.proxy.name}](../configs/proxy/{args.proxy.name}): {first['epochs']} epochs of {first['train_images']:,} images at
-{recipe.DATA.IMG_SIZE} px, {first['val_images']} validation images, where one image is {100 / first['val_images']:.2f} points. Small images have few keys and values, a short
+    body = f"""**A proxy that says little about ImageNet.** {recipe.MODEL.NAME} ({first["params"] / 1e6:.2f} M parameters) with the same parts changed as in
+configs/ablations/, trained by [{args.proxy.name}](../configs/proxy/{args.proxy.name}): {first["epochs"]} epochs of {first["train_images"]:,} images at
+{recipe.DATA.IMG_SIZE} px, {first["val_images"]} validation images, where one image is {100 / first["val_images"]:.2f} points. Small images have few keys and values, a short
 schedule favours what learns fast, and a model of this size is none of the paper's. It shows that the variants train, and differences
 that are large; the paper's are not, and are to be measured with configs/ablations/ on ImageNet.
 
@@ -139,7 +180,12 @@ runs of a seed, and cannot tell what other validation images would say. Differen
 """
     output = args.output / f"ablations_{args.proxy.stem}"
     write_results(output, f"Ablations: {args.proxy.stem} proxy", args.command, facts_of(rows), body, rows)
-    draw(output.with_suffix(".png"), figures, base, f"{recipe.MODEL.NAME}, {first['epochs']} epochs of {first['train_images']} images, {args.seeds} seed(s)")
+    draw(
+        output.with_suffix(".png"),
+        figures,
+        base,
+        f"{recipe.MODEL.NAME}, {first['epochs']} epochs of {first['train_images']} images, {args.seeds} seed(s)",
+    )
 
 
 def _number(value, style: str = ".2f") -> str:

@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engine.session import run_directory
 from engine.checkpoints.file import progress_of, read_checkpoint
 from engine.checkpoints.store import BEST, LAST
+from engine.session import run_directory
 from utils.config import load_config
 from utils.errors import CheckpointError, ProcessError
 
@@ -27,7 +27,9 @@ def checkpoint() -> Path:
     if not _is_finished(run, cfg.TRAIN.EPOCHS):
         print(f"{_shown(run)}: is not there or not finished; training it", flush=True)
         make_images(cfg.DATA.DATA_PATH)
-        _run("-m", "torch.distributed.launch", "--nproc_per_node", "2", "main.py", "--cfg", str(CONFIG.relative_to(ROOT)))
+        _run(
+            "-m", "torch.distributed.launch", "--nproc_per_node", "2", "main.py", "--cfg", str(CONFIG.relative_to(ROOT))
+        )
     return _shown(run / BEST)
 
 
@@ -73,4 +75,6 @@ def _shown(path: Path) -> Path:
 def _run(*words: str) -> None:
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
-        raise ProcessError(f"{' '.join(words)}: ended with status {done.returncode}; see above, or give --checkpoint and --image")
+        raise ProcessError(
+            f"{' '.join(words)}: ended with status {done.returncode}; see above, or give --checkpoint and --image"
+        )

@@ -53,7 +53,8 @@ def read_expected(path: Path = EXPECTED) -> dict[tuple[str, str], Expected]:
     """By cell (a config's path below configs/, without .yaml) and quantity."""
     with open(path, newline="", encoding="utf-8") as file:
         return {
-            (row["cell"], row["quantity"]): Expected(row["expected"], row["tolerance"], row["source"]) for row in csv.DictReader(file)
+            (row["cell"], row["quantity"]): Expected(row["expected"], row["tolerance"], row["source"])
+            for row in csv.DictReader(file)
         }
 
 
@@ -69,7 +70,9 @@ def markdown_table(rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join([lines[0], "| " + " | ".join("---" for _ in rows[0]) + " |", *lines[1:]])
 
 
-def write_results(output: Path, title: str, command: str, facts: Sequence[str], body: str, rows: Sequence[dict[str, Any]]) -> None:
+def write_results(
+    output: Path, title: str, command: str, facts: Sequence[str], body: str, rows: Sequence[dict[str, Any]]
+) -> None:
     """Writes <output>.md, with where it comes from, and <output>.csv.
 
     Args:

@@ -16,12 +16,27 @@ from utils.files import atomic_write, require_no_device
 from .results import ROOT, Outcome, markdown_table, read_published, write_results
 
 # A few minutes on one core, where benchmark.py's own settings take an hour.
-QUICK = ["--tasks", "inference", "--precisions", "float32", "--compile-mode", "", "--batch-sizes", "8", "--rounds", "3", "--seconds", "0.1"]
+QUICK = [
+    "--tasks",
+    "inference",
+    "--precisions",
+    "float32",
+    "--compile-mode",
+    "",
+    "--batch-sizes",
+    "8",
+    "--rounds",
+    "3",
+    "--seconds",
+    "0.1",
+]
 COLUMNS = {"task", "batch_size", "model", "form", "precision", "images_per_second"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="inference alone, float32, batch 8, 3 rounds: some minutes on a CPU")
+    parser.add_argument(
+        "--quick", action="store_true", help="inference alone, float32, batch 8, 3 rounds: some minutes on a CPU"
+    )
     parser.add_argument("--csv", type=Path, help="make the table of this file of benchmark.py, and time nothing")
 
 
@@ -61,7 +76,11 @@ def read_speed(path: Path) -> list[dict[str, Any]]:
         require_no_device(path)
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        good = bool(rows) and COLUMNS <= set(rows[0]) and all(0 < float(row["images_per_second"]) < math.inf for row in rows)
+        good = (
+            bool(rows)
+            and COLUMNS <= set(rows[0])
+            and all(0 < float(row["images_per_second"]) < math.inf for row in rows)
+        )
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {what}") from error
     except (ValueError, TypeError, csv.Error):
@@ -77,7 +96,11 @@ def fastest(rows: list[dict[str, Any]], task: str, batch_size: str, precision: s
     for beside in (" beside peers", ""):
         here: dict[str, dict[str, Any]] = {}
         for row in rows:
-            if (row["task"], row["batch_size"], row["precision"]) != (task + beside, batch_size, precision) or "OpenVINO" in row["form"]:
+            if (row["task"], row["batch_size"], row["precision"]) != (
+                task + beside,
+                batch_size,
+                precision,
+            ) or "OpenVINO" in row["form"]:
                 continue
             best = here.get(row["model"])
             if best is None or float(row["images_per_second"]) > float(best["images_per_second"]):
@@ -93,7 +116,9 @@ def body_of(rows: list[dict[str, Any]], every_form: str) -> str:
         "Each model in the fastest of its forms in torch that was timed; top-1 as published, not measured here. The ratio is to FAT's plain form\n"
         f"(`scripts/plain_fat.py`) in the same precision. Every form and spread: {every_form}."
     ]
-    tasks = dict.fromkeys((row["task"].removesuffix(" beside peers"), row["batch_size"], row["precision"]) for row in rows)
+    tasks = dict.fromkeys(
+        (row["task"].removesuffix(" beside peers"), row["batch_size"], row["precision"]) for row in rows
+    )
     for task, batch_size, precision in tasks:
         table = [["model", "form", "images/s", "to plain", "top-1, %, published"]]
         models = fastest(rows, task, batch_size, precision)
@@ -101,7 +126,15 @@ def body_of(rows: list[dict[str, Any]], every_form: str) -> str:
             top1 = published.get(name, {}).get("top1", "")
             size = published.get(name, {}).get("img_size", "")
             note = f" (at {size} px)" if size not in ("", "224") else ""
-            table.append([f"**{name}**" if name.startswith("fat_") else name, row["form"], f"{float(row['images_per_second']):.1f}", row.get("ratio_to_plain", ""), top1 + note])
+            table.append(
+                [
+                    f"**{name}**" if name.startswith("fat_") else name,
+                    row["form"],
+                    f"{float(row['images_per_second']):.1f}",
+                    row.get("ratio_to_plain", ""),
+                    top1 + note,
+                ]
+            )
         parts.append(f"## {task}, batch {batch_size}, {precision}\n\n{markdown_table(table)}")
     return "\n\n".join(parts)
 

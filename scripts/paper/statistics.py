@@ -30,7 +30,10 @@ class Comparison:
 def compare(figures: Mapping[str, Sequence[float]], base: str) -> dict[str, Comparison]:
     """Compares all with `base`; each has one figure per seed, in the same order of seeds."""
     reference = np.asarray(figures[base], dtype=float)
-    found = {name: _comparison(np.asarray(values, dtype=float), None if name == base else reference) for name, values in figures.items()}
+    found = {
+        name: _comparison(np.asarray(values, dtype=float), None if name == base else reference)
+        for name, values in figures.items()
+    }
     others = [name for name in figures if name != base]
     adjusted = holm([1.0 if found[name].p_value is None else found[name].p_value for name in others])
     for name, value in zip(others, adjusted):
@@ -48,7 +51,9 @@ def _comparison(values: np.ndarray, reference: Optional[np.ndarray]) -> Comparis
     if len(values) < 2 or np.ptp(differences) < RESOLUTION:
         return Comparison(mean, deviation, middle)
     half = float(stats.t.ppf(0.975, len(values) - 1) * differences.std(ddof=1) / len(values) ** 0.5)
-    return Comparison(mean, deviation, middle, (middle - half, middle + half), float(stats.ttest_1samp(differences, 0).pvalue))
+    return Comparison(
+        mean, deviation, middle, (middle - half, middle + half), float(stats.ttest_1samp(differences, 0).pvalue)
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

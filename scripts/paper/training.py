@@ -79,7 +79,8 @@ def _train(argv: Sequence[str], log: str, threads: int) -> None:
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
     torch.set_num_threads(threads)
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a process that ends like main.py leaves to be cleaned up
+    # its own is a semaphore, which a process that ends like main.py leaves to be cleaned up
+    tqdm.set_lock(threading.RLock())
     sys.argv = ["main.py", *argv]
     runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
 
@@ -91,6 +92,11 @@ def _end_with_parent() -> None:
 
 
 def _failed(job: Job, status: int) -> TrainingError:
-    lines = [line for line in job.log.read_text(errors="replace").splitlines() if line.strip()] if job.log.is_file() else []
+    lines = (
+        [line for line in job.log.read_text(errors="replace").splitlines() if line.strip()] if job.log.is_file() else []
+    )
     reason = lines[-1].removeprefix("error: ") if lines else "no output"
-    return TrainingError(f"{job.name}: its training ended with status {status} ({reason}); see {job.log}", status if status > 0 else 128 - status)
+    return TrainingError(
+        f"{job.name}: its training ended with status {status} ({reason}); see {job.log}",
+        status if status > 0 else 128 - status,
+    )

@@ -143,7 +143,9 @@ def _entry(line: bytes, least: int, most: int) -> Optional[tuple[int, list[int]]
         size, crcs = entry["bytes"], entry["crcs"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    good = type(size) is int and least <= size <= most and isinstance(crcs, list) and all(type(crc) is int for crc in crcs)
+    good = (
+        type(size) is int and least <= size <= most and isinstance(crcs, list) and all(type(crc) is int for crc in crcs)
+    )
     return (size, crcs) if good else None
 
 

@@ -27,7 +27,9 @@ def read_devkit(path: Path) -> list[str]:
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise ConfigError("scipy: is not installed, and meta.mat of the devkit is MATLAB's; pip install scipy") from error
+        raise ConfigError(
+            "scipy: is not installed, and meta.mat of the devkit is MATLAB's; pip install scipy"
+        ) from error
 
     again = f"fetch {NAME} (ILSVRC2012, task 1 and 2) again"
     found = {}
@@ -51,4 +53,6 @@ def read_devkit(path: Path) -> list[str]:
         names = {int(number): str(name) for number, name in zip(leaves["ILSVRC2012_ID"], leaves["WNID"])}
         return [names[int(line)] for line in found[TRUTH].split()]
     except Exception as error:  # scipy raises of many kinds at damaged files
-        raise DataError(f"{path}: its meta.mat and ground truth do not fit ({type(error).__name__}: {error}); {again}") from error
+        raise DataError(
+            f"{path}: its meta.mat and ground truth do not fit ({type(error).__name__}: {error}); {again}"
+        ) from error

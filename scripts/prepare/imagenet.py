@@ -44,7 +44,11 @@ def unpack(source: Path, output: Path, splits: Sequence[str], partial: bool) -> 
     require_room(output, needed)
     for split in todo:
         unfinished = output / f"{split}.unfinished"
-        with writing(unfinished), tarfile.open(source / ARCHIVES[split], "r:") as archive, _readable(source / ARCHIVES[split]):
+        with (
+            writing(unfinished),
+            tarfile.open(source / ARCHIVES[split], "r:") as archive,
+            _readable(source / ARCHIVES[split]),
+        ):
             if split == "train":
                 _unpack_train(archive, contents[split], unfinished, 0 if partial else COUNTS[split])
             else:
@@ -67,7 +71,9 @@ def _unpack_train(archive: tarfile.TarFile, members: dict, unfinished: Path, tot
         for name, member in sorted(members.items()):
             synset = name.removesuffix(".tar")
             if not name.endswith(".tar"):
-                raise DataError(f"{archive.name}: holds {name!r}, and should hold one .tar of each class; fetch it again")
+                raise DataError(
+                    f"{archive.name}: holds {name!r}, and should hold one .tar of each class; fetch it again"
+                )
             if synset in done:
                 continue
             folder = unfinished / f".{synset}.tmp"
@@ -90,7 +96,9 @@ def _unpack_val(archive: tarfile.TarFile, members: dict, truth: list[str], unfin
         for name, member in sorted(members.items()):
             number = name.removeprefix("ILSVRC2012_val_").removesuffix(".JPEG")
             if name != f"ILSVRC2012_val_{number}.JPEG" or not number.isdecimal() or not 0 < int(number) <= len(truth):
-                raise DataError(f"{archive.name}: holds {name!r}, of which the devkit says no class; fetch both of ILSVRC2012")
+                raise DataError(
+                    f"{archive.name}: holds {name!r}, of which the devkit says no class; fetch both of ILSVRC2012"
+                )
             folder = unfinished / truth[int(number) - 1]
             folder.mkdir(exist_ok=True)
             progress.add(_copy(archive, member, folder / name))
@@ -135,7 +143,9 @@ def _plain_members(archive: tarfile.TarFile, where: object) -> dict[str, tarfile
         if member.isdir() and name in ("", "."):
             continue
         if not member.isfile() or "/" in name or name.startswith(".") or not name.isprintable():
-            raise DataError(f"{where}: holds {member.name!r}, which is no plain file of a plain name; nothing was written for it")
+            raise DataError(
+                f"{where}: holds {member.name!r}, which is no plain file of a plain name; nothing was written for it"
+            )
         if name in members:
             raise DataError(f"{where}: holds {name!r} twice; fetch the archive again")
         members[name] = member

@@ -30,7 +30,9 @@ class Images:
     def __init__(self, root: Path, split: str, outside_links: bool = False):
         self.split, self.folder = split, root / split
         if not self.folder.is_dir():
-            raise DataError(f"{self.folder}: no such folder; give the folder that holds train/<class>/* and val/<class>/*")
+            raise DataError(
+                f"{self.folder}: no such folder; give the folder that holds train/<class>/* and val/<class>/*"
+            )
         try:
             self.source = FolderSource(self.folder, decode=lambda file: file.read(), outside_links=outside_links)
         except UserError as error:
@@ -45,9 +47,13 @@ class Images:
             try:
                 found = os.stat(self.folder / key)
             except OSError as error:
-                raise DataError(f"{self.folder / key}: cannot be read ({error.strerror}); replace or remove the file") from error
+                raise DataError(
+                    f"{self.folder / key}: cannot be read ({error.strerror}); replace or remove the file"
+                ) from error
             self.sizes[i], times[i] = found.st_size, found.st_mtime_ns
-        self.fingerprint = fingerprint([*map(os.fsencode, map(self.key, range(len(self)))), self.sizes.tobytes(), times.tobytes()])
+        self.fingerprint = fingerprint(
+            [*map(os.fsencode, map(self.key, range(len(self)))), self.sizes.tobytes(), times.tobytes()]
+        )
 
     def __len__(self) -> int:
         return len(self.source)
@@ -69,7 +75,9 @@ class Images:
         except UserError as error:
             raise reworded(error) from error
         if len(data) != self.sizes[index]:
-            raise DataError(f"{self.folder / self.key(index)}: has changed since the start; start again when nobody writes there")
+            raise DataError(
+                f"{self.folder / self.key(index)}: has changed since the start; start again when nobody writes there"
+            )
         return data
 
     def read_all(self, indices: Sequence[int]) -> Iterator[tuple[int, bytes]]:

@@ -41,7 +41,9 @@ def holding(output: Path, kind: str, arguments: dict[str, Any], made: Sequence[s
         else:
             for pattern in made:
                 for path in output.glob(pattern):
-                    raise ConfigError(f"{path}: is there and was not made by this command; remove it, or give another --output")
+                    raise ConfigError(
+                        f"{path}: is there and was not made by this command; remove it, or give another --output"
+                    )
             write_json(record, arguments)
         remove_unfinished(output)
         yield
@@ -75,7 +77,9 @@ def require_room(output: Path, needed: int) -> None:
     needed = int(needed * (1 + MARGIN))
     free = shutil.disk_usage(output).free
     if needed > free:
-        raise OutputError(f"{output}: {needed / GB:,.3f} GB are needed and {free / GB:,.3f} GB are free; free space or change --output")
+        raise OutputError(
+            f"{output}: {needed / GB:,.3f} GB are needed and {free / GB:,.3f} GB are free; free space or change --output"
+        )
 
 
 @contextlib.contextmanager

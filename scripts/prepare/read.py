@@ -38,7 +38,9 @@ class Folder:
         return (path / split).is_dir()
 
     @staticmethod
-    def read(path: Path, split: str, problems: list[str], notes: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
+    def read(
+        path: Path, split: str, problems: list[str], notes: list[str]
+    ) -> tuple[Optional[list[str]], Iterator[Item]]:
         try:
             source = FolderSource(path / split, decode=lambda file: file.read(), outside_links=True)
         except UserError as error:
@@ -67,7 +69,9 @@ class Zip:
         return (path / f"{split}.zip").exists() or (path / f"{split}_map.txt").exists()
 
     @staticmethod
-    def read(path: Path, split: str, problems: list[str], notes: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
+    def read(
+        path: Path, split: str, problems: list[str], notes: list[str]
+    ) -> tuple[Optional[list[str]], Iterator[Item]]:
         archive, text = path / f"{split}.zip", path / f"{split}_map.txt"
 
         def items() -> Iterator[Item]:
@@ -79,8 +83,12 @@ class Zip:
                 notes.extend(describe_leading(archive, prefix))
                 labels = _map_labels(text, split, problems) if text.exists() else None
                 if labels is not None:
-                    problems.extend(f"{archive}: has no {key}, which {text.name} names" for key in sorted(set(labels) - set(keys)))
-                    problems.extend(f"{text}: does not name {key}, which {archive.name} has" for key in keys if key not in labels)
+                    problems.extend(
+                        f"{archive}: has no {key}, which {text.name} names" for key in sorted(set(labels) - set(keys))
+                    )
+                    problems.extend(
+                        f"{text}: does not name {key}, which {archive.name} has" for key in keys if key not in labels
+                    )
                 else:
                     notes.append(f"{text}: no such file; the classes are the folders in the zip")
                     notes.extend(notes_of(archive, [name for name in names if not is_image(name)]))
@@ -115,7 +123,9 @@ class Tar:
         return (path / f"{split}.tar").exists()
 
     @staticmethod
-    def read(path: Path, split: str, problems: list[str], notes: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
+    def read(
+        path: Path, split: str, problems: list[str], notes: list[str]
+    ) -> tuple[Optional[list[str]], Iterator[Item]]:
         def items() -> Iterator[Item]:
             archive, others = path / f"{split}.tar", []
             names = [name for name, _ in _tar_files(archive, [], contents=False)]
@@ -139,10 +149,14 @@ class Shards:
         return split in _info(path).get("splits", {}) or any(path.glob(f"{split}-*.tar"))
 
     @staticmethod
-    def read(path: Path, split: str, problems: list[str], notes: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
+    def read(
+        path: Path, split: str, problems: list[str], notes: list[str]
+    ) -> tuple[Optional[list[str]], Iterator[Item]]:
         info = _info(path)
         if split not in info.get("splits", {}):
-            problems.append(f"{path / INFO}: names no split {split!r}, and there are shards of it; let the conversion end")
+            problems.append(
+                f"{path / INFO}: names no split {split!r}, and there are shards of it; let the conversion end"
+            )
             return None, iter(())
         about = info["splits"][split]
 
@@ -160,7 +174,9 @@ class Shards:
                 if (path / name).exists() and (path / name).stat().st_size != size:
                     problems.append(f"{path / name}: has {(path / name).stat().st_size} bytes, {INFO} says {size}")
             if about["num_samples"] != sum(about["shard_lengths"]):
-                problems.append(f"{path / INFO}: the lengths of {split}'s shards do not add up to {about['num_samples']}")
+                problems.append(
+                    f"{path / INFO}: the lengths of {split}'s shards do not add up to {about['num_samples']}"
+                )
             notes.extend(notes_of(path, others))
 
         return info["classes"], items()
@@ -174,7 +190,9 @@ class Parquet:
         return any(path.glob(f"data/{NAMES[split]}-*.parquet"))
 
     @staticmethod
-    def read(path: Path, split: str, problems: list[str], notes: list[str]) -> tuple[Optional[list[str]], Iterator[Item]]:
+    def read(
+        path: Path, split: str, problems: list[str], notes: list[str]
+    ) -> tuple[Optional[list[str]], Iterator[Item]]:
         try:
             import pyarrow.parquet as pq
         except ImportError as error:
@@ -222,9 +240,15 @@ def _info(path: Path) -> dict:
         info = json.loads((path / INFO).read_text())
         for about in info["splits"].values():
             lists = (about["filenames"], about["shard_lengths"], about["shard_bytes"])
-            if not all(isinstance(item, list) for item in lists) or len(set(map(len, lists))) > 1 or type(about["num_samples"]) is not int:
+            if (
+                not all(isinstance(item, list) for item in lists)
+                or len(set(map(len, lists))) > 1
+                or type(about["num_samples"]) is not int
+            ):
                 raise ValueError
-            if not all(isinstance(name, str) for name in lists[0]) or not all(type(n) is int for n in lists[1] + lists[2]):
+            if not all(isinstance(name, str) for name in lists[0]) or not all(
+                type(n) is int for n in lists[1] + lists[2]
+            ):
                 raise ValueError
         if not all(isinstance(name, str) for name in info["classes"]):
             raise ValueError
@@ -249,7 +273,8 @@ def _row(root: Path, image: object, label: object, classes: Optional[list[str]],
     name = classes[label] if classes else label.decode() if isinstance(label, bytes) else str(label)
     cell = image if isinstance(image, dict) else {"bytes": image} if isinstance(image, bytes) else {"path": image}
     data, file = cell.get("bytes"), cell.get("path")
-    has_class = classes and file and file.partition("/")[0] in classes  # as a conversion writes it; the label may be wrong
+    # as a conversion writes it; the label may be wrong
+    has_class = classes and file and file.partition("/")[0] in classes
     key = file if has_class else key_of(file or number, name)
     if data is None:
         data = file_in(root, file or "").read_bytes()
@@ -262,7 +287,9 @@ def _tar_files(path: Path, problems: list[str], contents: bool = True) -> Iterat
         yield from _files_of(path, archive, problems, contents)
 
 
-def _files_of(path: Path, archive: tarfile.TarFile, problems: list[str], contents: bool, folder: str = "") -> Iterator[tuple[str, bytes]]:
+def _files_of(
+    path: Path, archive: tarfile.TarFile, problems: list[str], contents: bool, folder: str = ""
+) -> Iterator[tuple[str, bytes]]:
     for member in archive:
         name = inner_name(path, member.name)
         if member.isdir():

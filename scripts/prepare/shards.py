@@ -45,7 +45,10 @@ def write_shards(splits: list[Images], output: Path, shard_bytes: int, shard_ima
         shards = plan(order.tolist(), _sizes(images), shard_bytes, shard_images)
         plans.append([(output / f"{images.split}-{number:06d}.tar", indices) for number, indices in enumerate(shards)])
     missing = [
-        int(_sizes(images)[indices].sum()) for images, shards in zip(splits, plans) for path, indices in shards if not path.exists()
+        int(_sizes(images)[indices].sum())
+        for images, shards in zip(splits, plans)
+        for path, indices in shards
+        if not path.exists()
     ]
     require_room(output, sum(missing))
     for images, shards in zip(splits, plans):

@@ -38,7 +38,9 @@ def verify(path: Path, kind: Optional[str] = None, workers: int = 1, decode: boo
     kind = kind or guess(path)
     splits = [split for split in SPLITS if FORMATS[kind].has(path, split)]
     if not splits:
-        raise DataError(f"{path}: holds no train or val as {kind}, {FORMATS[kind].__doc__}; check the path and --format")
+        raise DataError(
+            f"{path}: holds no train or val as {kind}, {FORMATS[kind].__doc__}; check the path and --format"
+        )
     report: dict[str, Any] = {"path": str(path), "format": kind, "splits": {}, "problems": [], "notes": []}
     problems = report["problems"]
     for left in sorted([*path.glob("*.unfinished"), *path.glob("*/*.unfinished")]):
@@ -104,7 +106,9 @@ def _checked(items: Iterator[Item], workers: int, decode: bool) -> Iterable[tupl
         try:
             yield from in_order(pool, check, items, 4 * workers, decode)
         except BrokenProcessPool as error:
-            raise OutputError("--workers: one of the processes was killed, perhaps for its memory; give fewer") from error
+            raise OutputError(
+                "--workers: one of the processes was killed, perhaps for its memory; give fewer"
+            ) from error
 
 
 def as_text(report: dict[str, Any]) -> str:

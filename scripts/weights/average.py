@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
 import torch
-from cli import add_weights, number, whole_number
 
+from cli import add_weights, number, whole_number
 from utils.defaults import INPUT_KEYS
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError
@@ -40,13 +40,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="checkpoint", help="two or more")
     add_output(parser)
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--ema", type=number("between 0 and 1", lambda value: 0 < value < 1), metavar="DECAY", help="each older one's share is this much of the next one's; 0 < DECAY < 1")
-    how.add_argument("--soup", action="store_true", help="greedy soup on the validation images of the checkpoints' config")
+    how.add_argument(
+        "--ema",
+        type=number("between 0 and 1", lambda value: 0 < value < 1),
+        metavar="DECAY",
+        help="each older one's share is this much of the next one's; 0 < DECAY < 1",
+    )
+    how.add_argument(
+        "--soup", action="store_true", help="greedy soup on the validation images of the checkpoints' config"
+    )
     add_weights(parser)
-    parser.add_argument("--recompute-bn", type=whole_number(1), metavar="N", help="BatchNorm's statistics anew, from N batches of training images")
+    parser.add_argument(
+        "--recompute-bn",
+        type=whole_number(1),
+        metavar="N",
+        help="BatchNorm's statistics anew, from N batches of training images",
+    )
     data = parser.add_argument_group("for --soup and --recompute-bn")
     data.add_argument("--data-path", metavar="DIR", help="the data set (default: the checkpoints' own)")
-    data.add_argument("--split", metavar="NAME", help="of the images that the soup is chosen on (default: the validation images)")
+    data.add_argument(
+        "--split", metavar="NAME", help="of the images that the soup is chosen on (default: the validation images)"
+    )
     data.add_argument("--batch-size", type=whole_number(1), metavar="N", help="default: the config's")
     data.add_argument("--workers", type=whole_number(0), metavar="N", help="loading processes (default: the config's)")
     data.add_argument("--device", choices=["auto", "cuda", "cpu"], help="default: the config's")
@@ -64,7 +78,9 @@ def run(args: argparse.Namespace) -> int:
         ("--workers", args.workers), ("--device", args.device),
     ):  # fmt: skip
         if given is not None and (not needs_data or flag == "--split"):
-            raise ConfigError(f"{flag}: no such data are read; leave it out, or add --soup{'' if flag == '--split' else ' or --recompute-bn'}")
+            raise ConfigError(
+                f"{flag}: no such data are read; leave it out, or add --soup{'' if flag == '--split' else ' or --recompute-bn'}"
+            )
     require_output(args.output, args.checkpoints, args.force)
 
     opened = []
@@ -84,7 +100,9 @@ def run(args: argparse.Namespace) -> int:
     evaluation = None
     if needs_data:
         if newest.cfg is None:
-            raise CheckpointError(f"{newest.path}: has no config, so it is unknown which images its model saw; use checkpoints of main.py")
+            raise CheckpointError(
+                f"{newest.path}: has no config, so it is unknown which images its model saw; use checkpoints of main.py"
+            )
         evaluation = Evaluation(_with_data(newest.cfg, args), newest.classes, newest.path)
 
     figures: dict[str, Any] = {}
@@ -101,11 +119,15 @@ def run(args: argparse.Namespace) -> int:
             bn = f"recomputed from {args.recompute_bn} batches of {evaluation.cfg.DATA.BATCH_SIZE} training images"
             if args.soup:
                 figures["with recomputed statistics"] = evaluation.metrics(made)
-                print(f"with BatchNorm's statistics recomputed: {_shown(figures['with recomputed statistics'], evaluation)}")
+                print(
+                    f"with BatchNorm's statistics recomputed: {_shown(figures['with recomputed statistics'], evaluation)}"
+                )
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise ConfigError(f"--batch-size: {evaluation.cfg.DATA.BATCH_SIZE} images at a time are too many for the memory; use fewer") from error
+        raise ConfigError(
+            f"--batch-size: {evaluation.cfg.DATA.BATCH_SIZE} images at a time are too many for the memory; use fewer"
+        ) from error
     if len({names[i] for i in chosen}) > 1:
         print("note: raw weights and averaged ones (ema) are put together; --weights takes one kind of them")
     shares = [1 / len(chosen)] * len(chosen) if args.soup else shares
@@ -116,7 +138,9 @@ def run(args: argparse.Namespace) -> int:
     write_checkpoint(args.output, made, base.cfg, base.classes, origin)
     for entry in of:
         print(f"{entry['share']:.4f} of {entry['file']} ({entry['weights']} weights{_place(entry)})")
-    print(f"{args.output}: average of {len(of)} checkpoint{'s' * (len(of) > 1)}, {how}; BatchNorm's statistics: {bn}; config of {base.path}")
+    print(
+        f"{args.output}: average of {len(of)} checkpoint{'s' * (len(of) > 1)}, {how}; BatchNorm's statistics: {bn}; config of {base.path}"
+    )
     return 0
 
 
@@ -157,7 +181,9 @@ def greedy(scores: Sequence[float], score_of: Callable[[list[int]], float]) -> l
     return chosen
 
 
-def cook(opened: Sequence[Checkpoint], states: Sequence[State], evaluation: Evaluation) -> tuple[list[int], dict[str, Any]]:
+def cook(
+    opened: Sequence[Checkpoint], states: Sequence[State], evaluation: Evaluation
+) -> tuple[list[int], dict[str, Any]]:
     """The greedy soup's models, and what it measured; says each step."""
     metric, cfg = evaluation.task.best_metric, evaluation.cfg
     alone = []
@@ -176,8 +202,14 @@ def cook(opened: Sequence[Checkpoint], states: Sequence[State], evaluation: Eval
     best = max(found[metric] for found in alone)
     soup = alone[chosen[0]] if len(chosen) == 1 else measured[tuple(chosen)]
     print(f"soup of {len(chosen)} of {len(opened)}: {_shown(soup, evaluation)}; the best alone: {metric} {best:.3f}")
-    print(f"these figures are optimistic: the soup was chosen on these images ({cfg.DATA.VAL_SPLIT} of {cfg.DATA.DATA_PATH or cfg.DATA.DATASET}); evaluate it on others")
-    return chosen, {"chosen_on": f"{cfg.DATA.VAL_SPLIT} of {cfg.DATA.DATA_PATH or cfg.DATA.DATASET}", "metrics": soup, "best_alone": best}
+    print(
+        f"these figures are optimistic: the soup was chosen on these images ({cfg.DATA.VAL_SPLIT} of {cfg.DATA.DATA_PATH or cfg.DATA.DATASET}); evaluate it on others"
+    )
+    return chosen, {
+        "chosen_on": f"{cfg.DATA.VAL_SPLIT} of {cfg.DATA.DATA_PATH or cfg.DATA.DATASET}",
+        "metrics": soup,
+        "best_alone": best,
+    }
 
 
 def require_same(checkpoint: Checkpoint, state: State, newest: Checkpoint, expected: State) -> None:
@@ -200,13 +232,17 @@ def require_same(checkpoint: Checkpoint, state: State, newest: Checkpoint, expec
     if not difference and (tensors := misfit(expected, state)):
         difference = f"tensors: {tensors}"
     if difference:
-        raise CheckpointError(f"{checkpoint.path}: cannot be averaged with {newest.path}: {difference}; give checkpoints of one model")
+        raise CheckpointError(
+            f"{checkpoint.path}: cannot be averaged with {newest.path}: {difference}; give checkpoints of one model"
+        )
 
 
 def require_finite(checkpoint: Checkpoint, state: State) -> None:
     for key, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise CheckpointError(f"{checkpoint.path}: its {key} holds values that are infinite or no numbers; leave it out")
+            raise CheckpointError(
+                f"{checkpoint.path}: its {key} holds values that are infinite or no numbers; leave it out"
+            )
 
 
 def _with_data(cfg, args: argparse.Namespace):

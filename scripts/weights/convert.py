@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Sequence
 
 import torch
-from cli import add_weights
 from yacs.config import CfgNode
 
+from cli import add_weights
 from data.class_maps import read_class_map
 from engine.checkpoints.load import COUNT
 from engine.setup.preprocessing import take_from_model
@@ -40,7 +40,8 @@ from .files import (
     write_checkpoint,
 )
 
-FORM = ("interaction", "downsampling", "cpe", "self_modulation", "ffn", "distilled")  # of MODEL.FAT: the released code has the defaults alone
+# of MODEL.FAT: the released code has the defaults alone
+FORM = ("interaction", "downsampling", "cpe", "self_modulation", "ffn", "distilled")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", choices=["ours", "released"], required=True, help="which code the result is for")
     add_output(parser)
     add_weights(parser)
-    parser.add_argument("--cfg", type=Path, metavar="FILE", help="to ours: config of the model (default: configs/<the FAT of these shapes>.yaml)")
-    parser.add_argument("--classes", metavar="FILE", help="to ours: names, one in each line, or imagenet-1k ... (default for 1000: imagenet-1k)")
+    parser.add_argument(
+        "--cfg",
+        type=Path,
+        metavar="FILE",
+        help="to ours: config of the model (default: configs/<the FAT of these shapes>.yaml)",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="to ours: names, one in each line, or imagenet-1k ... (default for 1000: imagenet-1k)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,7 +94,12 @@ def to_ours(args: argparse.Namespace, checkpoint: Checkpoint, name: str) -> str:
     state = {key: state[key].to(value.dtype) for key, value in expected.items()}
     origin = {"made": "convert", "of": [checkpoint.source(name)], "notes": notes}
     write_checkpoint(args.output, state, cfg, classes, origin)
-    return "\n".join([*notes, f"{args.output}: {cfg.MODEL.NAME}, {len(state)} tensors, {len(classes)} classes ({name} weights of {checkpoint.path})"])
+    return "\n".join(
+        [
+            *notes,
+            f"{args.output}: {cfg.MODEL.NAME}, {len(state)} tensors, {len(classes)} classes ({name} weights of {checkpoint.path})",
+        ]
+    )
 
 
 def config_of(args: argparse.Namespace, checkpoint: Checkpoint, state: dict[str, torch.Tensor]) -> CfgNode:
@@ -99,7 +114,13 @@ def config_of(args: argparse.Namespace, checkpoint: Checkpoint, state: dict[str,
     if name and (CONFIGS / f"{name}.yaml").is_file():
         return load_config(CONFIGS / f"{name}.yaml")
     form = shape_of_fat(state)
-    found = f"is {name}, which has no config of its own" if name else f"is a FAT of {form}, none that is registered" if form else "is no FAT by its tensors"
+    found = (
+        f"is {name}, which has no config of its own"
+        if name
+        else f"is a FAT of {form}, none that is registered"
+        if form
+        else "is no FAT by its tensors"
+    )
     raise CheckpointError(f"{checkpoint.path}: {found}; say which model and images it is for with --cfg config.yaml")
 
 
@@ -111,7 +132,9 @@ def classes_of(args: argparse.Namespace, checkpoint: Checkpoint, num_classes: in
         return checkpoint.classes
     if 1000 in (num_classes, cfg.MODEL.NUM_CLASSES):
         return list(read_class_map("imagenet-1k"))
-    raise ConfigError(f"--classes: {checkpoint.path} has {num_classes or 'an unknown number of'} classes without names; give a file with one in each line")
+    raise ConfigError(
+        f"--classes: {checkpoint.path} has {num_classes or 'an unknown number of'} classes without names; give a file with one in each line"
+    )
 
 
 def fit(path: Path, state: State, cfg: CfgNode, num_classes: int) -> State:
@@ -122,7 +145,9 @@ def fit(path: Path, state: State, cfg: CfgNode, num_classes: int) -> State:
     """
     expected = create_task(cfg).build_model(num_classes).state_dict()
     if problems := misfit(expected, state):
-        raise CheckpointError(f"{path}: does not fit {cfg.MODEL.NAME} with {num_classes} classes: {problems}; check --cfg and --classes")
+        raise CheckpointError(
+            f"{path}: does not fit {cfg.MODEL.NAME} with {num_classes} classes: {problems}; check --cfg and --classes"
+        )
     return expected
 
 
@@ -132,10 +157,14 @@ def to_released(args: argparse.Namespace, checkpoint: Checkpoint, name: str) -> 
     if cfg is None:
         model = guess_fat(state)
         if not model:
-            raise CheckpointError(f"{checkpoint.path}: is no registered FAT by its tensors; the released code has no other model")
+            raise CheckpointError(
+                f"{checkpoint.path}: is no registered FAT by its tensors; the released code has no other model"
+            )
     else:
         if cfg.MODEL.TYPE != "fat":
-            raise CheckpointError(f"{checkpoint.path}: is of {cfg.MODEL.NAME}, no FAT; the released code has no other model")
+            raise CheckpointError(
+                f"{checkpoint.path}: is of {cfg.MODEL.NAME}, no FAT; the released code has no other model"
+            )
         for key in FORM:
             if cfg.MODEL.FAT[key] != DEFAULTS.MODEL.FAT[key]:
                 raise CheckpointError(

@@ -7,8 +7,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from cli import add_weights, not_negative
 
+from cli import add_weights, not_negative
 from utils.errors import printable
 
 from .files import Checkpoint, config_differences, open_checkpoint, say_how
@@ -18,8 +18,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
     add_weights(parser)
-    parser.add_argument("--tolerance", type=not_negative, default=0.0, metavar="X", help="tensors whose values differ by no more count as equal (default: 0)")
-    parser.add_argument("--tensors-only", action="store_true", help="leave out config and classes, which differ between runs")
+    parser.add_argument(
+        "--tolerance",
+        type=not_negative,
+        default=0.0,
+        metavar="X",
+        help="tensors whose values differ by no more count as equal (default: 0)",
+    )
+    parser.add_argument(
+        "--tensors-only", action="store_true", help="leave out config and classes, which differ between runs"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,9 +61,13 @@ def differing_classes(first: Checkpoint, second: Checkpoint) -> list[str]:
         return []
     if first.classes is None or second.classes is None:
         return [f"classes: {(first if first.classes is None else second).path} names none"]
-    lines = [f"classes: {len(first.classes)}, {len(second.classes)}"] if len(first.classes) != len(second.classes) else []
+    lines = (
+        [f"classes: {len(first.classes)}, {len(second.classes)}"] if len(first.classes) != len(second.classes) else []
+    )
     other = [(i, a, b) for i, (a, b) in enumerate(zip(first.classes, second.classes)) if a != b]
-    return lines + [f"classes: {len(other)} labels have another name, the first is {i}: {a!r}, {b!r}" for i, a, b in other[:1]]
+    return lines + [
+        f"classes: {len(other)} labels have another name, the first is {i}: {a!r}, {b!r}" for i, a, b in other[:1]
+    ]
 
 
 def differing_tensors(first, second, tolerance: float) -> tuple[list[str], int]:
@@ -64,7 +76,9 @@ def differing_tensors(first, second, tolerance: float) -> tuple[list[str], int]:
     for key in dict.fromkeys([*first, *second]):
         a, b = first.get(key), second.get(key)
         if a is None or b is None:
-            lines.append(f"{key}: only in the {'second' if a is None else 'first'}, {tuple((b if a is None else a).shape)}")
+            lines.append(
+                f"{key}: only in the {'second' if a is None else 'first'}, {tuple((b if a is None else a).shape)}"
+            )
         elif a.shape != b.shape:
             lines.append(f"{key}: shape {tuple(a.shape)}, {tuple(b.shape)}")
         elif a.dtype != b.dtype and not tolerance:

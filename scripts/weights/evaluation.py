@@ -9,11 +9,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from yacs.config import CfgNode
 
 from data.loader import eval_loader, train_loader
-from engine.setup.loading import loading
-from engine.setup.precision import create_precision
 from engine.checkpoints.load import load_weights
 from engine.evaluation.loop import evaluate
+from engine.setup.loading import loading
 from engine.setup.model import prepare_model
+from engine.setup.precision import create_precision
 from engine.tasks import create_task
 from utils.device import select_device
 from utils.distributed import Launch
@@ -59,9 +59,15 @@ class Evaluation:
             CheckpointError: the model has no BatchNorm.
         """
         load_weights(self.model, state, self.path)
-        norms = [module for module in self.model.eval().modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+        norms = [
+            module
+            for module in self.model.eval().modules()
+            if isinstance(module, _BatchNorm) and module.track_running_stats
+        ]
         if not norms:
-            raise CheckpointError(f"{self.path}: {self.cfg.MODEL.NAME} has no BatchNorm whose statistics could be recomputed; leave --recompute-bn out")
+            raise CheckpointError(
+                f"{self.path}: {self.cfg.MODEL.NAME} has no BatchNorm whose statistics could be recomputed; leave --recompute-bn out"
+            )
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()

@@ -14,12 +14,12 @@ from timm.models import list_models
 from yacs.config import CfgNode
 
 import models  # noqa: F401  (registers FAT with timm)
+from engine.checkpoints.download import sha256_of
 from engine.checkpoints.file import CheckpointFile
 from engine.checkpoints.file import open_checkpoint as open_file
 from engine.checkpoints.foreign import WEIGHT_FILES
 from engine.checkpoints.layouts import State
 from engine.checkpoints.load import COUNT, first_difference
-from engine.checkpoints.download import sha256_of
 from utils.config import config_from, leaf_keys, to_dict, value_of
 from utils.errors import CheckpointError, ConfigError, printable
 from utils.files import atomic_write
@@ -94,7 +94,8 @@ def say_how(checkpoint: Checkpoint, name: str) -> None:
 def misfit(expected: State, found: State) -> str:
     """What keeps weights from taking others' places, in one line; '' if nothing does."""
     kinds = {
-        "missing": [key for key in expected if key not in found and key.rpartition(".")[2] != COUNT],  # torch does not ask for it
+        # torch does not ask for it
+        "missing": [key for key in expected if key not in found and key.rpartition(".")[2] != COUNT],
         "unknown": [key for key in found if key not in expected],
         "of another shape": [],
         "of another type": [],
@@ -171,7 +172,8 @@ def require_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
     """
     if output.is_dir():
         raise ConfigError(f"--output: {output} is a folder; give a file's name")
-    if output.is_symlink() or (output.exists() and not output.is_file()):  # would be replaced, as /dev/stdout or /dev/null
+    # would be replaced, as /dev/stdout or /dev/null
+    if output.is_symlink() or (output.exists() and not output.is_file()):
         raise ConfigError(f"--output: {output} is a link or a device, no regular file; give a file's name")
     if not output.exists():
         return
@@ -181,7 +183,9 @@ def require_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
         raise ConfigError(f"--output: {output} is there already; give another name, or --force to replace it")
 
 
-def write_checkpoint(path: Path, state: State, cfg: Optional[CfgNode], classes: Optional[Sequence[str]], origin: Mapping[str, Any]) -> None:
+def write_checkpoint(
+    path: Path, state: State, cfg: Optional[CfgNode], classes: Optional[Sequence[str]], origin: Mapping[str, Any]
+) -> None:
     """Writes weights as a checkpoint that can be evaluated; the same arguments give the same bytes.
 
     Raises:

@@ -27,7 +27,9 @@ from .files import (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--json", action="store_true", help="print JSON, with all class names and where the weights come from")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON, with all class names and where the weights come from"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,7 +54,10 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "kind": kind_of(checkpoint),
         "tensors": len(state),
         "parameters": parameters_in(state),
-        "types": {str(dtype).removeprefix("torch."): n for dtype, n in Counter(value.dtype for value in state.values()).most_common()},
+        "types": {
+            str(dtype).removeprefix("torch."): n
+            for dtype, n in Counter(value.dtype for value in state.values()).most_common()
+        },
         "weights": list(checkpoint.states),
         "better": checkpoint.better,
         "how": {name: note for name in checkpoint.states if (note := checkpoint.note(name))},
@@ -119,14 +124,28 @@ def as_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and texts to print."""
     types = ", ".join(f"{n} {dtype}" for dtype, n in found["types"].items())
     lines = [
-        ("file", f"{found['file']}, {megabytes(found['bytes'])}" + (f", sha256 {found['sha256'][:8]}..." if "sha256" in found else "")),
+        (
+            "file",
+            f"{found['file']}, {megabytes(found['bytes'])}"
+            + (f", sha256 {found['sha256'][:8]}..." if "sha256" in found else ""),
+        ),
         ("kind", found["kind"]),
     ]
     if "model" in found:
-        lines.append(("model", f"{found['model']}, {found['parameters'] / 1e6:.2f} M parameters, images of {found['img_size']} px"))
+        lines.append(
+            (
+                "model",
+                f"{found['model']}, {found['parameters'] / 1e6:.2f} M parameters, images of {found['img_size']} px",
+            )
+        )
     else:
         shapes = f", the shapes of {found['shapes_of']}" if "shapes_of" in found else ", no FAT by its tensors"
-        lines.append(("model", f"{found['parameters'] / 1e6:.2f} M parameters{shapes}; no config of this project, which convert adds"))
+        lines.append(
+            (
+                "model",
+                f"{found['parameters'] / 1e6:.2f} M parameters{shapes}; no config of this project, which convert adds",
+            )
+        )
     lines.append(("tensors", f"{found['tensors']}: {types}"))
     if "classes" in found:
         names = found["classes"]
@@ -170,7 +189,16 @@ def lines_of_origin(origin: Any) -> list[tuple[str, str]]:
         share = f"{entry['share']:.4f} of " if isinstance(entry.get("share"), float) else ""
         place = f", after {entry['epochs']} epochs" if "epochs" in entry else ""
         best, epochs = entry.get("best"), entry.get("epochs")
-        if isinstance(best, dict) and isinstance(epochs, int) and (best.get("weights"), best.get("epoch")) == (entry.get("weights"), epochs - 1):
+        if (
+            isinstance(best, dict)
+            and isinstance(epochs, int)
+            and (best.get("weights"), best.get("epoch")) == (entry.get("weights"), epochs - 1)
+        ):
             place += "".join(f", {key} {value:.3f}" for key, value in best.items() if isinstance(value, float))
-        lines.append(("of", f"{share}{entry.get('file')} ({entry.get('weights')} weights{place}), sha256 {str(entry.get('sha256'))[:8]}..."))
+        lines.append(
+            (
+                "of",
+                f"{share}{entry.get('file')} ({entry.get('weights')} weights{place}), sha256 {str(entry.get('sha256'))[:8]}...",
+            )
+        )
     return lines

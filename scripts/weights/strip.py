@@ -27,6 +27,10 @@ def run(args: argparse.Namespace) -> int:
     write_checkpoint(args.output, checkpoint.states[name], checkpoint.cfg, checkpoint.classes, origin)
     before, after = (file_of(path).stat().st_size for path in (args.checkpoint, args.output))
     print(f"{args.checkpoint}: {megabytes(before)}")
-    kept = f"{name} weights, config and class names" if checkpoint.cfg else f"{name} weights; the file has no config of this project"
+    kept = (
+        f"{name} weights, config and class names"
+        if checkpoint.cfg
+        else f"{name} weights; the file has no config of this project"
+    )
     print(f"{args.output}: {megabytes(after)}, {kept}")
     return 0

@@ -19,7 +19,9 @@ class CsvFiles(Logger):
         self.tables = {}
         for kind, name in FILES.items():
             table = self.tables[kind] = Table(self.directory / name)
-            table.keep(lambda row: int(row["update"]) <= last_update and (kind == "train" or int(row["epoch"]) < epochs))
+            table.keep(
+                lambda row: int(row["update"]) <= last_update and (kind == "train" or int(row["epoch"]) < epochs)
+            )
 
     def record(self, kind: str, update: int, values: Mapping[str, Any]) -> None:
         """Raises OutputError."""
@@ -58,7 +60,11 @@ class Table:
     def add(self, row: Mapping[str, Any]) -> None:
         new = [name for name in row if name not in self.columns]
         if new:  # the first row, or a figure that there was not before
-            rows = [line + [""] * len(new) for line in csv.reader(io.StringIO(self.path.read_text()))][1:] if self.columns else []
+            rows = (
+                [line + [""] * len(new) for line in csv.reader(io.StringIO(self.path.read_text()))][1:]
+                if self.columns
+                else []
+            )
             self.columns = [*self.columns, *new]
             self.close()
             self._write(rows)
@@ -84,5 +90,7 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """{"raw": {"acc1": 1.0}} -> {"raw_acc1": 1.0}"""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        found.update({f"{name}_{key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {name: value})
+        found.update(
+            {f"{name}_{key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
     return found

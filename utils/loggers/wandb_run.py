@@ -28,7 +28,9 @@ class WandbRun(Logger):
         try:
             importlib.import_module("wandb").init  # a folder that is named so can be imported, too
         except (ImportError, AttributeError) as error:
-            raise ConfigError("LOGGERS: wandb: the package cannot be imported; pip install wandb, or take it out of the list") from error
+            raise ConfigError(
+                "LOGGERS: wandb: the package cannot be imported; pip install wandb, or take it out of the list"
+            ) from error
 
     def open(self, last_update: int, epochs: int) -> None:
         """Raises ConfigError: W&B refuses, as nobody is logged in. A network that is down is said, and the run goes on."""
@@ -50,10 +52,13 @@ class WandbRun(Logger):
                 settings=wandb.Settings(silent=True, console="off", init_timeout=PATIENCE),
             )
             self.run.define_metric("update", hidden=True)
-            self.run.define_metric("*", step_metric="update")  # W&B's own step only rises; a resumed run repeats updates
+            # W&B's own step only rises; a resumed run repeats updates
+            self.run.define_metric("*", step_metric="update")
         except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
             reason = " ".join(str(error).split())
-            raise ConfigError(f"LOGGERS: wandb refuses ({reason[:200]}); `wandb login`, or set WANDB_MODE=offline") from error
+            raise ConfigError(
+                f"LOGGERS: wandb refuses ({reason[:200]}); `wandb login`, or set WANDB_MODE=offline"
+            ) from error
         except Exception as error:
             self._lost(error)
 

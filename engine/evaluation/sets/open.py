@@ -94,15 +94,21 @@ def _open_images(spec: SetSpec, task, val, classes, root, outside_links, timeout
         found.place = f"made from the validation images by {PACKAGE}"
         clean = val().source
         if is_stream(clean):
-            raise ConfigError(f"{spec}.generate: images are made from indexed formats, not from shards; set DATA.DATASET to another, or lay out {folder}")
+            raise ConfigError(
+                f"{spec}.generate: images are made from indexed formats, not from shards; set DATA.DATASET to another, or lay out {folder}"
+            )
         for corruption in [*spec.corruptions, *spec.extra]:
             reasons = filter(None, (failure_of(corruption, severity) for severity in spec.severities))
             found.left_out.update({corruption: reason for reason in [next(reasons, None)] if reason})
             for severity in spec.severities if corruption not in found.left_out else ():
                 corrupted = CorruptedSource(clean, corruption, severity)
-                found.parts[f"{corruption}/{severity}"] = task.set_dataset(lambda _, made=corrupted: made, spec.crop_pct)
+                found.parts[f"{corruption}/{severity}"] = task.set_dataset(
+                    lambda _, made=corrupted: made, spec.crop_pct
+                )
         if not measured_corruptions(found):
-            raise ConfigError(f"{spec}: none of its corruptions can be made ({next(iter(found.left_out.values()))}); check their names")
+            raise ConfigError(
+                f"{spec}: none of its corruptions can be made ({next(iter(found.left_out.values()))}); check their names"
+            )
     elif spec.format in ("folder", "imagenet") and not folder.is_dir():
         layout = "<corruption>/<severity>/<class>/*" if spec.corruptions else "<class>/*"
         raise DataError(
@@ -141,7 +147,9 @@ def _names(spec: SetSpec, key: str, value: Any) -> list[str]:
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"{spec}.{key}: must name classes, each once")
         return names
-    return list(read_class_map(value if value in IMAGENET + SUBSETS else str(spec.file.parent / value), f"{spec}.{key}"))
+    return list(
+        read_class_map(value if value in IMAGENET + SUBSETS else str(spec.file.parent / value), f"{spec}.{key}")
+    )
 
 
 def _subset(spec: SetSpec, classes: Sequence[str]) -> Optional[list[int]]:
@@ -167,17 +175,29 @@ def _numbers(spec: SetSpec, classes: Sequence[str]) -> list[Optional[int]]:
     return [own.get(name) for name in _names(spec, "numbering", numbering)]
 
 
-def label_folders(spec: SetSpec, folders: Sequence[str], classes: Sequence[str], subset: Optional[Sequence[int]]) -> list[int]:
+def label_folders(
+    spec: SetSpec, folders: Sequence[str], classes: Sequence[str], subset: Optional[Sequence[int]]
+) -> list[int]:
     """The labels of a set's class folders.
 
     Raises:
         DataError: a folder is no class, or none of those that the model may choose among, or the same one as another.
     """
     numbers = spec.folders == "numbers"
-    named = _numbers(spec, classes) if numbers else classes if spec.folders == "names" else _names(spec, "folders", spec.folders)
+    named = (
+        _numbers(spec, classes)
+        if numbers
+        else classes
+        if spec.folders == "names"
+        else _names(spec, "folders", spec.folders)
+    )
     if not numbers and len(named) > len(classes):
         raise ConfigError(f"{spec}.folders: names {len(named)} classes, but the model has {len(classes)}; correct it")
-    known = {str(number): label for number, label in enumerate(named)} if numbers else {name: label for label, name in enumerate(named)}
+    known = (
+        {str(number): label for number, label in enumerate(named)}
+        if numbers
+        else {name: label for label, name in enumerate(named)}
+    )
     seen: dict[int, str] = {}
     for folder in folders:
         name = str(int(folder)) if numbers and folder.isdecimal() else folder
@@ -186,13 +206,17 @@ def label_folders(spec: SetSpec, folders: Sequence[str], classes: Sequence[str],
         if name in known and label is None:
             problem = "is a class that the model does not have"
         elif label is None:
-            problem = f"is no label from 0 to {len(named) - 1}" if numbers else f"is no class; {did_you_mean(folder, known)}"
+            problem = (
+                f"is no label from 0 to {len(named) - 1}" if numbers else f"is no class; {did_you_mean(folder, known)}"
+            )
         elif subset is not None and label not in subset:
             problem = "is no class that `only` names"
         elif label in seen:
             problem = f"is the same class as {seen[label]!r}"
         if problem:
-            raise DataError(f"{spec.path}: its folder {folder!r} {problem}; correct it, or `folders` and `only` of {spec}")
+            raise DataError(
+                f"{spec.path}: its folder {folder!r} {problem}; correct it, or `folders` and `only` of {spec}"
+            )
         seen[label] = folder
     return [known[str(int(folder)) if numbers else folder] for folder in folders]
 
@@ -242,12 +266,22 @@ def _read_labels(spec: SetSpec, numbers: Sequence[Optional[int]]) -> dict[str, l
             given = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
         except (OSError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-            raise ConfigError(f"{path}: cannot be read as JSON ({reason}); it must hold {{file name: [labels]}}") from error
-    if not isinstance(given, dict) or not all(isinstance(v, list) and all(type(n) is int for n in v) for v in given.values()):
-        raise ConfigError(f"{spec}.labels: {spec.labels} must hold {{file name: [labels]}}, the labels as whole numbers; correct it")
+            raise ConfigError(
+                f"{path}: cannot be read as JSON ({reason}); it must hold {{file name: [labels]}}"
+            ) from error
+    if not isinstance(given, dict) or not all(
+        isinstance(v, list) and all(type(n) is int for n in v) for v in given.values()
+    ):
+        raise ConfigError(
+            f"{spec}.labels: {spec.labels} must hold {{file name: [labels]}}, the labels as whole numbers; correct it"
+        )
     for name, labels in given.items():
         if labels and not 0 <= min(labels) <= max(labels) < len(numbers):
-            raise ConfigError(f"{spec}.labels: {name!r} has labels {labels}, but they may be 0 to {len(numbers) - 1}; correct it")
+            raise ConfigError(
+                f"{spec}.labels: {name!r} has labels {labels}, but they may be 0 to {len(numbers) - 1}; correct it"
+            )
         if None in (numbers[label] for label in labels):
-            raise ConfigError(f"{spec}.labels: {name!r} has labels {labels}, not all of which the model has among its classes; leave the set out")
+            raise ConfigError(
+                f"{spec}.labels: {name!r} has labels {labels}, not all of which the model has among its classes; leave the set out"
+            )
     return {name: [numbers[label] for label in labels] for name, labels in given.items()}

@@ -28,7 +28,10 @@ class Records:
     def join(cls, parts: Sequence["Records"]) -> "Records":
         """All images of some parts, at least one of which has images."""
         parts = [part for part in parts if len(part)]
-        arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in ("targets", "top", "probabilities", "losses"))
+        arrays = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("targets", "top", "probabilities", "losses")
+        )
         return cls([key for part in parts for key in part.keys], *arrays)
 
     def take(self, indices: Sequence[int]) -> "Records":
@@ -61,10 +64,16 @@ class Predictions(ClassificationMetrics):
         self.place = torch.full((num_classes,), -1, device=device)  # of a label in the subset
         self.place[self.subset] = torch.arange(len(self.subset), device=device)
         empty = np.empty((0, min(5, len(self.subset))))
-        self.parts = [Records([], empty[:, 0].astype(int), empty.astype(int), np.float32(empty), np.float32(empty[:, 0]))]
+        self.parts = [
+            Records([], empty[:, 0].astype(int), empty.astype(int), np.float32(empty), np.float32(empty[:, 0]))
+        ]
 
     def update(
-        self, logits: torch.Tensor, targets: torch.Tensor, keys: Sequence[str] = (), images: Optional[torch.Tensor] = None
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        keys: Sequence[str] = (),
+        images: Optional[torch.Tensor] = None,
     ) -> None:
         """As `ClassificationMetrics`; each target is in the subset."""
         logits, places = logits.float()[:, self.subset], self.place[targets]
@@ -112,7 +121,9 @@ def per_class(records: Records, right: np.ndarray) -> list[dict[str, Any]]:
     for label in np.unique(records.targets):
         own = right[records.targets == label]
         hits = {"acc1": 100 * own[:, 0].mean(), "acc5": 100 * own.any(axis=1).mean()}
-        rows.append({"label": int(label), "images": len(own), **{name: round(float(value), 4) for name, value in hits.items()}})
+        rows.append(
+            {"label": int(label), "images": len(own), **{name: round(float(value), 4) for name, value in hits.items()}}
+        )
     return rows
 
 

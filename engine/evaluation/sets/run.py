@@ -100,7 +100,12 @@ def figures(
         records, right = with_labels(outcome.records[""], found.labels)
         images = sum(map(bool, found.labels.values()))
         summary = score(records, right) if len(records) else {"num_images": 0}
-        summary |= {"weights": outcome.weights, "of": spec.of, "not_counted": len(found.labels) - images, "labels": found.place}
+        summary |= {
+            "weights": outcome.weights,
+            "of": spec.of,
+            "not_counted": len(found.labels) - images,
+            "labels": found.place,
+        }
         summary["complete"] = len(records) == images and spec.images in (0, images)
         return summary, records, right, (records, [found.labels[key] for key in records.keys])
 
@@ -110,9 +115,14 @@ def figures(
     right = by_target(records)
     losses = sum(outcome.metrics[part]["loss"] * len(outcome.records[part]) for part in counted) / len(records)
     summary = {**score(records, right), "loss": round(losses, 6), "weights": outcome.weights, "path": found.place}
-    whole = [len(outcome.records[part]) == len(dataset) and spec.images in (0, len(dataset)) for part, dataset in found.parts.items()]
+    whole = [
+        len(outcome.records[part]) == len(dataset) and spec.images in (0, len(dataset))
+        for part, dataset in found.parts.items()
+    ]
     summary["complete"] = all(whole) and len(measured_corruptions(found)) == len(spec.corruptions)
-    summary["classes"] = len(found.subset) if found.subset is not None else len(next(iter(found.parts.values())).classes)
+    summary["classes"] = (
+        len(found.subset) if found.subset is not None else len(next(iter(found.parts.values())).classes)
+    )
     unreadable = sum(metrics.get("unreadable", 0) for metrics in outcome.metrics.values())
     summary |= {"unreadable": unreadable} if unreadable else {}
     if spec.corruptions:

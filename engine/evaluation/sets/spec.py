@@ -57,7 +57,9 @@ def read_sets(path: str, names: Sequence[str]) -> dict[str, SetSpec]:
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}); check TEST.SETS_FILE") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: is no YAML file that can be read ({' '.join(str(error).split())}); correct it") from error
+        raise ConfigError(
+            f"{file}: is no YAML file that can be read ({' '.join(str(error).split())}); correct it"
+        ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: describes no sets; it has entries like 'mine: {{path: my_images}}'")
     known = {VAL: SetSpec(name=VAL, file=file, published="top1")}
@@ -70,7 +72,9 @@ def read_sets(path: str, names: Sequence[str]) -> dict[str, SetSpec]:
         base = known[name].of
         if base:
             if base not in known or known[base].of or known[base].corruptions:
-                raise ConfigError(f"{known[name]}.of is {base!r}; it must be val or another set with images of its own, uncorrupted")
+                raise ConfigError(
+                    f"{known[name]}.of is {base!r}; it must be val or another set with images of its own, uncorrupted"
+                )
             found.setdefault(base, known[base])
         found[name] = known[name]
     return dict(sorted(found.items(), key=lambda item: (item[0] != VAL, bool(item[1].of))))
@@ -90,7 +94,13 @@ def _read_set(name: str, values: Any, file: Path) -> SetSpec:
             raise ConfigError(f"{where}: unknown key {key}; {did_you_mean(str(key), kinds)}")
         kind = {float: (float, int), Any: (str, list)}.get(kinds[key], kinds[key])
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            wanted = "a number" if kinds[key] is float else "a name or a list" if kinds[key] is Any else f"of type {kind.__name__}"
+            wanted = (
+                "a number"
+                if kinds[key] is float
+                else "a name or a list"
+                if kinds[key] is Any
+                else f"of type {kind.__name__}"
+            )
             raise ConfigError(f"{where}.{key} is {value!r}; it must be {wanted}")
     spec = SetSpec(**values, name=name, file=file)
     for problem, holds in (

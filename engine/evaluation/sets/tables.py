@@ -37,7 +37,9 @@ def write_set(
         OutputError: a file cannot be written; it is then as it was.
     """
     told = meanings(classes)
-    rows = [[classes[r["label"]], told[r["label"]], r["images"], r["acc1"], r["acc5"]] for r in per_class(records, right)]
+    rows = [
+        [classes[r["label"]], told[r["label"]], r["images"], r["acc1"], r["acc5"]] for r in per_class(records, right)
+    ]
     write_csv(folder / f"{name}_classes.csv", ["class", "name", "images", "acc1", "acc5"], rows)
     pairs = [[classes[t], told[t], classes[p], told[p], images] for t, p, images in confusions(records, right)]
     write_csv(folder / f"{name}_confusions.csv", ["class", "name", "predicted", "predicted_name", "images"], pairs)
@@ -46,7 +48,12 @@ def write_set(
         numbers = range(1, said.top.shape[1] + 1)
         header = ["image", "right", *(f"top{n}" for n in numbers), *(f"probability{n}" for n in numbers)]
         images = (
-            [key, "|".join(classes[label] for label in own), *(classes[label] for label in top), *(f"{p:.4f}" for p in shares)]
+            [
+                key,
+                "|".join(classes[label] for label in own),
+                *(classes[label] for label in top),
+                *(f"{p:.4f}" for p in shares),
+            ]
             for key, own, top, shares in zip(said.keys, labels, said.top.tolist(), said.probabilities.tolist())
         )
         write_csv(folder / f"{name}_predictions.csv", header, images)
@@ -85,6 +92,7 @@ def is_imagenet(classes: Sequence[str]) -> bool:
 
 # The table
 
+
 def table(
     model: str,
     params: int,
@@ -116,7 +124,9 @@ def table(
             columns.append(column)
     weights = {summaries[name]["weights"] for name in asked}
     rows = [["model", "px", "params, M", *heads, "source"]]
-    rows.append([f"{model} ({', '.join(sorted(weights))})", str(img_size), f"{params / 1e6:.2f}", *cells, "measured here"])
+    rows.append(
+        [f"{model} ({', '.join(sorted(weights))})", str(img_size), f"{params / 1e6:.2f}", *cells, "measured here"]
+    )
     shown = []
     if imagenet:
         with open(PUBLISHED, newline="", encoding="utf-8") as file:
@@ -125,7 +135,15 @@ def table(
     sources = list(dict.fromkeys(row["source"] for row in shown))
     for row in shown:
         figures = [_figure(row.get(column) or None) for column in columns]
-        rows.append([row["weights"] or row["model"], row["img_size"], row["params_m"], *figures, f"[{sources.index(row['source']) + 1}]"])
+        rows.append(
+            [
+                row["weights"] or row["model"],
+                row["img_size"],
+                row["params_m"],
+                *figures,
+                f"[{sources.index(row['source']) + 1}]",
+            ]
+        )
     notes = [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
     if any(not summaries[name]["complete"] for name in asked):
         partial = [name for name in asked if not summaries[name]["complete"]]
