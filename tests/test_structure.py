@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 
 import pytest
@@ -15,6 +16,18 @@ LAYERS = {  # what each part may import of the project
     "engine": {"engine", "models", "data", "utils"},
     "scripts": {"engine", "models", "data", "utils"},
     "main.py": {"engine", "models", "data", "utils"},
+}
+FLOORS = {  # what each room of engine/ may import of the others
+    "arguments": set(),
+    "checkpoints": set(),
+    "evaluation": set(),
+    "setup": {"checkpoints"},
+    "session": {"setup"},
+    "tasks": {"checkpoints", "evaluation", "setup"},
+    "inference": {"checkpoints", "evaluation", "setup", "tasks"},
+    "training": {"checkpoints", "evaluation", "session", "setup", "tasks"},
+    "report": {"tasks", "training"},
+    "commands": {"checkpoints", "evaluation", "report", "session", "setup", "tasks", "training"},
 }
 PARTS = {name.removesuffix(".py") for name in LAYERS} | {"tests", "configs"}
 
@@ -38,6 +51,37 @@ def test_imports_run_one_way(part):
     assert files(part)
     for path in files(part):
         assert imports(path) & PARTS <= LAYERS[part], path
+
+
+def rooms_imported(path) -> set[str]:
+    """The rooms of engine/ that one of its files imports, by a relative or an absolute name."""
+    package, rooms = list(path.relative_to(ROOT).parts[:-1]), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            place = start + (node.module.split(".") if node.module else [])
+            names = place[1:2] or [alias.name for alias in node.names]
+            rooms |= set(names) if place[:1] == ["engine"] else set()
+    return rooms
+
+
+@pytest.mark.parametrize("room", FLOORS)
+def test_the_rooms_of_engine_import_one_way(room):
+    place = ROOT / "engine" / room
+    paths = sorted(place.rglob("*.py")) or [place.with_suffix(".py")]
+    for path in paths:
+        assert rooms_imported(path) - {room} <= FLOORS[room], path
+
+
+def test_every_file_of_engine_is_in_a_room():
+    names = {path.stem for path in (ROOT / "engine").iterdir() if path.name not in ("__init__.py", "__pycache__")}
+    assert names == set(FLOORS)
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["format", "--check"]])
+def test_ruff_finds_nothing(arguments):
+    ended = subprocess.run([sys.executable, "-m", "ruff", *arguments, "."], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
 
 
 def test_models_need_only_torch_and_timm():
