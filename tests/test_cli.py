@@ -219,3 +219,21 @@ def test_quickstart_digits_split_by_position_and_made_once(tmp_path):
     maker = [sys.executable, "scripts/make_quickstart_data.py", "digits", str(tmp_path / "digits")]
     assert "1438 training and 359 validation" in subprocess.run(maker, cwd=ROOT, capture_output=True, text=True).stdout
     assert "nothing to do" in subprocess.run(maker, cwd=ROOT, capture_output=True, text=True).stdout
+
+
+def test_the_cause_of_an_error_is_shown_when_asked_for(tmp_path):
+    command = [sys.executable, ROOT / "main.py", "--cfg", tmp_path / "none.yaml"]
+    plain, shown = (
+        subprocess.run(command, env={**os.environ, "FAT_TRACEBACK": value}, capture_output=True, text=True)
+        for value in ("", "1")
+    )
+    assert plain.returncode == shown.returncode == 2
+    assert plain.stderr.count("\n") == 1 and plain.stderr.startswith(f"error: {tmp_path}/none.yaml")
+    assert "FileNotFoundError" in shown.stderr and "load_config" in shown.stderr
+    assert shown.stderr.splitlines()[-1] == plain.stderr.strip()
+
+
+def test_help_and_config_errors_import_no_torch(tmp_path):
+    program = "import runpy, sys; sys.argv = ['main.py', *sys.argv[1:]]\ntry: runpy.run_path('main.py', run_name='__main__')\nexcept SystemExit: assert 'torch' not in sys.modules; print('none')"
+    shown = subprocess.run([sys.executable, "-c", program, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0 and shown.stdout.endswith("none\n"), shown.stderr

@@ -122,6 +122,7 @@ CLASSIFICATION = "python scripts/reproduce.py classification --data-path /path/t
 CHECKPOINTS = ("it takes FAT-B0 itself and ImageNet's 50,000 images", "test_a_checkpoint_is_evaluated")
 NOT_RUN = {  # command: (why, the test that has what it does)
     "bash scripts/test.sh": ("it is this suite", "test_the_command_runs"),
+    "bash scripts/test.sh --all": ("it is this suite and more", "test_the_command_runs"),
     "bash scripts/test.sh -k fasa": ("it is a part of this suite", "test_the_command_runs"),
     "bash scripts/quickstart.sh emoji": ("npm fetches 75 MB; the digits' quickstart is run", "test_the_command_runs"),
     ". .venv/bin/activate": ("it changes the shell", "test_error_is_one_line_without_traceback"),
