@@ -57,23 +57,30 @@ def read_class_map(name: str, key: str = "DATA.CLASS_MAP") -> dict[str, int]:
     return {name: label for label, name in enumerate(names)}
 
 
-def unnamed_folders(place: object, folders: Iterable[str], class_to_idx: Optional[Mapping[str, int]]) -> list[str]:
-    """A line of the folders whose images are left out, as a class map does not name them; none where there are none.
+def unnamed_classes(
+    place: object, names: Iterable[str], class_to_idx: Optional[Mapping[str, int]], what: str = "folder"
+) -> list[str]:
+    """A line of the classes whose images are left out, as a class map does not name them; none where there are none.
+
+    Args:
+        place: the data set.
+        names: of the classes that are there.
+        what: a class is there.
 
     Raises:
         DataError: one of them differs from a class of the map, which has no folder, in what is not seen.
     """
-    folders = set(folders)
-    unnamed = sorted(folders - set(class_to_idx)) if class_to_idx is not None else []
+    names = set(names)
+    unnamed = sorted(names - set(class_to_idx)) if class_to_idx is not None else []
     if not unnamed:
         return []
-    missing = [name for name in class_to_idx if name not in folders]
+    missing = [name for name in class_to_idx if name not in names]
     alike = look_alikes(missing, unnamed)
     if alike:
-        raise DataError(f"{place}: {alike}, of the class map and of a folder; rename the folder, or correct the map")
-    lacks = f"; no folder has the name of {len(missing)} classes of the map (such as {missing[0]!r})" if missing else ""
+        raise DataError(f"{place}: {alike}, of the class map and of a {what}; rename the {what}, or correct the map")
+    lacks = f"; no {what} has the name of {len(missing)} classes of the map (such as {missing[0]!r})" if missing else ""
     return [
-        f"{place}: left out folders that the class map does not name: {len(unnamed)} (such as {unnamed[0]!r}){lacks}"
+        f"{place}: left out {what}s that the class map does not name: {len(unnamed)} (such as {unnamed[0]!r}){lacks}"
     ]
 
 

@@ -122,6 +122,14 @@ def test_truth_values_are_two_classes(tmp_path):
     assert source.classes == ["False", "True"] and labels(source) == [1, 1]
 
 
+def test_labels_that_a_class_map_does_not_name_are_said(tmp_path):
+    write(tmp_path, [png(10), png(20), png(30)], ["cat", "dog", "cow"])
+    source = opened(tmp_path, class_to_idx={"dog": 0, "hen": 1, "cat": 2})
+    assert labels(source) == [2, 0] and source.classes == ["dog", "hen", "cat"]
+    said = "left out labels that the class map does not name: 1 (such as 'cow'); no label has the name of 1 classes"
+    assert [said in note for note in source.notes].count(True) == 1
+
+
 def test_wordnet_ids_are_imagenet_s(tmp_path):
     source = opened(write(tmp_path, [png(1), png(2)], ["n01443537", "n01440764"]))
     assert source.classes == ["n01440764", "n01443537"] and labels(source) == [1, 0]

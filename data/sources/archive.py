@@ -13,7 +13,7 @@ import numpy as np
 from utils.errors import DataError
 from utils.rng import fingerprint
 
-from ..class_maps import unnamed_folders
+from ..class_maps import unnamed_classes
 from ..image_files import is_hidden_or_tool, left_out
 from .reading import printable, read_image
 
@@ -199,7 +199,7 @@ def by_class(
             f"{path}: no image in the class' folder {empty[0]!r}{f' ({instead})' if instead else ''}; make the archive anew without "
             "the folder or with images in it, or name all classes in a text file and give it as DATA.CLASS_MAP"
         )
-    unnamed = unnamed_folders(path, present, class_to_idx)
+    unnamed = unnamed_classes(path, present, class_to_idx)
     labels = dict(class_to_idx) if class_to_idx is not None else {name: i for i, name in enumerate(present)}
     files = [(name, labels[name.split("/")[0]]) for name in names if name.split("/")[0] in labels]
     if not files:

@@ -10,7 +10,7 @@ import numpy as np
 from utils.errors import DataError
 from utils.rng import fingerprint
 
-from ..class_maps import unnamed_folders
+from ..class_maps import unnamed_classes
 from ..decode import decode_image
 from ..image_files import is_hidden_or_tool, is_image, left_out, notes_of
 from ..workers import reading
@@ -53,7 +53,7 @@ class FolderSource:
         try:
             found, others = self._class_folders(root)
             labels = {name: label for label, name in enumerate(found)}
-            unnamed = unnamed_folders(root, found, class_to_idx)
+            unnamed = unnamed_classes(root, found, class_to_idx)
             if class_to_idx is not None:
                 labels = {name: class_to_idx[name] for name in found if name in class_to_idx}
             if not labels:

@@ -11,7 +11,7 @@ import numpy as np
 from utils.errors import ConfigError, DataError
 from utils.rng import fingerprint
 
-from ..class_maps import classes_for, wordnet_ids
+from ..class_maps import classes_for, unnamed_classes, wordnet_ids
 from .columns import file_in, is_bytes, is_text, key_of, labels_of
 from .reading import printable, read_image
 
@@ -74,6 +74,8 @@ class HfdsSource:
         self.classes = own
         self.chosen = np.arange(len(self.labels))
         if class_to_idx is not None:
+            present = [own[label] for label in np.unique(self.labels)]
+            notes.extend(unnamed_classes(root, present, class_to_idx, "label"))
             table = np.array([class_to_idx.get(name, -1) for name in own])
             self.chosen = np.flatnonzero(table[self.labels] >= 0)
             self.labels = table[self.labels][self.chosen]

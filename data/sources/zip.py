@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence
 
 from utils.errors import DataError
 
-from ..class_maps import classes_for, unnamed_folders
+from ..class_maps import classes_for, unnamed_classes
 from ..image_files import is_image, notes_of
 from .archive import ArchiveSource, Entry, by_class, describe_leading, inner_name, leading_folders, require_file
 
@@ -161,7 +161,7 @@ def _by_map(
         members[inner] = member
     listed = [(name[len(leading) :], label) for name, label in listed]
     classes = _classes(map_path, listed, class_to_idx)
-    unnamed = unnamed_folders(map_path, classes, class_to_idx)
+    unnamed = unnamed_classes(map_path, classes, class_to_idx)
     if class_to_idx is not None:
         listed = [(name, class_to_idx[classes[label]]) for name, label in listed if classes[label] in class_to_idx]
         classes = sorted(class_to_idx, key=class_to_idx.__getitem__)
