@@ -110,6 +110,20 @@ def write_config(tmp_path, digits):
     return write
 
 
+# The smallest FAT, for tests of many runs in which the model does not matter.
+SMALLEST = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
+
+
+def with_smallest_model(write_config):
+    """`write_config` with that model: for a file's own fixture of this name."""
+
+    def write(name: str = "small.yaml", **sections) -> Path:
+        model = {"FAT": dict(SMALLEST), **sections.pop("MODEL", {})}
+        return write_config(name, MODEL=model, **sections)
+
+    return write
+
+
 def run(*argv) -> None:
     """main.py in this process."""
     cli.main([str(arg) for arg in argv])

@@ -12,13 +12,29 @@ import pytest
 import timm
 import torch
 
-from conftest import ROOT, Stop, assert_same_run, error_of, history, launch, load, run, stop_at_update
+from conftest import (
+    ROOT,
+    Stop,
+    assert_same_run,
+    error_of,
+    history,
+    launch,
+    load,
+    run,
+    stop_at_update,
+    with_smallest_model,
+)
 from engine.checkpoints.file import interpret, open_checkpoint, read_checkpoint
 from engine.checkpoints.load import load_pretrained
 from engine.checkpoints.progress import Progress
 from utils.defaults import DEFAULTS
 from utils.errors import CheckpointError, OutputError
 from utils.files import atomic_write
+
+
+@pytest.fixture
+def write_config(write_config):
+    return with_smallest_model(write_config)
 
 
 @pytest.mark.parametrize("options", [
@@ -367,10 +383,10 @@ def test_missing_file_and_file_without_weights(write_config, tmp_path):
 def test_checkpoint_of_another_model(write_config, tmp_path):
     torch.save(timm.create_model("fat_small", num_classes=3).state_dict(), tmp_path / "small.pth")
     for flags in (["--pretrained"], ["--eval", "--resume"]):
-        message = str(error_of("--cfg", write_config(), *flags, tmp_path / "small.pth"))
+        message = str(error_of("--cfg", write_config(MODEL={"FAT": {}}), *flags, tmp_path / "small.pth"))
         assert "patch_embed.conv1.conv.0.weight is (16, 3, 3, 3), the model's (8, 3, 3, 3)" in message
     torch.save(timm.create_model("resnet10t", num_classes=3).state_dict(), tmp_path / "resnet.pth")
-    message = str(error_of("--cfg", write_config(), "--pretrained", tmp_path / "resnet.pth"))
+    message = str(error_of("--cfg", write_config(MODEL={"FAT": {}}), "--pretrained", tmp_path / "resnet.pth"))
     assert "the model's patch_embed.conv1.conv.0.weight (8, 3, 3, 3) is missing" in message
 
 
@@ -399,7 +415,8 @@ def test_fine_tuning_takes_all_but_a_head_of_another_size(write_config, tmp_path
     source = timm.create_model("fat_tiny", num_classes=10)
     torch.save(source.state_dict(), tmp_path / "ten.pth")
     path = write_config(
-        TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "BASE_LR": 1e-30, "MIN_LR": 0.0, "WARMUP_LR": 0.0, "WEIGHT_DECAY": 0.0}
+        MODEL={"FAT": {}},
+        TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "BASE_LR": 1e-30, "MIN_LR": 0.0, "WARMUP_LR": 0.0, "WEIGHT_DECAY": 0.0},
     )
     run("--cfg", path, "--pretrained", tmp_path / "ten.pth")
     out = capsys.readouterr().out

@@ -34,6 +34,7 @@ from conftest import (
     rest,
     run,
     stop_at_update,
+    with_smallest_model,
 )
 from data.workers import Lines
 from engine.checkpoints.progress import Progress, Window
@@ -50,6 +51,11 @@ from utils.lock import RunLock
 from utils.peers import _started
 
 RUNS = "output/fat_tiny"
+
+
+@pytest.fixture
+def write_config(write_config):
+    return with_smallest_model(write_config)
 
 
 @pytest.fixture
