@@ -9,7 +9,7 @@ import safetensors.torch
 import timm
 import torch
 
-from conftest import ROOT
+from conftest import ROOT, rest
 from test_fuse import realistic
 from utils.config import config_from, to_dict
 
@@ -222,8 +222,8 @@ assert type(model) is models.FAT and imported() == before and sys.path == path a
 
 
 @pytest.mark.parametrize("program, own", [
-    (OWN, True), (OWN_LATER, True), (OTHER_AFTER, False), (OTHER_BEFORE, False), (TWICE, False), (USED, True), (USED, False),
-    (REFUSED, True), (REFUSED, False), (OURS, False),
+    (OWN, True), (OWN_LATER, True), rest(OTHER_AFTER, False), (OTHER_BEFORE, False), (TWICE, False), (USED, True), rest(USED, False),
+    (REFUSED, True), rest(REFUSED, False), (OURS, False),
 ], ids=["own", "own later", "other after", "other before", "twice", "used, own", "used", "refused, own", "refused", "ours"])  # fmt: skip
 def test_beside_packages_of_the_same_names(tmp_path, program, own):
     """Of the program's own, or of another hub repository; without a warning."""

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import prepare_data
+from conftest import rest
 from data.sources import open_source
 from prepare import archives, devkit, imagenet, images, job, read, shards, verify
 from utils.errors import ConfigError, DataError, OutputError, UserError
@@ -364,7 +365,7 @@ class Events:
         return call
 
 
-@pytest.mark.parametrize("kind", [*PACKED, "folders"])
+@pytest.mark.parametrize("kind", [rest("zip"), "tar", "shards", rest("parquet"), "folders"])
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(kind, digits, downloads, tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "STEP", 2000)
     monkeypatch.setattr(os, "fsync", lambda file: None)
