@@ -16,9 +16,9 @@ from conftest import ROOT, Stop, assert_same_run, error_of, history, launch, loa
 from engine.checkpoints.file import interpret, open_checkpoint, read_checkpoint
 from engine.checkpoints.load import load_pretrained
 from engine.checkpoints.progress import Progress
-from utils.defaults import DEFAULTS
 from utils.errors import CheckpointError, OutputError
 from utils.files import atomic_write
+from utils.schema import DEFAULTS
 
 
 @pytest.mark.parametrize("options", [

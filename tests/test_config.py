@@ -12,8 +12,8 @@ from engine.arguments import config_flags, parse_args
 from engine.tasks import create_task
 from engine.training.plan import plan_batches
 from utils.config import config_from, leaf_keys, load_config, to_dict
-from utils.defaults import ALIASES, DEFAULTS, PATH_KEYS, RULES
 from utils.errors import ConfigError, UserError
+from utils.schema import ALIASES, DEFAULTS, PATH_KEYS, RULES
 
 SIZES = ["fat_b0", "fat_b1", "fat_b2", "fat_b3"]
 
@@ -232,7 +232,7 @@ def test_no_dead_option():
     """Config values are read in full, as cfg.SECTION.KEY, so a key that nothing reads can be found by its name."""
     code = "\n".join(
         path.read_text() for folder in ("engine", "data", "models", "utils") for path in (ROOT / folder).rglob("*.py")
-        if path.name != "defaults.py"
+        if path.name != "schema.py"
     ) + (ROOT / "main.py").read_text()  # fmt: skip
     read = set(re.findall(r"\bcfg\.([A-Za-z_]+(?:\.[A-Za-z_]+)*)", code))
     whole_sections = {"MODEL.FAT"} & read

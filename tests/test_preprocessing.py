@@ -14,7 +14,7 @@ from engine.setup.loading import loading
 from engine.setup.preprocessing import can_be_taken, differences, input_warnings, of_model, take_from_model
 from engine.tasks import create_task
 from utils.config import leaf_keys, load_config, to_dict
-from utils.defaults import DEFAULTS, INPUT_KEYS
+from utils.schema import DEFAULTS, INPUT_KEYS
 
 CPU = torch.device("cpu")
 NAME = "test_vit"  # 160 px; mean and std 0.5, crop 0.95
@@ -204,7 +204,7 @@ NOT_OF_THE_INPUT = {  # which images, in which order, how soon, of training alon
 
 
 def test_each_key_of_the_data_shapes_what_a_model_sees_or_is_known_not_to():
-    """A new key of DATA or TEST belongs into utils.defaults.INPUT_KEYS, or above."""
+    """A new key of DATA or TEST belongs into utils.schema.INPUT_KEYS, or above."""
     keys = {key for key in leaf_keys() if key.startswith(("DATA.", "TEST."))}
     assert keys == {*INPUT_KEYS} | NOT_OF_THE_INPUT and not {*INPUT_KEYS} & NOT_OF_THE_INPUT
 

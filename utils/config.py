@@ -10,8 +10,8 @@ from typing import Any, Iterable, Mapping, Optional, Sequence
 import yaml
 from yacs.config import CfgNode
 
-from .defaults import ALIASES, DEFAULTS, PATH_KEYS, RETIRED, RULES, is_finite
 from .errors import ConfigError, did_you_mean
+from .schema import ALIASES, DEFAULTS, PATH_KEYS, RETIRED, RULES, is_finite
 
 
 def load_config(path: os.PathLike, opts: Sequence[str] = (), flags: Optional[dict[str, Any]] = None) -> CfgNode:

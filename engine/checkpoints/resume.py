@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Optional
 
 from utils.config import leaf_keys, to_dict
-from utils.defaults import DEFAULTS
 from utils.errors import CheckpointError, ConfigError
+from utils.schema import DEFAULTS
 
 from .file import read_checkpoint
 from .progress import Progress

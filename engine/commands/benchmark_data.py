@@ -18,10 +18,10 @@ from data.dataset import ImageDataset
 from data.loader import endless_batches
 from data.patience import patience
 from data.workers import Lines, describe_wait
-from utils.defaults import BACKENDS
 from utils.errors import ConfigError, DataError
 from utils.rng import derive_seed, seed_cpu
 from utils.run_log import RunLog
+from utils.schema import BACKENDS
 
 from ..session import Session
 from ..setup.loading import loading

@@ -13,12 +13,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from yacs.config import CfgNode
 
 from utils.config import leaf_keys, load_config, to_dict, value_of
-from utils.defaults import CONFIGS, DEFAULTS, is_cell
 from utils.errors import DataError
 from utils.files import record_lines, require_no_device, write_text
 from utils.pictures import encode_jpeg
 from utils.run_files import MISTAKES, REPORT, RESULT
 from utils.run_log import RunLog
+from utils.schema import CONFIGS, DEFAULTS, is_cell
 
 from ..tasks import TASKS
 from ..training.waits import SHARE

@@ -6,8 +6,8 @@ from timm.data import resolve_data_config
 from yacs.config import CfgNode
 
 from utils.config import to_dict, value_of
-from utils.defaults import INPUT_KEYS, RULES
 from utils.errors import ConfigError
+from utils.schema import INPUT_KEYS, RULES
 
 from ..checkpoints.resume import config_changes
 from .model import published

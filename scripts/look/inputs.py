@@ -14,10 +14,10 @@ from torch.utils.tensorboard import SummaryWriter
 from cli import add_weights, whole_number
 from engine.inference.trained import Trained, load_trained
 from models import FAT
-from utils.defaults import RULES
 from utils.errors import CheckpointError, ConfigError, DataError, printable
 from utils.files import atomic_write, unwritable
 from utils.pictures import encode_png, titled
+from utils.schema import RULES
 
 from .panels import predict, said
 

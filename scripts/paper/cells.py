@@ -23,10 +23,10 @@ from engine.checkpoints.load import require_fit
 from engine.evaluation.sets.tables import is_imagenet
 from engine.tasks import create_task
 from utils.config import leaf_keys, load_config, to_dict
-from utils.defaults import DEFAULTS
 from utils.errors import CheckpointError, DataError, UserError, did_you_mean, printable
 from utils.files import write_json
 from utils.provenance import record
+from utils.schema import DEFAULTS
 
 from .results import ROOT
 

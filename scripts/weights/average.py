@@ -15,9 +15,9 @@ from typing import Any, Callable, Optional, Sequence
 import torch
 
 from cli import add_weights, number, whole_number
-from utils.defaults import INPUT_KEYS
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError
+from utils.schema import INPUT_KEYS
 
 from .evaluation import Evaluation
 from .files import (
