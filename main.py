@@ -14,9 +14,10 @@ from utils.config import load_config
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv, __doc__)
-    cfg = load_config(args.cfg, args.opts, config_flags(args), command_of(args))
+    name = command_of(args)
+    cfg = load_config(args.cfg, args.opts, config_flags(args), name)
     require_fit(args, cfg)
-    command = load_command(args)  # imports torch, which takes seconds
+    command = load_command(name, args.benchmark_data)  # imports torch, which takes seconds
 
     from engine.session import open_session
 
