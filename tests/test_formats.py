@@ -1000,7 +1000,6 @@ def test_nothing_at_the_path(write_config, tmp_path, checkpoint, name):
     (["DATA.CLASS_MAP", "imagenet-22k"], ["none of its folders", "'0'"]),
     (["DATA.VAL_SPLIT", ""], ["DATA.VAL_SPLIT"]),
     (["DATA.DATASET", "cifar10", "DATA.VAL_SPLIT", "dev"], ["'dev'", "train and test"]),
-    (["DATA.DATASET", "synthetic", "DATA.CLASS_MAP", "imagenet-1k"], ["DATA.CLASS_MAP", "fixed"]),
     (["DATA.COLUMNS", "[image]"], ["DATA.COLUMNS"]),
     (["DATA.SHUFFLE_BUFFER", "0"], ["DATA.SHUFFLE_BUFFER"]),
 ])  # fmt: skip
