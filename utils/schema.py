@@ -7,6 +7,7 @@ uses; `MODEL.FAT` has the released lower-case names. What keys must not say toge
 import enum
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
@@ -56,7 +57,8 @@ DEFAULTS = CfgNode()
 def key(name: str, default: Any, rule: Rule, role: Role, meaning: str) -> None:
     """Adds a key to `KEYS`, and to `DEFAULTS` with the sections it is in."""
     KEYS[name] = Key(default, rule, role, meaning)
-    *sections, last = name.split(".")
+    # a checkpoint has a name that stands in several sections once, which needs one string
+    *sections, last = map(sys.intern, name.split("."))
     node = DEFAULTS
     for section in sections:
         node = node.setdefault(section, CfgNode())
