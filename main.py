@@ -6,7 +6,7 @@ python -m torch.distributed.launch --nproc_per_node 8 main.py --cfg configs/fat_
 import os
 from typing import Optional, Sequence
 
-from engine.arguments import config_flags, parse_args, require_fit
+from engine.arguments import command_of, config_flags, parse_args, require_fit
 from engine.commands import load_command
 from utils import ending
 from utils.config import load_config
@@ -14,9 +14,10 @@ from utils.config import load_config
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv, __doc__)
-    cfg = load_config(args.cfg, args.opts, config_flags(args))
+    name = command_of(args)
+    cfg = load_config(args.cfg, args.opts, config_flags(args), name)
     require_fit(args, cfg)
-    command = load_command(args)  # imports torch, which takes seconds
+    command = load_command(name, args.benchmark_data)  # imports torch, which takes seconds
 
     from engine.session import open_session
 

@@ -16,8 +16,6 @@ from utils.errors import ConfigError
 
 from .augment_cv2 import ArrayColorJitter, on_arrays
 
-INTERPOLATIONS = ("bilinear", "bicubic")
-
 
 class Resize:
     """uint8 (h, w, 3) -> uint8 (size, size, 3)."""
@@ -55,17 +53,10 @@ def place_steps(
     Args:
         crop: what comes from a source -> its random crop.
         resized_crop, flips: timm's steps.
-
-    Raises:
-        ConfigError: an interpolation that this backend does not have.
     """
     # the workers are the threads; in one of them it would hang, as the threads do not survive the fork
     cv2.setNumThreads(1)
     interpolation = resized_crop.interpolation.value
-    if interpolation not in INTERPOLATIONS:
-        raise ConfigError(
-            f"DATA.INTERPOLATION is {interpolation!r}, but DATA.BACKEND cv2 has {' and '.join(INTERPOLATIONS)} only; use one, or pil"
-        )
     return {
         "crop": crop,
         "resize": Resize(resized_crop.size[0], interpolation),

@@ -96,6 +96,13 @@ def require_no_contradiction(args: argparse.Namespace, parser: Parser) -> None:
         parser.error("--eval: --resume contradicts --pretrained, either could be meant; give one of them")
 
 
+def command_of(args: argparse.Namespace) -> str:
+    """What the flags ask for, by the flag's name; train without one."""
+    if args.benchmark_data is not None:
+        return "benchmark_data"
+    return next((name for name in ("throughput", "eval", "check") if getattr(args, name)), "train")
+
+
 def config_flags(args: argparse.Namespace) -> dict[str, Any]:
     """The config keys that the given flags set."""
     level = args.amp_opt_level
@@ -118,8 +125,6 @@ def config_flags(args: argparse.Namespace) -> dict[str, Any]:
 
 def require_fit(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Raises ConfigError: a flag that the config contradicts."""
-    if args.eval and not (cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED):
-        raise ConfigError("--eval: there are no weights to evaluate; add --resume path/to/best.pth")
     in_archives = cfg.DATA.ZIP_MODE or cfg.DATA.DATASET.partition("/")[0] in ("zip", "tar")
     if args.cache_mode not in (None, "no") and not in_archives:
         raise ConfigError(

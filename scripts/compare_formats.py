@@ -85,7 +85,7 @@ def evaluate(paths: dict[str, Path], cfg: str, checkpoint: str, work: Path) -> d
 
 def measure(paths: dict[str, Path], cfg: str, images: int, rounds: int) -> dict[str, list[float]]:
     """Images per second of one process that reads, decodes and augments, by format and round."""
-    cfg = load_config(cfg)
+    cfg = load_config(cfg, command="benchmark_data")
     datasets = {}
     for name, path in paths.items():
         transform = train_transform(

@@ -20,8 +20,9 @@ from models.layers import DOWNSAMPLINGS, FASA, ConvFFN, FATBlock
 from paper import ablations
 from paper.results import Expected, Outcome, read_expected
 from plain_fat import PlainFAT
-from utils.config import leaf_keys, load_config, value_of
+from utils.config import load_config, value_of
 from utils.macs import measure_complexity
+from utils.schema import KEYS
 
 FOLDER = ROOT / "configs" / "ablations"
 CHANGES = {  # of each config against base.yaml
@@ -191,7 +192,7 @@ def test_a_config_changes_one_key_of_the_base(name):
         load_config(path),
         load_config(ROOT / "configs/fat_b0.yaml" if name == "base" else FOLDER / "base.yaml"),
     )
-    values = [{key: value_of(node, key) for key in leaf_keys()} for node in (cfg, reference)]
+    values = [{key: value_of(node, key) for key in KEYS} for node in (cfg, reference)]
     changed = {key: value for key, value in values[0].items() if values[1][key] != value}
     own = {"TAG": f"ablation_{name}", "REPRODUCES": f"ablations/{name}"}
     assert changed == {**{f"MODEL.FAT.{key}": value for key, value in CHANGES[name].items()}, **own}

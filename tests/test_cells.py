@@ -15,7 +15,7 @@ from timm.data import ImageNetInfo
 import reproduce
 from conftest import ROOT, Stop, error_of, run, stop_at_update
 from paper import ablations, cells, classification, results
-from utils.config import leaf_keys, load_config
+from utils.config import load_config
 
 count, draw = functools.cache(classification.count), classification.draw
 
@@ -334,9 +334,29 @@ def test_a_run_that_was_begun_anew_counts_as_it_is_now(table, small_cells, thous
     assert (status, lines) == (0, []) and row["top1_measured"]
 
 
-def test_keys_that_may_differ_are_keys():
-    assert cells.WHERE | cells.HOW | cells.SPLIT_OF_BATCH <= set(leaf_keys())
-    assert not cells.WHERE & cells.HOW
+def test_what_may_differ_from_a_recipe():
+    free = {
+        "OUTPUT",
+        "SEED",
+        "DATA.DATA_PATH",
+        "DATA.TIMEOUT",
+        "DATA.NUM_WORKERS",
+        "MODEL.RESUME",
+        "TEST.SETS",
+        "TEST.KNN",
+    }
+    assert free <= cells.WHERE and {"AMP.DTYPE", "DATA.BACKEND"} <= cells.HOW
+    assert cells.SPLIT_OF_BATCH == {"DATA.BATCH_SIZE", "TRAIN.ACCUMULATION_STEPS"}
+    shaping = {
+        "DATA.MEAN",
+        "DATA.IMG_SIZE",
+        "TEST.CROPS",
+        "MODEL.NAME",
+        "MODEL.PRETRAINED",
+        "TRAIN.EPOCHS",
+        "DISTILL.WEIGHTS",
+    }
+    assert not shaping & (cells.WHERE | cells.HOW | cells.SPLIT_OF_BATCH)
 
 
 # A checkpoint and its cell

@@ -27,9 +27,9 @@ from conftest import (
 from engine.checkpoints.file import interpret, open_checkpoint, read_checkpoint
 from engine.checkpoints.load import load_pretrained
 from engine.checkpoints.progress import Progress
-from utils.defaults import DEFAULTS
 from utils.errors import CheckpointError, OutputError
 from utils.files import atomic_write
+from utils.schema import DEFAULTS
 
 
 @pytest.fixture

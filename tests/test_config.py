@@ -2,18 +2,21 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from conftest import ROOT
-from engine.arguments import config_flags, parse_args
+from engine.arguments import command_of, config_flags, parse_args
 from engine.tasks import create_task
 from engine.training.plan import plan_batches
-from utils.config import config_from, leaf_keys, load_config, to_dict
-from utils.defaults import ALIASES, DEFAULTS, PATH_KEYS, RULES
+from utils.config import config_from, load_config, to_dict, value_of
+from utils.conflicts import CONFLICTS
 from utils.errors import ConfigError, UserError
+from utils.schema import ALIASES, DEFAULTS, KEYS
 
 SIZES = ["fat_b0", "fat_b1", "fat_b2", "fat_b3"]
 
@@ -232,29 +235,104 @@ def test_no_dead_option():
     """Config values are read in full, as cfg.SECTION.KEY, so a key that nothing reads can be found by its name."""
     code = "\n".join(
         path.read_text() for folder in ("engine", "data", "models", "utils") for path in (ROOT / folder).rglob("*.py")
-        if path.name != "defaults.py"
+        if path.name != "schema.py"
     ) + (ROOT / "main.py").read_text()  # fmt: skip
     read = set(re.findall(r"\bcfg\.([A-Za-z_]+(?:\.[A-Za-z_]+)*)", code))
     whole_sections = {"MODEL.FAT"} & read
     dead = [
-        key for key in leaf_keys()
+        key for key in KEYS
         if key != "BASE" and key not in read and not any(key.startswith(f"{s}.") for s in whole_sections)
     ]  # fmt: skip
     assert dead == []
 
 
-def test_paths_that_are_expanded_are_of_real_keys():
-    assert set(PATH_KEYS) <= set(leaf_keys())
+def test_aliases_are_of_real_keys_and_defaults_keep_the_rules():
+    assert set(ALIASES.values()) <= set(KEYS) and not set(ALIASES) & set(KEYS)
+    for name, key in KEYS.items():
+        assert key.rule.holds(key.default) and value_of(DEFAULTS, name) == key.default, name
 
 
-def test_rules_and_aliases_are_of_real_keys_and_defaults_keep_the_rules():
-    keys = set(leaf_keys())
-    assert set(RULES) <= keys and set(ALIASES.values()) <= keys and not set(ALIASES) & keys
-    for key, rule in RULES.items():
-        node = DEFAULTS
-        for name in key.split("."):
-            node = node[name]
-        assert rule.holds(node), key
+def test_the_page_lists_every_key():
+    named = re.findall(r"`([\w.]+)`", (ROOT / "docs/training.md").read_text())
+    assert [name for name in KEYS if name not in named] == []
+
+
+# Contradictions
+
+UNMIXED = "AUG.MIXUP 0 AUG.CUTMIX 0"
+WEIGHTS = "MODEL.RESUME x.pth"
+
+
+@pytest.fixture
+def recipe(write):
+    return write("recipe.yaml", "TAG: a")
+
+
+# main.py's command, --opts, the message's beginning
+CASES = [
+    ("eval", "TAG b", "--eval: there are no weights to evaluate; add --resume"),
+    ("eval", f"{WEIGHTS} TEST.KNN [3] TEST.FUSED True", "TEST.KNN compares features, which the deployed form (--fused) does"),
+    ("eval", f"{WEIGHTS} TEST.KNN [3] TEST.SETS [imagenet_v2]", "TEST.KNN is about the validation images; add val to"),
+    ("train", "TRAIN.COMPILE True TRAIN.USE_CHECKPOINT True", "TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkp"),
+    ("train", "TRAIN.WARMUP_EPOCHS 5 TRAIN.EPOCHS 5", "TRAIN.WARMUP_EPOCHS is 5, TRAIN.EPOCHS 5; the warmup must be shorter"),
+    ("check", "TRAIN.WARMUP_EPOCHS 6 TRAIN.EPOCHS 5", "TRAIN.WARMUP_EPOCHS is 6, TRAIN.EPOCHS 5; the warmup must be shorter"),
+    ("train", "DISTILL.WEIGHTS x.pth", "DISTILL.WEIGHTS are given, but no DISTILL.TEACHER, timm's name of the model; add it"),
+    ("train", "AUG.SPLITS 3", "AUG.SPLITS is 3, whose loss compares views of one image, which mixup and cutmix would mix"),
+    ("train", f"{UNMIXED} AUG.CUTMIX_MINMAX [0.2,0.8] AUG.SPLITS 2", "AUG.SPLITS is 2, whose loss compares views"),
+    ("train", f"{UNMIXED} AUG.SPLITS 2 TRAIN.LOSS bce", "TRAIN.LOSS is bce, but AUG.SPLITS 2 brings its own loss; set one"),
+    ("train", "TRAIN.BCE_TARGET_THRESH 0.2", "TRAIN.BCE_TARGET_THRESH belongs to TRAIN.LOSS bce, which is ce; set it to 0"),
+    ("train", "DATA.BATCH_SIZE 7 AUG.MIXUP_MODE pair", "DATA.BATCH_SIZE (--batch-size) is 7, but mixup and cutmix mix pairs"),
+    ("benchmark_data", "DATA.BATCH_SIZE 7 AUG.MIXUP 0", "DATA.BATCH_SIZE (--batch-size) is 7, but mixup and cutmix mix pairs"),
+    ("train", "AUG.REPEATS 2 DATA.CACHE_MODE part", "AUG.REPEATS contradicts DATA.CACHE_MODE part, which has another order"),
+    ("train", f"{UNMIXED} DATA.BATCH_SIZE 1", "DATA.BATCH_SIZE (--batch-size) is 1; BatchNorm cannot train on one image"),
+    ("train", "DATA.BACKEND cv2 DATA.INTERPOLATION lanczos",
+     "DATA.INTERPOLATION is 'lanczos', but DATA.BACKEND cv2 has bilinear and bicubic only; use one, or pil"),
+    ("train", "DATA.BACKEND nvimgcodec DATA.INTERPOLATION nearest", "DATA.INTERPOLATION is 'nearest', but DATA.BACKEND cv2"),
+    ("train", "DATA.ZIP_MODE True DATA.DATASET cifar10", "DATA.ZIP_MODE (--zip) contradicts DATA.DATASET cifar10; leave it"),
+    ("eval", f"{WEIGHTS} DATA.ZIP_MODE True DATA.DATASET tar/x", "DATA.ZIP_MODE (--zip) contradicts DATA.DATASET tar/x"),
+    ("train", "DATA.DATASET synthetic DATA.CLASS_MAP imagenet-1k", "DATA.CLASS_MAP: the classes of synthetic are fixed;"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command, opts, beginning", CASES)
+def test_refused_contradictions(recipe, command, opts, beginning):
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe, opts.split(), command=command)
+    assert str(caught.value).startswith(beginning) and "\n" not in str(caught.value) and "{" not in str(caught.value)
+
+
+def test_every_conflict_has_a_case(recipe):
+    configs = [(command, load_config(recipe, opts.split())) for command, opts, _ in CASES]
+    for conflict in CONFLICTS:
+        assert any(command in conflict.commands and conflict.found(cfg) for command, cfg in configs), conflict.text
+
+
+@pytest.mark.parametrize(
+    "command, opts", [(command, opts) for command, opts, _ in CASES if command in ("train", "check")]
+)
+def test_what_contradicts_in_training_does_not_in_use(recipe, command, opts):
+    """A file that is only read, a checkpoint's config, and, but for the data set's format, an evaluation."""
+    cfg = load_config(recipe, opts.split())
+    assert config_from(to_dict(cfg), "a.pth: its config") == cfg
+    assert load_config(recipe, opts.split(), command="throughput") == cfg
+    if not (cfg.DATA.ZIP_MODE or cfg.DATA.CLASS_MAP):
+        load_config(recipe, [*opts.split(), *WEIGHTS.split()], command="eval")
+
+
+@pytest.mark.parametrize("flags, command", [
+    ([], "train"), (["--check"], "check"), (["--eval"], "eval"), (["--throughput"], "throughput"),
+    (["--benchmark-data"], "benchmark_data"), (["--benchmark-data", "2500"], "benchmark_data"),
+])  # fmt: skip
+def test_the_command_of_the_flags(flags, command):
+    assert command_of(parse_args(["--cfg", "x.yaml", *flags])) == command
+
+
+def test_contradictions_are_found_before_torch_is_imported(recipe):
+    code = f"""import sys, main
+try: main.main(["--cfg", {str(recipe)!r}, "--opts", "AUG.SPLITS", "3"])
+except main.ending.UserError as error: print(error.status, "torch" in sys.modules, error)"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.stdout.startswith("2 False AUG.SPLITS is 3, whose loss compares views"), ended.stderr
 
 
 # which describes sets

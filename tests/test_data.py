@@ -268,10 +268,6 @@ def test_set_smaller_than_a_batch(write_config):
     assert "64" in message and "60" in message
 
 
-def test_odd_batch_with_mixup(write_config):
-    assert "mixup" in str(error_of("--cfg", write_config(), "--batch-size", 5))
-
-
 # Who sees what
 
 

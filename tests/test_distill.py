@@ -198,7 +198,6 @@ def test_refused(write_config, teacher_file, tmp_path):
     def message(**values):
         return str(error_of("--cfg", write_config(DISTILL=values)))
 
-    assert "DISTILL.WEIGHTS" in message(WEIGHTS=str(teacher_file))
     assert "'resnet18'" in message(TEACHER="resnet_18", WEIGHTS=str(teacher_file))
     assert "is no fat_small for 3 classes" in message(TEACHER="fat_small", WEIGHTS=str(teacher_file))
     torch.save(timm.create_model("fat_tiny", num_classes=10).state_dict(), tmp_path / "ten.pth")

@@ -252,8 +252,6 @@ def test_refused_optimizers():
         optimizer_for("adamww")
     with pytest.raises(ConfigError, match="NVIDIA apex from its repository"):
         optimizer_for("fusedadamw")
-    with pytest.raises(ConfigError, match="WARMUP_EPOCHS is 5, TRAIN.EPOCHS 5"):
-        learning_rates(epochs=5, warmup_epochs=5)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "adafactor", "lion", "rmsprop", "adabelief", "nadamw"])

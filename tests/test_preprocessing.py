@@ -13,8 +13,8 @@ from engine.inference.trained import load_trained
 from engine.setup.loading import loading
 from engine.setup.preprocessing import can_be_taken, differences, input_warnings, of_model, take_from_model
 from engine.tasks import create_task
-from utils.config import leaf_keys, load_config, to_dict
-from utils.defaults import DEFAULTS, INPUT_KEYS
+from utils.config import load_config, to_dict
+from utils.schema import DEFAULTS, INPUT_KEYS
 
 CPU = torch.device("cpu")
 NAME = "test_vit"  # 160 px; mean and std 0.5, crop 0.95
@@ -191,22 +191,12 @@ def test_scripts_read_a_config_as_main_does(weights, write_config, tmp_path):
     assert taken.warnings == () and taken.own_size == 160 and taken.cfg.DATA.MEAN == [0.5, 0.5, 0.5]
 
 
-# One list of the keys
+# Keys that shape what a model sees
 
 
-NOT_OF_THE_INPUT = {  # which images, in which order, how soon, of training alone, or how many of the figures
-    "DATA.DATASET", "DATA.DATA_PATH", "DATA.TRAIN_SPLIT", "DATA.VAL_SPLIT", "DATA.COLUMNS", "DATA.ZIP_MODE", "DATA.CACHE_MODE",
-    "DATA.SHUFFLE_BUFFER", "DATA.CLASS_MAP", "DATA.CLASS_ORDER", "DATA.BATCH_SIZE", "DATA.BACKEND", "DATA.NUM_WORKERS", "DATA.PREFETCH", "DATA.TIMEOUT",
-    "DATA.PIN_MEMORY", "DATA.ON_ERROR", "DATA.OUTSIDE_LINKS", "DATA.SYNTHETIC_IMAGES",
-    "DATA.FROM_MODEL",  # its values are those of the keys it sets
-    "TEST.FUSED", "TEST.KNN", "TEST.KNN_TEMPERATURE", "TEST.SETS", "TEST.SETS_FILE", "TEST.SETS_PATH", "TEST.PREDICTIONS",
-}  # fmt: skip
-
-
-def test_each_key_of_the_data_shapes_what_a_model_sees_or_is_known_not_to():
-    """A new key of DATA or TEST belongs into utils.defaults.INPUT_KEYS, or above."""
-    keys = {key for key in leaf_keys() if key.startswith(("DATA.", "TEST."))}
-    assert keys == {*INPUT_KEYS} | NOT_OF_THE_INPUT and not {*INPUT_KEYS} & NOT_OF_THE_INPUT
+def test_what_shapes_the_images_that_a_model_sees():
+    data = {"DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "DATA.EXIF"}
+    assert {*INPUT_KEYS} == data | {"TEST.IMG_SIZE", "TEST.CROP_PCT", "TEST.CROPS", "TEST.FLIP"}
 
 
 def test_a_change_of_any_of_them_is_said():

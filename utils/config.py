@@ -10,20 +10,25 @@ from typing import Any, Iterable, Mapping, Optional, Sequence
 import yaml
 from yacs.config import CfgNode
 
-from .defaults import ALIASES, DEFAULTS, PATH_KEYS, RETIRED, RULES, is_finite
+from .conflicts import require_no_conflict
 from .errors import ConfigError, did_you_mean
+from .schema import ALIASES, DEFAULTS, KEYS, PATH, RETIRED, is_finite
 
 
-def load_config(path: os.PathLike, opts: Sequence[str] = (), flags: Optional[dict[str, Any]] = None) -> CfgNode:
+def load_config(
+    path: os.PathLike, opts: Sequence[str] = (), flags: Optional[dict[str, Any]] = None, command: str = ""
+) -> CfgNode:
     """The frozen config of a YAML file.
 
     Args:
         path: the YAML file; its `BASE` files are read before it.
         opts: KEY VALUE KEY VALUE ..., as after --opts.
         flags: {key: value} from other command line flags; they win.
+        command: main.py's command that the config is for, see `utils.conflicts`; '' for one that is only read.
 
     Raises:
-        ConfigError: a file, key or value that cannot be used; the message names it and where it stands.
+        ConfigError: a file, key or value that cannot be used; the message names it and where it stands. Or keys that
+            contradict each other in what the command does.
     """
     cfg = DEFAULTS.clone()
     _merge_file(cfg, Path(path), chain=())
@@ -34,6 +39,7 @@ def load_config(path: os.PathLike, opts: Sequence[str] = (), flags: Optional[dic
     for key, value in (flags or {}).items():
         _set(cfg, key, value, "command line")
     cfg.freeze()
+    require_no_conflict(cfg, command)
     return cfg
 
 
@@ -49,14 +55,6 @@ def config_from(values: dict[str, Any], where: str) -> CfgNode:
             _set(cfg, key, value, where)
     cfg.freeze()
     return cfg
-
-
-def leaf_keys(node: CfgNode = DEFAULTS, prefix: str = "") -> list[str]:
-    """All keys with a value, as SECTION.KEY."""
-    keys = []
-    for name, value in node.items():
-        keys += leaf_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
-    return keys
 
 
 def value_of(config: Mapping[str, Any], key: str) -> Any:
@@ -156,7 +154,7 @@ def _set(cfg: CfgNode, key: str, value: Any, where: str) -> None:
 
 
 def _suggest_key(key: str) -> str:
-    known = [*leaf_keys(), *ALIASES]
+    known = [*KEYS, *ALIASES]
     same_name = [k for k in known if k.rsplit(".", 1)[-1].lower() == key.rsplit(".", 1)[-1].lower()]
     return f"did you mean {same_name[0]!r}?" if same_name else did_you_mean(key, known)
 
@@ -180,15 +178,15 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
         raise ConfigError(f"{where} is {value!r}; it must be of type {kind.__name__}, like {default!r}")
     if isinstance(result, str) and not result.isprintable():
         raise ConfigError(f"{where} is {value!r}; it must have printable characters only")
-    if key in PATH_KEYS and not result.startswith("pipe:"):  # a command, which its own shell expands
+    rule = KEYS[key].rule
+    if rule is PATH and not result.startswith("pipe:"):  # a command, which its own shell expands
         result = _expand(result, where)
     if kind is int and abs(result) >= 2**31:
         raise ConfigError(f"{where} is {value}; it must be below 2147483648")
     if not is_finite(result):
         raise ConfigError(f"{where} is {value!r}; it must be a finite number")
-    rule = RULES.get(key)
     try:
-        holds = rule is None or rule.holds(result)
+        holds = rule.holds(result)
     except TypeError:  # a list with something other than numbers
         holds = False
     if not holds:

@@ -10,6 +10,7 @@ import os
 from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence
 
 from utils.errors import ConfigError, did_you_mean
+from utils.schema import FIXED
 
 from ..class_order import CLASS_ORDERS, timm_map
 from ..decode import decode_image
@@ -36,7 +37,6 @@ SOURCES = {
 
 
 UNSEEN = ("hfds",)  # formats whose library does not say how far it is
-FIXED = ("cifar10", "cifar100", "synthetic")  # formats whose classes have their order from elsewhere
 
 
 def is_stream(source) -> bool:
@@ -80,7 +80,7 @@ def open_source(
 
     Raises:
         OutputError: after `timeout`.
-        ConfigError: unknown `dataset` or `class_order`, or one whose classes are fixed and a `class_to_idx`.
+        ConfigError: unknown `dataset` or `class_order`.
         DataError: the data set is missing or incomplete.
     """
     name, _, path = dataset.partition("/")
@@ -88,8 +88,6 @@ def open_source(
         raise ConfigError(f"DATA.DATASET is {dataset!r}; {did_you_mean(name, SOURCES)}")
     if class_order not in CLASS_ORDERS:
         raise ConfigError(f"DATA.CLASS_ORDER is {class_order!r}; {did_you_mean(class_order, CLASS_ORDERS)}")
-    if class_to_idx is not None and name in FIXED:
-        raise ConfigError(f"DATA.CLASS_MAP: the classes of {name} are fixed; leave it out")
 
     def opened(labels: Optional[Mapping[str, int]]):
         return SOURCES[name].open(

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-from utils.config import leaf_keys, to_dict
-from utils.defaults import DEFAULTS
+from utils.config import to_dict
 from utils.errors import CheckpointError, ConfigError
+from utils.schema import DEFAULTS, KEYS
 
 from .file import read_checkpoint
 from .progress import Progress
@@ -134,7 +134,7 @@ def _require_plan(checkpoint: dict[str, Any], path: Path) -> None:
 def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between a checkpoint's config and this one, a line per key."""
     changes, defaults = [], to_dict(DEFAULTS)
-    for key in leaf_keys():
+    for key in KEYS:
         before, after, default = old, new, defaults
         for name in key.split("."):
             before = before.get(name) if isinstance(before, dict) else None

@@ -1,32 +1,35 @@
 """What main.py does: one command a file, each a function of a `Session`."""
 
-import argparse
 import functools
-from typing import Callable
+from typing import Callable, Optional
 
 from utils.errors import ConfigError
 
 
-def load_command(args: argparse.Namespace) -> Callable:
-    """The function that the flags ask for: Session -> None. Only what it needs is imported, which takes seconds.
+def load_command(name: str, images_per_second: Optional[float]) -> Callable:
+    """The function of a command: Session -> None. Only what it needs is imported, which takes seconds.
+
+    Args:
+        name: see `engine.arguments.command_of`.
+        images_per_second: of benchmark_data.
 
     Raises:
         ConfigError: a package that it needs is not installed.
     """
     try:
-        if args.benchmark_data is not None:
+        if name == "benchmark_data":
             from .benchmark_data import benchmark_data
 
-            return functools.partial(benchmark_data, images_per_second=args.benchmark_data)
-        if args.throughput:
+            return functools.partial(benchmark_data, images_per_second=images_per_second)
+        if name == "throughput":
             from .throughput import throughput
 
             return throughput
-        if args.eval:
+        if name == "eval":
             from .evaluate import evaluate_checkpoint
 
             return evaluate_checkpoint
-        if args.check:
+        if name == "check":
             from .check import check
 
             return check
@@ -34,5 +37,5 @@ def load_command(args: argparse.Namespace) -> Callable:
 
         return train
     except ImportError as error:
-        name = error.name or "a package"
-        raise ConfigError(f"{name}: cannot be imported ({error}); pip install -r requirements.txt") from error
+        package = error.name or "a package"
+        raise ConfigError(f"{package}: cannot be imported ({error}); pip install -r requirements.txt") from error

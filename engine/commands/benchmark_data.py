@@ -18,10 +18,11 @@ from data.dataset import ImageDataset
 from data.loader import endless_batches
 from data.patience import patience
 from data.workers import Lines, describe_wait
-from utils.defaults import BACKENDS
+from utils.conflicts import require_no_conflict
 from utils.errors import ConfigError, DataError
 from utils.rng import derive_seed, seed_cpu
 from utils.run_log import RunLog
+from utils.schema import BACKENDS
 
 from ..session import Session
 from ..setup.loading import loading
@@ -96,6 +97,7 @@ def open_ways(cfg: CfgNode, finish: Finish, log: RunLog) -> dict[str, Way]:
         changed.defrost()
         changed.DATA.BACKEND = name
         try:
+            require_no_conflict(changed, "benchmark_data")
             dataset = create_task(changed).train_dataset()
         except ConfigError as error:
             if name == cfg.DATA.BACKEND:

@@ -12,13 +12,13 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from yacs.config import CfgNode
 
-from utils.config import leaf_keys, load_config, to_dict, value_of
-from utils.defaults import CONFIGS, DEFAULTS, is_cell
+from utils.config import load_config, to_dict, value_of
 from utils.errors import DataError
 from utils.files import record_lines, require_no_device, write_text
 from utils.pictures import encode_jpeg
 from utils.run_files import MISTAKES, REPORT, RESULT
 from utils.run_log import RunLog
+from utils.schema import CONFIGS, DEFAULTS, KEYS, is_cell
 
 from ..tasks import TASKS
 from ..training.waits import SHARE
@@ -434,7 +434,7 @@ def config_rows(cfg: CfgNode) -> list[tuple[str, str, str]]:
     """Key, value, and the default where that is another."""
     values, defaults = to_dict(cfg), to_dict(DEFAULTS)
     rows = []
-    for key in leaf_keys():
+    for key in KEYS:
         if key != "BASE":
             value, default = value_of(values, key), value_of(defaults, key)
             rows.append((key, written(value), written(default) if value != default else ""))
@@ -474,5 +474,5 @@ def commands(run: Path, cfg: CfgNode, processes: int) -> list[tuple[str, str]]:
 def opts_over(recipe: Path, cfg: CfgNode) -> list[str]:
     """--opts that make a recipe this config."""
     values, known = to_dict(cfg), to_dict(load_config(recipe))
-    changed = [key for key in leaf_keys() if key != "BASE" and value_of(values, key) != value_of(known, key)]
+    changed = [key for key in KEYS if key != "BASE" and value_of(values, key) != value_of(known, key)]
     return ["--opts", *(word for key in changed for word in (key, str(value_of(values, key))))] if changed else []

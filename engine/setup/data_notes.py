@@ -5,7 +5,7 @@ from typing import Any, Iterable
 from yacs.config import CfgNode
 
 from data.class_order import describe_order
-from data.sources import FIXED
+from utils.schema import FIXED
 
 
 def source_notes(datasets: Iterable[Any]) -> list[str]:

@@ -6,15 +6,14 @@ from timm.data import resolve_data_config
 from yacs.config import CfgNode
 
 from utils.config import to_dict, value_of
-from utils.defaults import INPUT_KEYS, RULES
 from utils.errors import ConfigError
+from utils.schema import COLOURS, INPUT_KEYS, KEYS, keys_of
 
 from ..checkpoints.resume import config_changes
 from .model import published
 
 CROP_MODE = "center"  # what `data.transforms.eval_transform` does
 NOT_BUILT = ", which is not built here"
-MATTER_IN_TRAINING = ("DATA.MEAN", "DATA.STD", "DATA.INTERPOLATION")  # size and crop are a recipe's choice there
 
 
 def take_from_model(cfg: CfgNode, given: Collection[str] = ()) -> CfgNode:
@@ -49,7 +48,7 @@ def take_from_model(cfg: CfgNode, given: Collection[str] = ()) -> CfgNode:
 
 
 def can_be_taken(key: str, value: Any) -> bool:
-    return key in RULES and isinstance(value, (int, float, str, list)) and RULES[key].holds(value)
+    return isinstance(value, (int, float, str, list)) and KEYS[key].rule.holds(value)
 
 
 def data_config(cfg: CfgNode) -> dict[str, Any]:
@@ -77,7 +76,7 @@ def input_warnings(trained_with: Optional[Mapping[str, Any]], cfg: CfgNode, trai
         trained_with: the config in their checkpoint; None if another tool wrote it, then they are taken to be timm's.
         training: they are trained further, so that sizes and crops are no mistake.
     """
-    keys = MATTER_IN_TRAINING if training else ("MODEL.FAT", *INPUT_KEYS)
+    keys = keys_of(COLOURS) if training else ("MODEL.FAT", *INPUT_KEYS)
     if trained_with is not None:
         changes = config_changes(trained_with, to_dict(cfg))
         return [f"since training {change}" for change in changes if change.startswith(keys)]

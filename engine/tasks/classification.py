@@ -14,6 +14,7 @@ from data.loader import dataset_of
 from data.sources import open_source
 from data.transforms import Transform, eval_transform, train_transform
 from utils.config import to_dict
+from utils.conflicts import mixes
 from utils.errors import ConfigError, DataError, UserError
 from utils.metrics import ClassificationMetrics
 from utils.pictures import montage
@@ -36,7 +37,7 @@ class Classification:
 
     @property
     def mixes(self) -> bool:
-        return self.cfg.AUG.MIXUP > 0 or self.cfg.AUG.CUTMIX > 0 or bool(self.cfg.AUG.CUTMIX_MINMAX)
+        return mixes(self.cfg)
 
     @property
     def eval_size(self) -> int:
@@ -48,34 +49,10 @@ class Classification:
         """The augmented training images.
 
         Raises:
-            ConfigError: a batch size that cannot be trained with, or settings that contradict.
+            ConfigError: a policy of augmentation that is unknown, or that the backend does not have.
             DataError: the data set is missing, incomplete, or has not MODEL.NUM_CLASSES classes.
         """
         cfg = self.cfg
-        if self.mixes and cfg.AUG.SPLITS:
-            raise ConfigError(
-                f"AUG.SPLITS is {cfg.AUG.SPLITS}, whose loss compares views of one image, which mixup and cutmix would mix "
-                "with another; set AUG.MIXUP and AUG.CUTMIX to 0 (AUG.CUTMIX_MINMAX to []), or AUG.SPLITS to 0"
-            )
-        if cfg.TRAIN.LOSS != "ce" and cfg.AUG.SPLITS:
-            raise ConfigError(
-                f"TRAIN.LOSS is {cfg.TRAIN.LOSS}, but AUG.SPLITS {cfg.AUG.SPLITS} brings its own loss; set one of them back"
-            )
-        if cfg.TRAIN.BCE_TARGET_THRESH and cfg.TRAIN.LOSS != "bce":
-            raise ConfigError(
-                f"TRAIN.BCE_TARGET_THRESH belongs to TRAIN.LOSS bce, which is {cfg.TRAIN.LOSS}; set it to 0, or the loss to bce"
-            )
-        if self.mixes and cfg.DATA.BATCH_SIZE % 2:
-            raise ConfigError(
-                f"DATA.BATCH_SIZE (--batch-size) is {cfg.DATA.BATCH_SIZE}, but mixup and cutmix mix pairs; use an even "
-                "one, or set AUG.MIXUP and AUG.CUTMIX to 0"
-            )
-        if cfg.AUG.REPEATS > 1 and cfg.DATA.CACHE_MODE == "part":
-            raise ConfigError(
-                "AUG.REPEATS contradicts DATA.CACHE_MODE part, which has another order of the images; use full or no"
-            )
-        if cfg.DATA.BATCH_SIZE == 1:
-            raise ConfigError("DATA.BATCH_SIZE (--batch-size) is 1; BatchNorm cannot train on one image, use 2 or more")
         transform = self._train_transform(cfg.DATA.IMG_SIZE)
         sized = {size: self._train_transform(size) for _, size in cfg.TRAIN.IMG_SIZES}
         return dataset_of(self._source(cfg.DATA.TRAIN_SPLIT, transform.decode), transform, cfg.DATA.ON_ERROR, sized)
@@ -161,10 +138,6 @@ class Classification:
         cfg = self.cfg
         dataset = cfg.DATA.DATASET
         if cfg.DATA.ZIP_MODE:
-            if dataset.partition("/")[0] not in ("imagenet", "folder", "zip"):
-                raise ConfigError(
-                    f"DATA.ZIP_MODE (--zip) contradicts DATA.DATASET {dataset}; leave it out, or set DATA.DATASET zip"
-                )
             dataset = "/".join(["zip", *dataset.split("/")[1:]])
 
         def opened(name: str):

@@ -58,8 +58,6 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
     cfg, launch, device, peers, log = session.cfg, session.launch, session.device, session.peers, session.log
 
     # Data
-    if cfg.TRAIN.COMPILE and cfg.TRAIN.USE_CHECKPOINT:
-        raise ConfigError("TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkpoint); switch one of them off")
     accumulation_for(  # refuses before the data set is read
         cfg.TRAIN.TOTAL_BATCH_SIZE, cfg.TRAIN.ACCUMULATION_STEPS, cfg.DATA.BATCH_SIZE, launch.world_size
     )
@@ -193,8 +191,6 @@ def build_distillation(session: Session, classes: list[str]) -> Optional[Distill
     cfg, peers, log = session.cfg, session.peers, session.log
     name = cfg.DISTILL.TEACHER
     if not name:
-        if cfg.DISTILL.WEIGHTS:
-            raise ConfigError("DISTILL.WEIGHTS are given, but no DISTILL.TEACHER, timm's name of the model; add it")
         return None
     if cfg.DISTILL.WEIGHTS:
         path = Path(local_file(cfg.DISTILL.WEIGHTS, peers.launch, peers))

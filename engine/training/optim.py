@@ -80,12 +80,8 @@ def create_lr_scheduler(
     the learning rate jumps from the peak to where the schedule already is (the released code's way).
 
     Raises:
-        ConfigError: the warmup is as long as the run or longer, or it starts, or the run ends, above the peak rate.
+        ConfigError: the warmup starts, or the run ends, above the peak rate.
     """
-    if warmup_epochs >= epochs:
-        raise ConfigError(
-            f"TRAIN.WARMUP_EPOCHS is {warmup_epochs}, TRAIN.EPOCHS {epochs}; the warmup must be shorter than the run"
-        )
     peak = max(group["lr"] for group in optimizer.param_groups)
     if max(warmup_lr, min_lr) > peak:
         raise ConfigError(

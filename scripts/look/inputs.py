@@ -14,10 +14,10 @@ from torch.utils.tensorboard import SummaryWriter
 from cli import add_weights, whole_number
 from engine.inference.trained import Trained, load_trained
 from models import FAT
-from utils.defaults import RULES
 from utils.errors import CheckpointError, ConfigError, DataError, printable
 from utils.files import atomic_write, unwritable
 from utils.pictures import encode_png, titled
+from utils.schema import SIDE
 
 from .panels import predict, said
 
@@ -152,9 +152,8 @@ def require_fat(trained: Trained) -> FAT:
 
 def require_size(img_size: int) -> None:
     """Raises ConfigError for what is no size of images in px."""
-    sizes = RULES["DATA.IMG_SIZE"]
-    if not sizes.holds(img_size):
-        raise ConfigError(f"--img-size is {img_size}; it must be {sizes.text}")
+    if not SIDE.holds(img_size):
+        raise ConfigError(f"--img-size is {img_size}; it must be {SIDE.text}")
 
 
 def require_number(flag: str, number: int, size: int, of: str) -> int:

@@ -13,9 +13,10 @@ import matplotlib.pyplot as plt
 import torch
 
 from engine.tasks import create_task
-from utils.config import leaf_keys, load_config, value_of
+from utils.config import load_config, value_of
 from utils.macs import Complexity, measure_complexity
 from utils.provenance import environment
+from utils.schema import KEYS
 
 from . import cells, proxy
 from .plots import save_png
@@ -67,7 +68,7 @@ def variants() -> list[str]:
 def changes_of(name: str) -> dict[str, Any]:
     """{config key: value} of what a variant has and the base has not."""
     cfg, base = (load_config(CONFIGS / f"{n}.yaml") for n in (name, BASE))
-    values = {key: (value_of(cfg, key), value_of(base, key)) for key in leaf_keys() if key.startswith("MODEL.")}
+    values = {key: (value_of(cfg, key), value_of(base, key)) for key in KEYS if key.startswith("MODEL.")}
     return {key: own for key, (own, of_base) in values.items() if own != of_base}
 
 

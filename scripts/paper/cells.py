@@ -22,11 +22,11 @@ from engine.checkpoints.file import open_checkpoint, progress_of
 from engine.checkpoints.load import require_fit
 from engine.evaluation.sets.tables import is_imagenet
 from engine.tasks import create_task
-from utils.config import leaf_keys, load_config, to_dict
-from utils.defaults import DEFAULTS
+from utils.config import load_config, to_dict
 from utils.errors import CheckpointError, DataError, UserError, did_you_mean, printable
 from utils.files import write_json
 from utils.provenance import record
+from utils.schema import DEFAULTS, EVALUATION, IMAGES, KEYS, NUMERICS, RUN, SPEED, SPLIT, keys_of
 
 from .results import ROOT
 
@@ -35,24 +35,9 @@ MEASURED = ROOT / "results" / "measured"
 CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1_000, 1_281_167, 50_000  # ImageNet-1k's
 
 # Keys in which a run may differ from its cell's config: all others shape what is trained and how it is evaluated.
-WHERE = {
-    # which run it is, where it lies
-    "SEED", "BASE", "OUTPUT", "TAG", "REPRODUCES", "DEVICE", "RANK_TIMEOUT", "SAVE_FREQ", "PRINT_FREQ", "LOGGERS",
-    "DATA.DATASET", "DATA.DATA_PATH", "DATA.TRAIN_SPLIT", "DATA.VAL_SPLIT", "DATA.COLUMNS", "DATA.ZIP_MODE", "DATA.CLASS_MAP", "DATA.CLASS_ORDER",
-    # which data: images are counted, classes compared
-    "DATA.OUTSIDE_LINKS", "DATA.SYNTHETIC_IMAGES", "MODEL.NUM_CLASSES",
-    "DATA.NUM_WORKERS", "DATA.PREFETCH", "DATA.PIN_MEMORY",  # the same images and draws, sooner or later
-    "TRAIN.USE_CHECKPOINT", "TRAIN.CHANNELS_LAST", "TRAIN.COMPILE", "TRAIN.COMPILE_MODE",  # the same function
-    # goes on; see `require_no_changes`
-    "MODEL.RESUME", "TRAIN.AUTO_RESUME", "TRAIN.SAVE_EVERY_STEPS", "TRAIN.SAVE_EVERY_MINUTES",
-    "TEST.FUSED", "TEST.SETS", "TEST.SETS_FILE", "TEST.SETS_PATH", "TEST.PREDICTIONS",  # of --eval only
-}  # fmt: skip
-# Also free, but said beside the figure: they change the numbers a little, not the recipe.
-HOW = {
-    "DETERMINISTIC", "DATA.BACKEND", "DATA.CACHE_MODE", "DATA.ON_ERROR", "TRAIN.NONFINITE",
-    "AMP.ENABLED", "AMP.DTYPE",
-}  # fmt: skip
-SPLIT_OF_BATCH = {"DATA.BATCH_SIZE", "TRAIN.ACCUMULATION_STEPS"}  # free where TRAIN.TOTAL_BATCH_SIZE says their product
+WHERE = {*keys_of(RUN, IMAGES, SPEED, EVALUATION)}  # which data: images are counted, classes compared
+HOW = {*keys_of(NUMERICS)}  # also free, but said beside the figure
+SPLIT_OF_BATCH = {*keys_of(SPLIT)}  # free where TRAIN.TOTAL_BATCH_SIZE says their product
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -203,7 +188,7 @@ def require_recipe(config: Mapping[str, Any], cell: str, what: str) -> dict[str,
     expected = to_dict(load_config(CONFIGS / f"{cell}.yaml"))
     free = WHERE | (SPLIT_OF_BATCH if expected["TRAIN"]["TOTAL_BATCH_SIZE"] else set())
     differences, how = [], {}
-    for key in leaf_keys():
+    for key in KEYS:
         value, wanted = value_of(config, key), value_of(expected, key)
         if key in HOW and value != wanted:
             how[key] = value

@@ -12,9 +12,10 @@ import matplotlib.pyplot as plt
 import torch
 
 from run_records import Records, median_speed, read_records, weights_in
-from utils.config import leaf_keys, load_config, to_dict, value_of
+from utils.config import load_config, to_dict, value_of
 from utils.errors import ConfigError, DataError
 from utils.provenance import environment
+from utils.schema import KEYS
 
 from .plots import literal, save_png
 from .results import Outcome, markdown_table, write_results
@@ -99,7 +100,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
                 f"{path / 'config.yaml'}: no such file; give the folder of a run, such as output/fat_b0/default"
             )
         cfg = to_dict(load_config(path / "config.yaml"))
-        runs.append(Run(path, records, {key: value_of(cfg, key) for key in leaf_keys() if key != "BASE"}))
+        runs.append(Run(path, records, {key: value_of(cfg, key) for key in KEYS if key != "BASE"}))
     length = 1
     while len({path.parts[-length:] for path in real}) < len(real):
         length += 1

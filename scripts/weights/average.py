@@ -15,9 +15,9 @@ from typing import Any, Callable, Optional, Sequence
 import torch
 
 from cli import add_weights, number, whole_number
-from utils.defaults import INPUT_KEYS
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError
+from utils.schema import COLOURS, MODEL, VIEW, keys_of
 
 from .evaluation import Evaluation
 from .files import (
@@ -33,7 +33,7 @@ from .files import (
 )
 
 # What shapes the model and what it sees; in other settings, the checkpoints may differ.
-SEEN = ("MODEL.TYPE", "MODEL.NAME", "MODEL.FAT.", *INPUT_KEYS)
+SEEN = keys_of(MODEL, COLOURS, VIEW)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,8 +21,8 @@ from engine.checkpoints.load import COUNT
 from engine.setup.preprocessing import take_from_model
 from engine.tasks import create_task
 from utils.config import load_config
-from utils.defaults import CONFIGS, DEFAULTS
 from utils.errors import CheckpointError, ConfigError
+from utils.schema import CONFIGS, DEFAULTS
 
 from .files import (
     ORIGIN,

@@ -15,6 +15,7 @@ from engine.setup.loading import loading
 from engine.setup.model import prepare_model
 from engine.setup.precision import create_precision
 from engine.tasks import create_task
+from utils.conflicts import require_no_conflict
 from utils.device import select_device
 from utils.distributed import Launch
 from utils.errors import CheckpointError
@@ -74,6 +75,7 @@ class Evaluation:
             norm.momentum = None  # the mean of all batches
             norm.train()  # only these: drop path would change what later ones see
         cfg = self.cfg
+        require_no_conflict(cfg, "benchmark_data")  # which opens the training images, too
         seed_all(cfg.SEED)
         train_set = self.task.train_dataset()
         images = train_loader(

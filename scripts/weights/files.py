@@ -20,9 +20,10 @@ from engine.checkpoints.file import open_checkpoint as open_file
 from engine.checkpoints.foreign import WEIGHT_FILES
 from engine.checkpoints.layouts import State
 from engine.checkpoints.load import COUNT, first_difference
-from utils.config import config_from, leaf_keys, to_dict, value_of
+from utils.config import config_from, to_dict, value_of
 from utils.errors import CheckpointError, ConfigError, printable
 from utils.files import atomic_write
+from utils.schema import KEYS
 
 ORIGIN = "origin"  # in files that are made here: of what and how
 BUFFERS = ("running_mean", "running_var", COUNT)  # BatchNorm's
@@ -114,7 +115,7 @@ def misfit(expected: State, found: State) -> str:
 
 def config_differences(first: CfgNode, second: CfgNode) -> list[tuple[str, Any, Any]]:
     """Keys with their values in both configs, where these differ."""
-    pairs = ((key, value_of(first, key), value_of(second, key)) for key in leaf_keys())
+    pairs = ((key, value_of(first, key), value_of(second, key)) for key in KEYS)
     return [(key, a, b) for key, a, b in pairs if a != b]
 
 

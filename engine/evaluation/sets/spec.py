@@ -9,8 +9,8 @@ import yaml
 
 from data.sources import SOURCES
 from utils.config import UniqueKeyLoader
-from utils.defaults import CONFIGS
 from utils.errors import ConfigError, did_you_mean
+from utils.schema import CONFIGS
 
 VAL = "val"
 SETS_FILE = CONFIGS / "evaluation_sets.yaml"

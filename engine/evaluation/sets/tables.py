@@ -9,8 +9,8 @@ from typing import Any, BinaryIO, Iterable, Mapping, Optional, Sequence
 import numpy as np
 from timm.data import ImageNetInfo
 
-from utils.defaults import CONFIGS
 from utils.files import atomic_write, write_json
+from utils.schema import CONFIGS
 
 from .predictions import Records, confusions, per_class
 

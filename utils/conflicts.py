@@ -1,0 +1,83 @@
+"""What config keys must not say together. Each contradiction is about commands of main.py, by their flags' names."""
+
+from typing import Callable, NamedTuple
+
+from yacs.config import CfgNode
+
+from .errors import ConfigError
+from .schema import FIXED
+
+TRAIN = ("train", "check")
+LOAD = (*TRAIN, "benchmark_data")  # those that open the training images
+READ = (*LOAD, "eval")  # those that open any
+EVAL = ("eval",)
+
+INTERPOLATIONS_OF_CV2 = ("bilinear", "bicubic")
+
+
+class Conflict(NamedTuple):
+    commands: tuple[str, ...]
+    found: Callable[[CfgNode], bool]
+    text: str  # with {c.SECTION.KEY} for values
+
+
+CONFLICTS: list[Conflict] = []
+
+
+def conflict(commands: tuple[str, ...], found: Callable[[CfgNode], bool], text: str) -> None:
+    CONFLICTS.append(Conflict(commands, found, text))
+
+
+def require_no_conflict(cfg: CfgNode, command: str) -> None:
+    """Raises ConfigError: keys that contradict each other in what main.py's `command` does."""
+    for commands, found, text in CONFLICTS:
+        if command in commands and found(cfg):
+            raise ConfigError(text.format(c=cfg))
+
+
+def format_of(c: CfgNode) -> str:
+    """DATA.DATASET without its path."""
+    return c.DATA.DATASET.partition("/")[0]
+
+
+def mixes(c: CfgNode) -> bool:
+    """Whether training images are mixed with others of their batch."""
+    return c.AUG.MIXUP > 0 or c.AUG.CUTMIX > 0 or bool(c.AUG.CUTMIX_MINMAX)
+
+
+# fmt: off
+conflict(EVAL, lambda c: not (c.MODEL.RESUME or c.MODEL.PRETRAINED),
+    "--eval: there are no weights to evaluate; add --resume path/to/best.pth")
+conflict(EVAL, lambda c: c.TEST.KNN and c.TEST.FUSED,
+    "TEST.KNN compares features, which the deployed form (--fused) does not give; leave one of them out")
+conflict(EVAL, lambda c: c.TEST.KNN and c.TEST.SETS and "val" not in c.TEST.SETS,
+    "TEST.KNN is about the validation images; add val to TEST.SETS, or leave it out")
+conflict(TRAIN, lambda c: c.TRAIN.COMPILE and c.TRAIN.USE_CHECKPOINT,
+    "TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkpoint); switch one of them off")
+conflict(TRAIN, lambda c: c.TRAIN.WARMUP_EPOCHS >= c.TRAIN.EPOCHS,
+    "TRAIN.WARMUP_EPOCHS is {c.TRAIN.WARMUP_EPOCHS}, TRAIN.EPOCHS {c.TRAIN.EPOCHS}; the warmup must be shorter than "
+    "the run")
+conflict(TRAIN, lambda c: c.DISTILL.WEIGHTS and not c.DISTILL.TEACHER,
+    "DISTILL.WEIGHTS are given, but no DISTILL.TEACHER, timm's name of the model; add it")
+conflict(LOAD, lambda c: mixes(c) and c.AUG.SPLITS,
+    "AUG.SPLITS is {c.AUG.SPLITS}, whose loss compares views of one image, which mixup and cutmix would mix with "
+    "another; set AUG.MIXUP and AUG.CUTMIX to 0 (AUG.CUTMIX_MINMAX to []), or AUG.SPLITS to 0")
+conflict(LOAD, lambda c: c.TRAIN.LOSS != "ce" and c.AUG.SPLITS,
+    "TRAIN.LOSS is {c.TRAIN.LOSS}, but AUG.SPLITS {c.AUG.SPLITS} brings its own loss; set one of them back")
+conflict(LOAD, lambda c: c.TRAIN.BCE_TARGET_THRESH and c.TRAIN.LOSS != "bce",
+    "TRAIN.BCE_TARGET_THRESH belongs to TRAIN.LOSS bce, which is {c.TRAIN.LOSS}; set it to 0, or the loss to bce")
+conflict(LOAD, lambda c: mixes(c) and c.DATA.BATCH_SIZE % 2,
+    "DATA.BATCH_SIZE (--batch-size) is {c.DATA.BATCH_SIZE}, but mixup and cutmix mix pairs; use an even one, or set "
+    "AUG.MIXUP and AUG.CUTMIX to 0")
+conflict(LOAD, lambda c: c.AUG.REPEATS > 1 and c.DATA.CACHE_MODE == "part",
+    "AUG.REPEATS contradicts DATA.CACHE_MODE part, which has another order of the images; use full or no")
+conflict(LOAD, lambda c: c.DATA.BATCH_SIZE == 1,
+    "DATA.BATCH_SIZE (--batch-size) is 1; BatchNorm cannot train on one image, use 2 or more")
+conflict(LOAD, lambda c: c.DATA.BACKEND != "pil" and c.DATA.INTERPOLATION not in INTERPOLATIONS_OF_CV2,
+    "DATA.INTERPOLATION is '{c.DATA.INTERPOLATION}', but DATA.BACKEND cv2 has "
+    f"{' and '.join(INTERPOLATIONS_OF_CV2)} only; use one, or pil")
+conflict(READ, lambda c: c.DATA.ZIP_MODE and format_of(c) not in ("imagenet", "folder", "zip"),
+    "DATA.ZIP_MODE (--zip) contradicts DATA.DATASET {c.DATA.DATASET}; leave it out, or set DATA.DATASET zip")
+conflict(READ, lambda c: c.DATA.CLASS_MAP and format_of(c) in FIXED,
+    "DATA.CLASS_MAP: the classes of {c.DATA.DATASET} are fixed; leave it out")
+# fmt: on

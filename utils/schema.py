@@ -1,0 +1,342 @@
+"""Every config key, once: its name, default, rule, role and meaning.
+
+The defaults are the paper's ImageNet recipe for 8 processes. Names follow Swin's config, which the released FAT code
+uses; `MODEL.FAT` has the released lower-case names. What keys must not say together is in `utils.conflicts`.
+"""
+
+import enum
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+from yacs.config import CfgNode
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+BACKENDS = ("pil", "cv2", "nvimgcodec")
+FIXED = ("cifar10", "cifar100", "synthetic")  # formats whose classes have their order from elsewhere
+
+
+class Role(enum.Enum):
+    """What a key's value has to do with a trained model and its figures."""
+
+    RUN = "which run it is, where it lies, what it writes"
+    IMAGES = "which data set"
+    SPEED = "how soon; the same function of the same images"
+    NUMERICS = "changes figures a little, not the recipe"
+    MODEL = "the model"
+    COLOURS = "the pixels that a model sees, in training as in use"
+    VIEW = "size and crop of the images that a model sees, which are a recipe's choice in further training"
+    RECIPE = "how it is trained"
+    SPLIT = "how an update is split into micro-batches, the recipe's where TRAIN.TOTAL_BATCH_SIZE is not"
+    EVALUATION = "which figures --eval makes of it"
+
+
+RUN, IMAGES, SPEED, NUMERICS, MODEL, COLOURS, VIEW, RECIPE, SPLIT, EVALUATION = Role
+
+
+class Rule:
+    """What a value must satisfy, and how to say so."""
+
+    def __init__(self, text: str, holds: Callable[[Any], bool]):
+        self.text, self.holds = text, holds
+
+
+class Key(NamedTuple):
+    default: Any
+    rule: Rule
+    role: Role
+    meaning: str
+
+
+KEYS: dict[str, Key] = {}
+DEFAULTS = CfgNode()
+
+
+def key(name: str, default: Any, rule: Rule, role: Role, meaning: str) -> None:
+    """Adds a key to `KEYS`, and to `DEFAULTS` with the sections it is in."""
+    KEYS[name] = Key(default, rule, role, meaning)
+    # a checkpoint has a name that stands in several sections once, which needs one string
+    *sections, last = map(sys.intern, name.split("."))
+    node = DEFAULTS
+    for section in sections:
+        node = node.setdefault(section, CfgNode())
+    node[last] = default
+
+
+def keys_of(*roles: Role) -> tuple[str, ...]:
+    return tuple(name for name, key in KEYS.items() if key.role in roles)
+
+
+# Rules
+
+
+def one_of(*choices: str) -> Rule:
+    return Rule("one of " + ", ".join(choices), lambda value: value in choices)
+
+
+def is_cell(name: str) -> bool:
+    """Whether configs/<name>.yaml is there; a path that leads out of configs/ is none."""
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name) is not None and (CONFIGS / f"{name}.yaml").is_file()
+
+
+def are_size_steps(steps: list) -> bool:
+    if not all(len(step) == 2 and all(type(n) is int for n in step) and 32 <= step[1] <= 4096 for step in steps):
+        return False
+    epochs = [epoch for epoch, _ in steps]
+    return epochs[:1] in ([], [0]) and epochs == sorted(set(epochs))
+
+
+def is_part(part: Any) -> bool:
+    return part in ("stem", "backbone") or type(part) in (int, str) and bool(re.fullmatch("[1-9][0-9]*", str(part)))
+
+
+def are_names(values: list) -> bool:
+    return all(isinstance(name, str) and name for name in values) and len(set(values)) == len(values)
+
+
+def are_counts(values: list) -> bool:
+    return all(type(n) is int and n > 0 for n in values)
+
+
+ANY = Rule("any value", lambda value: True)
+PATH = Rule("a file or folder", lambda value: True)  # as a shell has it, with ~ and $VARIABLE
+NOT_EMPTY = Rule("a name", bool)
+POSITIVE = Rule("greater than 0", lambda value: value > 0)
+NOT_NEGATIVE = Rule("0 or greater", lambda value: value >= 0)
+PROBABILITY = Rule("between 0 and 1", lambda value: 0 <= value <= 1)
+FRACTION = Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1)
+BELOW_ONE = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
+SIDE = Rule("between 32 and 4096", lambda value: 32 <= value <= 4096)
+SIDE_OR_0 = Rule("0, or between 32 and 4096", lambda value: value == 0 or 32 <= value <= 4096)
+CROP = Rule("between 0.1 and 1", lambda value: 0.1 <= value <= 1)
+RANGE = Rule("two numbers greater than 0, the smaller first", lambda v: len(v) == 2 and 0 < v[0] <= v[1])
+SHARES = Rule("two numbers greater than 0 and at most 1, the smaller first", lambda v: RANGE.holds(v) and v[1] <= 1)
+MINMAX = Rule(f"empty, or {SHARES.text}", lambda v: not v or SHARES.holds(v))
+BETAS = Rule("two numbers at least 0 and below 1", lambda v: len(v) == 2 and all(0 <= b < 1 for b in v))
+MEAN = Rule("three numbers between 0 and 1", lambda v: len(v) == 3 and all(0 <= x <= 1 for x in v))
+STD = Rule("three numbers between 0.001 and 10", lambda v: len(v) == 3 and all(0.001 <= x <= 10 for x in v))
+IN_CHANS = Rule("3, as images are read as RGB", lambda value: value == 3)
+ODD_PER_STAGE = Rule("odd numbers greater than 0, one per stage", lambda v: are_counts(v) and all(n % 2 for n in v))
+PER_STAGE = Rule(
+    "numbers greater than 0, one per stage", lambda v: all(isinstance(n, (int, float)) and n > 0 for n in v)
+)
+PER_STAGE_INT = Rule("whole numbers greater than 0, one per stage", are_counts)
+SIZE_STEPS = Rule(
+    "a list of [epoch, size], the first of epoch 0, epochs rising, sizes between 32 and 4096", are_size_steps
+)
+PARTS = Rule("a list of stem, backbone and the numbers of stages, from 1 on", lambda parts: all(map(is_part, parts)))
+NEIGHBOURS = Rule(
+    "a list of whole numbers greater than 0, each once", lambda v: are_counts(v) and len(set(v)) == len(v)
+)
+SPLITS = Rule("0, or 2 to 16", lambda value: value == 0 or 2 <= value <= 16)
+CROPS = Rule("1 or 5", lambda value: value in (1, 5))
+SETS = Rule("names of sets, each once", are_names)
+COLUMNS = Rule("two different names", lambda names: len(names) == 2 and are_names(names))
+TAG = Rule("a folder name", lambda value: value not in ("", ".", "..") and "/" not in value)
+CELL = Rule(
+    "empty, or a config's path below configs/ without .yaml, such as fat_b0", lambda value: not value or is_cell(value)
+)
+SECONDS = Rule("between 3 and 86400 seconds", lambda value: 3 <= value <= 86400)
+LOGGERS = Rule("names among csv, wandb, each once", lambda v: len(set(v)) == len(v) and set(v) <= {"csv", "wandb"})
+MODEL_NAME = Rule(
+    "a model's name", lambda value: value and not {".", ".."} & set(value.split("/")) and not value.startswith("/")
+)
+COMPILE_MODE = one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+# Keys
+
+# fmt: off
+key("BASE", [], ANY, RUN, "configs to start from, paths relative to this file")
+key("TASK", "classification", ANY, RECIPE, "what is learned")
+key("OUTPUT", "output", PATH, RUN, "a run lies in OUTPUT/MODEL.NAME/TAG")
+key("TAG", "default", TAG, RUN, "name of the run")
+key("REPRODUCES", "", CELL, RUN, "the cell of the results tables that a run measures: its config below configs/, without .yaml")
+key("SEED", 0, NOT_NEGATIVE, RUN, "all draws are a function of it, the epoch and the image")
+key("DEVICE", "auto", one_of("auto", "cuda", "cpu"), RUN, "auto: a GPU if there is one")
+key("DETERMINISTIC", False, ANY, NUMERICS, "only algorithms that give the same bits in each run; slower on GPUs")
+key("RANK_TIMEOUT", 60.0, SECONDS, RUN, "seconds without a sign of life from a process after which the run ends and names it")
+key("SAVE_FREQ", 50, NOT_NEGATIVE, RUN, "keep a checkpoint of every n-th epoch, besides last and best; 0: none")
+key("PRINT_FREQ", 10, POSITIVE, RUN, "updates between two lines of the log")
+key("LOGGERS", [], LOGGERS, RUN, "besides TensorBoard: csv, wandb (Weights & Biases, whose own WANDB_... variables say where to)")
+
+key("DATA.DATASET", "imagenet", ANY, IMAGES,
+    "imagenet or folder (train/ and val/ with a folder per class), zip, tar, wds, hfds, cifar10, cifar100, synthetic")
+key("DATA.DATA_PATH", "", PATH, IMAGES, "where it lies")
+key("DATA.TRAIN_SPLIT", "train", NOT_EMPTY, IMAGES, "its split in DATA_PATH: a folder, archive, pattern of shards, split of a hub's set")
+key("DATA.VAL_SPLIT", "val", NOT_EMPTY, IMAGES, "the same of the validation images")
+key("DATA.COLUMNS", ["image", "label"], COLUMNS, IMAGES,
+    "of hfds: columns; of wds: members by their suffixes, such as [rgb.png, cls]; image and label stand for the usual ones")
+key("DATA.ZIP_MODE", False, ANY, IMAGES, "True: the same as DATASET zip, for imagenet")
+key("DATA.CACHE_MODE", "no", one_of("no", "full", "part"), NUMERICS,
+    "zip, tar: files in memory: no, full (all in each process), part (each process has its share, and trains on it)")
+key("DATA.SHUFFLE_BUFFER", 1000, POSITIVE, RECIPE, "wds: images among which a loading process chooses the next one")
+key("DATA.CLASS_MAP", "", PATH, IMAGES,
+    "labels of the classes: a text file with a name per line, or imagenet-22k, -12k, -21k-goog ...; empty: see CLASS_ORDER")
+key("DATA.CLASS_ORDER", "torchvision", one_of("torchvision", "timm"), IMAGES,
+    "of classes without a CLASS_MAP: torchvision (0, 1, 10, 2; Zebra, apple) or timm (0, 1, 2, 10; apple, Zebra)")
+key("DATA.BATCH_SIZE", 128, POSITIVE, SPLIT, "images per process and micro-batch")
+key("DATA.IMG_SIZE", 224, SIDE, VIEW, "square images of that side")
+key("DATA.INTERPOLATION", "bicubic", one_of("nearest", "bilinear", "bicubic", "lanczos"), COLOURS, "how images are resized")
+key("DATA.MEAN", [0.485, 0.456, 0.406], MEAN, COLOURS, "of red, green and blue, to normalise")
+key("DATA.STD", [0.229, 0.224, 0.225], STD, COLOURS, "of red, green and blue, to normalise")
+key("DATA.FROM_MODEL", False, ANY, RECIPE,
+    "sizes, crop, mean, std and interpolation as timm has them for its model; those of --opts stay")
+key("DATA.BACKEND", "pil", one_of(*BACKENDS), NUMERICS,
+    "for training: pil (timm's pixels), cv2 (faster, the same draws), nvimgcodec (cv2, decodes crops only)")
+key("DATA.NUM_WORKERS", 8, NOT_NEGATIVE, SPEED, "loading processes per process")
+key("DATA.PREFETCH", 2, POSITIVE, SPEED, "batches that each of them loads ahead")
+key("DATA.TIMEOUT", 900.0, NOT_NEGATIVE, SPEED,
+    "seconds without a batch after which a run ends and names the file; 0: it waits for ever")
+key("DATA.PIN_MEMORY", True, ANY, SPEED, "has an effect with CUDA only")
+key("DATA.ON_ERROR", "raise", one_of("raise", "skip"), NUMERICS,
+    "an image that cannot be read: raise (ends the run), skip (left out, counted, listed)")
+key("DATA.OUTSIDE_LINKS", False, ANY, IMAGES, "follow links that lead out of the train or val folder")
+key("DATA.EXIF", True, ANY, VIEW, "turn images upright as their EXIF orientation says")
+key("DATA.SYNTHETIC_IMAGES", 1024, POSITIVE, IMAGES, "images in each split of the synthetic set")
+
+key("MODEL.TYPE", "fat", one_of("fat", "timm"), MODEL, "fat, or timm for any timm model by name")
+key("MODEL.NAME", "fat_b0", MODEL_NAME, MODEL, "registered name")
+key("MODEL.NUM_CLASSES", 0, NOT_NEGATIVE, IMAGES, "0: as many as the data set has")
+key("MODEL.PRETRAINED", "", PATH, RECIPE, "weights to start from; a head of another size is initialised anew")
+key("MODEL.RESUME", "", PATH, RUN,
+    "training: checkpoint to go on from where the run has none; --eval: checkpoint to evaluate")
+key("MODEL.DROP_RATE", 0.0, BELOW_ONE, RECIPE, "dropout before the head")
+key("MODEL.DROP_PATH_RATE", 0.0, BELOW_ONE, RECIPE, "share of images for which the last block is left out; earlier ones less")
+key("MODEL.LABEL_SMOOTHING", 0.1, BELOW_ONE, RECIPE, "share of a target that all classes have alike")
+# an empty list: as in the registered model MODEL.NAME
+key("MODEL.FAT.in_chans", 3, IN_CHANS, MODEL, "channels of an image")
+key("MODEL.FAT.embed_dims", [], PER_STAGE_INT, MODEL, "channels")
+key("MODEL.FAT.depths", [], PER_STAGE_INT, MODEL, "blocks")
+key("MODEL.FAT.kernel_sizes", [], ODD_PER_STAGE, MODEL, "of FASA's local side")
+key("MODEL.FAT.num_heads", [], PER_STAGE_INT, MODEL, "of FASA's attention")
+key("MODEL.FAT.window_sizes", [], PER_STAGE_INT, MODEL, "factors by which FASA's keys and values are fewer")
+key("MODEL.FAT.mlp_kernel_sizes", [], ODD_PER_STAGE, MODEL, "of ConvFFN's convolution")
+key("MODEL.FAT.mlp_ratios", [], PER_STAGE, MODEL, "hidden channels of ConvFFN over channels")
+key("MODEL.FAT.interaction", "released", ANY, MODEL,
+    "of FASA's two sides: released, bidirectional, add, concat, local, global")
+key("MODEL.FAT.downsampling", "fine_grained", ANY, MODEL,
+    "of FASA's keys and values: fine_grained, avg_pool, strided_conv, avg_pool_strided_conv")
+key("MODEL.FAT.cpe", True, ANY, MODEL, "conditional position encoding")
+key("MODEL.FAT.self_modulation", True, ANY, MODEL, "FASA's local side is l * sigmoid(l); False: l")
+key("MODEL.FAT.ffn", "conv", ANY, MODEL, "conv (ConvFFN), or mlp: without its convolution in blocks with stride 1")
+key("MODEL.FAT.distilled", False, ANY, MODEL, "a second head, which DISTILL's teacher trains")
+
+key("TRAIN.EPOCHS", 300, POSITIVE, RECIPE, "passes over the training images")
+key("TRAIN.WARMUP_EPOCHS", 20, NOT_NEGATIVE, RECIPE, "epochs in which the LR rises from WARMUP_LR")
+key("TRAIN.BASE_LR", 5e-4, POSITIVE, RECIPE, "this LR and the next two are per 512 images of the global batch")
+key("TRAIN.WARMUP_LR", 5e-7, NOT_NEGATIVE, RECIPE, "the first LR")
+key("TRAIN.MIN_LR", 5e-6, NOT_NEGATIVE, RECIPE, "the last LR")
+key("TRAIN.WEIGHT_DECAY", 0.05, NOT_NEGATIVE, RECIPE, "of all weights but biases and norms")
+key("TRAIN.IMG_SIZES", [], SIZE_STEPS, RECIPE,
+    "[[epoch, size], ...]: size of training images from that epoch on; empty: DATA.IMG_SIZE")
+key("TRAIN.LOSS", "ce", one_of("ce", "bce"), RECIPE, "cross-entropy, or bce: binary cross-entropy of each class")
+key("TRAIN.BCE_TARGET_THRESH", 0.0, BELOW_ONE, RECIPE,
+    "bce: targets above it count as 1, others as 0; 0: as they are, mixed and smoothed")
+key("TRAIN.CLIP_GRAD", 5.0, NOT_NEGATIVE, RECIPE, "largest norm of the gradient; 0: no clipping")
+key("TRAIN.LAYER_DECAY", 1.0, FRACTION, RECIPE, "LR factor from each layer to the one below")
+key("TRAIN.FREEZE", [], PARTS, RECIPE,
+    "parts that stay as they are: stem, stages by number from 1 on, or backbone (all but the head)")
+key("TRAIN.ACCUMULATION_STEPS", 1, POSITIVE, SPLIT, "micro-batches per update")
+key("TRAIN.TOTAL_BATCH_SIZE", 0, NOT_NEGATIVE, RECIPE,
+    "images per update over all processes; derives the accumulation; 0: not used")
+key("TRAIN.USE_CHECKPOINT", False, ANY, SPEED, "activation checkpointing")
+key("TRAIN.COMPILE", False, ANY, SPEED, "torch.compile")
+key("TRAIN.COMPILE_MODE", "default", COMPILE_MODE, SPEED, "torch.compile's mode")
+key("TRAIN.CHANNELS_LAST", True, ANY, SPEED,
+    "maps lie in memory position by position (NHWC), which convolutions are faster with")
+key("TRAIN.AUTO_RESUME", True, ANY, RUN, "go on from the run's last.pth")
+key("TRAIN.SAVE_EVERY_STEPS", 0, NOT_NEGATIVE, RUN,
+    "updates between two saves of last.pth within an epoch; 0: after epochs only")
+key("TRAIN.SAVE_EVERY_MINUTES", 30.0, NOT_NEGATIVE, RUN, "the same by the clock; 0: not")
+key("TRAIN.NONFINITE", "raise", one_of("raise", "skip", "rollback"), NUMERICS,
+    "loss or gradient not finite: raise, skip (that update), rollback (to the last save, without it)")
+key("TRAIN.LR_SCHEDULER.NAME", "cosine", one_of("cosine", "linear", "step"), RECIPE, "cosine, linear, step")
+key("TRAIN.LR_SCHEDULER.WARMUP_PREFIX", False, ANY, RECIPE,
+    "False: the warmup hides the schedule's start, so the LR jumps after it")
+key("TRAIN.LR_SCHEDULER.DECAY_EPOCHS", 30, POSITIVE, RECIPE, "step: epochs between two")
+key("TRAIN.LR_SCHEDULER.DECAY_RATE", 0.1, FRACTION, RECIPE, "step: factor of each")
+key("TRAIN.OPTIMIZER.NAME", "adamw", ANY, RECIPE, "any of timm's; fused* ones need NVIDIA apex")
+key("TRAIN.OPTIMIZER.EPS", 1e-8, POSITIVE, RECIPE, "optimizers with epsilon")
+key("TRAIN.OPTIMIZER.BETAS", [0.9, 0.999], BETAS, RECIPE, "optimizers with two betas")
+key("TRAIN.OPTIMIZER.MOMENTUM", 0.9, BELOW_ONE, RECIPE, "optimizers with momentum")
+
+# a teacher's logits beside the labels, as in DeiT
+key("DISTILL.TEACHER", "", ANY, RECIPE, "any timm model; empty: none")
+key("DISTILL.WEIGHTS", "", PATH, RECIPE, "its checkpoint; empty: timm's weights, downloaded")
+key("DISTILL.KIND", "soft", one_of("soft", "hard"), RECIPE, "soft: its distribution; hard: its first class")
+key("DISTILL.ALPHA", 0.5, PROBABILITY, RECIPE, "weight of its loss; that of the labels has the rest")
+key("DISTILL.TAU", 1.0, POSITIVE, RECIPE, "soft: temperature")
+
+# exponential moving average of the weights, evaluated beside them
+key("EMA.ENABLED", False, ANY, RECIPE, "make one")
+key("EMA.DECAY", 0.9999, BELOW_ONE, RECIPE, "share of it that an update keeps")
+key("EMA.WARMUP", False, ANY, RECIPE, "start with a shorter average")
+
+key("AMP.ENABLED", True, ANY, NUMERICS, "torch.autocast")
+key("AMP.DTYPE", "auto", one_of("auto", "bfloat16", "float16"), NUMERICS,
+    "auto (CUDA: bfloat16, or float16 on GPUs without it; CPU: float32), bfloat16, float16")
+
+key("AUG.SCALE", [0.08, 1.0], SHARES, RECIPE, "share of the image that a random crop covers")
+key("AUG.RATIO", [0.75, 4 / 3], RANGE, RECIPE, "width over height of a random crop")
+key("AUG.HFLIP", 0.5, PROBABILITY, RECIPE, "probability of a mirror image")
+key("AUG.COLOR_JITTER", 0.4, NOT_NEGATIVE, RECIPE, "used where AUTO_AUGMENT is none")
+key("AUG.AUTO_AUGMENT", "rand-m9-mstd0.5-inc1", ANY, RECIPE,
+    "timm's policy strings (rand-..., original, 3a, augmix-...), trivial, none")
+key("AUG.SPLITS", 0, SPLITS, RECIPE,
+    "views of each image, the first not augmented, for the Jensen-Shannon loss (AugMix: 3); 0: off")
+key("AUG.REPEATS", 1, POSITIVE, RECIPE,
+    "times that an image stands in an epoch of as many images as ever, augmented anew (DeiT: 3)")
+key("AUG.REPROB", 0.25, PROBABILITY, RECIPE, "random erasing")
+key("AUG.REMODE", "pixel", one_of("pixel", "rand", "const"), RECIPE, "what is put there")
+key("AUG.RECOUNT", 1, POSITIVE, RECIPE, "rectangles")
+key("AUG.MIXUP", 0.8, NOT_NEGATIVE, RECIPE, "alpha; 0: off")
+key("AUG.CUTMIX", 1.0, NOT_NEGATIVE, RECIPE, "alpha; 0: off")
+key("AUG.CUTMIX_MINMAX", [], MINMAX, RECIPE, "least and largest side of a patch, instead of CUTMIX")
+key("AUG.MIXUP_PROB", 1.0, PROBABILITY, RECIPE, "of mixup or cutmix")
+key("AUG.MIXUP_SWITCH_PROB", 0.5, PROBABILITY, RECIPE, "of cutmix where both are on")
+key("AUG.MIXUP_MODE", "batch", one_of("batch", "pair", "elem"), RECIPE, "what has one share: batch, pair, elem")
+
+key("TEST.FUSED", False, ANY, EVALUATION,
+    "--eval, --throughput: the deployed form, models.fuse(model), instead of the trained one")
+key("TEST.CROP_PCT", 0.875, CROP, VIEW, "evaluation resizes to its IMG_SIZE / CROP_PCT and crops the centre")
+key("TEST.IMG_SIZE", 0, SIDE_OR_0, VIEW, "of evaluation; 0: DATA.IMG_SIZE")
+key("TEST.CROPS", 1, CROPS, VIEW, "5: the corners of the resized image too; the mean of the probabilities counts")
+key("TEST.FLIP", False, ANY, VIEW, "the same with each mirror image")
+key("TEST.KNN", [], NEIGHBOURS, EVALUATION,
+    "--eval: classify by so many nearest training images too, such as [10, 20], without the head")
+key("TEST.KNN_TEMPERATURE", 0.07, POSITIVE, EVALUATION, "of their votes")
+key("TEST.SETS", [], SETS, EVALUATION,
+    "--eval: evaluation sets by name: val, and those of SETS_FILE; empty: val alone, without the reports")
+key("TEST.SETS_FILE", "", PATH, EVALUATION, "YAML that describes them; empty: configs/evaluation_sets.yaml")
+key("TEST.SETS_PATH", "", PATH, EVALUATION, "folder that holds them; empty: DATA.DATA_PATH")
+key("TEST.PREDICTIONS", True, ANY, EVALUATION, "write each image's prediction, too (ImageNet-C: half a gigabyte)")
+# fmt: on
+
+# What shapes the images that a trained model sees; of DATA and TEST, a model in use depends on no other key.
+INPUT_KEYS = keys_of(COLOURS, VIEW)
+
+# Keys of the released YAMLs that mean the same as one of ours.
+ALIASES = {
+    "MODEL.FAT.num_classes": "MODEL.NUM_CLASSES",
+    "MODEL.FAT.drop_path_rate": "MODEL.DROP_PATH_RATE",
+    "MODEL.FAT.use_checkpoint": "TRAIN.USE_CHECKPOINT",
+}
+
+# Keys of older configs that have gone: the values that mean what is done today, and what to say of others.
+RETIRED = {
+    "AMP.BACKEND": (("native",), "NVIDIA took apex.amp out of apex in 2025; leave the key out, torch.autocast is used"),
+    "AMP.OPT_LEVEL": (
+        ("O1",),
+        "O2 was NVIDIA apex's, which has no amp any more; leave the key out, torch.autocast is used",
+    ),
+}
+
+
+def is_finite(value: Any) -> bool:
+    """False for a number, or a list with a number, that is infinite or not a number."""
+    if isinstance(value, (list, tuple)):
+        return all(is_finite(item) for item in value)
+    return not isinstance(value, float) or math.isfinite(value)
