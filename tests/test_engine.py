@@ -26,6 +26,7 @@ from engine.training.waits import Waits
 from utils.distributed import Launch
 from utils.errors import ConfigError
 from utils.macs import measure_complexity
+from utils.metrics import ACC1
 from utils.peers import Peers
 from utils.run_log import RunLog
 
@@ -37,7 +38,7 @@ class Regression:
 
     def loss(self, model, batch):
         images, targets = batch
-        return (model(images).squeeze(1) - targets).square().mean()
+        return {"loss": (model(images).squeeze(1) - targets).square().mean()}
 
 
 def make_trainer(model, batch_size, accumulation_steps, num_images, precision=None, clip_grad=0.0, log=None, **changes):
@@ -575,7 +576,7 @@ def test_weights_that_evaluate_to_nan_are_not_saved(write_config, tmp_path):
 def test_the_best_weights_metrics_are_kept():
     """Of the epoch and the weights that were best, which need not be the last ones nor the raw ones."""
     trainer = make_trainer(nn.Linear(1, 1), 4, 1, 24)
-    trainer.task.best_metric = "acc1"
+    trainer.task.primary = ACC1
     trainer.list_unreadable = lambda: None
     epochs = [(50.0, 60.0), (55.0, 58.0)]
     for raw, ema in epochs:

@@ -38,6 +38,7 @@ from conftest import (
 from data.workers import Lines
 from engine.checkpoints.progress import Progress, Window
 from engine.checkpoints.store import Checkpointer
+from engine.evaluation.classes import ClassEvaluator
 from engine.setup.precision import NativePrecision
 from engine.tasks.classification import Classification
 from engine.training import trainer
@@ -339,7 +340,7 @@ def test_a_signal_in_evaluation(write_config, tmp_path, monkeypatch, world_size,
     """The epoch's training is kept; the evaluation is done again. One process gets the signal, both stop soon."""
     path = write_config(DATA={"BATCH_SIZE": 2}, PRINT_FREQ=100)
     Job("--cfg", path, "--tag", "whole", world_size=world_size).wait()
-    original = Classification.evaluate_batch
+    original = ClassEvaluator.step
     mark = tmp_path / "evaluating"
 
     def slow(self, *args):
@@ -354,7 +355,7 @@ def test_a_signal_in_evaluation(write_config, tmp_path, monkeypatch, world_size,
     monkeypatch.setattr(
         Trainer, "update", lambda self, *args: (place.update(epoch=self.progress.epoch), update(self, *args))[1]
     )
-    monkeypatch.setattr(Classification, "evaluate_batch", slow)
+    monkeypatch.setattr(ClassEvaluator, "step", slow)
     folder = tmp_path / RUNS / "stopped"
     job = Job("--cfg", path, "--tag", "stopped", world_size=world_size, environment={"SLOW": str(epoch)})
     job.until(mark.exists)
@@ -525,14 +526,15 @@ def poison(monkeypatch, places, what, rank=0):
             place["now"] = None
 
     def poisoned(self, model, batch):
-        value = loss(self, model, batch)
+        losses = loss(self, model, batch)
         if place.get("now") not in places or os.environ.get("RANK", "0") != str(rank):
-            return value
+            return losses
         if what == "value":
-            return value + math.nan
+            return {"loss": losses["loss"] + math.nan}
         if what == "loss":  # through the whole model, BatchNorm's statistics included
             return loss(self, model, batch._replace(images=batch.images * math.nan))
-        return value + (next(model.parameters()).sum() * 0).sqrt()  # adds 0, whose gradient is inf * 0
+        nothing = (next(model.parameters()).sum() * 0).sqrt()  # 0, whose gradient is inf * 0
+        return {"loss": losses["loss"] + nothing}
 
     monkeypatch.setattr(Trainer, "update", noted)
     monkeypatch.setattr(Classification, "loss", poisoned)
@@ -865,8 +867,8 @@ def test_processes_end_that_wait_for_a_launcher_which_was_killed(write_config, t
 def test_an_evaluation_whose_launcher_was_killed(write_config, tmp_path, monkeypatch):
     """The parent process is the launcher: here one that ends at once."""
     run("--cfg", write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}))
-    original = Classification.evaluate_batch
-    monkeypatch.setattr(Classification, "evaluate_batch", lambda self, *args: (time.sleep(1), original(self, *args)))
+    original = ClassEvaluator.step
+    monkeypatch.setattr(ClassEvaluator, "step", lambda self, *args: (time.sleep(1), original(self, *args)))
     status = tmp_path / "status"
 
     monkeypatch.setattr("utils.ending.leave", lambda code: (status.write_text(str(code)), os._exit(code)))

@@ -9,7 +9,7 @@ from typing import Callable
 
 import torch
 
-from data.batches import collate_items, resize_examples
+from data.batches import collate_items
 from utils.device import forget_memory, is_out_of_memory, memory_mib
 from utils.errors import ConfigError, OutputError
 from utils.rng import get_rng_state, seed_all, set_rng_state
@@ -104,7 +104,7 @@ def _dry_step(trainer: Trainer, optimizer_of, batch):
     model = copy.deepcopy(trainer.model)
     optimizer = optimizer_of(model)
     precision = trainer.precision.rehearsal()
-    metrics = trainer.task.metrics(trainer.device)
+    evaluator = trainer.task.evaluator("figures", trainer.device)
     batch = trainer.train_loader.finish(batch)
     try:
         for _ in range(2):
@@ -112,7 +112,7 @@ def _dry_step(trainer: Trainer, optimizer_of, batch):
             seed_all(0)
             freeze.train(model)
             with precision.autocast():
-                loss = trainer.task.loss(model, batch)
+                loss = trainer.task.loss(model, batch)["loss"]
             precision.backward(loss)
             precision.clip(optimizer, model.parameters(), trainer.clip_grad)
             precision.step(optimizer)
@@ -120,13 +120,13 @@ def _dry_step(trainer: Trainer, optimizer_of, batch):
             step_seconds = _now(trainer.device) - started
         for size in _sizes(trainer):
             with torch.no_grad(), precision.autocast():
-                trainer.task.loss(model, resize_examples(batch, size))
+                trainer.task.loss(model, trainer.task.resized(batch, size))
         batch = trainer.task.evaluation_like(batch)
         for _ in range(2):
             started = _now(trainer.device)
             model.eval()
             with torch.inference_mode(), precision.autocast():
-                trainer.task.evaluate_batch(model, batch, metrics)
+                evaluator.step(model, batch)
             forward_seconds = _now(trainer.device) - started
     except RuntimeError as error:
         if "deterministic" in str(error) or is_out_of_memory(error):

@@ -28,6 +28,7 @@ from ..checkpoints.file import read_checkpoint
 from ..checkpoints.progress import Progress, Window
 from ..checkpoints.store import BEST, LAST, Checkpointer, checkpoints_of
 from ..evaluation.loop import describe, evaluate, summarize
+from ..tasks.base import ClosingEvaluator, Task
 from . import freeze
 from .nonfinite import MAX_ROLLBACKS, FiniteGuard
 from .plan import BatchPlan
@@ -40,7 +41,7 @@ class Trainer:
 
     model: nn.Module  # without wrappers: what is evaluated, averaged and saved
     wrapped_model: nn.Module  # as it is called in training
-    task: Any
+    task: Task
     optimizer: torch.optim.Optimizer
     lr_scheduler: Any
     precision: Any
@@ -163,7 +164,7 @@ class Trainer:
             seed_all(self.seed, epoch, step, i, rank)
             with self.synchronised(last):
                 with self.precision.autocast():
-                    loss = self.task.loss(self.wrapped_model, batch)
+                    loss = self.task.loss(self.wrapped_model, batch)["loss"]
                 self.precision.backward(loss / num_batches)
             loss_sum += loss.detach().double() * self.plan.batch_size
         grad_norm = self.precision.clip(self.optimizer, self.model.parameters(), self.clip_grad)
@@ -313,34 +314,33 @@ class Trainer:
         Raises:
             Stopped: as `fit`.
         """
-        found = {"raw": self.model}
+        models = {"raw": self.model}
         if self.model_ema:
-            found["ema"] = self.model_ema.module
+            models["ema"] = self.model_ema.module
         closing = self.progress.epoch + 1 == self.epochs
-        results, gathered = {}, {}
-        for name, model in found.items():
+        whole_batches = self.plan.batch_size if self.compile_mode else 0
+        results, evaluators = {}, {}
+        for name, model in models.items():
             broadcast_buffers(model)
-            gathering = (self.task.closing_metrics if closing else self.task.metrics)(self.device)
-            metrics = evaluate(
-                model, self.task, self.val_loader, self.precision, self.device, self.log, self.peers,
-                whole_batches=self.plan.batch_size if self.compile_mode else 0, metrics=gathering,
-            )  # fmt: skip
+            evaluator = self.task.evaluator("closing" if closing else "figures", self.device)
+            metrics = evaluate(model, evaluator, self.val_loader, self.precision, self.log, self.peers, whole_batches)
             if metrics is None:
                 self.list_unreadable()
                 self.save(LAST)
                 self.end_stopped()
             results[name] = metrics
             if closing:
-                gathered[name] = gathering.gather(self.peers)
+                evaluator.gather(self.peers)
+                evaluators[name] = evaluator
         if closing and self.log.enabled:
-            self.write_mistakes(gathered)
+            self.write_mistakes(evaluators)
         return results
 
-    def write_mistakes(self, gathered: dict[str, Any]) -> None:
+    def write_mistakes(self, evaluators: dict[str, ClosingEvaluator]) -> None:
         """Writes what the last evaluation showed besides figures, for the report; a failure of that ends no run."""
         classes = self.train_loader.dataset.classes
         try:
-            weights = {name: self.task.findings(errors, classes) for name, errors in gathered.items()}
+            weights = {name: evaluator.sections(classes) for name, evaluator in evaluators.items()}
             value = {"epoch": self.progress.epoch, "update": self.progress.updates, "weights": weights}
             write_json(self.checkpointer.directory / MISTAKES, value)
         except Exception as error:
@@ -354,17 +354,18 @@ class Trainer:
             NonFiniteError: a validation loss is not finite, so the weights are not worth keeping.
             Stopped: as `fit`.
         """
-        progress, metric = self.progress, self.task.best_metric
+        progress, metric = self.progress, self.task.primary
         for name, metrics in results.items():
-            if not math.isfinite(metrics["loss"]):
+            if not math.isfinite(metrics.get("loss", 0.0)):
                 raise NonFiniteError(
                     f"epoch {progress.epoch}, validation: the loss of the {name} weights is {metrics['loss']}; checkpoints "
                     "are kept as they were. Try a smaller TRAIN.BASE_LR, AMP.DTYPE bfloat16 or --disable_amp"
                 )
         summary = summarize(results, metric)
-        improved = metric not in progress.best or summary[metric] > progress.best[metric]
+        value, best = summary[metric.key], progress.best.get(metric.key)
+        improved = best is None or metric.rank(value) > metric.rank(best)
         if improved:
-            progress.best = {metric: summary[metric], "weights": summary["weights"], "epoch": progress.epoch}
+            progress.best = {metric.key: value, "weights": summary["weights"], "epoch": progress.epoch}
             progress.best_metrics = results[summary["weights"]]
             self.log.best(progress.best)
         self.log.info(
