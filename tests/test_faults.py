@@ -442,7 +442,7 @@ def test_window_sums_go_to_other_processes():
         (Launch(2, 3), 0.0),
     ):
         window = Window(torch.device("cpu"), cut, launch)
-        assert (window.loss_sum.item(), window.images) == (own, 24)
+        assert (window.sums["loss"].item(), window.images) == (own, 24)
 
 
 # Another number of processes

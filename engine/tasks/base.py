@@ -67,7 +67,7 @@ class Task(Protocol):
         """Makes what `loss` needs; `distillation` is what a teacher adds to it."""
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Means over the batch: "loss", which is minimised, and whatever more there is to log, such as its parts."""
+        """Means over the batch: "loss", which is minimised, and more to log, such as its parts."""
 
     def evaluator(self, purpose: Purpose, device: torch.device) -> Evaluator:
         """A new one, of 'figures' alone or, for the evaluation after the last epoch, a `ClosingEvaluator`."""

@@ -145,7 +145,7 @@ class Trainer:
                 next(batches)
             return torch.full((), math.nan)
         self.guard.before_update()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        sums = {"loss": torch.zeros((), dtype=torch.float64, device=self.device)}
         for i in range(num_batches):
             last = i == num_batches - 1
             waiting = time.perf_counter()
@@ -164,13 +164,14 @@ class Trainer:
             seed_all(self.seed, epoch, step, i, rank)
             with self.synchronised(last):
                 with self.precision.autocast():
-                    loss = self.task.loss(self.wrapped_model, batch)["loss"]
-                self.precision.backward(loss / num_batches)
-            loss_sum += loss.detach().double() * self.plan.batch_size
+                    losses = self.task.loss(self.wrapped_model, batch)
+                self.precision.backward(losses["loss"] / num_batches)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.detach().double() * self.plan.batch_size
         grad_norm = self.precision.clip(self.optimizer, self.model.parameters(), self.clip_grad)
-        if self.guard.accepts(step, loss_sum, grad_norm):
+        if self.guard.accepts(step, sums["loss"], grad_norm):
             self.precision.step(self.optimizer)
-            window.add(loss_sum, num_batches * self.plan.batch_size * self.plan.world_size)
+            window.add(sums, num_batches * self.plan.batch_size * self.plan.world_size)
             if self.model_ema:
                 self.model_ema.update(self.model, step=self.progress.updates + 1)
         else:
@@ -192,12 +193,12 @@ class Trainer:
         """
         self.require_finite_updates()
         progress = self.progress
-        loss_sum = sum_over_ranks(window.loss_sum).item()  # waits for the device
+        sums = {name: sum_over_ranks(value).item() for name, value in window.sums.items()}  # waits for the device
         seconds = time.perf_counter() - window.started
-        progress.loss_sum += loss_sum
+        progress.loss_sum += sums["loss"]
         progress.images += window.images
-        progress.window_loss_sums, progress.window_images = [], 0
-        loss = loss_sum / window.images if window.images else math.nan
+        progress.empty_window()
+        losses = {name: value / window.images if window.images else math.nan for name, value in sums.items()}
         norm = grad_norm.item()
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         images_per_second = window.timed / seconds
@@ -205,8 +206,9 @@ class Trainer:
         place = progress.epoch * self.plan.updates_per_epoch + progress.step
         images_left = (self.epochs * self.plan.updates_per_epoch - place) * self.plan.total_batch_size
         left_out = progress.left_out[0]
+        means = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
         self.log.info(
-            f"epoch {progress.epoch} [{progress.step}/{self.plan.updates_per_epoch}] loss {loss:.4f} lr {lr:.3e} "
+            f"epoch {progress.epoch} [{progress.step}/{self.plan.updates_per_epoch}] {means} lr {lr:.3e} "
             f"grad_norm {norm:.3f} {images_per_second:.1f} images/s wait {wait:.0%} mem {memory_mib(self.device):.0f} MiB "
             f"eta {duration(images_left / max(images_per_second, 1e-9))}"
             + (f" left out {left_out}" if left_out else "")
@@ -214,7 +216,7 @@ class Trainer:
         warning = self.waits.add(window.wait, seconds)
         if warning:
             self.log.warning(warning)
-        values = {"loss": loss, "lr": lr, "grad_norm": norm, "left_out": left_out}
+        values = {**losses, "lr": lr, "grad_norm": norm, "left_out": left_out}
         speed = {"images_per_second": images_per_second, "data_wait": wait, "memory_mib": memory_mib(self.device)}
         known = {name: value if math.isfinite(value) else None for name, value in {**values, **speed}.items()}
         self.log.record("train", progress.updates, {"epoch": progress.epoch, **known})
@@ -229,7 +231,9 @@ class Trainer:
             NonFinite: as `report`; there is nothing to save then.
         """
         self.require_finite_updates()
-        self.progress.window_loss_sums = self.peers.gather(window.loss_sum.item())
+        parts = self.peers.gather({name: value.item() for name, value in window.sums.items()})
+        by_name = {name: [sums[name] for sums in parts] for name in window.sums}
+        self.progress.window_loss_sums, self.progress.window_parts = by_name.pop("loss"), by_name
         self.progress.window_images = window.images
         self.list_unreadable()
 
