@@ -18,24 +18,45 @@ from utils.metrics import Metric
 
 
 class Reading(Classification):
-    """Reads a digit as a number: an error whose lower values are better, a loss of two parts, no loss in evaluation."""
+    """Reads a digit as a number: an error whose lower values are better, a loss of two parts, no loss in evaluation.
+
+    Its targets are not one tensor: {"digits": [(1,), (1,), ...]}.
+    """
 
     primary = Metric("error", "mean error", digits=3, higher_is_better=False)
     figures = (primary,)
+
+    def train_dataset(self):
+        return with_own_targets(super().train_dataset())
+
+    def val_dataset(self, classes=None):
+        return with_own_targets(super().val_dataset(classes))
 
     def build_model(self, num_classes):
         return super().build_model(1)
 
     def loss(self, model, batch):
-        distance = model(batch.images)[:, 0] - batch.targets
+        distance = errors(model, batch)
         parts = {"near": distance.abs().mean(), "far": distance.square().mean()}
         return {"loss": sum(parts.values()), **parts}
 
     def evaluator(self, purpose, device):
         return Errors(device)
 
+    def evaluation_like(self, batch):
+        return batch
+
     def preview(self, batch, classes):
         return np.zeros((4, 4, 3), np.uint8)
+
+
+def with_own_targets(dataset):
+    dataset.collate_targets = lambda digits: {"digits": [torch.tensor([digit]) for digit in digits]}
+    return dataset
+
+
+def errors(model, batch):
+    return model(batch.images)[:, 0] - torch.cat(batch.targets["digits"])
 
 
 class Errors:
@@ -43,8 +64,8 @@ class Errors:
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
 
     def step(self, model, batch):
-        errors = (model(batch.images)[:, 0] - batch.targets).abs()
-        self.sums += torch.stack([errors.sum(), torch.tensor(float(len(errors)))])
+        distance = errors(model, batch).abs()
+        self.sums += torch.stack([distance.sum(), torch.tensor(float(len(distance)))])
 
     def compute(self):
         total, images = sum_over_ranks(self.sums).tolist()
@@ -79,9 +100,9 @@ def test_another_task_is_trained_evaluated_and_reported(reading, tmp_path):
         assert line["loss"] == pytest.approx(line["near"] + line["far"])
     epochs = records(folder, "epoch")
     assert len(epochs) == 2 and "loss" not in epochs[0]["raw"]
-    errors = [epoch[weights]["error"] for epoch in epochs for weights in ("raw", "ema")]
+    found = [epoch[weights]["error"] for epoch in epochs for weights in ("raw", "ema")]
     best = json.loads((folder / "result.json").read_text())["best"]
-    assert len(set(errors)) > 1 and best["error"] == min(errors)
+    assert len(set(found)) > 1 and best["error"] == min(found)
     run("--cfg", path, "--eval", "--resume", folder / "best.pth", "--tag", "eval")
     evaluated = json.loads((tmp_path / "output/fat_tiny/eval/eval.json").read_text())
     assert evaluated["error"] == pytest.approx(best["error"], rel=1e-6) and evaluated["num_images"] == 29

@@ -90,7 +90,8 @@ def _read_images(trainer: Trainer):
     started = time.perf_counter()
     items = trainer.train_loader.first(min(SAMPLES, size), pixels)
     seconds = (time.perf_counter() - started) / len(items)
-    batch, _ = collate_items((items * -(-size // len(items)))[:size])
+    repeated = (items * -(-size // len(items)))[:size]
+    batch, _ = collate_items(repeated, trainer.train_loader.dataset.collate_targets)
     return batch, seconds
 
 
