@@ -41,7 +41,8 @@ from engine.checkpoints.store import Checkpointer
 from engine.evaluation.classes import ClassEvaluator
 from engine.setup.precision import NativePrecision
 from engine.tasks.classification import Classification
-from engine.training import trainer
+from engine.training import saver
+from engine.training.saver import Saver
 from engine.training.trainer import Trainer
 from utils import ending
 from utils.distributed import Launch
@@ -408,7 +409,7 @@ def test_saving_by_the_clock_changes_nothing(write_config, tmp_path):
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_the_clock_asks_for_a_save_once(write_config, tmp_path, monkeypatch, world_size):
     path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "SAVE_EVERY_MINUTES": 0.5 / 60}, DATA={"BATCH_SIZE": 2})
-    original, save = Trainer.update, Trainer.save
+    original, save = Trainer.update, Saver.save
     clock = itertools.count(step=0.2)
     now = [0.0]
 
@@ -417,8 +418,7 @@ def test_the_clock_asks_for_a_save_once(write_config, tmp_path, monkeypatch, wor
         return original(self, *args)
 
     def own_clock():
-        known = {name: getattr(time, name) for name in ("perf_counter", "strftime", "gmtime")}
-        trainer.time = types.SimpleNamespace(monotonic=lambda: now[0], **known)
+        saver.time = types.SimpleNamespace(monotonic=lambda: now[0])
 
     def noted(self, *names):
         with open(tmp_path / "saves", "a") as file:
@@ -426,7 +426,7 @@ def test_the_clock_asks_for_a_save_once(write_config, tmp_path, monkeypatch, wor
         save(self, *names)
 
     monkeypatch.setattr(Trainer, "update", slow)
-    monkeypatch.setattr(Trainer, "save", noted)
+    monkeypatch.setattr(Saver, "save", noted)
     assert Job("--cfg", path, world_size=world_size, prepare=own_clock).wait() == [0] * world_size
     steps = [int(step) for step in (tmp_path / "saves").read_text().split()]
     assert len(steps) > 2 and all(b - a in (3, 4) for a, b in zip(steps, steps[1:-1]))

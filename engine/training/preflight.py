@@ -16,7 +16,8 @@ from utils.rng import get_rng_state, seed_all, set_rng_state
 
 from ..checkpoints.store import BEST, LAST, PREVIOUS
 from . import freeze
-from .trainer import Trainer, duration
+from .recorder import duration
+from .trainer import Trainer
 
 SAMPLES = 8  # training images that are read
 SPARE = 64 * 2**20  # bytes beside the checkpoints: logs and curves
@@ -161,11 +162,12 @@ def _disk(trainer: Trainer, checkpoint_bytes: int) -> tuple[int, int]:
     Raises:
         OutputError: they do not fit, or the folder cannot be written to.
     """
-    directory = trainer.checkpointer.directory
+    directory = trainer.saver.checkpointer.directory
     existing = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
     missing = sum(not (directory / name).exists() for name in (LAST, PREVIOUS, BEST)) + 1  # and a temporary file
-    if trainer.save_freq:
-        missing += trainer.epochs // trainer.save_freq - trainer.progress.epoch // trainer.save_freq
+    every = trainer.saver.every_epochs
+    if every:
+        missing += trainer.epochs // every - trainer.progress.epoch // every
     needed = missing * checkpoint_bytes
     free = shutil.disk_usage(existing).free
     if not os.access(existing, os.W_OK | os.X_OK):
