@@ -2,12 +2,13 @@
 
 import inspect
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import Stop, assert_same_run, run, stop_at_update
+from conftest import ROOT, Stop, assert_same_run, run, stop_at_update
 from engine.evaluation.classes import ClassEvaluator, ClosingClassEvaluator
 from engine.evaluation.knn import Bank, Neighbours
 from engine.tasks import TASKS
@@ -147,3 +148,11 @@ def test_a_protocol_is_kept_to(protocol, made):
     for name, method in methods(protocol).items():
         assert arguments(getattr(made, name)) == arguments(method), name
     assert all(hasattr(made, name) for name in protocol.__annotations__)
+
+
+def test_training_and_reports_name_no_task_and_no_metric_of_one():
+    rooms = [ROOT / "engine/training", ROOT / "engine/report", ROOT / "engine/evaluation/loop.py"]
+    paths = [path for room in rooms for path in (room.rglob("*.py") if room.is_dir() else [room])]
+    assert len(paths) > 10
+    for path in paths:
+        assert not re.search(r"acc1|acc5|top-1|Classification", path.read_text()), path

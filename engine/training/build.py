@@ -76,15 +76,9 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
     model_ema = ModelEmaV3(model, decay=cfg.EMA.DECAY, use_warmup=cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
     lr_scheduler = build_scheduler(cfg, optimizer, data.plan)
     progress = Progress()
-    checkpointer = Checkpointer(
-        session.directory,
-        metadata=metadata_of(session, data, lr_scheduler),
-        model=model,
-        ema=model_ema and model_ema.module,
-        optimizer=ResumableOptimizer(optimizer),
-        scaler=precision,
-        progress=progress,
-    )
+    averaged, saved_optimizer = model_ema and model_ema.module, ResumableOptimizer(optimizer)
+    states = dict(model=model, ema=averaged, optimizer=saved_optimizer, scaler=precision, progress=progress)
+    checkpointer = Checkpointer(session.directory, metadata_of(session, data, lr_scheduler), **states)
     trainer = Trainer(
         model=model,
         wrapped_model=wrap_model(model, device),
