@@ -6,7 +6,7 @@ it is laid over the normalised batch. On the CPU the result has the bits of torc
 timm's `RandomErasing`, one image at a time.
 """
 
-from typing import NamedTuple, Optional, Sequence, Union
+from typing import Any, Callable, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -36,7 +36,9 @@ class Picture(NamedTuple):
 class Item(NamedTuple):
     """A sample, and what could not be read on the way to it."""
 
-    sample: Optional[tuple[Union[Picture, tuple[Picture, ...]], int]]  # an image or its views, and the label
+    sample: Optional[
+        tuple[Union[Picture, tuple[Picture, ...]], Any]
+    ]  # an image or its views, and its target, as a label
     failures: tuple[str, ...] = ()
     key: str = ""  # which image it is, in evaluation
 
@@ -48,25 +50,33 @@ class Batch(NamedTuple):
     """
 
     images: torch.Tensor  # uint8 (V * B, 3, H, W), channels last in memory
-    targets: torch.Tensor  # int64 (B,)
+    targets: Any  # of the B images, as collated: of labels int64 (B,)
     keys: list[str]  # of the B images, see `Item`
     # per erasure: image in the batch, top, left, height, width, height and width of its fill
     boxes: list[tuple[int, ...]]
     fills: torch.Tensor  # float32 (n,), the erasures' fills one after the other
 
 
-def collate_items(items: Sequence[Item]) -> tuple[Optional[Batch], list[str]]:
-    """The batch of the items' samples, None if there are none, and all failures."""
+def collate_items(
+    items: Sequence[Item], collate_targets: Callable[[Sequence[Any]], Any] = default_collate
+) -> tuple[Optional[Batch], list[str]]:
+    """The batch of the items' samples, None if there are none, and all failures.
+
+    Args:
+        collate_targets: B targets -> tensors, which may lie in tuples, lists and dictionaries, at any depth.
+    """
     failures = [text for item in items for text in item.failures]
     samples = [item.sample for item in items if item.sample is not None]
     if not samples:
         return None, failures
-    views, labels = zip(*((value if not isinstance(value, Picture) else (value,), label) for value, label in samples))
+    views, targets = zip(
+        *((value if not isinstance(value, Picture) else (value,), target) for value, target in samples)
+    )
     pictures = [picture for view in zip(*views, strict=True) for picture in view]
     erasures = [(i, *erasure) for i, picture in enumerate(pictures) for erasure in picture.erasures]
     batch = Batch(
         images=default_collate([torch.from_numpy(picture.pixels) for picture in pictures]).permute(0, 3, 1, 2),
-        targets=default_collate(labels),
+        targets=collate_targets(targets),
         keys=[item.key for item in items if item.sample is not None],
         boxes=[(*box, *fill.shape[1:]) for *box, fill in erasures],
         fills=torch.cat([fill.flatten() for *_, fill in erasures]) if erasures else torch.empty(0),
@@ -78,7 +88,7 @@ class Examples(NamedTuple):
     """A batch on the device."""
 
     images: torch.Tensor  # float32 (V * B, 3, H, W), normalised
-    targets: torch.Tensor  # int64 (B,)
+    targets: Any  # see `Batch`
     keys: list[str]
 
 

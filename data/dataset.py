@@ -1,9 +1,9 @@
 """A source of images with the transform that makes them a model's pictures."""
 
 from functools import partial
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Optional, Sequence
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from utils.errors import DataError
 from utils.rng import derive_seed, seed_cpu
@@ -31,15 +31,22 @@ class Samples:
         on_error: what an image does that cannot be read. 'raise': end the run. 'skip': in training another image,
             drawn from the seed, or the next one of a stream, takes its place; in evaluation there is no sample.
         sized: transforms by the sizes that a `SeededIndex` can ask for, in place of `transform`.
+        collate_targets: what makes a batch of the samples' targets, see `data.batches.collate_items`.
     """
 
     def __init__(
-        self, source, transform: Callable, on_error: str = "raise", sized: Optional[Mapping[int, Callable]] = None
+        self,
+        source,
+        transform: Callable,
+        on_error: str = "raise",
+        sized: Optional[Mapping[int, Callable]] = None,
+        collate_targets: Callable[[Sequence[Any]], Any] = default_collate,
     ):
         self.source = source
         self.transform = transform
         self.sized = sized or {}
         self.on_error = on_error
+        self.collate_targets = collate_targets
         self.classes = source.classes
 
     def __len__(self) -> int:

@@ -1,9 +1,10 @@
 """Batches of a data set, loaded by worker processes."""
 
 import errno
+import functools
 import itertools
 import os
-from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
@@ -14,7 +15,7 @@ from utils.signals import requested_stop
 
 from .batches import Batch, Finish, Item, collate_items
 from .cache import can_be_cached
-from .dataset import ImageDataset, SeededIndex
+from .dataset import ImageDataset, Samples, SeededIndex
 from .patience import patience, stopped_while
 from .prefetch import Prefetcher
 from .samplers import EvalSampler, TrainBatchSampler
@@ -60,7 +61,7 @@ class Loader:
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             prefetch_factor=prefetch if num_workers else None,
-            collate_fn=_collate,
+            collate_fn=functools.partial(_collate, dataset.collate_targets),
             worker_init_fn=self.lines.prepare_worker,
             # it draws when its workers start; the run's own random numbers must not depend on that
             generator=torch.Generator(),
@@ -302,14 +303,16 @@ def endless_batches(dataset, batch_size: int, seed: int, buffer: int, **settings
     return Loader(dataset, batch_sampler=keys(), **settings).batches()
 
 
-def dataset_of(source, transform: Callable, on_error: str, sized: Optional[Mapping[int, Callable]] = None):
-    """The samples of a source of either kind."""
-    return (StreamDataset if is_stream(source) else ImageDataset)(source, transform, on_error, sized)
+def dataset_of(source, *settings: Any, **more: Any) -> Samples:
+    """The samples of a source of either kind; the settings are those of `Samples`."""
+    return (StreamDataset if is_stream(source) else ImageDataset)(source, *settings, **more)
 
 
-def _collate(items: Sequence[Item]) -> tuple[Optional[Batch], list[str]]:
+def _collate(
+    collate_targets: Callable[[Sequence[Any]], Any], items: Sequence[Item]
+) -> tuple[Optional[Batch], list[str]]:
     """`collate_items`; a loading process that has read its batch is not the one that others wait for."""
-    batch = collate_items(items)
+    batch = collate_items(items, collate_targets)
     reading("")
     return batch
 

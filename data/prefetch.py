@@ -5,6 +5,8 @@ from typing import Any, Callable, Iterator, Sequence
 
 import torch
 
+from utils.device import tensors_of
+
 
 @functools.cache
 def copying_stream(device: torch.device) -> "torch.cuda.Stream":
@@ -20,7 +22,7 @@ class Prefetcher:
 
     Args:
         batches: what a loader gives.
-        finish: batch -> tensors on the device, and more, see `data.batches.Finish`.
+        finish: batch -> tensors on the device, at any depth, and more, see `data.batches.Finish`.
         device: that device.
     """
 
@@ -49,7 +51,7 @@ class Prefetcher:
             present = coming
             computing = torch.cuda.current_stream(self.device)
             computing.wait_stream(stream)  # before the next batch is put there, so that it waits for this one alone
-            for tensor in (part for part in present if hasattr(part, "record_stream")):
+            for tensor in tensors_of(present):
                 tensor.record_stream(computing)  # or its memory could be taken for a coming batch while it is in use
             coming = next_batch()
             yield present

@@ -6,6 +6,7 @@ import random
 import re
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from torchvision.transforms import ColorJitter
 from conftest import error_of, run
 from data.augment_cv2 import OPS, ArrayColorJitter
 from data.backend_cv2 import Resize
-from data.batches import Finish
+from data.batches import Examples, Finish, Item, Picture, collate_items
 from data.crops import CropReader, decode_cv2
 from data.dataset import ImageDataset, SeededIndex
 from data.decode import decode_image
@@ -27,6 +28,7 @@ from data.prefetch import Prefetcher, copying_stream
 from data.sources import open_source
 from engine.training.waits import LEAST, Waits
 from test_data import LOADING, augmentation
+from utils.device import to_device
 from utils.errors import ConfigError, DataError
 from utils.rng import seed_cpu
 
@@ -509,20 +511,24 @@ def test_a_waiting_run_warns(write_config, capsys, monkeypatch):
 
 
 def test_batches_on_their_way_to_a_gpu(monkeypatch):
-    """The order of what is asked of CUDA, which is stood in for: the next batch is under way before a batch is used."""
+    """The order of what is asked of CUDA, which is stood in for: the next batch is under way before a batch is used.
+
+    All tensors of a batch are kept, however deep they lie.
+    """
     log = []
 
     class Stream:
         def wait_stream(self, other):
             log.append(("the computing stream waits for" if other is side else "waits", "copying"))
 
-    class OnDevice:
-        def __init__(self, number):
-            self.number = number
-            log.append(("copied", number, inside[-1] is side))
-
+    class OnDevice(torch.Tensor):
         def record_stream(self, stream):
-            log.append(("kept", self.number, stream is computing))
+            log.append(("kept", self.item(), stream is computing))
+
+    def finish(number):
+        log.append(("copied", number, inside[-1] is side))
+        first, second, third = (torch.tensor(number + part).as_subclass(OnDevice) for part in (0.0, 0.25, 0.5))
+        return Examples(first, {"masks": (second,), "boxes": [Boxed(third, "name")]}, ["key"])
 
     class using:
         def __init__(self, stream):
@@ -540,13 +546,38 @@ def test_batches_on_their_way_to_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
     monkeypatch.setattr(torch.cuda, "stream", using)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
-    batches = Prefetcher(iter([1, 2]), lambda number: [OnDevice(number)], torch.device("cuda"))
+    batches = Prefetcher(iter([1, 2]), finish, torch.device("cuda"))
     wait = ("the computing stream waits for", "copying")
-    assert next(batches)[0].number == 1
-    assert log == [("copied", 1, True), wait, ("kept", 1, True), ("copied", 2, True)]
+
+    def kept(number):
+        return [("kept", number + part, True) for part in (0.0, 0.25, 0.5)]
+
+    assert next(batches).images == 1
+    assert log == [("copied", 1, True), wait, *kept(1), ("copied", 2, True)]
     log.clear()
-    assert [batch[0].number for batch in batches] == [2] and log == [wait, ("kept", 2, True)]
-    assert list(Prefetcher(iter([]), lambda number: [OnDevice(number)], torch.device("cuda"))) == []
+    assert [batch.images.item() for batch in batches] == [2] and log == [wait, *kept(2)]
+    assert list(Prefetcher(iter([]), finish, torch.device("cuda"))) == []
+
+
+class Boxed(NamedTuple):
+    box: torch.Tensor
+    name: str
+
+
+def test_nested_targets_go_to_the_device():
+    """The meta device stands in for a GPU; what is no tensor stays as it is, and so do the kinds of containers."""
+    items = [Item((Picture(np.zeros((4, 4, 3), np.uint8)), torch.full((i, 4), i))) for i in (1, 2)]
+    batch, _ = collate_items(items, lambda boxes: {"boxes": [Boxed(box, "a") for box in boxes], "sizes": (1, 2)})
+    targets = to_device(batch.targets, torch.device("meta"))
+    assert [type(target) for target in targets["boxes"]] == [Boxed, Boxed] and targets["sizes"] == (1, 2)
+    assert [(target.box.device.type, *target.box.shape) for target in targets["boxes"]] == [
+        ("meta", 1, 4),
+        ("meta", 2, 4),
+    ]
+    finished = Finish((0.5,) * 3, (0.5,) * 3, torch.device("cpu"))(batch)
+    assert [target.box.tolist() for target in finished.targets["boxes"]] == [[[1] * 4], [[2] * 4] * 2]
+    images = to_device([batch.images.float()], torch.device("cpu"), channels_last=True)[0]
+    assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_batches_pass_through_on_the_cpu():

@@ -106,7 +106,7 @@ def test_two_heads_learn_from_the_labels_and_from_the_teacher(write_config):
     pair = logits(4, 3, seed=2), logits(4, 3, seed=3)
     found = task.loss(lambda x: pair, Examples(torch.zeros(4, 3, 32, 32), targets, [""] * 4))
     labels = F.cross_entropy(pair[0], targets, label_smoothing=0.1)
-    assert found.item() == pytest.approx(
+    assert found["loss"].item() == pytest.approx(
         (0.6 * labels + 0.4 * F.cross_entropy(pair[1], teacher.argmax(1))).item(), rel=1e-5
     )
 

@@ -21,11 +21,14 @@ from engine.setup.precision import NativePrecision, create_precision, resolve_dt
 from engine.training.nonfinite import FiniteGuard
 from engine.training.optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
 from engine.training.plan import BatchPlan
+from engine.training.recorder import Recorder
+from engine.training.saver import Saver
 from engine.training.trainer import Trainer
 from engine.training.waits import Waits
 from utils.distributed import Launch
 from utils.errors import ConfigError
 from utils.macs import measure_complexity
+from utils.metrics import ACC1
 from utils.peers import Peers
 from utils.run_log import RunLog
 
@@ -37,19 +40,19 @@ class Regression:
 
     def loss(self, model, batch):
         images, targets = batch
-        return (model(images).squeeze(1) - targets).square().mean()
+        return {"loss": (model(images).squeeze(1) - targets).square().mean()}
 
 
 def make_trainer(model, batch_size, accumulation_steps, num_images, precision=None, clip_grad=0.0, log=None, **changes):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     plan = BatchPlan(num_images, batch_size, 1, accumulation_steps)
     scheduler = create_lr_scheduler(optimizer, "step", 10, 0, 0.0, 0.0, False, 100, 1.0, plan.updates_per_epoch)
+    progress, log, peers = Progress(), log or RunLog(None, enabled=False), Peers(Launch())
     settings = dict(
         model=model, wrapped_model=model, task=Regression(), optimizer=optimizer, lr_scheduler=scheduler,
         precision=precision or NativePrecision(CPU, None), model_ema=None, train_loader=None, val_loader=None, plan=plan,
-        progress=Progress(), checkpointer=None, log=log or RunLog(None, enabled=False), device=CPU, peers=Peers(Launch()),
-        waits=Waits(0, "pil", 1), epochs=10, seed=0, clip_grad=clip_grad, compile_mode="", print_freq=1, save_freq=0, save_every_steps=0,
-        save_every_minutes=0.0, facts={},
+        progress=progress, saver=Saver(None, log, progress, 0, 0, 0, 0.0), log=log, device=CPU, peers=peers, epochs=10, seed=0,
+        recorder=Recorder(log, None, progress, plan, 10, Waits(0, "pil", 1), CPU, {}), clip_grad=clip_grad, compile_mode="", print_freq=1,
     )  # fmt: skip
     settings["guard"] = FiniteGuard("raise", settings["precision"].skips_overflows, model, CPU)
     settings["log"].picture = lambda *_: None
@@ -500,8 +503,9 @@ def test_every_setting_reaches_its_place(write_config, monkeypatch):
     )  # fmt: skip
     run("--cfg", path)
     trainer = caught["trainer"]
-    assert (trainer.seed, trainer.print_freq, trainer.save_freq, trainer.save_every_steps) == (7, 3, 4, 5)
-    assert (trainer.save_every_minutes, trainer.guard.policy) == (7.5, "skip")
+    saver = trainer.saver
+    assert (saver.every_epochs, saver.every_steps, saver.every_minutes) == (4, 5, 7.5)
+    assert (trainer.seed, trainer.print_freq, trainer.guard.policy) == (7, 3, "skip")
     for loader in (trainer.train_loader, trainer.val_loader):
         dataset = loader.loader.dataset
         assert (dataset.on_error, dataset.source.decode.keywords, dataset.source.inside) == (
@@ -573,7 +577,7 @@ def test_weights_that_evaluate_to_nan_are_not_saved(write_config, tmp_path):
 def test_the_best_weights_metrics_are_kept():
     """Of the epoch and the weights that were best, which need not be the last ones nor the raw ones."""
     trainer = make_trainer(nn.Linear(1, 1), 4, 1, 24)
-    trainer.task.best_metric = "acc1"
+    trainer.task.primary = ACC1
     trainer.list_unreadable = lambda: None
     epochs = [(50.0, 60.0), (55.0, 58.0)]
     for raw, ema in epochs:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import error_of, launch, run
 from engine.evaluation.loop import summarize
 from near import same_figures
-from utils.metrics import ClassificationMetrics
+from utils.metrics import ACC1, ClassificationMetrics
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +143,6 @@ def test_refused(write_config, tmp_path, digits, checkpoint):
 
 def test_summary_prefers_raw_weights_when_equal():
     results = {"raw": {"acc1": 50.0}, "ema": {"acc1": 50.0}}
-    assert summarize(results, "acc1")["weights"] == "raw"
+    assert summarize(results, ACC1)["weights"] == "raw"
     results["ema"]["acc1"] = 50.1
-    assert summarize(results, "acc1")["weights"] == "ema"
+    assert summarize(results, ACC1)["weights"] == "ema"

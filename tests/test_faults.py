@@ -39,9 +39,11 @@ from conftest import (
 from data.workers import Lines
 from engine.checkpoints.progress import Progress, Window
 from engine.checkpoints.store import Checkpointer
+from engine.evaluation.classes import ClassEvaluator
 from engine.setup.precision import NativePrecision
 from engine.tasks.classification import Classification
-from engine.training import trainer
+from engine.training import saver
+from engine.training.saver import Saver
 from engine.training.trainer import Trainer
 from utils import ending
 from utils.distributed import Launch
@@ -345,7 +347,7 @@ def test_a_signal_in_evaluation(write_config, tmp_path, monkeypatch, world_size,
     """The epoch's training is kept; the evaluation is done again. One process gets the signal, both stop soon."""
     path = write_config(DATA={"BATCH_SIZE": 2}, PRINT_FREQ=100)
     Job("--cfg", path, "--tag", "whole", world_size=world_size).wait()
-    original = Classification.evaluate_batch
+    original = ClassEvaluator.step
     mark = tmp_path / "evaluating"
 
     def slow(self, *args):
@@ -360,7 +362,7 @@ def test_a_signal_in_evaluation(write_config, tmp_path, monkeypatch, world_size,
     monkeypatch.setattr(
         Trainer, "update", lambda self, *args: (place.update(epoch=self.progress.epoch), update(self, *args))[1]
     )
-    monkeypatch.setattr(Classification, "evaluate_batch", slow)
+    monkeypatch.setattr(ClassEvaluator, "step", slow)
     folder = tmp_path / RUNS / "stopped"
     job = Job("--cfg", path, "--tag", "stopped", world_size=world_size, environment={"SLOW": str(epoch)})
     job.until(mark.exists)
@@ -413,7 +415,7 @@ def test_saving_by_the_clock_changes_nothing(write_config, tmp_path):
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_the_clock_asks_for_a_save_once(write_config, tmp_path, monkeypatch, world_size):
     path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "SAVE_EVERY_MINUTES": 0.5 / 60}, DATA={"BATCH_SIZE": 2})
-    original, save = Trainer.update, Trainer.save
+    original, save = Trainer.update, Saver.save
     clock = itertools.count(step=0.2)
     now = [0.0]
 
@@ -422,8 +424,7 @@ def test_the_clock_asks_for_a_save_once(write_config, tmp_path, monkeypatch, wor
         return original(self, *args)
 
     def own_clock():
-        known = {name: getattr(time, name) for name in ("perf_counter", "strftime", "gmtime")}
-        trainer.time = types.SimpleNamespace(monotonic=lambda: now[0], **known)
+        saver.time = types.SimpleNamespace(monotonic=lambda: now[0])
 
     def noted(self, *names):
         with open(tmp_path / "saves", "a") as file:
@@ -431,7 +432,7 @@ def test_the_clock_asks_for_a_save_once(write_config, tmp_path, monkeypatch, wor
         save(self, *names)
 
     monkeypatch.setattr(Trainer, "update", slow)
-    monkeypatch.setattr(Trainer, "save", noted)
+    monkeypatch.setattr(Saver, "save", noted)
     assert Job("--cfg", path, world_size=world_size, prepare=own_clock).wait() == [0] * world_size
     steps = [int(step) for step in (tmp_path / "saves").read_text().split()]
     assert len(steps) > 2 and all(b - a in (3, 4) for a, b in zip(steps, steps[1:-1]))
@@ -447,7 +448,7 @@ def test_window_sums_go_to_other_processes():
         (Launch(2, 3), 0.0),
     ):
         window = Window(torch.device("cpu"), cut, launch)
-        assert (window.loss_sum.item(), window.images) == (own, 24)
+        assert (window.sums["loss"].item(), window.images) == (own, 24)
 
 
 # Another number of processes
@@ -531,14 +532,15 @@ def poison(monkeypatch, places, what, rank=0):
             place["now"] = None
 
     def poisoned(self, model, batch):
-        value = loss(self, model, batch)
+        losses = loss(self, model, batch)
         if place.get("now") not in places or os.environ.get("RANK", "0") != str(rank):
-            return value
+            return losses
         if what == "value":
-            return value + math.nan
+            return {"loss": losses["loss"] + math.nan}
         if what == "loss":  # through the whole model, BatchNorm's statistics included
             return loss(self, model, batch._replace(images=batch.images * math.nan))
-        return value + (next(model.parameters()).sum() * 0).sqrt()  # adds 0, whose gradient is inf * 0
+        nothing = (next(model.parameters()).sum() * 0).sqrt()  # 0, whose gradient is inf * 0
+        return {"loss": losses["loss"] + nothing}
 
     monkeypatch.setattr(Trainer, "update", noted)
     monkeypatch.setattr(Classification, "loss", poisoned)
@@ -871,8 +873,8 @@ def test_processes_end_that_wait_for_a_launcher_which_was_killed(write_config, t
 def test_an_evaluation_whose_launcher_was_killed(write_config, tmp_path, monkeypatch):
     """The parent process is the launcher: here one that ends at once."""
     run("--cfg", write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}))
-    original = Classification.evaluate_batch
-    monkeypatch.setattr(Classification, "evaluate_batch", lambda self, *args: (time.sleep(1), original(self, *args)))
+    original = ClassEvaluator.step
+    monkeypatch.setattr(ClassEvaluator, "step", lambda self, *args: (time.sleep(1), original(self, *args)))
     status = tmp_path / "status"
 
     monkeypatch.setattr("utils.ending.leave", lambda code: (status.write_text(str(code)), os._exit(code)))

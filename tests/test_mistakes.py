@@ -117,14 +117,13 @@ def test_of_five_crops_the_centre_is_shown(digits):
     task = Classification(cfg)
     dataset = task.val_dataset(["0", "1", "2"])
     batch, _ = collate_items([dataset[0], dataset[1]])
-    mistakes = task.closing_metrics(torch.device("cpu"))
+    evaluator = task.evaluator("closing", torch.device("cpu"))
     wrong = (batch.targets + 1) % 3
-    task.evaluate_batch(
+    evaluator.step(
         lambda images: F.one_hot(wrong, 3).float(),
         Finish(cfg.DATA.MEAN, cfg.DATA.STD, torch.device("cpu"))(batch),
-        mistakes,
     )
-    shown = {mistake.key: mistake.pixels for mistake in mistakes.gather(ALONE).worst}
+    shown = {mistake.key: mistake.pixels for mistake in evaluator.metrics.gather(ALONE).worst}
     for i, key in enumerate(batch.keys):
         centre, corner = (batch.images[view * 2 + i].permute(1, 2, 0).numpy() for view in (4, 0))
         assert np.array_equal(shown[key], centre) and not np.array_equal(centre, corner)

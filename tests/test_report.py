@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from engine.report.charts import chart, scale, thinned
 from test_mistakes import ALONE, collected
 from utils.config import load_config, to_dict
 from utils.errors import ConfigError, DataError
+from utils.metrics import ACC1
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 BOLD, LONG = '<b>0</b>&"'.replace("/", "\u2215"), "1" * 200
@@ -117,9 +119,9 @@ def test_the_same_figures_as_without_gathering(write_config, tmp_path, monkeypat
 
     path = write_config()
     run("--cfg", path, "--tag", "gathered")
-    plain = Classification.metrics
-    monkeypatch.setattr(Classification, "closing_metrics", lambda self, device: plain(self, device))
-    monkeypatch.setattr("utils.metrics.ClassificationMetrics.gather", lambda self, peers: None, raising=False)
+    plain = Classification.evaluator
+    monkeypatch.setattr(Classification, "evaluator", lambda self, purpose, device: plain(self, "figures", device))
+    monkeypatch.setattr("engine.evaluation.classes.ClassEvaluator.gather", lambda self, peers: None, raising=False)
     run("--cfg", path, "--tag", "plain")
     folders = [tmp_path / "output/fat_tiny" / tag for tag in ("gathered", "plain")]
     assert records(folders[0], "epoch") == records(folders[1], "epoch")
@@ -247,7 +249,8 @@ def test_the_best_is_the_highest_and_of_several_the_first():
         {"epoch": n, "raw": {"acc1": raw}, "ema": {"acc1": ema}}
         for n, (raw, ema) in enumerate([(1.0, 2.0), (9.0, 9.0), (9.0, 3.0), (math.nan, None)])
     ]
-    assert report.best_of(epochs, "acc1") == (9.0, "raw", epochs[1]) and report.best_of(epochs[3:], "acc1") is None
+    assert report.best_of(epochs, ACC1) == (9.0, "raw", epochs[1]) and report.best_of(epochs[3:], ACC1) is None
+    assert report.best_of(epochs, replace(ACC1, higher_is_better=False))[0] == 1.0
 
 
 def test_a_cell_whose_recipe_is_gone_has_no_command(tmp_path, finished):
@@ -267,7 +270,7 @@ def test_a_cell_whose_recipe_is_gone_has_no_command(tmp_path, finished):
 def test_the_time_in_training():
     """100 updates of 32 images at 64 images/s, then 10 at 1 image/s."""
     train = [{"update": 100, "images_per_second": 64.0}, {"update": 110, "images_per_second": 1.0}]
-    rows = report.headline(None, [], "acc1", {"total_batch_size": 32}, train, None)
+    rows = report.headline(None, [], ACC1, {"total_batch_size": 32}, train, None)
     assert {name: value for name, value, _ in rows}["Time in training"] == "6 min 10 s"
 
 

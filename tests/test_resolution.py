@@ -16,6 +16,7 @@ from data.dataset import ImageDataset, SeededIndex
 from data.samplers import TrainBatchSampler, size_at
 from data.sources import open_source
 from data.transforms import eval_transform
+from engine.evaluation.classes import ClassEvaluator
 from engine.evaluation.views import predict_views
 from engine.tasks import create_task
 from engine.tasks.classification import Classification
@@ -27,15 +28,15 @@ STEPS = [[0, 32], [1, 64], [3, 48]]
 
 def note_sizes(monkeypatch):
     """The image sizes of training and of evaluation, in the order of their batches."""
-    seen = {"loss": [], "evaluate_batch": []}
-    for name in seen:
-        original = getattr(Classification, name)
+    seen = {"loss": [], "step": []}
+    for part, name in ((Classification, "loss"), (ClassEvaluator, "step")):
+        original = getattr(part, name)
 
         def noting(self, model, batch, *args, name=name, original=original):
             seen[name].append(batch.images.shape[-1])
             return original(self, model, batch, *args)
 
-        monkeypatch.setattr(Classification, name, noting)
+        monkeypatch.setattr(part, name, noting)
     return seen
 
 
@@ -77,7 +78,7 @@ def test_sizes_change_between_epochs_and_the_largest_is_rehearsed(write_config, 
     run("--cfg", path)
     rehearsed, trained = seen["loss"][:-28], seen["loss"][-28:]
     assert rehearsed[:2] == [64, 64] and set(rehearsed[2:]) == {32, 48, 64}
-    assert trained == [32] * 7 + [64] * 14 + [48] * 7 and set(seen["evaluate_batch"]) == {40}
+    assert trained == [32] * 7 + [64] * 14 + [48] * 7 and set(seen["step"]) == {40}
     lines = [line.split(" ", 2)[2] for line in capsys.readouterr().out.splitlines() if "training images of" in line]
     assert lines == [f"epoch {epoch}: training images of {size} px" for epoch, size in STEPS]
 

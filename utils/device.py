@@ -2,7 +2,7 @@
 
 import os
 import resource
-from typing import Any, Mapping
+from typing import Any, Callable, Iterator, Mapping
 
 import torch
 
@@ -40,16 +40,38 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
-def to_device(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
-    """A batch of tensors, in tuples, lists and dictionaries, on the device; images (4-D) in the asked memory format."""
+def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A batch with its tensors changed; they may lie in tuples, named or not, lists and dictionaries, at any depth."""
+    if isinstance(batch, torch.Tensor):
+        return change(batch)
     if isinstance(batch, Mapping):
-        return {key: to_device(value, device, channels_last) for key, value in batch.items()}
+        return {key: map_tensors(value, change) for key, value in batch.items()}
     if isinstance(batch, (tuple, list)):
-        return [to_device(value, device, channels_last) for value in batch]
-    if not isinstance(batch, torch.Tensor):
-        return batch
-    memory_format = torch.channels_last if channels_last and batch.ndim == 4 else torch.preserve_format
-    return batch.to(device, non_blocking=True, memory_format=memory_format)
+        values = [map_tensors(value, change) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
+    return batch
+
+
+def tensors_of(batch: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a batch, at any depth, see `map_tensors`."""
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from tensors_of(value)
+    elif isinstance(batch, (tuple, list)):
+        for value in batch:
+            yield from tensors_of(value)
+
+
+def to_device(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
+    """A batch with its tensors, at any depth, on the device; images (4-D) in the asked memory format."""
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        memory_format = torch.channels_last if channels_last and tensor.ndim == 4 else torch.preserve_format
+        return tensor.to(device, non_blocking=True, memory_format=memory_format)
+
+    return map_tensors(batch, moved)
 
 
 def memory_mib(device: torch.device) -> float:

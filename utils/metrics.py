@@ -3,6 +3,7 @@
 The last bits of a logit can depend on its batch: docs/evaluation.md says what that leaves of the other figures.
 """
 
+from dataclasses import dataclass
 from typing import Mapping, Optional, Sequence
 
 import numpy as np
@@ -10,6 +11,26 @@ import torch
 import torch.nn.functional as F
 
 from .distributed import sum_over_ranks
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of an evaluation: what it is called, and which of two is better."""
+
+    key: str  # in records and results
+    title: str  # in reports, with its unit
+    digits: int = 2  # behind the point, in reports
+    higher_is_better: bool = True
+
+    def rank(self, value: float) -> float:
+        """The better a value, the higher."""
+        return value if self.higher_is_better else -value
+
+
+ACC1 = Metric("acc1", "top-1, %")
+ACC5 = Metric("acc5", "top-5, %")
+LOSS = Metric("loss", "loss", digits=4, higher_is_better=False)
+NUM_IMAGES = Metric("num_images", "images", digits=0)
 
 
 def top_classes(logits: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections import defaultdict
+from functools import partial
 from statistics import median
 from typing import Any, Callable, NamedTuple, Sequence
 
@@ -106,7 +107,8 @@ def open_ways(cfg: CfgNode, finish: Finish, log: RunLog) -> dict[str, Way]:
             continue
         if name == "pil" and not cfg.AUG.SPLITS:
             ways[RELEASED] = as_released(dataset, cfg.DATA.MEAN, cfg.DATA.STD)
-        ways[name] = Way(dataset, dataset.transform.steps, collate_items, finish)
+        collate = partial(collate_items, collate_targets=dataset.collate_targets)
+        ways[name] = Way(dataset, dataset.transform.steps, collate, finish)
     return ways
 
 

@@ -15,7 +15,7 @@ from utils.signals import stop_signals
 from ..checkpoints.download import local_file
 from ..checkpoints.file import CheckpointFile, open_checkpoint
 from ..checkpoints.load import load_weights, require_fit
-from ..evaluation.knn import Bank, Embedding, Neighbours, require_neighbours
+from ..evaluation.knn import Bank, Neighbours, require_neighbours
 from ..evaluation.loop import describe, evaluate, summarize
 from ..evaluation.sets.open import EvaluationSet, open_sets
 from ..evaluation.sets.predictions import Predictions
@@ -30,6 +30,7 @@ from ..setup.precision import create_precision
 from ..setup.preprocessing import describe as describe_inputs
 from ..setup.preprocessing import input_warnings
 from ..tasks import create_task
+from ..tasks.base import Evaluator, Task
 
 
 def evaluate_checkpoint(session: Session) -> None:
@@ -80,7 +81,7 @@ class Evaluation:
 
     session: Session
     checkpoint: CheckpointFile
-    task: Any
+    task: Task
     precision: Any
     model: torch.nn.Module
     fitted: dict[str, Any]  # name of the weights ('raw', 'ema') -> their state, and what was done to make it fit
@@ -122,7 +123,7 @@ class Evaluation:
         if cfg.TEST.SETS:
             results, summaries = evaluate_sets(
                 self.sets, cfg.TEST.SETS, weights, self.checkpoint.better, self.metrics_of, load, self.classes,
-                self.task.best_metric, session.device, session.log, session.peers, session.directory / "eval", self.facts(),
+                self.task.primary, session.device, session.log, session.peers, session.directory / "eval", self.facts(),
                 cfg.TEST.PREDICTIONS,
             )  # fmt: skip
         else:
@@ -139,12 +140,13 @@ class Evaluation:
         placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=session.launch.rank, world_size=session.launch.world_size)
         return eval_loader(dataset, **placing, **loading(cfg, session.device))
 
-    def metrics_of(self, name: str, images: Loader, metrics: Optional[Predictions] = None) -> dict[str, Any]:
-        """The metrics of one of the checkpoint's weights over a loader's images."""
+    def metrics_of(self, name: str, images: Loader, predictions: Optional[Predictions] = None) -> dict[str, Any]:
+        """The metrics of one of the checkpoint's weights over a loader's images, whose `predictions` are kept."""
         load_weights(self.model, self.fitted[name].state, self.checkpoint.path)
         fused = self.session.cfg.TEST.FUSED
         model = deploy_model(self.model, self.precision.dtype) if fused else self.model
-        return self.run(model, self.task, images, metrics)
+        keeping = self.task.set_evaluator(predictions) if predictions else None
+        return self.run(model, images, keeping or self.task.evaluator("figures", self.session.device))
 
     def neighbours_of(self, name: str, load: Callable[[Any], Loader]) -> dict[str, Any]:
         """The accuracy of one of the checkpoint's weights by the nearest training images."""
@@ -152,13 +154,13 @@ class Evaluation:
         training, validation = self.compared
         load_weights(self.model, self.fitted[name].state, self.checkpoint.path)
         features, bank = self.task.features(self.model), Bank(session.device, session.peers)
-        self.run(features, Embedding(), load(training), bank)
+        self.run(features, load(training), bank)
         votes = Neighbours(bank, cfg.TEST.KNN, cfg.TEST.KNN_TEMPERATURE, len(self.classes))
-        return self.run(features, Embedding(), load(validation), votes)
+        return self.run(features, load(validation), votes)
 
-    def run(self, model: torch.nn.Module, task: Any, images: Loader, metrics: Any) -> dict[str, Any]:
-        device, log, peers = self.session.device, self.session.log, self.session.peers
-        results = evaluate(model, task, images, self.precision, device, log, peers, metrics=metrics)
+    def run(self, model: torch.nn.Module, images: Loader, evaluator: Evaluator) -> dict[str, Any]:
+        log, peers = self.session.log, self.session.peers
+        results = evaluate(model, evaluator, images, self.precision, log, peers)
         if results is None:
             log.info(f"stopped by {peers.stop.reason or 'a signal'}; nothing is written of what was not done")
             raise Stopped
@@ -183,7 +185,7 @@ class Evaluation:
         """Writes eval.json and, with TEST.SETS, the table of the sets; their own files are there already."""
         cfg, log, directory = self.session.cfg, self.session.log, self.session.directory
         if results:
-            summary = summarize(results, self.task.best_metric)
+            summary = summarize(results, self.task.primary)
             value = {
                 **summary,
                 "dataset": cfg.DATA.DATASET,

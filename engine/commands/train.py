@@ -7,8 +7,8 @@ from utils.signals import stop_signals
 from ..checkpoints.run_folder import claim
 from ..report.page import write_if_possible
 from ..session import Session
+from ..training.recorder import describe_best
 from ..training.start import find_for_all, is_finished, prepare
-from ..training.trainer import describe_best
 
 
 def train(session: Session) -> None:
@@ -33,7 +33,7 @@ def train(session: Session) -> None:
         with stop_signals(session.peers.stop):
             trainer.fit()
         log.info(f"finished: best {describe_best(trainer.progress.best)}; everything is in {directory}")
-        if cfg.REPRODUCES and trainer.facts["imagenet"]:
+        if cfg.REPRODUCES and trainer.recorder.facts["imagenet"]:
             target = cfg.REPRODUCES.rpartition("/")[0] or "classification"
             log.info(
                 f"`python scripts/reproduce.py {target} --runs {directory}` puts it into the tables, "

@@ -1,4 +1,4 @@
-"""What a run's report shows of its last evaluation, as sections that JSON can hold; see `Classification.findings`."""
+"""What a run's report shows of its last evaluation, as sections that JSON can hold."""
 
 import base64
 import math

@@ -20,14 +20,14 @@ def require_neighbours(ks: Sequence[int], num_images: int) -> None:
         )
 
 
-class Embedding:
-    """What `engine.evaluation.loop` runs in a task's place to get an image's features instead of its classes."""
+class ByFeatures:
+    """An evaluator of images' features instead of their classes."""
 
-    def evaluate_batch(self, model, batch, metrics) -> None:
-        metrics.update(F.normalize(model(batch.images).float()), batch.targets, batch.keys)  # (B, D), of length 1
+    def step(self, model, batch) -> None:
+        self.update(F.normalize(model(batch.images).float()), batch.targets, batch.keys)  # (B, D), of length 1
 
 
-class Bank:
+class Bank(ByFeatures):
     """All processes' training images: features (N, D) of length 1 and labels (N,), ordered by key, in which no process
     and no batch has a part.
 
@@ -57,7 +57,7 @@ class Bank:
         return {"num_images": len(keys)}
 
 
-class Neighbours:
+class Neighbours(ByFeatures):
     """The weighted vote of Wu et al. (CVPR 2018, arXiv 1805.01978) as DINO uses it (Caron et al., ICCV 2021, arXiv
     2104.14294): with features f of length 1, the k training images N_k(x) nearest to an image x by s_i = f_i . f(x),
     their labels y_i and a temperature tau,

@@ -8,7 +8,7 @@ from torch import nn
 
 from data.loader import Loader
 from utils.errors import DataError
-from utils.metrics import ClassificationMetrics
+from utils.metrics import Metric
 from utils.peers import Peers
 from utils.run_log import RunLog
 
@@ -16,21 +16,19 @@ from utils.run_log import RunLog
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    task,
+    evaluator,
     loader: Loader,
     precision,
-    device: torch.device,
     log: RunLog,
     peers: Peers,
     whole_batches: int = 0,
-    metrics: Optional[ClassificationMetrics] = None,
 ) -> Optional[dict[str, Any]]:
-    """The task's metrics of a model over all images of all processes' loaders; None if the run was asked to stop.
+    """The figures of an evaluator (`engine.tasks.base`) of a model over all images of all processes' loaders; None if the run was asked to stop.
 
     Processes meet only at the end, to add up their sums, so a process with fewer images, or none, holds nobody up.
     Images that could not be read (DATA.ON_ERROR skip) are in no sum; their number is `unreadable`. A compiled model is
     called with `whole_batches` images at a time, a smaller last batch being filled up with zeros, so that it is not
-    compiled again for another number; 0: with as many as there are. `metrics` takes the place of the task's own.
+    compiled again for another number; 0: with as many as there are.
 
     Raises:
         DataError: no image could be read.
@@ -38,12 +36,11 @@ def evaluate(
     was_training = model.training
     model.eval()
     forward = fill_up(model, whole_batches)
-    metrics = metrics or task.metrics(device)
     for batch in log.progress(loader, len(loader), "evaluate"):
         if peers.stop:
             break
         with precision.autocast():
-            task.evaluate_batch(forward, batch, metrics)
+            evaluator.step(forward, batch)
     model.train(was_training)
     failures = sum(peers.gather(loader.take_failures()), [])
     if peers.agree([peers.stop], now=True)[0]:
@@ -51,7 +48,7 @@ def evaluate(
     log.list_unreadable(failures)
     if len(failures) == loader.num_images:
         raise DataError(f"{failures[0]}; none of the {len(failures)} images could be read")
-    results = metrics.compute()
+    results = evaluator.compute()
     found = results.get("num_images", loader.num_images) + len(failures)
     if found != loader.num_images:
         log.warning(
@@ -76,9 +73,9 @@ def fill_up(model: Callable, batch_size: int) -> Callable[[torch.Tensor], torch.
     return forward
 
 
-def summarize(results: dict[str, dict[str, Any]], metric: str) -> dict[str, Any]:
+def summarize(results: dict[str, dict[str, Any]], metric: Metric) -> dict[str, Any]:
     """The better of {'raw': metrics, 'ema': metrics} at the top level, with its name, and both below."""
-    weights = max(results, key=lambda name: (results[name][metric], name == "raw"))
+    weights = max(results, key=lambda name: (metric.rank(results[name][metric.key]), name == "raw"))
     return {**results[weights], "weights": weights, **results}
 
 

@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 from utils.config import load_config, to_dict, value_of
 from utils.errors import DataError
 from utils.files import record_lines, require_no_device, write_text
+from utils.metrics import Metric
 from utils.pictures import encode_jpeg
 from utils.run_files import MISTAKES, REPORT, RESULT
 from utils.run_log import RunLog
@@ -25,13 +26,7 @@ from ..training.waits import SHARE
 from .charts import Chart, Points, chart
 
 TEMPLATES = Path(__file__).parent / "templates"
-NAMES = {
-    "acc1": "top-1, %",
-    "acc5": "top-5, %",
-    "loss": "loss",
-    "num_images": "images",
-    "unreadable": "images not read",
-}
+UNREADABLE = Metric("unreadable", "images not read", digits=0)  # of any task
 LISTED = 20  # images that could not be read, changed settings
 
 Record = dict[str, Any]
@@ -73,8 +68,8 @@ def describe_run(run: Path) -> dict[str, Any]:
         raise DataError(f"{run / 'config.yaml'}: no such file; give the folder of a run, such as output/fat_b0/default")
     cfg = load_config(run / "config.yaml")
     start, train, epochs = split(records)
-    metric = TASKS[cfg.TASK].best_metric
-    best = best_of(epochs, metric)
+    task = TASKS[cfg.TASK]
+    best = best_of(epochs, task.primary)
     result = result_of(run, epochs)
     facts = {**start, **result}
     finished = bool(result) and epochs[-1]["epoch"] + 1 >= cfg.TRAIN.EPOCHS
@@ -86,10 +81,10 @@ def describe_run(run: Path) -> dict[str, Any]:
         "state": f"finished after {count(cfg.TRAIN.EPOCHS, 'epoch')}"
         if finished
         else unfinished(train, epochs, cfg.TRAIN.EPOCHS),
-        "headline": headline(best, epochs, metric, start, train, waited),
+        "headline": headline(best, epochs, task.primary, start, train, waited),
         "warnings": warnings_of(run, facts, train, epochs, waited, others),
-        "charts": charts(train, epochs, metric),
-        "metrics": metrics_table(epochs, best, metric),
+        "charts": charts(train, epochs, task.primary),
+        "metrics": metrics_table(epochs, best, task.figures),
         "mistakes": mistakes,
         "better": best[1] if best else "",
         "mistakes_said": said,
@@ -209,15 +204,15 @@ def weights_of(record: Record) -> list[str]:
     return [name for name in ("raw", "ema") if name in record]
 
 
-def best_of(epochs: Sequence[Record], metric: str) -> Optional[tuple[float, str, Record]]:
-    """The highest value of the metric, its weights and its epoch's record; the earliest of several."""
+def best_of(epochs: Sequence[Record], metric: Metric) -> Optional[tuple[float, str, Record]]:
+    """The best value of the metric, its weights and its epoch's record; the earliest of several."""
     found = [
         (value, name, record)
         for record in epochs
         for name in weights_of(record)
-        if (value := number(record[name].get(metric))) is not None
+        if (value := number(record[name].get(metric.key))) is not None
     ]
-    return max(found, key=lambda item: item[0], default=None)
+    return max(found, key=lambda item: metric.rank(item[0]), default=None)
 
 
 def spans(train: Sequence[Record]) -> list[tuple[Record, float]]:
@@ -239,21 +234,24 @@ def wait_share(train: Sequence[Record]) -> Optional[float]:
     return sum(share * seconds for share, seconds in known) / sum(seconds for _, seconds in known) if known else None
 
 
-def headline(best, epochs, metric, start, train, waited) -> list[tuple[str, str, str]]:
+def headline(best, epochs, metric: Metric, start, train, waited) -> list[tuple[str, str, str]]:
     """Name, figure, note."""
     rows = []
-    name = NAMES.get(metric, metric)
     if best:
         value, weights, record = best
-        rows.append((f"Best {name}", f"{value:.2f}", f"{weights} weights, epoch {record['epoch'] + 1}"))
-        last = {w: number(epochs[-1][w].get(metric)) for w in weights_of(epochs[-1])}
-        rows.append(
+        last = best_of(epochs[-1:], metric)
+        rows += [
             (
-                f"Last {name}",
-                figure(max((v for v in last.values() if v is not None), default=None), 2),
+                f"Best {metric.title}",
+                figure(value, metric.digits),
+                f"{weights} weights, epoch {record['epoch'] + 1}",
+            ),
+            (
+                f"Last {metric.title}",
+                figure(last and last[0], metric.digits),
                 f"epoch {epochs[-1]['epoch'] + 1}",
-            )
-        )
+            ),
+        ]
     if number(start.get("params")):
         macs = number(start.get("macs"))
         rows.append(
@@ -308,23 +306,20 @@ def unfinished(train: Sequence[Record], epochs: Sequence[Record], planned: int) 
     return f"not finished: {done} of {count(planned, 'epoch')}, {count(train[-1]['update'] if train else 0, 'update')} so far"
 
 
-def metrics_table(epochs: Sequence[Record], best, metric: str) -> dict[str, Any]:
+def metrics_table(epochs: Sequence[Record], best, figures: Sequence[Metric]) -> dict[str, Any]:
     """Columns are weights at the best and at the last epoch, rows are metrics."""
     if not best:
         return {"columns": [], "rows": []}
     last = epochs[-1]
     moments = [("best", best[2])] + ([("last", last)] if last is not best[2] else [])
     columns = [(moment, record, weights) for moment, record in moments for weights in weights_of(record)]
-    names = list(dict.fromkeys(key for _, record, weights in columns for key in record[weights]))
+    keys = list(dict.fromkeys(key for _, record, weights in columns for key in record[weights]))
+    described = {metric.key: metric for metric in [*figures, UNREADABLE]}
     rows = []
-    for name in names:
-        digits = 0 if name in ("num_images", "unreadable") else 4 if "loss" in name else 2
-        rows.append(
-            (
-                NAMES.get(name, name),
-                [figure(number(record[weights].get(name)), digits) for _, record, weights in columns],
-            )
-        )
+    for key in keys:
+        metric = described.get(key, Metric(key, key))
+        values = [number(record[weights].get(key)) for _, record, weights in columns]
+        rows.append((metric.title, [figure(value, metric.digits) for value in values]))
     rows.append(("training loss", [figure(number(record.get("train_loss")), 4) for _, record, _ in columns]))
     heads = [
         (f"{moment} epoch, {record['epoch'] + 1}", weights, record is best[2] and weights == best[1])
@@ -333,7 +328,7 @@ def metrics_table(epochs: Sequence[Record], best, metric: str) -> dict[str, Any]
     return {"columns": heads, "rows": rows}
 
 
-def charts(train: Sequence[Record], epochs: Sequence[Record], metric: str) -> list[Chart]:
+def charts(train: Sequence[Record], epochs: Sequence[Record], metric: Metric) -> list[Chart]:
     """Loss, the metric, LR, images/s and waiting, over epochs."""
     place, x_label = places(epochs)
 
@@ -352,7 +347,7 @@ def charts(train: Sequence[Record], epochs: Sequence[Record], metric: str) -> li
     styles = {"raw": 1, "ema": 2, "validation, raw": 1, "validation, ema": 2}
     drawn = [
         chart("Loss", x_label, {"training": logged("loss"), **losses}, styles),
-        chart(f"Validation {NAMES.get(metric, metric)}", "epoch", evaluated(metric), styles),
+        chart(f"Validation {metric.title}", "epoch", evaluated(metric.key), styles),
         chart("Learning rate", x_label, {"learning rate": logged("lr")}, styles),
         chart("Images per second", x_label, {"all processes": logged("images_per_second")}, styles),
         chart("Waiting for images, %", x_label, {"share of the time": logged("data_wait", 100)}, styles),

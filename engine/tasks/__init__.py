@@ -1,19 +1,19 @@
 """What a run learns: one file per task.
 
-A task opens its data sets, makes its criterion and metrics, and names the metric that `best.pth` is chosen by; the
-trainer and the evaluation know nothing else of it. A new task is a new file and a line in `TASKS`.
+`base.Task` is all that training, evaluation and reports know of one. A new task is a new file and a line in `TASKS`.
 """
 
 from yacs.config import CfgNode
 
 from utils.errors import ConfigError, did_you_mean
 
+from .base import Task
 from .classification import Classification
 
-TASKS = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {"classification": Classification}
 
 
-def create_task(cfg: CfgNode):
+def create_task(cfg: CfgNode) -> Task:
     """The task that the config's TASK names.
 
     Raises:

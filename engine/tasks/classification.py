@@ -16,13 +16,12 @@ from data.transforms import Transform, eval_transform, train_transform
 from utils.config import to_dict
 from utils.conflicts import mixes
 from utils.errors import ConfigError, DataError, UserError
-from utils.metrics import ClassificationMetrics
+from utils.metrics import ACC1, ACC5, LOSS, NUM_IMAGES, ClassificationMetrics
 from utils.pictures import montage
 
-from ..evaluation.findings import frequent_confusions, worst_mistakes
-from ..evaluation.mistakes import Errors, Mistakes
-from ..evaluation.views import predict_views
+from ..evaluation.classes import ClassEvaluator, ClosingClassEvaluator
 from ..setup.model import PooledFeatures, create_model
+from .base import Purpose
 from .criterion import create_criterion
 from .distill import Distillation
 
@@ -30,7 +29,8 @@ from .distill import Distillation
 class Classification:
     """Classifies images: mixup or cutmix, cross-entropies with label smoothing, top-1 and top-5 accuracy."""
 
-    best_metric = "acc1"  # higher is better
+    primary = ACC1
+    figures = (ACC1, ACC5, LOSS, NUM_IMAGES)
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
@@ -240,7 +240,7 @@ class Classification:
             cfg.TRAIN.LOSS, cfg.MODEL.LABEL_SMOOTHING, cfg.TRAIN.BCE_TARGET_THRESH, self.mixes, cfg.AUG.SPLITS
         )
 
-    def loss(self, model: nn.Module, batch: Examples) -> torch.Tensor:
+    def loss(self, model: nn.Module, batch: Examples) -> dict[str, torch.Tensor]:
         """The mean loss of a batch of images (B, 3, H, W), or (V * B, 3, H, W) with V views, and targets (B,)."""
         images, targets, _ = batch
         if self.mixup:
@@ -248,32 +248,25 @@ class Classification:
         outputs = model(images)
         logits, taught = outputs if isinstance(outputs, tuple) else (outputs, outputs)
         loss = self.criterion(logits, targets)
-        return self.distillation(loss, taught, images) if self.distillation else loss
+        return {"loss": self.distillation(loss, taught, images) if self.distillation else loss}
 
-    def evaluate_batch(self, model: nn.Module, batch: Examples, metrics: ClassificationMetrics) -> None:
-        """Adds the model's predictions of a batch to the metrics."""
-        views = batch.images.chunk(len(batch.images) // len(batch.targets))
-        # of five crops the centre
-        metrics.update(predict_views(model, views, self.cfg.TEST.FLIP), batch.targets, batch.keys, views[-1])
+    def evaluator(self, purpose: Purpose, device: torch.device) -> ClassEvaluator:
+        cfg = self.cfg
+        if purpose == "closing":
+            return ClosingClassEvaluator(device, cfg.DATA.MEAN, cfg.DATA.STD, cfg.TEST.FLIP)
+        return self.set_evaluator(ClassificationMetrics(device))
+
+    def set_evaluator(self, metrics: ClassificationMetrics) -> ClassEvaluator:
+        """An evaluator that adds to such metrics."""
+        return ClassEvaluator(metrics, self.cfg.TEST.FLIP)
+
+    def resized(self, batch: Examples, size: int) -> Examples:
+        return resize_examples(batch, size)
 
     def evaluation_like(self, batch: Examples) -> Examples:
-        """A batch of evaluation's shape, made of one of training, to rehearse with."""
         one_view = batch._replace(images=batch.images[: len(batch.targets)])
-        found = resize_examples(one_view, self.eval_size)
-        return found._replace(images=found.images.repeat(self.cfg.TEST.CROPS, 1, 1, 1))
-
-    def metrics(self, device: torch.device) -> ClassificationMetrics:
-        return ClassificationMetrics(device)
-
-    def closing_metrics(self, device: torch.device) -> Mistakes:
-        """The same figures, with what `findings` shows, gathered on the way."""
-        return Mistakes(device, self.cfg.DATA.MEAN, self.cfg.DATA.STD)
-
-    def findings(self, errors: Errors, classes: Sequence[str]) -> list[dict[str, Any]]:
-        """What a run's report shows of its last evaluation: the images it was most wrong about, and the classes that it took for
-        others. Sections of `title` and `text`, with `pictures` or with `columns` and `rows`, as JSON can hold them.
-        """
-        return [worst_mistakes(errors, classes), frequent_confusions(errors, classes)]
+        one_crop = self.resized(one_view, self.eval_size)
+        return one_crop._replace(images=one_crop.images.repeat(self.cfg.TEST.CROPS, 1, 1, 1))
 
     def preview(self, batch: Examples, classes: Sequence[str]) -> np.ndarray:
         """A picture of a batch's first images as the model gets them, before mixup, with their classes; views side by side."""

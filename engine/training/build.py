@@ -1,13 +1,15 @@
 """A training run from its config: data, model, optimizer, schedule and state, each given the values that it uses."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from timm.utils import ModelEmaV3
+from torch import nn
 from yacs.config import CfgNode
 
-from data.loader import eval_loader, train_loader
+from data.loader import Loader, eval_loader, train_loader
 from utils.config import to_dict
 from utils.distributed import available_cores, local_processes
 from utils.errors import ConfigError
@@ -28,6 +30,7 @@ from ..setup.model import place, prepare_model, require_layout, wrap_model
 from ..setup.precision import create_precision
 from ..setup.preprocessing import input_warnings
 from ..tasks import create_task
+from ..tasks.base import Task
 from ..tasks.distill import (
     Distillation,
     Inputs,
@@ -38,7 +41,9 @@ from ..tasks.distill import (
 from .freeze import freeze
 from .nonfinite import FiniteGuard
 from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
-from .plan import accumulation_for, plan_batches
+from .plan import BatchPlan, accumulation_for, plan_batches
+from .recorder import Recorder
+from .saver import Saver
 from .trainer import Trainer
 from .waits import Waits
 
@@ -55,14 +60,65 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
     Raises:
         UserError: settings, data or weights that cannot be used.
     """
-    cfg, launch, device, peers, log = session.cfg, session.launch, session.device, session.peers, session.log
-
-    # Data
+    cfg, device = session.cfg, session.device
     accumulation_for(  # refuses before the data set is read
-        cfg.TRAIN.TOTAL_BATCH_SIZE, cfg.TRAIN.ACCUMULATION_STEPS, cfg.DATA.BATCH_SIZE, launch.world_size
+        cfg.TRAIN.TOTAL_BATCH_SIZE, cfg.TRAIN.ACCUMULATION_STEPS, cfg.DATA.BATCH_SIZE, session.launch.world_size
     )
     precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, device)
     task = create_task(cfg)
+    data = build_data(session, task)
+    distillation = build_distillation(session, data.classes)
+    task.prepare_training(len(data.classes), distillation)
+    model, complexity, notes = build_model(session, task, len(data.classes), bool(distillation), pretrained)
+    optimizer = build_optimizer(cfg, model, data.plan.scale_lr(cfg.TRAIN.BASE_LR))
+    model_ema = ModelEmaV3(model, decay=cfg.EMA.DECAY, use_warmup=cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
+    lr_scheduler = build_scheduler(cfg, optimizer, data.plan)
+    progress = Progress()
+    averaged, saved_optimizer = model_ema and model_ema.module, ResumableOptimizer(optimizer)
+    states = dict(model=model, ema=averaged, optimizer=saved_optimizer, scaler=precision, progress=progress)
+    checkpointer = Checkpointer(session.directory, metadata_of(session, data, lr_scheduler), **states)
+    trainer = Trainer(
+        model=model,
+        wrapped_model=wrap_model(model, device),
+        task=task,
+        optimizer=optimizer,
+        lr_scheduler=lr_scheduler,
+        precision=precision,
+        model_ema=model_ema,
+        train_loader=data.train_loader,
+        val_loader=data.val_loader,
+        plan=data.plan,
+        progress=progress,
+        saver=build_saver(session, checkpointer, progress),
+        recorder=build_recorder(session, data, progress, str(precision)),
+        log=session.log,
+        device=device,
+        peers=session.peers,
+        guard=FiniteGuard(cfg.TRAIN.NONFINITE, precision.skips_overflows, model, device),
+        epochs=cfg.TRAIN.EPOCHS,
+        seed=cfg.SEED,
+        clip_grad=cfg.TRAIN.CLIP_GRAD,
+        compile_mode=cfg.TRAIN.COMPILE_MODE if cfg.TRAIN.COMPILE else "",
+        print_freq=cfg.PRINT_FREQ,
+    )
+    return trainer, complexity, notes
+
+
+# Data
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The images of a run, and how many make an update."""
+
+    train_loader: Loader
+    val_loader: Loader
+    plan: BatchPlan
+    classes: list[str]  # in label order
+
+
+def build_data(session: Session, task: Task) -> TrainingData:
+    cfg, launch = session.cfg, session.launch
     train_set = task.train_dataset()
     classes = list(train_set.classes)
     val_set = task.val_dataset(classes)
@@ -77,108 +133,45 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
         batch_size=cfg.DATA.BATCH_SIZE,
         rank=launch.rank,
         world_size=launch.world_size,
-        **loading(cfg, device),
+        **loading(cfg, session.device),
     )
     epochs = dict(num_batches=plan.batches_per_epoch, seed=cfg.SEED, repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES)
     reading = dict(buffer=cfg.DATA.SHUFFLE_BUFFER, cache_mode=cfg.DATA.CACHE_MODE)
     train_batches = train_loader(train_set, **epochs, **reading, **placing)
-    val_batches = eval_loader(val_set, **placing)
-    distillation = build_distillation(session, classes)
-    task.prepare_training(len(classes), distillation)
+    return TrainingData(train_batches, eval_loader(val_set, **placing), plan, classes)
 
-    # Model
+
+# Model
+
+
+def build_model(
+    session: Session, task: Task, num_classes: int, distilled: bool, pretrained: str
+) -> tuple[nn.Module, Complexity, list[str]]:
+    """The model on its device, its size, and what to say of the weights it starts from."""
+    cfg, device = session.cfg, session.device
     seed_all(cfg.SEED)
-    model = task.build_model(len(classes))
-    if distillation and hasattr(model, "set_distilled_training"):
+    model = task.build_model(num_classes)
+    if distilled and hasattr(model, "set_distilled_training"):
         model.set_distilled_training()
     complexity = complexity_of(model, cfg)
-    pretrained_notes = start_from(model, pretrained, cfg)
+    notes = start_from(model, pretrained, cfg)
     require_layout(model, device, cfg.TRAIN.CHANNELS_LAST)
     model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, cfg.TRAIN.USE_CHECKPOINT)
     freeze(model, cfg.TRAIN.FREEZE)
+    return model, complexity, notes
 
-    # Optimizer, schedule, average
-    optimizer = build_optimizer(cfg, model, plan.scale_lr(cfg.TRAIN.BASE_LR))
-    model_ema = ModelEmaV3(model, decay=cfg.EMA.DECAY, use_warmup=cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
-    lr_scheduler = create_lr_scheduler(
-        optimizer,
-        name=cfg.TRAIN.LR_SCHEDULER.NAME,
-        epochs=cfg.TRAIN.EPOCHS,
-        warmup_epochs=cfg.TRAIN.WARMUP_EPOCHS,
-        warmup_lr=plan.scale_lr(cfg.TRAIN.WARMUP_LR),
-        min_lr=plan.scale_lr(cfg.TRAIN.MIN_LR),
-        warmup_prefix=cfg.TRAIN.LR_SCHEDULER.WARMUP_PREFIX,
-        decay_epochs=cfg.TRAIN.LR_SCHEDULER.DECAY_EPOCHS,
-        decay_rate=cfg.TRAIN.LR_SCHEDULER.DECAY_RATE,
-        updates_per_epoch=plan.updates_per_epoch,
-    )
 
-    # State
-    progress = Progress()
-    checkpointer = Checkpointer(
-        session.directory,
-        metadata={
-            "config": to_dict(cfg),
-            "classes": classes,
-            "lr_scheduler": lr_scheduler.state_dict(),
-            "plan": {
-                "num_images": plan.num_images,
-                "images": train_batches.order,
-                "seed": cfg.SEED,
-                "repeats": cfg.AUG.REPEATS,
-                "total_batch_size": plan.total_batch_size,
-                "updates_per_epoch": plan.updates_per_epoch,
-                "world_size": launch.world_size,
-            },
-        },
-        model=model,
-        ema=model_ema and model_ema.module,
-        optimizer=ResumableOptimizer(optimizer),
-        scaler=precision,
-        progress=progress,
-    )
-    trainer = Trainer(
-        model=model,
-        wrapped_model=wrap_model(model, device),
-        task=task,
-        optimizer=optimizer,
-        lr_scheduler=lr_scheduler,
-        precision=precision,
-        model_ema=model_ema,
-        train_loader=train_batches,
-        val_loader=val_batches,
-        plan=plan,
-        progress=progress,
-        checkpointer=checkpointer,
-        log=log,
-        device=device,
-        peers=peers,
-        guard=FiniteGuard(cfg.TRAIN.NONFINITE, precision.skips_overflows, model, device),
-        waits=Waits(cfg.DATA.NUM_WORKERS, cfg.DATA.BACKEND, available_cores(local_processes(launch.world_size))),
-        epochs=cfg.TRAIN.EPOCHS,
-        seed=cfg.SEED,
-        clip_grad=cfg.TRAIN.CLIP_GRAD,
-        compile_mode=cfg.TRAIN.COMPILE_MODE if cfg.TRAIN.COMPILE else "",
-        print_freq=cfg.PRINT_FREQ,
-        save_freq=cfg.SAVE_FREQ,
-        save_every_steps=cfg.TRAIN.SAVE_EVERY_STEPS,
-        save_every_minutes=cfg.TRAIN.SAVE_EVERY_MINUTES,
-        facts={
-            "cell": cfg.REPRODUCES,
-            "model": cfg.MODEL.NAME,
-            "epochs": cfg.TRAIN.EPOCHS,
-            "seed": cfg.SEED,
-            "classes": len(classes),
-            "imagenet": is_imagenet(classes),
-            "train_images": len(train_set),
-            "val_images": len(val_set),
-            "total_batch_size": plan.total_batch_size,
-            "processes": launch.world_size,
-            "precision": str(precision),
-            "commit": commit(),  # of the code that trains, which may be another one at the end
-        },
-    )
-    return trainer, complexity, pretrained_notes
+def start_from(model: torch.nn.Module, pretrained: str, cfg: CfgNode) -> list[str]:
+    """Loads MODEL.PRETRAINED, a file, into the model; returns what to say of it."""
+    if not pretrained:
+        return []
+    checkpoint = open_checkpoint(Path(pretrained))
+    name = checkpoint.better
+    skipped, how = load_pretrained(model, checkpoint, name)
+    note = f"started from {checkpoint.path} ({name} weights{how and ': '}{how})"
+    note += f"; of another size and initialised anew: {', '.join(skipped)}" if skipped else ""
+    warnings = input_warnings(checkpoint.config, cfg, training=True)
+    return [note, *(f"warning: {line}" for line in warnings)]
 
 
 def build_distillation(session: Session, classes: list[str]) -> Optional[Distillation]:
@@ -214,6 +207,9 @@ def build_distillation(session: Session, classes: list[str]) -> Optional[Distill
     return Distillation(teacher, cfg.DISTILL.KIND, cfg.DISTILL.ALPHA, cfg.DISTILL.TAU)
 
 
+# Optimizer and schedule
+
+
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
     return create_optimizer(
         model,
@@ -227,14 +223,72 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module, lr: float) -> torch.op
     )
 
 
-def start_from(model: torch.nn.Module, pretrained: str, cfg: CfgNode) -> list[str]:
-    """Loads MODEL.PRETRAINED, a file, into the model; returns what to say of it."""
-    if not pretrained:
-        return []
-    checkpoint = open_checkpoint(Path(pretrained))
-    name = checkpoint.better
-    skipped, how = load_pretrained(model, checkpoint, name)
-    note = f"started from {checkpoint.path} ({name} weights{how and ': '}{how})"
-    note += f"; of another size and initialised anew: {', '.join(skipped)}" if skipped else ""
-    warnings = input_warnings(checkpoint.config, cfg, training=True)
-    return [note, *(f"warning: {line}" for line in warnings)]
+def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer, plan: BatchPlan):
+    return create_lr_scheduler(
+        optimizer,
+        name=cfg.TRAIN.LR_SCHEDULER.NAME,
+        epochs=cfg.TRAIN.EPOCHS,
+        warmup_epochs=cfg.TRAIN.WARMUP_EPOCHS,
+        warmup_lr=plan.scale_lr(cfg.TRAIN.WARMUP_LR),
+        min_lr=plan.scale_lr(cfg.TRAIN.MIN_LR),
+        warmup_prefix=cfg.TRAIN.LR_SCHEDULER.WARMUP_PREFIX,
+        decay_epochs=cfg.TRAIN.LR_SCHEDULER.DECAY_EPOCHS,
+        decay_rate=cfg.TRAIN.LR_SCHEDULER.DECAY_RATE,
+        updates_per_epoch=plan.updates_per_epoch,
+    )
+
+
+# State and records
+
+
+def build_saver(session: Session, checkpointer: Checkpointer, progress: Progress) -> Saver:
+    cfg = session.cfg
+    when = (cfg.SAVE_FREQ, cfg.TRAIN.SAVE_EVERY_STEPS, cfg.TRAIN.SAVE_EVERY_MINUTES)
+    return Saver(checkpointer, session.log, progress, session.launch.rank, *when)
+
+
+def build_recorder(session: Session, data: TrainingData, progress: Progress, precision: str) -> Recorder:
+    cfg = session.cfg
+    cores = available_cores(local_processes(session.launch.world_size))
+    waits = Waits(cfg.DATA.NUM_WORKERS, cfg.DATA.BACKEND, cores)
+    facts = facts_of(session, data, precision)
+    epochs = cfg.TRAIN.EPOCHS
+    return Recorder(session.log, session.directory, progress, data.plan, epochs, waits, session.device, facts)
+
+
+def metadata_of(session: Session, data: TrainingData, lr_scheduler) -> dict[str, Any]:
+    """What goes into every checkpoint as it is."""
+    cfg, plan = session.cfg, data.plan
+    return {
+        "config": to_dict(cfg),
+        "classes": data.classes,
+        "lr_scheduler": lr_scheduler.state_dict(),
+        "plan": {
+            "num_images": plan.num_images,
+            "images": data.train_loader.order,
+            "seed": cfg.SEED,
+            "repeats": cfg.AUG.REPEATS,
+            "total_batch_size": plan.total_batch_size,
+            "updates_per_epoch": plan.updates_per_epoch,
+            "world_size": session.launch.world_size,
+        },
+    }
+
+
+def facts_of(session: Session, data: TrainingData, precision: str) -> dict[str, Any]:
+    """What result.json says of the run besides its figures."""
+    cfg = session.cfg
+    return {
+        "cell": cfg.REPRODUCES,
+        "model": cfg.MODEL.NAME,
+        "epochs": cfg.TRAIN.EPOCHS,
+        "seed": cfg.SEED,
+        "classes": len(data.classes),
+        "imagenet": is_imagenet(data.classes),
+        "train_images": len(data.train_loader.dataset),
+        "val_images": len(data.val_loader.dataset),
+        "total_batch_size": data.plan.total_batch_size,
+        "processes": session.launch.world_size,
+        "precision": precision,
+        "commit": commit(),  # of the code that trains, which may be another one at the end
+    }

@@ -87,3 +87,11 @@ class FiniteGuard:
     def counts(self) -> list[int]:
         """Updates left out: in all, and in a row up to the last one. Waits for the device."""
         return self.left_out.tolist()
+
+
+class NonFinite(Exception):
+    """A loss or gradient that is not finite was found; `place` is the update's [epoch, step]."""
+
+    def __init__(self, message: str, place: list[int]):
+        super().__init__(message)
+        self.place = place

@@ -9,14 +9,15 @@ from typing import Callable
 
 import torch
 
-from data.batches import collate_items, resize_examples
+from data.batches import collate_items
 from utils.device import forget_memory, is_out_of_memory, memory_mib
 from utils.errors import ConfigError, OutputError
 from utils.rng import get_rng_state, seed_all, set_rng_state
 
 from ..checkpoints.store import BEST, LAST, PREVIOUS
 from . import freeze
-from .trainer import Trainer, duration
+from .recorder import duration
+from .trainer import Trainer
 
 SAMPLES = 8  # training images that are read
 SPARE = 64 * 2**20  # bytes beside the checkpoints: logs and curves
@@ -90,7 +91,8 @@ def _read_images(trainer: Trainer):
     started = time.perf_counter()
     items = trainer.train_loader.first(min(SAMPLES, size), pixels)
     seconds = (time.perf_counter() - started) / len(items)
-    batch, _ = collate_items((items * -(-size // len(items)))[:size])
+    repeated = (items * -(-size // len(items)))[:size]
+    batch, _ = collate_items(repeated, trainer.train_loader.dataset.collate_targets)
     return batch, seconds
 
 
@@ -104,7 +106,7 @@ def _dry_step(trainer: Trainer, optimizer_of, batch):
     model = copy.deepcopy(trainer.model)
     optimizer = optimizer_of(model)
     precision = trainer.precision.rehearsal()
-    metrics = trainer.task.metrics(trainer.device)
+    evaluator = trainer.task.evaluator("figures", trainer.device)
     batch = trainer.train_loader.finish(batch)
     try:
         for _ in range(2):
@@ -112,7 +114,7 @@ def _dry_step(trainer: Trainer, optimizer_of, batch):
             seed_all(0)
             freeze.train(model)
             with precision.autocast():
-                loss = trainer.task.loss(model, batch)
+                loss = trainer.task.loss(model, batch)["loss"]
             precision.backward(loss)
             precision.clip(optimizer, model.parameters(), trainer.clip_grad)
             precision.step(optimizer)
@@ -120,13 +122,13 @@ def _dry_step(trainer: Trainer, optimizer_of, batch):
             step_seconds = _now(trainer.device) - started
         for size in _sizes(trainer):
             with torch.no_grad(), precision.autocast():
-                trainer.task.loss(model, resize_examples(batch, size))
+                trainer.task.loss(model, trainer.task.resized(batch, size))
         batch = trainer.task.evaluation_like(batch)
         for _ in range(2):
             started = _now(trainer.device)
             model.eval()
             with torch.inference_mode(), precision.autocast():
-                trainer.task.evaluate_batch(model, batch, metrics)
+                evaluator.step(model, batch)
             forward_seconds = _now(trainer.device) - started
     except RuntimeError as error:
         if "deterministic" in str(error) or is_out_of_memory(error):
@@ -160,11 +162,12 @@ def _disk(trainer: Trainer, checkpoint_bytes: int) -> tuple[int, int]:
     Raises:
         OutputError: they do not fit, or the folder cannot be written to.
     """
-    directory = trainer.checkpointer.directory
+    directory = trainer.saver.checkpointer.directory
     existing = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
     missing = sum(not (directory / name).exists() for name in (LAST, PREVIOUS, BEST)) + 1  # and a temporary file
-    if trainer.save_freq:
-        missing += trainer.epochs // trainer.save_freq - trainer.progress.epoch // trainer.save_freq
+    every = trainer.saver.every_epochs
+    if every:
+        missing += trainer.epochs // every - trainer.progress.epoch // every
     needed = missing * checkpoint_bytes
     free = shutil.disk_usage(existing).free
     if not os.access(existing, os.W_OK | os.X_OK):

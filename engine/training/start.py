@@ -21,7 +21,8 @@ from ..setup.preprocessing import describe as describe_inputs
 from .build import build_optimizer, build_trainer
 from .freeze import describe as describe_frozen
 from .preflight import look_ahead, rehearse
-from .trainer import Trainer, describe_best, require_same_place
+from .recorder import describe_best
+from .trainer import Trainer, require_same_place
 
 
 @dataclass
@@ -93,7 +94,7 @@ def restore(trainer: Trainer, found: Found) -> list[str]:
         CheckpointError: it does not fit the run.
         ConfigError: its place in the run does not, or it is that of a finished run.
     """
-    progress, checkpointer = trainer.progress, trainer.checkpointer
+    progress, checkpointer = trainer.progress, trainer.saver.checkpointer
     checkpointer.restore(found.checkpoint, found.path)
     require_same_place(progress, trainer.peers, found.path)
     changes = config_changes(found.checkpoint["config"], checkpointer.metadata["config"])

@@ -14,24 +14,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.loader import Loader
 from data.samplers import size_at
-from utils.device import memory_mib
-from utils.distributed import broadcast_buffers, sum_over_ranks
+from utils.distributed import broadcast_buffers
 from utils.errors import CheckpointError, NonFiniteError, OutputError, Stopped
 from utils.files import write_json
 from utils.peers import Peers
-from utils.provenance import record
 from utils.rng import seed_all
-from utils.run_files import MISTAKES, RESULT
 from utils.run_log import RunLog
 
 from ..checkpoints.file import read_checkpoint
 from ..checkpoints.progress import Progress, Window
-from ..checkpoints.store import BEST, LAST, Checkpointer, checkpoints_of
-from ..evaluation.loop import describe, evaluate, summarize
+from ..checkpoints.store import LAST, checkpoints_of
+from ..evaluation.loop import evaluate, summarize
+from ..tasks.base import Task
 from . import freeze
-from .nonfinite import MAX_ROLLBACKS, FiniteGuard
+from .nonfinite import MAX_ROLLBACKS, FiniteGuard, NonFinite
 from .plan import BatchPlan
-from .waits import Waits
+from .recorder import Recorder
+from .saver import Saver
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Trainer:
 
     model: nn.Module  # without wrappers: what is evaluated, averaged and saved
     wrapped_model: nn.Module  # as it is called in training
-    task: Any
+    task: Task
     optimizer: torch.optim.Optimizer
     lr_scheduler: Any
     precision: Any
@@ -49,21 +48,17 @@ class Trainer:
     val_loader: Loader
     plan: BatchPlan
     progress: Progress
-    checkpointer: Checkpointer
+    saver: Saver
+    recorder: Recorder
     log: RunLog
     device: torch.device
     peers: Peers
     guard: FiniteGuard
-    waits: Waits
     epochs: int
     seed: int
     clip_grad: float
     compile_mode: str  # of torch.compile; empty: not compiled
     print_freq: int
-    save_freq: int
-    save_every_steps: int
-    save_every_minutes: float
-    facts: dict[str, Any]  # of the run, for its result
     compiling: bool = False  # the next update begins with that
     img_size: int = 0  # of the training images, where it changes
 
@@ -75,15 +70,7 @@ class Trainer:
             NonFiniteError: a loss or gradient is infinite or not a number; the checkpoints are those of before.
             OutputError: a checkpoint cannot be written.
         """
-        self.saved_at, self.save_asked = time.monotonic(), False
-        self.compiling = bool(self.compile_mode)
-        if self.compiling:
-            for model in filter(None, [self.model, self.model_ema and self.model_ema.module]):
-                model.compile(mode=self.compile_mode)  # both share one graph, and training has another
-        self.guard.start(self.progress.left_out)
-        if self.guard.policy == "rollback" and not checkpoints_of(self.checkpointer.directory):
-            self.save(LAST)  # something to go back to
-            self.peers.from_first(None)
+        self.start()
         while self.progress.epoch < self.epochs:
             started = time.perf_counter()
             try:
@@ -93,6 +80,17 @@ class Trainer:
                 continue
             results = self.evaluate()
             self.finish_epoch(train_loss, results, time.perf_counter() - started)
+
+    def start(self) -> None:
+        self.saver.start_clock()
+        self.compiling = bool(self.compile_mode)
+        if self.compiling:
+            for model in filter(None, [self.model, self.model_ema and self.model_ema.module]):
+                model.compile(mode=self.compile_mode)  # both share one graph, and training has another
+        self.guard.start(self.progress.left_out)
+        if self.guard.policy == "rollback" and not checkpoints_of(self.saver.checkpointer.directory):
+            self.saver.save(LAST)  # something to go back to
+            self.peers.from_first(None)
 
     # One epoch
 
@@ -105,7 +103,7 @@ class Trainer:
         if self.img_size != size:
             self.log.info(f"epoch {epoch}: training images of {self.img_size} px")
         window = Window(self.device, progress, self.peers.launch)
-        self.waits.start_epoch()
+        self.recorder.waits.start_epoch()
         freeze.train(self.wrapped_model)
         for step in self.log.progress(range(first_step, steps), steps, f"epoch {epoch}", done=first_step):
             started = time.perf_counter()
@@ -115,26 +113,18 @@ class Trainer:
                 self.compiling = False
             progress.step = step + 1
             progress.updates += 1
-            stop, due = self.peers.agree([self.peers.stop, self.save_is_due()])
+            stop, due = self.peers.agree([self.peers.stop, self.saver.is_due()])
             if (step + 1) % self.print_freq == 0 or step + 1 == steps:
                 self.report(window, grad_norm)
                 window = Window(self.device, progress, self.peers.launch)
-            at_step = self.save_every_steps and (step + 1) % self.save_every_steps == 0
-            if stop or ((due or at_step) and step + 1 < steps):
+            if stop or ((due or self.saver.is_step(step + 1)) and step + 1 < steps):
                 self.note(window)
-                self.save(LAST)
+                self.saver.save(LAST)
             if stop:
                 self.end_stopped()
         return progress.loss_sum / max(progress.images, 1)
 
-    def save_is_due(self) -> bool:
-        """Once when TRAIN.SAVE_EVERY_MINUTES have passed since the last save; rank 0's clock counts."""
-        if self.peers.launch.rank or not self.save_every_minutes or self.save_asked:
-            return False
-        self.save_asked = time.monotonic() - self.saved_at >= 60 * self.save_every_minutes
-        return self.save_asked
-
-    def update(self, step: int, batches: Iterator, window: "Window") -> torch.Tensor:
+    def update(self, step: int, batches: Iterator, window: Window) -> torch.Tensor:
         """One optimizer step over the update's micro-batches; returns the norm of its gradient."""
         epoch, rank = self.progress.epoch, self.peers.launch.rank
         num_batches = self.plan.batches_in_update(step)
@@ -144,32 +134,21 @@ class Trainer:
                 next(batches)
             return torch.full((), math.nan)
         self.guard.before_update()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        sums = {"loss": torch.zeros((), dtype=torch.float64, device=self.device)}
         for i in range(num_batches):
-            last = i == num_batches - 1
-            waiting = time.perf_counter()
-            try:
-                batch = next(batches)
-            # it does not come; before an update's first one nothing of the update is done
-            except (Stopped, OutputError):
-                if i == 0 and self.peers.launch.world_size == 1:
-                    self.note(window)
-                    self.save(LAST)
-                raise
-            window.wait += time.perf_counter() - waiting
-            if self.progress.updates == 0 and i == 0:
-                self.log.picture("train_batch", self.task.preview(batch, self.train_loader.dataset.classes))
+            batch = self.next_batch(batches, window, first=i == 0)
             # Mixup, dropout and drop path draw from here on: the same draws whatever ran before.
             seed_all(self.seed, epoch, step, i, rank)
-            with self.synchronised(last):
+            with self.synchronised(last=i == num_batches - 1):
                 with self.precision.autocast():
-                    loss = self.task.loss(self.wrapped_model, batch)
-                self.precision.backward(loss / num_batches)
-            loss_sum += loss.detach().double() * self.plan.batch_size
+                    losses = self.task.loss(self.wrapped_model, batch)
+                self.precision.backward(losses["loss"] / num_batches)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.detach().double() * self.plan.batch_size
         grad_norm = self.precision.clip(self.optimizer, self.model.parameters(), self.clip_grad)
-        if self.guard.accepts(step, loss_sum, grad_norm):
+        if self.guard.accepts(step, sums["loss"], grad_norm):
             self.precision.step(self.optimizer)
-            window.add(loss_sum, num_batches * self.plan.batch_size * self.plan.world_size)
+            window.add(sums, num_batches * self.plan.batch_size * self.plan.world_size)
             if self.model_ema:
                 self.model_ema.update(self.model, step=self.progress.updates + 1)
         else:
@@ -178,59 +157,123 @@ class Trainer:
         self.optimizer.zero_grad()
         return grad_norm
 
+    def next_batch(self, batches: Iterator, window: Window, first: bool) -> Any:
+        """A micro-batch; `first` says whether it is an update's first one, before which nothing of the update is done."""
+        waiting = time.perf_counter()
+        try:
+            batch = next(batches)
+        except (Stopped, OutputError):  # it does not come
+            if first and self.peers.launch.world_size == 1:
+                self.note(window)
+                self.saver.save(LAST)
+            raise
+        window.wait += time.perf_counter() - waiting
+        if self.progress.updates == 0 and first:
+            self.log.picture("train_batch", self.task.preview(batch, self.train_loader.dataset.classes))
+        return batch
+
     def synchronised(self, last: bool):
         """Gradients are averaged over processes once per update, with its last micro-batch."""
         wrapped = isinstance(self.wrapped_model, DistributedDataParallel)
         return contextlib.nullcontext() if last or not wrapped else self.wrapped_model.no_sync()
 
-    def report(self, window: "Window", grad_norm: torch.Tensor) -> None:
+    def evaluate(self) -> dict[str, dict[str, Any]]:
+        """Figures of the raw and, if there is one, the averaged model over the validation images.
+
+        Raises:
+            Stopped: as `fit`.
+        """
+        models = {"raw": self.model}
+        if self.model_ema:
+            models["ema"] = self.model_ema.module
+        closing = self.progress.epoch + 1 == self.epochs
+        whole_batches = self.plan.batch_size if self.compile_mode else 0
+        results, evaluators = {}, {}
+        for name, model in models.items():
+            broadcast_buffers(model)
+            evaluator = self.task.evaluator("closing" if closing else "figures", self.device)
+            figures = evaluate(model, evaluator, self.val_loader, self.precision, self.log, self.peers, whole_batches)
+            if figures is None:
+                self.list_unreadable()
+                self.saver.save(LAST)
+                self.end_stopped()
+            results[name] = figures
+            if closing:
+                evaluator.gather(self.peers)
+                evaluators[name] = evaluator
+        if closing and self.log.enabled:
+            self.recorder.write_mistakes(evaluators, self.train_loader.dataset.classes)
+        return results
+
+    def finish_epoch(self, train_loss: float, results: dict[str, dict[str, Any]], seconds: float) -> None:
+        """Logs the epoch, notes a new best, and saves.
+
+        Raises:
+            NonFiniteError: a validation loss is not finite, so the weights are not worth keeping.
+            Stopped: as `fit`.
+        """
+        progress, metric = self.progress, self.task.primary
+        self.require_finite_results(results)
+        summary = summarize(results, metric)
+        value, best = summary[metric.key], progress.best.get(metric.key)
+        improved = best is None or metric.rank(value) > metric.rank(best)
+        if improved:
+            progress.best = {metric.key: value, "weights": summary["weights"], "epoch": progress.epoch}
+            progress.best_metrics = results[summary["weights"]]
+            self.log.best(progress.best)
+        self.recorder.epoch(train_loss, results, seconds)
+        self.list_unreadable()
+        if progress.epoch + 1 == self.epochs:
+            self.recorder.write_result(summary)  # before the save after which the run is finished
+        progress.start_epoch(progress.epoch + 1)
+        self.saver.save_epoch(improved)
+        if progress.epoch < self.epochs and self.peers.agree([self.peers.stop], now=True)[0]:
+            self.end_stopped()
+
+    # Between updates
+
+    def report(self, window: Window, grad_norm: torch.Tensor) -> None:
         """Logs what happened since the last report, and counts it to the epoch.
 
         Raises:
             NonFinite: on all processes, if the loss or a gradient of any is not finite.
         """
         self.require_finite_updates()
-        progress = self.progress
-        loss_sum = sum_over_ranks(window.loss_sum).item()  # waits for the device
-        seconds = time.perf_counter() - window.started
-        progress.loss_sum += loss_sum
-        progress.images += window.images
-        progress.window_loss_sums, progress.window_images = [], 0
-        loss = loss_sum / window.images if window.images else math.nan
-        norm = grad_norm.item()
-        lr = max(group["lr"] for group in self.optimizer.param_groups)
-        images_per_second = window.timed / seconds
-        wait = window.wait / seconds
-        place = progress.epoch * self.plan.updates_per_epoch + progress.step
-        images_left = (self.epochs * self.plan.updates_per_epoch - place) * self.plan.total_batch_size
-        left_out = progress.left_out[0]
-        self.log.info(
-            f"epoch {progress.epoch} [{progress.step}/{self.plan.updates_per_epoch}] loss {loss:.4f} lr {lr:.3e} "
-            f"grad_norm {norm:.3f} {images_per_second:.1f} images/s wait {wait:.0%} mem {memory_mib(self.device):.0f} MiB "
-            f"eta {duration(images_left / max(images_per_second, 1e-9))}"
-            + (f" left out {left_out}" if left_out else "")
-        )
-        warning = self.waits.add(window.wait, seconds)
-        if warning:
-            self.log.warning(warning)
-        values = {"loss": loss, "lr": lr, "grad_norm": norm, "left_out": left_out}
-        speed = {"images_per_second": images_per_second, "data_wait": wait, "memory_mib": memory_mib(self.device)}
-        known = {name: value if math.isfinite(value) else None for name, value in {**values, **speed}.items()}
-        self.log.record("train", progress.updates, {"epoch": progress.epoch, **known})
-        self.log.scalars(
-            progress.updates, {f"train/{name}": value for name, value in known.items() if value is not None}
-        )
+        self.recorder.window(window, grad_norm, max(group["lr"] for group in self.optimizer.param_groups))
 
-    def note(self, window: "Window") -> None:
+    def note(self, window: Window) -> None:
         """Puts the sums since the last report into `progress`, so that a save between two reports changes none of them.
 
         Raises:
             NonFinite: as `report`; there is nothing to save then.
         """
         self.require_finite_updates()
-        self.progress.window_loss_sums = self.peers.gather(window.loss_sum.item())
+        parts = self.peers.gather({name: value.item() for name, value in window.sums.items()})
+        by_name = {name: [sums[name] for sums in parts] for name in window.sums}
+        self.progress.window_loss_sums, self.progress.window_parts = by_name.pop("loss"), by_name
         self.progress.window_images = window.images
         self.list_unreadable()
+
+    def list_unreadable(self) -> None:
+        """Adds the training images that no process could read to the run's list (DATA.ON_ERROR skip)."""
+        failures = sum(self.peers.gather(self.train_loader.take_failures()), [])
+        self.log.list_unreadable(failures)
+
+    def end_stopped(self) -> None:
+        """Ends all processes together, once rank 0 has saved.
+
+        Raises:
+            Stopped: always.
+        """
+        # all wait for rank 0's save
+        reasons = [reason for reason in self.peers.gather(self.peers.stop.reason) if reason]
+        progress = self.progress
+        self.log.warning(
+            f"stopped by {reasons[0] if reasons else 'a signal'}: saved at epoch {progress.epoch}, update {progress.step}; "
+            "the same command goes on from there"
+        )
+        self.log.close()
+        raise Stopped
 
     # Faults
 
@@ -250,6 +293,16 @@ class Trainer:
             raise NonFinite(message, [self.progress.epoch, step])
         raise NonFiniteError(message)
 
+    def require_finite_results(self, results: dict[str, dict[str, Any]]) -> None:
+        """Raises NonFiniteError if a validation loss is none; not every task has one."""
+        for name, figures in results.items():
+            loss = figures.get("loss", 0.0)
+            if not math.isfinite(loss):
+                raise NonFiniteError(
+                    f"epoch {self.progress.epoch}, validation: the loss of the {name} weights is {loss}; checkpoints "
+                    "are kept as they were. Try a smaller TRAIN.BASE_LR, AMP.DTYPE bfloat16 or --disable_amp"
+                )
+
     def describe_update(self, step: int, what: str) -> Path:
         """Writes which images, with which augmentation, an update has: enough to repeat it from the checkpoint before."""
         epoch = self.progress.epoch
@@ -263,7 +316,7 @@ class Trainer:
             self.log.warning(f"epoch {epoch}, update {step + 1}: the {what} is not finite; its images are in {path}")
         return path
 
-    def roll_back(self, found: "NonFinite") -> None:
+    def roll_back(self, found: NonFinite) -> None:
         """Goes back to the last checkpoint; the update that was found is left out when the run comes to it again.
 
         Raises:
@@ -272,8 +325,8 @@ class Trainer:
         rolled_back, changes = [*self.progress.rolled_back, found.place], self.progress.changes
         if len(rolled_back) > MAX_ROLLBACKS:
             raise NonFiniteError(f"{found}; the run has gone back {MAX_ROLLBACKS} times")
-        path = Path(self.peers.from_first(str(checkpoints_of(self.checkpointer.directory)[0])))
-        self.checkpointer.restore(read_checkpoint(path), path)
+        path = Path(self.peers.from_first(str(checkpoints_of(self.saver.checkpointer.directory)[0])))
+        self.saver.checkpointer.restore(read_checkpoint(path), path)
         require_same_place(self.progress, self.peers, path)
         self.progress.rolled_back, self.progress.changes = rolled_back, changes
         self.optimizer.zero_grad()
@@ -284,156 +337,9 @@ class Trainer:
             f"of epoch {found.place[0]} will be left out"
         )
 
-    def end_stopped(self) -> None:
-        """Ends all processes together, once rank 0 has saved.
-
-        Raises:
-            Stopped: always.
-        """
-        # all wait for rank 0's save
-        reasons = [reason for reason in self.peers.gather(self.peers.stop.reason) if reason]
-        progress = self.progress
-        self.log.warning(
-            f"stopped by {reasons[0] if reasons else 'a signal'}: saved at epoch {progress.epoch}, update {progress.step}; "
-            "the same command goes on from there"
-        )
-        self.log.close()
-        raise Stopped
-
-    def list_unreadable(self) -> None:
-        """Adds the training images that no process could read to the run's list (DATA.ON_ERROR skip)."""
-        failures = sum(self.peers.gather(self.train_loader.take_failures()), [])
-        self.log.list_unreadable(failures)
-
-    # Between epochs
-
-    def evaluate(self) -> dict[str, dict[str, Any]]:
-        """Metrics of the raw and, if there is one, the averaged model over the validation images.
-
-        Raises:
-            Stopped: as `fit`.
-        """
-        found = {"raw": self.model}
-        if self.model_ema:
-            found["ema"] = self.model_ema.module
-        closing = self.progress.epoch + 1 == self.epochs
-        results, gathered = {}, {}
-        for name, model in found.items():
-            broadcast_buffers(model)
-            gathering = (self.task.closing_metrics if closing else self.task.metrics)(self.device)
-            metrics = evaluate(
-                model, self.task, self.val_loader, self.precision, self.device, self.log, self.peers,
-                whole_batches=self.plan.batch_size if self.compile_mode else 0, metrics=gathering,
-            )  # fmt: skip
-            if metrics is None:
-                self.list_unreadable()
-                self.save(LAST)
-                self.end_stopped()
-            results[name] = metrics
-            if closing:
-                gathered[name] = gathering.gather(self.peers)
-        if closing and self.log.enabled:
-            self.write_mistakes(gathered)
-        return results
-
-    def write_mistakes(self, gathered: dict[str, Any]) -> None:
-        """Writes what the last evaluation showed besides figures, for the report; a failure of that ends no run."""
-        classes = self.train_loader.dataset.classes
-        try:
-            weights = {name: self.task.findings(errors, classes) for name, errors in gathered.items()}
-            value = {"epoch": self.progress.epoch, "update": self.progress.updates, "weights": weights}
-            write_json(self.checkpointer.directory / MISTAKES, value)
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            self.log.warning(f"{MISTAKES} is not written ({reason[:300]}); the report will do without")
-
-    def finish_epoch(self, train_loss: float, results: dict[str, dict[str, Any]], seconds: float) -> None:
-        """Logs the epoch, notes a new best, and saves.
-
-        Raises:
-            NonFiniteError: a validation loss is not finite, so the weights are not worth keeping.
-            Stopped: as `fit`.
-        """
-        progress, metric = self.progress, self.task.best_metric
-        for name, metrics in results.items():
-            if not math.isfinite(metrics["loss"]):
-                raise NonFiniteError(
-                    f"epoch {progress.epoch}, validation: the loss of the {name} weights is {metrics['loss']}; checkpoints "
-                    "are kept as they were. Try a smaller TRAIN.BASE_LR, AMP.DTYPE bfloat16 or --disable_amp"
-                )
-        summary = summarize(results, metric)
-        improved = metric not in progress.best or summary[metric] > progress.best[metric]
-        if improved:
-            progress.best = {metric: summary[metric], "weights": summary["weights"], "epoch": progress.epoch}
-            progress.best_metrics = results[summary["weights"]]
-            self.log.best(progress.best)
-        self.log.info(
-            f"epoch {progress.epoch} done in {seconds:.1f} s: train loss {train_loss:.4f}; {describe(results)}; "
-            f"best {describe_best(progress.best)}"
-        )
-        self.log.record("epoch", progress.updates, {"epoch": progress.epoch, "train_loss": train_loss, **results})
-        self.log.scalars(
-            progress.updates,
-            {f"val/{k}{'_ema' if n == 'ema' else ''}": v for n, r in results.items() for k, v in r.items()},
-        )
-        self.list_unreadable()
-        if progress.epoch + 1 == self.epochs:
-            self.write_result(summary)  # before the save after which the run is finished
-        progress.start_epoch(progress.epoch + 1)
-        names = [BEST] if improved else []
-        if self.save_freq and progress.epoch % self.save_freq == 0:
-            names.append(f"epoch_{progress.epoch}.pth")
-        self.save(*names, LAST)
-        if progress.epoch < self.epochs and self.peers.agree([self.peers.stop], now=True)[0]:
-            self.end_stopped()
-
-    def write_result(self, last: dict[str, Any]) -> None:
-        """Writes result.json: the run's figures as they are in its record, and where they come from; `last` are those of
-        the last epoch.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        if not self.log.enabled:
-            return
-        progress = self.progress
-        figures = {
-            "best": {**progress.best, **progress.best_metrics},
-            "last": {**last, "epoch": progress.epoch},
-            "updates": progress.updates,
-            "left_out": progress.left_out[0],
-            "unreadable": self.log.count_unreadable(),
-            "changes": progress.changes,
-        }
-        write_json(self.checkpointer.directory / RESULT, {**record(self.device), **self.facts, **figures})
-
-    def save(self, *names: str) -> None:
-        self.saved_at, self.save_asked = time.monotonic(), False
-        if self.log.enabled:
-            self.log.flush()  # a resumed run repeats no update before this
-            self.checkpointer.save(*names)
-
-
-def describe_best(best: dict[str, Any]) -> str:
-    values = " ".join(f"{name} {value:.3f}" for name, value in best.items() if name not in ("weights", "epoch"))
-    return f"{values} ({best['weights']}, epoch {best['epoch']})" if best else "none yet"
-
-
-def duration(seconds: float) -> str:
-    days, rest = divmod(int(seconds), 86400)
-    return (f"{days}d " if days else "") + time.strftime("%H:%M:%S", time.gmtime(rest))
-
 
 def require_same_place(progress: Progress, peers: Peers, path: Path) -> None:
     """Raises CheckpointError if the processes read different checkpoints, as a file system's caches can make them."""
     places = peers.gather([progress.epoch, progress.step, progress.updates])
     if any(place != places[0] for place in places):
         raise CheckpointError(f"{path}: is another one for some processes ({places}); start the same command again")
-
-
-class NonFinite(Exception):
-    """A loss or gradient that is not finite was found; `place` is the update's [epoch, step]."""
-
-    def __init__(self, message: str, place: list[int]):
-        super().__init__(message)
-        self.place = place

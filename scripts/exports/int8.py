@@ -143,7 +143,7 @@ def accuracy(job: Job, model: Callable[[torch.Tensor], torch.Tensor]) -> dict:
         UserError: its images are not there.
     """
     task = create_task(job.cfg)
-    metrics = task.metrics(CPU)
+    evaluator = task.evaluator("figures", CPU)
     for batch in job.loader(job.cfg.DATA.VAL_SPLIT):
-        task.evaluate_batch(model, batch, metrics)
-    return metrics.compute()
+        evaluator.step(model, batch)
+    return evaluator.compute()

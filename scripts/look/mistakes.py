@@ -108,13 +108,11 @@ def evaluated(trained: Trained, args: argparse.Namespace) -> tuple[dict[str, Any
     alone, log = Peers(Launch()), Listing()
     metrics = evaluate(
         model,
-        task,
+        task.set_evaluator(mistakes),
         loader,
         create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, device),
-        device,
         log,
         alone,
-        metrics=mistakes,
     )
     return metrics, mistakes.gather(alone), log.unreadable
 

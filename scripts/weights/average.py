@@ -185,7 +185,7 @@ def cook(
     opened: Sequence[Checkpoint], states: Sequence[State], evaluation: Evaluation
 ) -> tuple[list[int], dict[str, Any]]:
     """The greedy soup's models, and what it measured; says each step."""
-    metric, cfg = evaluation.task.best_metric, evaluation.cfg
+    metric, cfg = evaluation.task.primary, evaluation.cfg
     alone = []
     for checkpoint, state in zip(opened, states):
         alone.append(evaluation.metrics(state))
@@ -196,12 +196,14 @@ def cook(
         found = evaluation.metrics(average([states[i] for i in sorted(indices)], [1 / len(indices)] * len(indices)))
         measured[tuple(sorted(indices))] = found
         print(f"with {opened[indices[-1]].path}: {_shown(found, evaluation)}", flush=True)
-        return found[metric]
+        return metric.rank(found[metric.key])
 
-    chosen = sorted(greedy([found[metric] for found in alone], score_of))
-    best = max(found[metric] for found in alone)
+    chosen = sorted(greedy([metric.rank(found[metric.key]) for found in alone], score_of))
+    best = max((found[metric.key] for found in alone), key=metric.rank)
     soup = alone[chosen[0]] if len(chosen) == 1 else measured[tuple(chosen)]
-    print(f"soup of {len(chosen)} of {len(opened)}: {_shown(soup, evaluation)}; the best alone: {metric} {best:.3f}")
+    print(
+        f"soup of {len(chosen)} of {len(opened)}: {_shown(soup, evaluation)}; the best alone: {metric.key} {best:.3f}"
+    )
     print(
         f"these figures are optimistic: the soup was chosen on these images ({cfg.DATA.VAL_SPLIT} of {cfg.DATA.DATA_PATH or cfg.DATA.DATASET}); evaluate it on others"
     )
@@ -260,9 +262,9 @@ def _with_data(cfg, args: argparse.Namespace):
 
 
 def _shown(metrics: dict[str, Any], evaluation: Evaluation) -> str:
-    metric = evaluation.task.best_metric
+    metric = evaluation.task.primary
     left_out = f", {metrics['unreadable']} could not be read" if metrics.get("unreadable") else ""
-    return f"{metric} {metrics[metric]:.3f} of {metrics['num_images']} images{left_out}"
+    return f"{metric.key} {metrics[metric.key]:.3f} of {metrics['num_images']} images{left_out}"
 
 
 def _place(entry: dict[str, Any]) -> str:

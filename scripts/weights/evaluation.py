@@ -49,7 +49,8 @@ class Evaluation:
         load_weights(self.model, state, self.path)
         precision = create_precision(self.cfg.AMP.ENABLED, self.cfg.AMP.DTYPE, self.device)
         log = RunLog(Path(), enabled=True)
-        return evaluate(self.model, self.task, self.loader, precision, self.device, log, Peers(Launch()))
+        evaluator = self.task.evaluator("figures", self.device)
+        return evaluate(self.model, evaluator, self.loader, precision, log, Peers(Launch()))
 
     @torch.no_grad()
     def recompute_bn(self, state: State, batches: int) -> State:

@@ -7,7 +7,7 @@ from typing import Any, Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from utils.metrics import corruption_errors
+from utils.metrics import Metric, corruption_errors
 from utils.peers import Peers
 from utils.run_log import RunLog
 
@@ -35,7 +35,7 @@ def evaluate_sets(
     measured: Callable[..., dict[str, Any]],
     loader: Callable,
     classes: Sequence[str],
-    metric: str,
+    metric: Metric,
     device: torch.device,
     log: RunLog,
     peers: Peers,
@@ -50,7 +50,7 @@ def evaluate_sets(
         asked: names of those whose figures are wanted; the others only give images.
         weights: names of the checkpoint's weights; all are evaluated on the validation images if these are asked for.
         better: the ones for the other sets, unless the validation has said which are.
-        measured: (weights, loader, metrics) -> results of the one evaluation, see `engine.evaluation.loop`.
+        measured: (weights, loader, predictions) -> results of the one evaluation, see `engine.evaluation.loop`.
         loader: data set -> its loader.
         metric: what the weights are compared by.
         folder: where the files go.
@@ -74,7 +74,8 @@ def evaluate_sets(
                     gathered = peers.gather(collected.records())
                     if log.enabled:  # ImageNet-C's take gigabytes
                         outcome.records[part] = Records.join(gathered).in_order().within(part)
-                    log.info(f"{'/'.join(filter(None, [name, part]))} {used}: acc1 {outcome.metrics[part]['acc1']:.3f}")
+                    value = outcome.metrics[part][metric.key]
+                    log.info(f"{'/'.join(filter(None, [name, part]))} {used}: {metric.key} {value:.3f}")
                 tried.append(outcome)
             if name == VAL and name in asked:
                 validation = {outcome.weights: outcome.metrics[""] for outcome in tried}

@@ -1,0 +1,48 @@
+"""Evaluators of classification: what a model says of images goes into metrics."""
+
+from typing import Any, Sequence
+
+import torch
+from torch import nn
+
+from data.batches import Examples
+from utils.metrics import ClassificationMetrics
+from utils.peers import Peers
+
+from .findings import frequent_confusions, worst_mistakes
+from .mistakes import Mistakes
+from .views import predict_views
+
+
+class ClassEvaluator:
+    """Adds the predictions of a model to metrics.
+
+    Args:
+        metrics: any that take logits.
+        flip: whether the mirror image of each view is one more.
+    """
+
+    def __init__(self, metrics: ClassificationMetrics, flip: bool):
+        self.metrics = metrics
+        self.flip = flip
+
+    def step(self, model: nn.Module, batch: Examples) -> None:
+        views = batch.images.chunk(len(batch.images) // len(batch.targets))
+        logits = predict_views(model, views, self.flip)
+        self.metrics.update(logits, batch.targets, batch.keys, views[-1])  # of five crops the centre
+
+    def compute(self) -> dict[str, float]:
+        return self.metrics.compute()
+
+
+class ClosingClassEvaluator(ClassEvaluator):
+    """The same figures; and the images that the model was most wrong about, and the classes that it took for others."""
+
+    def __init__(self, device: torch.device, mean: Sequence[float], std: Sequence[float], flip: bool):
+        super().__init__(Mistakes(device, mean, std), flip)
+
+    def gather(self, peers: Peers) -> None:
+        self.errors = self.metrics.gather(peers)
+
+    def sections(self, classes: Sequence[str]) -> list[dict[str, Any]]:
+        return [worst_mistakes(self.errors, classes), frequent_confusions(self.errors, classes)]

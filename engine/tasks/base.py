@@ -1,0 +1,82 @@
+"""What a task is: all that training, evaluation and reports ask of it. `Classification` is an example.
+
+A run asks in this order:
+
+    task.train_dataset(), task.val_dataset(classes)    what is learned from, and what is measured on
+    task.build_model(num_classes)                      what learns
+    task.prepare_training(num_classes, distillation)
+    task.loss(model, batch)                            for each micro-batch
+    evaluator = task.evaluator(purpose, device)        after each epoch
+    evaluator.step(model, batch)                       for each batch of the validation images
+    evaluator.compute()                                figures, of which `task.primary` chooses best.pth
+    evaluator.gather(peers), .sections(classes)        after the last epoch: what the report shows besides
+"""
+
+from typing import Any, Literal, Optional, Protocol, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from utils.metrics import Metric
+from utils.peers import Peers
+
+from .distill import Distillation
+
+Batch = Any  # what the task's data sets give, collated, on the device: see `data.batches.Examples`
+Purpose = Literal["figures", "closing"]
+
+
+class Evaluator(Protocol):
+    """Goes once over a data set's batches; each process sees its share."""
+
+    def step(self, model: nn.Module, batch: Batch) -> None:
+        """Adds what the model says of a batch."""
+
+    def compute(self) -> dict[str, Any]:
+        """The figures over all processes, all of which call this; "num_images" says how many images they are of."""
+
+
+class ClosingEvaluator(Evaluator, Protocol):
+    """Gathers on the way what a run's report shows besides figures."""
+
+    def gather(self, peers: Peers) -> None:
+        """Brings together what the processes have; all of them call this."""
+
+    def sections(self, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """Sections of `title` and `text`, with `pictures` or with `columns` and `rows`, as JSON can hold them."""
+
+
+class Task(Protocol):
+    """What is learned, from which images, and how well."""
+
+    primary: Metric  # says which weights are better
+    figures: Sequence[Metric]  # what an evaluation gives, as reports show it
+    eval_size: int  # px of the images in evaluation
+
+    def train_dataset(self) -> Any:
+        """The augmented training images, a `data.dataset.Samples`. Raises ConfigError, DataError."""
+
+    def val_dataset(self, classes: Optional[Sequence[str]] = None) -> Any:
+        """The validation images; `classes` are those the model knows, in label order. Raises ConfigError, DataError."""
+
+    def build_model(self, num_classes: int) -> nn.Module:
+        """The config's model. Raises ConfigError."""
+
+    def prepare_training(self, num_classes: int, distillation: Optional[Distillation] = None) -> None:
+        """Makes what `loss` needs; `distillation` is what a teacher adds to it."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """Means over the batch: "loss", which is minimised, and more to log, such as its parts."""
+
+    def evaluator(self, purpose: Purpose, device: torch.device) -> Evaluator:
+        """A new one, of 'figures' alone or, for the evaluation after the last epoch, a `ClosingEvaluator`."""
+
+    def resized(self, batch: Batch, size: int) -> Batch:
+        """A batch of training with images of another size, to rehearse with: the pixels do not matter."""
+
+    def evaluation_like(self, batch: Batch) -> Batch:
+        """A batch of evaluation's shape, made of one of training, to rehearse with."""
+
+    def preview(self, batch: Batch, classes: Sequence[str]) -> np.ndarray:
+        """A picture, uint8 (H, W, 3), of a batch's first images as the model gets them, with their targets."""

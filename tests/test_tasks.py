@@ -1,0 +1,158 @@
+"""The seam for tasks: any that keeps to `engine.tasks.base` can be trained, evaluated and reported."""
+
+import inspect
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import ROOT, Stop, assert_same_run, run, stop_at_update
+from engine.evaluation.classes import ClassEvaluator, ClosingClassEvaluator
+from engine.evaluation.knn import Bank, Neighbours
+from engine.tasks import TASKS
+from engine.tasks.base import ClosingEvaluator, Evaluator, Task
+from engine.tasks.classification import Classification
+from utils.distributed import sum_over_ranks
+from utils.metrics import Metric
+
+
+class Reading(Classification):
+    """Reads a digit as a number: an error whose lower values are better, a loss of two parts, no loss in evaluation.
+
+    Its targets are not one tensor: {"digits": [(1,), (1,), ...]}.
+    """
+
+    primary = Metric("error", "mean error", digits=3, higher_is_better=False)
+    figures = (primary,)
+
+    def train_dataset(self):
+        return with_own_targets(super().train_dataset())
+
+    def val_dataset(self, classes=None):
+        return with_own_targets(super().val_dataset(classes))
+
+    def build_model(self, num_classes):
+        return super().build_model(1)
+
+    def loss(self, model, batch):
+        distance = errors(model, batch)
+        parts = {"near": distance.abs().mean(), "far": distance.square().mean()}
+        return {"loss": sum(parts.values()), **parts}
+
+    def evaluator(self, purpose, device):
+        return Errors(device)
+
+    def evaluation_like(self, batch):
+        return batch
+
+    def preview(self, batch, classes):
+        return np.zeros((4, 4, 3), np.uint8)
+
+
+def with_own_targets(dataset):
+    dataset.collate_targets = lambda digits: {"digits": [torch.tensor([digit]) for digit in digits]}
+    return dataset
+
+
+def errors(model, batch):
+    return model(batch.images)[:, 0] - torch.cat(batch.targets["digits"])
+
+
+class Errors:
+    def __init__(self, device):
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
+
+    def step(self, model, batch):
+        distance = errors(model, batch).abs()
+        self.sums += torch.stack([distance.sum(), torch.tensor(float(len(distance)))])
+
+    def compute(self):
+        total, images = sum_over_ranks(self.sums).tolist()
+        return {"error": total / images, "num_images": int(images)}
+
+    def gather(self, peers):
+        pass
+
+    def sections(self, classes):
+        return [
+            {"title": "What was read", "text": "digits", "columns": ["class"], "rows": [[name] for name in classes]}
+        ]
+
+
+def records(folder, kind):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+@pytest.fixture
+def reading(monkeypatch, write_config):
+    """Writes the config of a run that has the other task."""
+    monkeypatch.setitem(TASKS, "reading", Reading)
+    return lambda **values: write_config(TASK="reading", **values)
+
+
+def test_another_task_is_trained_evaluated_and_reported(reading, tmp_path):
+    folder = tmp_path / "output/fat_tiny/default"
+    path = reading()
+    run("--cfg", path)
+    for line in records(folder, "train"):
+        assert line["loss"] == pytest.approx(line["near"] + line["far"])
+    epochs = records(folder, "epoch")
+    assert len(epochs) == 2 and "loss" not in epochs[0]["raw"]
+    found = [epoch[weights]["error"] for epoch in epochs for weights in ("raw", "ema")]
+    best = json.loads((folder / "result.json").read_text())["best"]
+    assert len(set(found)) > 1 and best["error"] == min(found)
+    run("--cfg", path, "--eval", "--resume", folder / "best.pth", "--tag", "eval")
+    evaluated = json.loads((tmp_path / "output/fat_tiny/eval/eval.json").read_text())
+    assert evaluated["error"] == pytest.approx(best["error"], rel=1e-6) and evaluated["num_images"] == 29
+    page = (folder / "report.html").read_text()
+    assert "Best mean error" in page and f"{best['error']:.3f}" in page and "What was read" in page
+    assert "top-1" not in page
+
+
+def test_parts_of_a_loss_survive_a_save_between_two_log_lines(reading, tmp_path, monkeypatch):
+    path = reading(PRINT_FREQ=5, TRAIN={"SAVE_EVERY_STEPS": 2})
+    run("--cfg", path, "--tag", "whole")
+    restore = stop_at_update(monkeypatch, 3)
+    with pytest.raises(Stop):
+        run("--cfg", path, "--tag", "cut")
+    restore()
+    run("--cfg", path, "--tag", "cut")
+    whole, cut = (tmp_path / "output/fat_tiny" / tag for tag in ("whole", "cut"))
+    assert_same_run(whole, cut)
+    assert len(records(cut, "train")) == 4 and all(line["near"] > 0 for line in records(cut, "train"))
+
+
+def methods(protocol) -> dict:
+    return {name: value for name, value in vars(protocol).items() if inspect.isfunction(value) and name[0] != "_"}
+
+
+def arguments(method) -> list[str]:
+    return list(inspect.signature(method).parameters)
+
+
+@pytest.mark.parametrize(
+    "protocol, made",
+    [
+        *((Task, task) for task in TASKS.values()),
+        (Evaluator, ClassEvaluator),
+        (Evaluator, Bank),
+        (Evaluator, Neighbours),
+        (ClosingEvaluator, ClosingClassEvaluator),
+    ],
+)
+def test_a_protocol_is_kept_to(protocol, made):
+    assert methods(protocol)
+    for name, method in methods(protocol).items():
+        assert arguments(getattr(made, name)) == arguments(method), name
+    assert all(hasattr(made, name) for name in protocol.__annotations__)
+
+
+def test_training_and_reports_name_no_task_and_no_metric_of_one():
+    rooms = [ROOT / "engine/training", ROOT / "engine/report", ROOT / "engine/evaluation/loop.py"]
+    paths = [path for room in rooms for path in (room.rglob("*.py") if room.is_dir() else [room])]
+    assert len(paths) > 10
+    for path in paths:
+        assert not re.search(r"acc1|acc5|top-1|Classification", path.read_text()), path
