@@ -39,6 +39,7 @@ from models.fuse import is_native_on_cpu  # noqa: E402
 from plain_fat import PlainFAT  # noqa: E402
 from utils import provenance  # noqa: E402
 from utils.malloc import keep_freed_memory  # noqa: E402
+from utils.tables import markdown_table  # noqa: E402
 
 FATS = ["fat_b0", "fat_b1", "fat_b2", "fat_b3"]
 PEERS = [
@@ -291,19 +292,24 @@ def write_results(output: Path, rows: list[dict], facts: list[str], command: str
     for task in dict.fromkeys(row["task"] for row in rows):
         for batch_size in dict.fromkeys(row["batch_size"] for row in rows if row["task"] == task):
             text += ["", f"## {task}, batch {batch_size}", ""]
-            text += [
-                "| model | form | precision | images/s | quartiles | ratio to plain float32 | same precision | memory, MiB | first call, s |"
-            ]
-            text += ["| --- " * 9 + "|"]
-            text += [
-                f"| {r['model']} | {r['form']} | {r['precision']} | {r['images_per_second']:.1f} | "
-                f"{r['lower_quartile']:.1f} to {r['upper_quartile']:.1f} | {r['ratio_to_plain_float32']} | {r['ratio_to_plain']} | "
-                f"{r['memory_mib']} | {r['first_seconds']} |"
-                for r in rows
-                if (r["task"], r["batch_size"]) == (task, batch_size)
-            ]
+            text.append(table([row for row in rows if (row["task"], row["batch_size"]) == (task, batch_size)]))
     output.with_suffix(".md").write_text("\n".join(text) + "\n")
     draw(output.with_suffix(".png"), rows, facts)
+
+
+def table(rows: Sequence[dict]) -> str:
+    head = [
+        "model", "form", "precision", "images/s", "quartiles", "ratio to plain float32", "same precision", "memory, MiB", "first call, s",
+    ]  # fmt: skip
+    lines = [
+        [
+            row["model"], row["form"], row["precision"], f"{row['images_per_second']:.1f}",
+            f"{row['lower_quartile']:.1f} to {row['upper_quartile']:.1f}", row["ratio_to_plain_float32"], row["ratio_to_plain"],
+            row["memory_mib"], row["first_seconds"],
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return markdown_table([head, *lines])
 
 
 def draw(path: Path, rows: list[dict], facts: list[str]) -> None:

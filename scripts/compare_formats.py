@@ -30,6 +30,8 @@ from data.transforms import train_transform  # noqa: E402
 from utils.config import load_config  # noqa: E402
 from utils.provenance import environment  # noqa: E402
 from utils.rng import seed_cpu  # noqa: E402
+from utils.run_files import EVALUATION  # noqa: E402
+from utils.tables import markdown_table  # noqa: E402
 
 PREPARED = {"zip": "zip", "tar": "tar", "wds": "shards", "hfds": "parquet"}  # DATA.DATASET: prepare_data.py's command
 METRICS = ("acc1", "acc5", "loss", "num_images")
@@ -78,7 +80,7 @@ def evaluate(paths: dict[str, Path], cfg: str, checkpoint: str, work: Path) -> d
             name,
             *opts,
         )
-        found = next((work / "output").glob(f"*/{name}/eval.json"))
+        found = next((work / "output").glob(f"*/{name}/{EVALUATION}"))
         results[name] = json.loads(found.read_text())
     return results
 
@@ -106,18 +108,13 @@ def measure(paths: dict[str, Path], cfg: str, images: int, rounds: int) -> dict[
     return {name: values[1:] for name, values in speeds.items()}  # the first round warms up
 
 
-def table(results: dict[str, dict], speeds: dict[str, list[float]]) -> list[str]:
-    lines = [
-        "| format | top-1, % | top-5, % | loss | images | images/s, one process | to folders |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def table(results: dict[str, dict], speeds: dict[str, list[float]]) -> str:
+    rows = [["format", "top-1, %", "top-5, %", "loss", "images", "images/s, one process", "to folders"]]
     for name, metrics in results.items():
-        shown = " | ".join(str(metrics[key]) for key in METRICS)
-        speed = (
-            f"{median(speeds[name]):.0f} | {median(speeds[name]) / median(speeds['folder']):.2f}" if speeds else " | "
-        )
-        lines.append(f"| {name} | {shown} | {speed} |")
-    return lines
+        speed = median(speeds[name]) if speeds else None
+        measured = [f"{speed:.0f}", f"{speed / median(speeds['folder']):.2f}"] if speed else ["", ""]
+        rows.append([name, *(metrics[key] for key in METRICS), *measured])
+    return markdown_table(rows)
 
 
 def main() -> None:
@@ -147,7 +144,7 @@ def main() -> None:
         "The accuracy is of the one checkpoint on the same images; the speed is that of reading, decoding and augmenting, in turns, "
         f"medians of {args.rounds} rounds, files in the page cache.",
         "",
-        *table(results, speeds),
+        table(results, speeds),
     ]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.with_suffix(".md").write_text("\n".join(lines) + "\n")

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from engine.checkpoints.file import read_checkpoint  # noqa: E402
+from utils.run_files import RECORDS  # noqa: E402
 
 CLOCK = {"images_per_second", "data_wait", "memory_mib"}  # of a record, what depends on the machine
 RUNS = {
@@ -153,7 +154,7 @@ def digest(folder: Path) -> str:
     del checkpoint["config"]
     found = hashlib.sha256()
     feed(checkpoint, found)
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
+    for line in (folder / RECORDS).read_text().splitlines():
         record = json.loads(line)
         if record["kind"] != "start":
             feed({key: value for key, value in record.items() if key not in CLOCK}, found)

@@ -15,8 +15,8 @@ import matplotlib  # noqa: E402
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from run_records import Records, median_speed, read_records, weights_in  # noqa: E402
 from utils.errors import UserError  # noqa: E402
+from utils.run_files import EVALUATION, Records, median_speed, read_figures, weights_in  # noqa: E402
 
 
 def fail(message: str) -> NoReturn:
@@ -56,7 +56,7 @@ def table_rows(run: Path, records: Records) -> list[tuple[str, str]]:
         )
         name, count = sizes.most_common(1)[0]
         rows.append(("majority-class guess", f"{100 * count / sizes.total():.2f} % (always {name})"))
-    evaluation = run / "eval.json"
+    evaluation = run / EVALUATION
     if evaluation.is_file():
         try:
             result = json.loads(evaluation.read_text())
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a run")
     run = parser.parse_args().run
     try:
-        records = read_records(run)
+        records = read_figures(run)
     except UserError as error:
         fail(str(error))
     draw_curves(records, run / "curves.png")

@@ -18,10 +18,10 @@ import reproduce
 from conftest import ROOT, SMALL, run
 from models.inspection import captured, fasa_of, grad_cam, inspect_fasa
 from paper import cells, checkpoint, curves, figure2, figure4, overlays, quickstart
-from run_records import read_records
 from utils.config import config_from
 from utils.errors import CheckpointError, ConfigError, DataError, OutputError, ProcessError, UserError
 from utils.macs import measure_complexity
+from utils.run_files import read_figures
 
 
 @pytest.fixture(scope="module")
@@ -473,8 +473,8 @@ def test_records_whose_figures_are_none_are_left_out(runs, tmp_path, capsys, kin
     lines = [json.loads(line) for line in (runs["small"] / "metrics.jsonl").read_text().splitlines()]
     lines.append({**next(line for line in lines if line["kind"] == kind), key: value})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "[" * 100_000)
-    records = read_records(tmp_path)
-    assert records == read_records(runs["small"]) and capsys.readouterr().err.count("left out a line") == 2
+    records = read_figures(tmp_path)
+    assert records == read_figures(runs["small"]) and capsys.readouterr().err.count("left out a line") == 2
 
 
 @pytest.mark.parametrize("name", ["$x_{^$", "a\nb|c", "\udcff"])

@@ -130,3 +130,12 @@ def test_the_pages_name_tests_that_exist():
     named = set().union(*(re.findall(r"`(test_\w+)`", page.read_text()) for page in pages))
     missing = {name for name in named if f"def {name}(" not in text}
     assert len(named) > 50 and not missing
+
+
+@pytest.mark.parametrize("text, home", [
+    ('" | ".join', "utils/tables.py"), ('"| ---', "utils/tables.py"),
+    *((f'"{name}"', "utils/run_files.py") for name in ("metrics.jsonl", "config.yaml", "result.json", "eval.json", "mistakes.json")),
+])  # fmt: skip
+def test_one_place_writes_tables_and_one_names_the_files_of_a_run(text, home):
+    outside = {path for part in LAYERS for path in files(part) if text in path.read_text()} - {ROOT / home}
+    assert not outside

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator, Optional
 
-from .errors import DataError, OutputError
+from .errors import OutputError
 
 OF_THE_MACHINE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)
 
@@ -65,21 +65,6 @@ def require_no_device(path: os.PathLike) -> None:
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OSError(errno.EINVAL, "is no regular file", str(path))
-
-
-def record_lines(path: os.PathLike) -> list[str]:
-    """The lines of a run's metrics.jsonl.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        require_no_device(path)
-        return Path(path).read_text(errors="replace").splitlines()
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); give the folder of a run, such as output/fat_b0/default"
-        ) from error
 
 
 def open_regular(path: os.PathLike) -> BinaryIO:

@@ -10,6 +10,7 @@ import torch
 from data.loader import Loader, eval_loader
 from utils.errors import Stopped
 from utils.files import write_json, write_text
+from utils.run_files import EVALUATION
 from utils.signals import stop_signals
 
 from ..checkpoints.download import local_file
@@ -195,8 +196,8 @@ class Evaluation:
                 "classes": len(self.classes),
                 "imagenet": is_imagenet(self.classes),
             }
-            write_json(directory / "eval.json", value)
-            log.info(f"wrote {directory / 'eval.json'}")
+            write_json(directory / EVALUATION, value)
+            log.info(f"wrote {directory / EVALUATION}")
         if cfg.TEST.SETS:
             columns = {name: spec.published for name, spec in self.specs.items()}
             size = sum(parameter.numel() for parameter in self.model.parameters())

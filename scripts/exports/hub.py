@@ -12,12 +12,12 @@ from yacs.config import CfgNode
 
 from engine.checkpoints.file import TRAINING_CONFIG, progress_of, read_checkpoint
 from engine.evaluation.sets.tables import meanings
-from engine.report.page import read_object
 from engine.setup.preprocessing import data_config
 from utils.config import config_from, to_dict, value_of
 from utils.errors import CheckpointError, OutputError
 from utils.provenance import commit
-from utils.run_files import RESULT
+from utils.run_files import EVALUATION, RESULT, read_object
+from utils.tables import markdown_table
 
 from .job import ExportError, Job, first_line, needed, preprocessing
 
@@ -164,7 +164,7 @@ def metrics_of(path: Path, weights: str, cfg: CfgNode) -> tuple[dict[str, Any], 
             return best, f"the run's evaluation after epoch {progress.epoch}"
     except CheckpointError:  # of weights alone
         pass
-    evaluation = path.with_name("eval.json")
+    evaluation = path.with_name(EVALUATION)
     evaluated = read_object(evaluation)
     own = {
         "img_size": cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE, "crop_pct": cfg.TEST.CROP_PCT, "crops": cfg.TEST.CROPS, "flip": cfg.TEST.FLIP,
@@ -172,7 +172,7 @@ def metrics_of(path: Path, weights: str, cfg: CfgNode) -> tuple[dict[str, Any], 
     }  # fmt: skip
     same = Path(str(evaluated.get("checkpoint", ""))).resolve() == path.resolve() and own.items() <= evaluated.items()
     if same and isinstance(evaluated.get(weights), dict) and evaluation.stat().st_mtime >= path.stat().st_mtime:
-        return evaluated[weights], "eval.json"
+        return evaluated[weights], EVALUATION
     return {}, ""
 
 
@@ -191,7 +191,7 @@ def metric_lines(metrics: dict[str, Any], source: str, dataset: str, cfg: CfgNod
     views = [f"{cfg.TEST.CROPS} crops"] * (cfg.TEST.CROPS > 1) + ["mirror images"] * cfg.TEST.FLIP
     partial += f" The mean over {' and '.join(views)}; one view gives other figures." if views else ""
     return [
-        "| " + " | ".join(name for name, _ in shown) + " |", "|" + " --- |" * len(shown), "| " + " | ".join(row) + " |", "",
+        markdown_table([[name for name, _ in shown], row]), "",
         f"On {dataset}, split {cfg.DATA.VAL_SPLIT}; from {source}.{partial}",
     ]  # fmt: skip
 
@@ -237,7 +237,7 @@ def training_lines(job: Job) -> list[str]:
         ("trained by commit", result.get("commit", "not recorded")),
         ("exported by commit", commit()),
     ]
-    return ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
+    return [markdown_table([["", ""], *rows])]
 
 
 def _value(cfg: CfgNode, key: str) -> str:

@@ -16,10 +16,11 @@ from engine.tasks import create_task
 from utils.config import leaf_keys, load_config, value_of
 from utils.macs import Complexity, measure_complexity
 from utils.provenance import environment
+from utils.tables import markdown_table
 
 from . import cells, proxy
 from .plots import save_png
-from .results import NOT_MEASURED, REPRODUCED, ROOT, Outcome, markdown_table, read_expected, write_results
+from .results import NOT_MEASURED, REPRODUCED, ROOT, Outcome, read_expected, write_results
 
 CONFIGS = ROOT / "configs" / "ablations"
 BASE = "base"

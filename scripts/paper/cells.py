@@ -7,7 +7,6 @@ measurement that was accepted; the ones of this repository's results/measured/ s
 import argparse
 import datetime
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -27,11 +26,13 @@ from utils.defaults import DEFAULTS
 from utils.errors import CheckpointError, DataError, UserError, did_you_mean, printable
 from utils.files import write_json
 from utils.provenance import record
+from utils.run_files import CONFIG, EVALUATION, RESULT, require_object
 
 from .results import ROOT
 
 CONFIGS = ROOT / "configs"
 MEASURED = ROOT / "results" / "measured"
+AGAIN = "restore it, or measure again"
 CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1_000, 1_281_167, 50_000  # ImageNet-1k's
 
 # Keys in which a run may differ from its cell's config: all others shape what is trained and how it is evaluated.
@@ -130,7 +131,7 @@ def read_measured(output: Path, cell: str) -> Optional[dict[str, Any]]:
     for folder in (output / "measured", MEASURED):
         path = folder / f"{cell}.json"
         if path.is_file():
-            found = read_json(path)
+            found = require_object(path, AGAIN)
             if not is_measurement(found, cell):
                 raise DataError(f"{path}: is no measurement of {cell}; restore it, or remove it and measure again")
             return found
@@ -173,19 +174,6 @@ def _is_time(value: Any) -> bool:
         return datetime.datetime.fromisoformat(value).utcoffset() == datetime.timedelta(0)
     except (TypeError, ValueError):
         return False
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises DataError: it cannot be read, or is no JSON object."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({' '.join(str(error).split())}); restore it, or measure again"
-        ) from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: holds a {type(content).__name__}, no result; restore it, or measure again")
-    return content
 
 
 # What a cell means
@@ -272,7 +260,7 @@ def provenance(measured: Mapping[str, Any]) -> str:
 def runs_below(folder: Path, cells: Sequence[str]) -> Iterator[tuple[Path, str]]:
     """The folders of runs, finished or not, that measure one of the cells, with the cell."""
     for parent, _, names in sorted(os.walk(folder)):  # which leaves out what cannot be listed
-        path = Path(parent, "config.yaml")
+        path = Path(parent, CONFIG)
         if path.name not in names or not path.is_file():
             continue
         if path.parent.name.startswith("replaced_") and path.parent != folder:
@@ -289,12 +277,12 @@ def runs_below(folder: Path, cells: Sequence[str]) -> Iterator[tuple[Path, str]]
 
 def measurement_of_run(folder: Path, cell: str) -> dict[str, Any]:
     """Raises DataError: the run is not finished, or not what the cell means."""
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = yaml.safe_load((folder / CONFIG).read_text())
     how = require_recipe(config, cell, str(folder))
-    path, epochs = folder / "result.json", value_of(config, "TRAIN.EPOCHS")
+    path, epochs = folder / RESULT, value_of(config, "TRAIN.EPOCHS")
     if not path.is_file():
-        raise DataError(f"{folder}: has no result.json, as it is not finished; start its command again")
-    result = read_json(path)
+        raise DataError(f"{folder}: has no {RESULT}, as it is not finished; start its command again")
+    result = require_object(path, AGAIN)
     try:
         best, last = result["best"], result["last"]
         if result["cell"] != cell or last["epoch"] + 1 != epochs:
@@ -444,8 +432,8 @@ def measurement_of_checkpoint(
                 f"ended with status {done.returncode}"
             ]
             raise DataError(f"{path}: its evaluation failed: {said[-1].removeprefix('error: ')}")
-        [written] = Path(folder).rglob("eval.json")
-        result = read_json(written)
+        [written] = Path(folder).rglob(EVALUATION)
+        result = require_object(written, AGAIN)
     if result["num_images"] != VAL_IMAGES:
         raise DataError(
             f"{path}: its evaluation counted {result['num_images']:,} of {VAL_IMAGES:,} images; see the warnings above"

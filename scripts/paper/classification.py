@@ -15,6 +15,7 @@ from engine.tasks import create_task
 from utils.config import load_config
 from utils.macs import Complexity, measure_complexity
 from utils.provenance import environment
+from utils.tables import markdown_table
 
 from . import cells
 from .cells import CONFIGS
@@ -24,7 +25,6 @@ from .results import (
     REPRODUCED,
     Expected,
     Outcome,
-    markdown_table,
     read_expected,
     read_published,
     write_results,

@@ -11,13 +11,14 @@ from typing import Any, Sequence
 import matplotlib.pyplot as plt
 import torch
 
-from run_records import Records, median_speed, read_records, weights_in
-from utils.config import leaf_keys, load_config, to_dict, value_of
-from utils.errors import ConfigError, DataError
+from utils.config import leaf_keys, to_dict, value_of
+from utils.errors import ConfigError
 from utils.provenance import environment
+from utils.run_files import Records, median_speed, read_config, read_figures, weights_in
+from utils.tables import markdown_table
 
 from .plots import literal, save_png
-from .results import Outcome, markdown_table, write_results
+from .results import Outcome, write_results
 
 MOST_RUNS = 10  # as many as there are colours
 PLACES = ("OUTPUT", "TAG")  # say where a run lies, not what it is
@@ -93,12 +94,8 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         raise ConfigError(f"curves: {len(paths)} run(s); give between 2 and {MOST_RUNS} to compare")
     runs = []
     for path in paths:
-        records = read_records(path)
-        if not (path / "config.yaml").is_file():
-            raise DataError(
-                f"{path / 'config.yaml'}: no such file; give the folder of a run, such as output/fat_b0/default"
-            )
-        cfg = to_dict(load_config(path / "config.yaml"))
+        records = read_figures(path)
+        cfg = to_dict(read_config(path))
         runs.append(Run(path, records, {key: value_of(cfg, key) for key in leaf_keys() if key != "BASE"}))
     length = 1
     while len({path.parts[-length:] for path in real}) < len(real):

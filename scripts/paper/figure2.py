@@ -21,10 +21,11 @@ import models  # noqa: F401 (registers FAT with timm)
 from utils.errors import DataError
 from utils.macs import measure_complexity
 from utils.provenance import environment
+from utils.tables import markdown_table
 
 from . import cells
 from .plots import label_points, point_name, save_png
-from .results import ROOT, Outcome, markdown_table, read_published, write_results
+from .results import ROOT, Outcome, read_published, write_results
 from .speed import fastest, read_speed
 
 FALLBACK = ROOT / "results" / "benchmark_cpu.csv"

@@ -17,10 +17,11 @@ from look.inputs import require_number
 from models.inspection import FASAMaps, inspect_fasa
 from utils.errors import CheckpointError, ConfigError
 from utils.provenance import environment
+from utils.tables import markdown_table
 
 from . import checkpoint
 from .plots import literal, save_png
-from .results import Outcome, markdown_table, write_results
+from .results import Outcome, write_results
 
 LEAST_SIDE = 4  # of a map: below it there is hardly a frequency
 OWN = {

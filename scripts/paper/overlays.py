@@ -18,9 +18,10 @@ from look.panels import SIDE, Panel, fit, mark, points_of, predict, said
 from utils.files import atomic_write
 from utils.pictures import encode_png, grid, overlay, titled
 from utils.provenance import environment
+from utils.tables import markdown_table
 
 from . import checkpoint
-from .results import Outcome, markdown_table, write_results
+from .results import Outcome, write_results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,15 +9,15 @@ import yaml
 from yacs.config import CfgNode
 
 from engine.checkpoints.resume import config_changes
-from run_records import median_speed, read_records
 from utils.config import load_config, to_dict
 from utils.errors import ConfigError, OutputError
-from utils.run_files import RESULT
+from utils.run_files import CONFIG, RESULT, median_speed, read_figures, require_object
+from utils.tables import markdown_table
 
-from .cells import read_json
+from .cells import AGAIN
 from .plots import save_png
 from .quickstart import make_images
-from .results import markdown_table, write_results
+from .results import write_results
 from .statistics import Comparison, compare
 from .training import Job, train_all
 
@@ -94,7 +94,7 @@ def run_of(
 
 def require_same_recipe(cfg: CfgNode, directory: Path) -> None:
     """Raises OutputError if the folder's run was trained with other settings."""
-    path = directory / "config.yaml"
+    path = directory / CONFIG
     if not path.is_file():
         return
     try:
@@ -113,7 +113,7 @@ def figures_of(directory: Path) -> dict[str, Any]:
     Raises:
         DataError: its record or result is not there or incomplete.
     """
-    records, result = read_records(directory), read_json(directory / RESULT)
+    records, result = read_figures(directory), require_object(directory / RESULT, AGAIN)
     last, start = records["epoch"][-1], records["start"][-1]
     return {
         "acc1": last["raw"]["acc1"], "loss": last["raw"]["loss"], "train_loss": last["train_loss"], "epochs": last["epoch"] + 1,

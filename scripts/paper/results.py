@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
-from utils.errors import printable
 from utils.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -62,12 +61,6 @@ def read_published() -> list[dict[str, str]]:
     """The rows of configs/published.csv: FAT's and its peers' published figures."""
     with open(PUBLISHED, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def markdown_table(rows: Sequence[Sequence[Any]]) -> str:
-    """The first row is the head."""
-    lines = ["| " + " | ".join(printable(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "| " + " | ".join("---" for _ in rows[0]) + " |", *lines[1:]])
 
 
 def write_results(

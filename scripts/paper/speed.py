@@ -12,8 +12,9 @@ from typing import Any
 
 from utils.errors import ConfigError, DataError
 from utils.files import atomic_write, require_no_device
+from utils.tables import markdown_table
 
-from .results import ROOT, Outcome, markdown_table, read_published, write_results
+from .results import ROOT, Outcome, read_published, write_results
 
 # A few minutes on one core, where benchmark.py's own settings take an hour.
 QUICK = [
