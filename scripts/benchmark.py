@@ -39,7 +39,7 @@ from models.fuse import is_native_on_cpu  # noqa: E402
 from plain_fat import PlainFAT  # noqa: E402
 from utils import provenance  # noqa: E402
 from utils.malloc import keep_freed_memory  # noqa: E402
-from utils.tables import markdown_table  # noqa: E402
+from utils.markdown import markdown_table  # noqa: E402
 
 FATS = ["fat_b0", "fat_b1", "fat_b2", "fat_b3"]
 PEERS = [

@@ -16,10 +16,10 @@ import argparse
 import importlib
 from typing import Optional, Sequence
 
-from cli import Parser, run_script
+from command_line import Parser, run_script
 from utils.errors import CheckpointError, ConfigError
 
-SUBCOMMANDS = {  # by name: what it does; a module of weights/ each
+SUBCOMMANDS = {  # by name: what it does; a module of parts/checkpoint/ each
     "info": "what a checkpoint is: model, parameters, classes, recipe, epoch, best metric, sizes, hash",
     "strip": "the weights, config and class names alone",
     "average": "one model of several checkpoints: uniform, exponentially weighted, or a greedy soup",
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="subcommand", required=True, metavar="subcommand")
     try:
-        modules = {name: importlib.import_module(f"weights.{name}") for name in SUBCOMMANDS}
+        modules = {name: importlib.import_module(f"parts.checkpoint.{name}") for name in SUBCOMMANDS}
     except ImportError as error:
         raise ConfigError(
             f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt"

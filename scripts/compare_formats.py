@@ -28,10 +28,10 @@ from data.loader import dataset_of  # noqa: E402
 from data.sources import open_source  # noqa: E402
 from data.transforms import train_transform  # noqa: E402
 from utils.config import load_config  # noqa: E402
+from utils.markdown import markdown_table  # noqa: E402
 from utils.provenance import environment  # noqa: E402
 from utils.rng import seed_cpu  # noqa: E402
 from utils.run_files import EVALUATION  # noqa: E402
-from utils.tables import markdown_table  # noqa: E402
 
 PREPARED = {"zip": "zip", "tar": "tar", "wds": "shards", "hfds": "parquet"}  # DATA.DATASET: prepare_data.py's command
 METRICS = ("acc1", "acc5", "loss", "num_images")

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Iterable, Iterator, Mapping, Optional, Sequence
 
-from cli import Parser, add_weights, run_script, whole_number
+from command_line import Parser, add_weights, run_script, whole_number
 from utils.errors import ConfigError, OutputError, printable
 from utils.files import atomic_write
 
@@ -38,10 +38,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:  # after the checks that need no torch, as it takes seconds
         from tqdm import tqdm
 
-        from data.sources.files import find_images
+        from data.sources.image_paths import find_images
         from engine.inference.predictor import Predictor
         from engine.inference.trained import load_trained
-        from predict_outputs import Results
+        from parts.predict.outputs import Results
         from utils.device import select_device
         from utils.distributed import available_cores
         from utils.malloc import keep_freed_memory

@@ -16,10 +16,10 @@ import importlib
 import sys
 from typing import Optional, Sequence
 
-from cli import Parser, run_script
+from command_line import Parser, run_script
 from utils.errors import ConfigError, printable
 
-KINDS = {  # by name: what it makes; a module of look/ each
+KINDS = {  # by name: what it makes; a module show_* of parts/visualize/ each
     "attention": "attention of chosen points, per stage and head of FASA",
     "fasa": "FASA's local side, global side and what they give together, per stage",
     "grad-cam": "Grad-CAM of the predicted or a chosen class; of any model",
@@ -44,7 +44,7 @@ def build_parser() -> tuple[Parser, dict]:
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="kind", metavar="kind")
     try:
-        modules = {kind: importlib.import_module(f"look.{kind.replace('-', '_')}") for kind in KINDS}
+        modules = {kind: importlib.import_module(f"parts.visualize.show_{kind.replace('-', '_')}") for kind in KINDS}
     except ImportError as error:
         raise ConfigError(
             f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt"

@@ -210,7 +210,7 @@ def test_each_key_of_the_data_shapes_what_a_model_sees_or_is_known_not_to():
 
 
 def test_a_change_of_any_of_them_is_said():
-    from scripts.weights.average import SEEN
+    from parts.checkpoint.average import SEEN
 
     assert {*INPUT_KEYS} <= {*SEEN}
     other = {float: 0.5, int: 5, bool: None, str: "nearest", list: [0.1, 0.2, 0.3]}

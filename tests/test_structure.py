@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -133,9 +134,15 @@ def test_the_pages_name_tests_that_exist():
 
 
 @pytest.mark.parametrize("text, home", [
-    ('" | ".join', "utils/tables.py"), ('"| ---', "utils/tables.py"),
+    ('" | ".join', "utils/markdown.py"), ('"| ---', "utils/markdown.py"),
     *((f'"{name}"', "utils/run_files.py") for name in ("metrics.jsonl", "config.yaml", "result.json", "eval.json", "mistakes.json")),
 ])  # fmt: skip
 def test_one_place_writes_tables_and_one_names_the_files_of_a_run(text, home):
     outside = {path for part in LAYERS for path in files(part) if text in path.read_text()} - {ROOT / home}
     assert not outside
+
+
+def test_no_two_files_have_the_same_name():
+    paths = [path for part in [*LAYERS, "hubconf.py"] for path in files(part) if path.name != "__init__.py"]
+    names = Counter(path.name for path in paths)
+    assert len(paths) > 150 and not [path for path in paths if names[path.name] > 1]

@@ -11,7 +11,7 @@ from timm.data import ImageNetInfo
 
 from utils.defaults import CONFIGS
 from utils.files import atomic_write, write_json
-from utils.tables import aligned_table
+from utils.markdown import aligned_table
 
 from .predictions import Records, confusions, per_class
 
