@@ -22,8 +22,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Callable, Iterator, Optional, Sequence
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from command_line import ROOT, Parser, run_script
+
 # Else the many models' convolutions push one another out of oneDNN's cache, and each call compiles its kernel again.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "100000")
 
@@ -354,7 +354,7 @@ def draw(path: Path, rows: list[dict], facts: list[str]) -> None:
     plt.close(figure)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
     device = torch.device(args.device)
     if device.type == "cpu":
@@ -393,10 +393,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                 gc.collect()
                 write_results(Path(args.output), rows, facts, command)  # what there is, should it be cut off
     print(f"wrote {args.output}.csv, .md and .png")
+    return 0
 
 
 def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=FATS, choices=timm.list_models(module="fat"), metavar="MODEL")
     parser.add_argument("--peers", nargs="*", default=PEERS, metavar="MODEL", help="timm's models; none: without them")
     parser.add_argument("--tasks", nargs="+", default=["inference", "train"], choices=["inference", "train"])
@@ -453,4 +454,4 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
