@@ -417,30 +417,7 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--output", default="", help="path without a suffix; results/benchmark_<device>")
     args = parser.parse_args(argv)
     cuda = args.device == "cuda"
-    if cuda and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU; use cpu")
-    if args.openvino and (cuda or not importlib.util.find_spec("openvino") or "float16" in (args.precisions or [])):
-        parser.error(
-            "--openvino: needs a CPU, float32 or bfloat16, and the package; pip install openvino, or leave it out"
-        )
-    for name in args.peers:
-        if not timm.is_model(name):
-            parser.error(f"--peers: {name} is unknown to timm {timm.__version__}")
-        published = timm.get_pretrained_cfg(name)
-        if published and published.fixed_input_size and published.input_size[-1] != args.img_size:
-            parser.error(
-                f"--peers: {name} takes images of {published.input_size[-1]} px only; leave it out, or --img-size"
-            )
-    if not 0 < args.seconds < 3600:
-        parser.error(f"--seconds: {args.seconds} is no such time; give some tenths of a second")
-    for precision in args.precisions or []:
-        if not cuda and not is_native_on_cpu(DTYPES[precision]):
-            parser.error(f"--precisions: {precision} is emulated on this CPU; leave it out")
-    if (
-        min([args.rounds, args.threads, *(args.batch_sizes or []), *(args.train_batch_sizes or [])]) < 1
-        or args.img_size < 32
-    ):
-        parser.error("--rounds, --threads and batch sizes must be 1 or greater, --img-size 32 or greater")
+    require_usable(parser, args, cuda)
     if args.precisions is None:
         args.precisions = ["float32", "bfloat16"] if cuda or is_native_on_cpu(torch.bfloat16) else ["float32"]
     args.batch_sizes = args.batch_sizes or ([1, 16, 256] if cuda else [1, 16])
@@ -451,6 +428,35 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     except OSError as error:
         parser.error(f"--output: {error.filename}: {error.strerror}; give another path")
     return args
+
+
+def require_usable(parser: Parser, args: argparse.Namespace, cuda: bool) -> None:
+    """Raises ConfigError for what this machine or a model cannot do."""
+    if cuda and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU; use cpu")
+    if args.openvino and (cuda or not importlib.util.find_spec("openvino") or "float16" in (args.precisions or [])):
+        parser.error(
+            "--openvino: needs a CPU, float32 or bfloat16, and the package; pip install openvino, or leave it out"
+        )
+    for name in args.peers:
+        require_peer(parser, name, args.img_size)
+    if not 0 < args.seconds < 3600:
+        parser.error(f"--seconds: {args.seconds} is no such time; give some tenths of a second")
+    for precision in args.precisions or []:
+        if not cuda and not is_native_on_cpu(DTYPES[precision]):
+            parser.error(f"--precisions: {precision} is emulated on this CPU; leave it out")
+    counts = [args.rounds, args.threads, *(args.batch_sizes or []), *(args.train_batch_sizes or [])]
+    if min(counts) < 1 or args.img_size < 32:
+        parser.error("--rounds, --threads and batch sizes must be 1 or greater, --img-size 32 or greater")
+
+
+def require_peer(parser: Parser, name: str, img_size: int) -> None:
+    """Raises ConfigError for no model of timm, or one of other images."""
+    if not timm.is_model(name):
+        parser.error(f"--peers: {name} is unknown to timm {timm.__version__}")
+    published = timm.get_pretrained_cfg(name)
+    if published and published.fixed_input_size and published.input_size[-1] != img_size:
+        parser.error(f"--peers: {name} takes images of {published.input_size[-1]} px only; leave it out, or --img-size")
 
 
 if __name__ == "__main__":

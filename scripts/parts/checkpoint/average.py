@@ -67,61 +67,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if len(args.checkpoints) < 2:
-        raise ConfigError(f"{args.checkpoints[0]}: one checkpoint alone has no average; give two or more")
-    for i, path in enumerate(args.checkpoints):
-        if path.exists() and any(other.exists() and path.samefile(other) for other in args.checkpoints[:i]):
-            raise ConfigError(f"{path}: is given twice; give each checkpoint once")
-    needs_data = args.soup or args.recompute_bn
-    for flag, given in (
-        ("--data-path", args.data_path), ("--split", args.split if not args.soup else None), ("--batch-size", args.batch_size),
-        ("--workers", args.workers), ("--device", args.device),
-    ):  # fmt: skip
-        if given is not None and (not needs_data or flag == "--split"):
-            raise ConfigError(
-                f"{flag}: no such data are read; leave it out, or add --soup{'' if flag == '--split' else ' or --recompute-bn'}"
-            )
-    require_output(args.output, args.checkpoints, args.force)
-
-    opened = []
-    for path in args.checkpoints:
-        checkpoint = open_checkpoint(path)
-        name = checkpoint.choose(args.weights)
-        say_how(checkpoint, name)
-        opened.append(checkpoint.only(name))
-    if all(checkpoint.progress for checkpoint in opened):
-        opened.sort(key=lambda checkpoint: checkpoint.progress.updates)
+    require_usable(args)
+    opened = opened_in_order(args)
     names, states = zip(*((name, state) for checkpoint in opened for name, state in checkpoint.states.items()))
     newest = opened[-1]
     for checkpoint, state in zip(opened[:-1], states):
         require_same(checkpoint, state, newest, states[-1])
     for checkpoint, state in zip(opened, states):
         require_finite(checkpoint, state)
-    evaluation = None
-    if needs_data:
-        if newest.cfg is None:
-            raise CheckpointError(
-                f"{newest.path}: has no config, so it is unknown which images its model saw; use checkpoints of main.py"
-            )
-        evaluation = Evaluation(_with_data(newest.cfg, args), newest.classes, newest.path)
-
-    figures: dict[str, Any] = {}
+    evaluation = evaluation_of(newest, args) if args.soup or args.recompute_bn else None
     try:
-        if args.soup:
-            chosen, figures = cook(opened, states, evaluation)
-            made = average([states[i] for i in chosen], [1 / len(chosen)] * len(chosen))
-        else:
-            chosen, shares = list(range(len(states))), shares_of(len(states), args.ema)
-            made = average(states, shares)
-        bn = "averaged as weights are" if any(key.endswith("running_mean") for key in made) else "none"
-        if args.recompute_bn:
-            made = evaluation.recompute_bn(made, args.recompute_bn)
-            bn = f"recomputed from {args.recompute_bn} batches of {evaluation.cfg.DATA.BATCH_SIZE} training images"
-            if args.soup:
-                figures["with recomputed statistics"] = evaluation.metrics(made)
-                print(
-                    f"with BatchNorm's statistics recomputed: {_shown(figures['with recomputed statistics'], evaluation)}"
-                )
+        chosen, shares, figures = chosen_of(args, opened, states, evaluation)
+        made = average([states[i] for i in chosen], shares)
+        made, bn = with_statistics(args, made, evaluation, figures)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -130,7 +88,6 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     if len({names[i] for i in chosen}) > 1:
         print("note: raw weights and averaged ones (ema) are put together; --weights takes one kind of them")
-    shares = [1 / len(chosen)] * len(chosen) if args.soup else shares
     how = "greedy soup" if args.soup else f"exponential, decay {args.ema}" if args.ema else "uniform"
     of = [{**opened[i].source(names[i]), "share": share} for i, share in zip(chosen, shares)]
     origin = {"made": "average", "how": how, "batch_norm": bn, "of": of, **figures}
@@ -142,6 +99,70 @@ def run(args: argparse.Namespace) -> int:
         f"{args.output}: average of {len(of)} checkpoint{'s' * (len(of) > 1)}, {how}; BatchNorm's statistics: {bn}; config of {base.path}"
     )
     return 0
+
+
+def require_usable(args: argparse.Namespace) -> None:
+    """Raises ConfigError for arguments that contradict one another."""
+    if len(args.checkpoints) < 2:
+        raise ConfigError(f"{args.checkpoints[0]}: one checkpoint alone has no average; give two or more")
+    for i, path in enumerate(args.checkpoints):
+        if path.exists() and any(other.exists() and path.samefile(other) for other in args.checkpoints[:i]):
+            raise ConfigError(f"{path}: is given twice; give each checkpoint once")
+    if not args.soup and not args.recompute_bn:
+        for name in ("data_path", "batch_size", "workers", "device"):
+            if getattr(args, name) is not None:
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{flag}: no such data are read; leave it out, or add --soup or --recompute-bn")
+    if args.split is not None and not args.soup:
+        raise ConfigError("--split: no such data are read; leave it out, or add --soup")
+    require_output(args.output, args.checkpoints, args.force)
+
+
+def opened_in_order(args: argparse.Namespace) -> list[Checkpoint]:
+    """The checkpoints, each with the weights that are averaged: by their updates, where all say them."""
+    opened = []
+    for path in args.checkpoints:
+        checkpoint = open_checkpoint(path)
+        name = checkpoint.choose(args.weights)
+        say_how(checkpoint, name)
+        opened.append(checkpoint.only(name))
+    if all(checkpoint.progress for checkpoint in opened):
+        opened.sort(key=lambda checkpoint: checkpoint.progress.updates)
+    return opened
+
+
+def evaluation_of(newest: Checkpoint, args: argparse.Namespace) -> Evaluation:
+    """Raises CheckpointError: nobody knows on which images."""
+    if newest.cfg is None:
+        raise CheckpointError(
+            f"{newest.path}: has no config, so it is unknown which images its model saw; use checkpoints of main.py"
+        )
+    return Evaluation(_with_data(newest.cfg, args), newest.classes, newest.path)
+
+
+def chosen_of(
+    args: argparse.Namespace, opened: Sequence[Checkpoint], states: Sequence[State], evaluation: Optional[Evaluation]
+) -> tuple[list[int], list[float], dict[str, Any]]:
+    """Which states are averaged, their shares, and what was measured to choose them."""
+    if args.soup:
+        chosen, figures = cook(opened, states, evaluation)
+        return chosen, [1 / len(chosen)] * len(chosen), figures
+    return list(range(len(states))), shares_of(len(states), args.ema), {}
+
+
+def with_statistics(
+    args: argparse.Namespace, made: State, evaluation: Optional[Evaluation], figures: dict[str, Any]
+) -> tuple[State, str]:
+    """The average with BatchNorm's statistics, and what those are; a soup's new figures are added to `figures`."""
+    if not args.recompute_bn:
+        has_any = any(key.endswith("running_mean") for key in made)
+        return made, "averaged as weights are" if has_any else "none"
+    made = evaluation.recompute_bn(made, args.recompute_bn)
+    if args.soup:
+        figures["with recomputed statistics"] = metrics = evaluation.metrics(made)
+        print(f"with BatchNorm's statistics recomputed: {_shown(metrics, evaluation)}")
+    size = evaluation.cfg.DATA.BATCH_SIZE
+    return made, f"recomputed from {args.recompute_bn} batches of {size} training images"
 
 
 def shares_of(count: int, decay: Optional[float]) -> list[float]:

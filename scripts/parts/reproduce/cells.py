@@ -330,8 +330,38 @@ def measurement_of_run(folder: Path, cell: str) -> dict[str, Any]:
 
 def measure_checkpoints(args: argparse.Namespace, cells: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """Evaluates --checkpoints; returns the measurements and what was refused."""
-    wanted, refused, found = {}, [], []
-    for text in args.checkpoints:
+    wanted, refused = wanted_checkpoints(args.checkpoints, cells)
+    if args.checkpoints and not args.data_path:
+        refused.append(
+            "--checkpoints: no images to evaluate on; add --data-path, the folder that holds ImageNet's val/"
+        )
+    elif args.data_path and not args.checkpoints:
+        refused.append(f"--data-path: nothing to evaluate; add --checkpoints {cells[0]}=best.pth")
+    if not wanted or not args.data_path:
+        return [], refused
+    good, found = {}, []
+    for cell, path in wanted.items():
+        try:
+            good[cell] = facts_of_checkpoint(cell, path)
+        except UserError as error:
+            refused.append(str(error))
+    try:
+        require_imagenet(next(iter(wanted)), args.data_path, args.dataset)
+    except UserError as error:
+        return [], [*refused, str(error)]
+    for cell, facts in good.items():
+        try:
+            found.append(measurement_of_checkpoint(cell, wanted[cell], facts, args.data_path, args.dataset))
+        except UserError as error:
+            refused.append(str(error))
+    return found, refused
+
+
+def wanted_checkpoints(texts: Sequence[str], cells: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+    """The file of each cell that --checkpoints names, and what it says that is none, a line each."""
+    wanted: dict[str, Path] = {}
+    refused = []
+    for text in texts:
         cell, _, name = text.partition("=")
         if not name:
             refused.append(f"--checkpoints: {text!r} must be CELL=FILE, such as {cells[0]}=best.pth")
@@ -341,29 +371,7 @@ def measure_checkpoints(args: argparse.Namespace, cells: Sequence[str]) -> tuple
             refused.append(f"--checkpoints: {cell} is given twice, {wanted[cell]} and {name}; leave one out")
         else:
             wanted[cell] = Path(name)
-    if args.checkpoints and not args.data_path:
-        refused.append(
-            "--checkpoints: no images to evaluate on; add --data-path, the folder that holds ImageNet's val/"
-        )
-    elif args.data_path and not args.checkpoints:
-        refused.append(f"--data-path: nothing to evaluate; add --checkpoints {cells[0]}=best.pth")
-    elif wanted:
-        good = {}
-        for cell, path in wanted.items():
-            try:
-                good[cell] = facts_of_checkpoint(cell, path)
-            except UserError as error:
-                refused.append(str(error))
-        try:
-            require_imagenet(next(iter(wanted)), args.data_path, args.dataset)
-        except UserError as error:
-            return [], [*refused, str(error)]
-        for cell, facts in good.items():
-            try:
-                found.append(measurement_of_checkpoint(cell, wanted[cell], facts, args.data_path, args.dataset))
-            except UserError as error:
-                refused.append(str(error))
-    return found, refused
+    return wanted, refused
 
 
 def require_imagenet(cell: str, data_path: str, dataset: str) -> None:
