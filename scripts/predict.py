@@ -256,11 +256,8 @@ def opened(kind: str, path: str) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    try:
-        with atomic_write(path) as file:
-            yield file
-    except OutputError as error:
-        raise OutputError(str(error).replace("--output", f"--{kind}")) from error
+    with atomic_write(path, flag=f"--{kind}") as file:
+        yield file
 
 
 if __name__ == "__main__":

@@ -30,11 +30,8 @@ def holding(output: Path, kind: str, arguments: dict[str, Any], made: Sequence[s
         ConfigError: the folder holds such files of something else, or was begun with other arguments.
         OutputError: it cannot be written to, or another process does.
     """
-    record, lock = output / f".prepare_{kind}.json", RunLock(output)
-    try:
-        lock.acquire()
-    except OutputError as error:
-        raise OutputError(str(error).replace("--tag", "--output")) from error
+    record, lock = output / f".prepare_{kind}.json", RunLock(output, "--output")
+    lock.acquire()
     try:
         if record.exists():
             _require_same(output, record, arguments)

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
-from utils.defaults import CONFIGS
 from utils.files import write_text
+from utils.provenance import ROOT
 
-ROOT = CONFIGS.parent
-EXPECTED = CONFIGS / "expected.csv"
-PUBLISHED = CONFIGS / "published.csv"
+EXPECTED = ROOT / "configs" / "expected.csv"
+PUBLISHED = ROOT / "configs" / "published.csv"
 REPRODUCED, DIFFERS, NOT_MEASURED = "reproduced", "differs", "not measured"
 
 
