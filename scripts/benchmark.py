@@ -22,8 +22,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Callable, Iterator, Optional, Sequence
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from command_line import ROOT, Parser, run_script
+
 # Else the many models' convolutions push one another out of oneDNN's cache, and each call compiles its kernel again.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "100000")
 
@@ -39,6 +39,7 @@ from models.fuse import is_native_on_cpu  # noqa: E402
 from plain_fat import PlainFAT  # noqa: E402
 from utils import provenance  # noqa: E402
 from utils.malloc import keep_freed_memory  # noqa: E402
+from utils.markdown import markdown_table  # noqa: E402
 
 FATS = ["fat_b0", "fat_b1", "fat_b2", "fat_b3"]
 PEERS = [
@@ -291,19 +292,24 @@ def write_results(output: Path, rows: list[dict], facts: list[str], command: str
     for task in dict.fromkeys(row["task"] for row in rows):
         for batch_size in dict.fromkeys(row["batch_size"] for row in rows if row["task"] == task):
             text += ["", f"## {task}, batch {batch_size}", ""]
-            text += [
-                "| model | form | precision | images/s | quartiles | ratio to plain float32 | same precision | memory, MiB | first call, s |"
-            ]
-            text += ["| --- " * 9 + "|"]
-            text += [
-                f"| {r['model']} | {r['form']} | {r['precision']} | {r['images_per_second']:.1f} | "
-                f"{r['lower_quartile']:.1f} to {r['upper_quartile']:.1f} | {r['ratio_to_plain_float32']} | {r['ratio_to_plain']} | "
-                f"{r['memory_mib']} | {r['first_seconds']} |"
-                for r in rows
-                if (r["task"], r["batch_size"]) == (task, batch_size)
-            ]
+            text.append(table([row for row in rows if (row["task"], row["batch_size"]) == (task, batch_size)]))
     output.with_suffix(".md").write_text("\n".join(text) + "\n")
     draw(output.with_suffix(".png"), rows, facts)
+
+
+def table(rows: Sequence[dict]) -> str:
+    head = [
+        "model", "form", "precision", "images/s", "quartiles", "ratio to plain float32", "same precision", "memory, MiB", "first call, s",
+    ]  # fmt: skip
+    lines = [
+        [
+            row["model"], row["form"], row["precision"], f"{row['images_per_second']:.1f}",
+            f"{row['lower_quartile']:.1f} to {row['upper_quartile']:.1f}", row["ratio_to_plain_float32"], row["ratio_to_plain"],
+            row["memory_mib"], row["first_seconds"],
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return markdown_table([head, *lines])
 
 
 def draw(path: Path, rows: list[dict], facts: list[str]) -> None:
@@ -348,7 +354,7 @@ def draw(path: Path, rows: list[dict], facts: list[str]) -> None:
     plt.close(figure)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
     device = torch.device(args.device)
     if device.type == "cpu":
@@ -387,10 +393,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                 gc.collect()
                 write_results(Path(args.output), rows, facts, command)  # what there is, should it be cut off
     print(f"wrote {args.output}.csv, .md and .png")
+    return 0
 
 
 def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=FATS, choices=timm.list_models(module="fat"), metavar="MODEL")
     parser.add_argument("--peers", nargs="*", default=PEERS, metavar="MODEL", help="timm's models; none: without them")
     parser.add_argument("--tasks", nargs="+", default=["inference", "train"], choices=["inference", "train"])
@@ -410,30 +417,7 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--output", default="", help="path without a suffix; results/benchmark_<device>")
     args = parser.parse_args(argv)
     cuda = args.device == "cuda"
-    if cuda and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU; use cpu")
-    if args.openvino and (cuda or not importlib.util.find_spec("openvino") or "float16" in (args.precisions or [])):
-        parser.error(
-            "--openvino: needs a CPU, float32 or bfloat16, and the package; pip install openvino, or leave it out"
-        )
-    for name in args.peers:
-        if not timm.is_model(name):
-            parser.error(f"--peers: {name} is unknown to timm {timm.__version__}")
-        published = timm.get_pretrained_cfg(name)
-        if published and published.fixed_input_size and published.input_size[-1] != args.img_size:
-            parser.error(
-                f"--peers: {name} takes images of {published.input_size[-1]} px only; leave it out, or --img-size"
-            )
-    if not 0 < args.seconds < 3600:
-        parser.error(f"--seconds: {args.seconds} is no such time; give some tenths of a second")
-    for precision in args.precisions or []:
-        if not cuda and not is_native_on_cpu(DTYPES[precision]):
-            parser.error(f"--precisions: {precision} is emulated on this CPU; leave it out")
-    if (
-        min([args.rounds, args.threads, *(args.batch_sizes or []), *(args.train_batch_sizes or [])]) < 1
-        or args.img_size < 32
-    ):
-        parser.error("--rounds, --threads and batch sizes must be 1 or greater, --img-size 32 or greater")
+    require_usable(parser, args, cuda)
     if args.precisions is None:
         args.precisions = ["float32", "bfloat16"] if cuda or is_native_on_cpu(torch.bfloat16) else ["float32"]
     args.batch_sizes = args.batch_sizes or ([1, 16, 256] if cuda else [1, 16])
@@ -446,5 +430,34 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     return args
 
 
+def require_usable(parser: Parser, args: argparse.Namespace, cuda: bool) -> None:
+    """Raises ConfigError for what this machine or a model cannot do."""
+    if cuda and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU; use cpu")
+    if args.openvino and (cuda or not importlib.util.find_spec("openvino") or "float16" in (args.precisions or [])):
+        parser.error(
+            "--openvino: needs a CPU, float32 or bfloat16, and the package; pip install openvino, or leave it out"
+        )
+    for name in args.peers:
+        require_peer(parser, name, args.img_size)
+    if not 0 < args.seconds < 3600:
+        parser.error(f"--seconds: {args.seconds} is no such time; give some tenths of a second")
+    for precision in args.precisions or []:
+        if not cuda and not is_native_on_cpu(DTYPES[precision]):
+            parser.error(f"--precisions: {precision} is emulated on this CPU; leave it out")
+    counts = [args.rounds, args.threads, *(args.batch_sizes or []), *(args.train_batch_sizes or [])]
+    if min(counts) < 1 or args.img_size < 32:
+        parser.error("--rounds, --threads and batch sizes must be 1 or greater, --img-size 32 or greater")
+
+
+def require_peer(parser: Parser, name: str, img_size: int) -> None:
+    """Raises ConfigError for no model of timm, or one of other images."""
+    if not timm.is_model(name):
+        parser.error(f"--peers: {name} is unknown to timm {timm.__version__}")
+    published = timm.get_pretrained_cfg(name)
+    if published and published.fixed_input_size and published.input_size[-1] != img_size:
+        parser.error(f"--peers: {name} takes images of {published.input_size[-1]} px only; leave it out, or --img-size")
+
+
 if __name__ == "__main__":
-    main()
+    run_script(main)

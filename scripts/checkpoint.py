@@ -16,10 +16,10 @@ import argparse
 import importlib
 from typing import Optional, Sequence
 
-from cli import Parser, run_script
-from utils.errors import CheckpointError, ConfigError
+from command_line import Parser, importing, run_script
+from utils.errors import CheckpointError
 
-SUBCOMMANDS = {  # by name: what it does; a module of weights/ each
+SUBCOMMANDS = {  # by name: what it does; a module of parts/checkpoint/ each
     "info": "what a checkpoint is: model, parameters, classes, recipe, epoch, best metric, sizes, hash",
     "strip": "the weights, config and class names alone",
     "average": "one model of several checkpoints: uniform, exponentially weighted, or a greedy soup",
@@ -46,12 +46,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="subcommand", required=True, metavar="subcommand")
-    try:
-        modules = {name: importlib.import_module(f"weights.{name}") for name in SUBCOMMANDS}
-    except ImportError as error:
-        raise ConfigError(
-            f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt"
-        ) from error
+    with importing():
+        modules = {name: importlib.import_module(f"parts.checkpoint.{name}") for name in SUBCOMMANDS}
     for name, text in SUBCOMMANDS.items():
         command = commands.add_parser(name, help=text, description=modules[name].__doc__)
         modules[name].add_arguments(command)

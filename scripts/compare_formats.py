@@ -8,7 +8,6 @@ process loads augmented training images of --speed-data; the formats take turns,
 Writes OUTPUT.md. Ends with status 1 if a format gives another accuracy.
 """
 
-import argparse
 import json
 import shlex
 import subprocess
@@ -17,34 +16,29 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import NoReturn
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-from data.loader import dataset_of  # noqa: E402
-from data.sources import open_source  # noqa: E402
-from data.transforms import train_transform  # noqa: E402
-from utils.config import load_config  # noqa: E402
-from utils.provenance import environment  # noqa: E402
-from utils.rng import seed_cpu  # noqa: E402
+from command_line import ROOT, Parser, run_script
+from data.loader import dataset_of
+from data.sources import open_source
+from data.transforms import train_transform
+from utils.config import load_config
+from utils.errors import ConfigError
+from utils.markdown import markdown_table
+from utils.provenance import environment
+from utils.rng import seed_cpu
+from utils.run_files import EVAL
 
 PREPARED = {"zip": "zip", "tar": "tar", "wds": "shards", "hfds": "parquet"}  # DATA.DATASET: prepare_data.py's command
 METRICS = ("acc1", "acc5", "loss", "num_images")
-
-
-def fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 def call(*command: str) -> None:
     """Runs one of the project's scripts."""
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
-        fail(
+        raise ConfigError(
             f"{shlex.join(command)}: {(done.stderr.strip().splitlines() or ['ended with an error'])[-1].removeprefix('error: ')}"
         )
 
@@ -78,7 +72,7 @@ def evaluate(paths: dict[str, Path], cfg: str, checkpoint: str, work: Path) -> d
             name,
             *opts,
         )
-        found = next((work / "output").glob(f"*/{name}/eval.json"))
+        found = next((work / "output").glob(f"*/{name}/{EVAL}"))
         results[name] = json.loads(found.read_text())
     return results
 
@@ -106,22 +100,17 @@ def measure(paths: dict[str, Path], cfg: str, images: int, rounds: int) -> dict[
     return {name: values[1:] for name, values in speeds.items()}  # the first round warms up
 
 
-def table(results: dict[str, dict], speeds: dict[str, list[float]]) -> list[str]:
-    lines = [
-        "| format | top-1, % | top-5, % | loss | images | images/s, one process | to folders |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def table(results: dict[str, dict], speeds: dict[str, list[float]]) -> str:
+    rows = [["format", "top-1, %", "top-5, %", "loss", "images", "images/s, one process", "to folders"]]
     for name, metrics in results.items():
-        shown = " | ".join(str(metrics[key]) for key in METRICS)
-        speed = (
-            f"{median(speeds[name]):.0f} | {median(speeds[name]) / median(speeds['folder']):.2f}" if speeds else " | "
-        )
-        lines.append(f"| {name} | {shown} | {speed} |")
-    return lines
+        speed = median(speeds[name]) if speeds else None
+        measured = [f"{speed:.0f}", f"{speed / median(speeds['folder']):.2f}"] if speed else ["", ""]
+        rows.append([name, *(metrics[key] for key in METRICS), *measured])
+    return markdown_table(rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = Parser(description=__doc__)
     parser.add_argument("--cfg", required=True, help="the checkpoint's config")
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--data-path", type=Path, required=True, help="folder with train/ and val/")
@@ -133,7 +122,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("results/formats"))
     args = parser.parse_args()
     if args.images < 1 or args.rounds < 1:
-        fail("--images, --rounds: must be 1 or more")
+        raise ConfigError("--images, --rounds: must be 1 or more")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -147,7 +136,7 @@ def main() -> None:
         "The accuracy is of the one checkpoint on the same images; the speed is that of reading, decoding and augmenting, in turns, "
         f"medians of {args.rounds} rounds, files in the page cache.",
         "",
-        *table(results, speeds),
+        table(results, speeds),
     ]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
@@ -156,8 +145,8 @@ def main() -> None:
     other = [name for name, metrics in results.items() if {key: metrics[key] for key in METRICS} != first]
     if other:
         print(f"error: {', '.join(other)}: another accuracy than that of the folders", file=sys.stderr)
-        sys.exit(1)
+    return 1 if other else 0
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
-from cli import Parser, add_weights, not_negative, run_script, whole_number
+from command_line import Parser, add_weights, not_negative, run_script, whole_number
 from utils.errors import UserError, did_you_mean, printable
 
-FORMATS = {  # by name: what it is; a module of exports/ each
+FORMATS = {  # by name: what it is; a module of parts/export/ each
     "onnx": "ONNX file, for onnxruntime and other engines",
     "program": "torch.export program, for torch without this project's code",
     "aoti": "AOTInductor package: compiled for this kind of machine, for C++ or Python",
@@ -81,7 +81,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
     args = build_parser().parse_args(argv)
     from engine.inference.trained import load_trained
-    from exports.job import Job
+    from parts.export.export_job import Job
 
     trained = load_trained(args.checkpoint, args.cfg, args.classes, args.weights)
     for line in trained.warnings:
@@ -99,7 +99,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     for name in dict.fromkeys(args.format):
         print(f"{name}:", flush=True)
         try:
-            importlib.import_module(f"exports.{name}").export(job)
+            importlib.import_module(f"parts.export.{name}").export(job)
         except UserError as error:
             if len(args.format) == 1:
                 raise

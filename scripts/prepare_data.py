@@ -15,13 +15,12 @@ import argparse
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from utils.errors import DataError, UserError  # noqa: E402
+from command_line import Parser, run_script, whole_number
+from utils.ending import say
+from utils.errors import DataError
 
 SPLITS = ("train", "val")
 FORMATS = ("folder", "zip", "tar", "shards", "parquet")
@@ -29,13 +28,13 @@ SEED = 0
 
 
 def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     workers = argparse.ArgumentParser(add_help=False)
     workers.add_argument(
         "--workers",
-        type=_count,
+        type=whole_number(0),
         default=len(os.sched_getaffinity(0)),
         help="processes that verify (default: one a core)",
     )
@@ -55,11 +54,13 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     commands.add_parser("zip", parents=[packing], help="train.zip and train_map.txt, as Swin has them")
     commands.add_parser("tar", parents=[packing], help="train.tar, val.tar")
     shards = commands.add_parser("shards", parents=[packing], help="WebDataset shards with _info.json")
-    shards.add_argument("--shard-size", type=_positive, default=128, help="MB at most (default: 128)")
-    shards.add_argument("--images-per-shard", type=_positive, default=100_000, help="at most (default: 100000)")
-    shards.add_argument("--seed", type=_count, default=SEED, help=f"of the training images' order (default: {SEED})")
+    shards.add_argument("--shard-size", type=whole_number(1), default=128, help="MB at most (default: 128)")
+    shards.add_argument("--images-per-shard", type=whole_number(1), default=100_000, help="at most (default: 100000)")
+    shards.add_argument(
+        "--seed", type=whole_number(0, 2**32 - 1), default=SEED, help=f"of the training images' order (default: {SEED})"
+    )
     parquet = commands.add_parser("parquet", parents=[packing], help="parquet files for datasets.load_dataset")
-    parquet.add_argument("--shard-size", type=_positive, default=500, help="MB at most (default: 500)")
+    parquet.add_argument("--shard-size", type=whole_number(1), default=500, help="MB at most (default: 500)")
     verify = commands.add_parser("verify", parents=[workers], help="counts, one hash for all formats, what is wrong")
     verify.add_argument("source", type=Path)
     verify.add_argument("--format", choices=FORMATS, help="default: a guess")
@@ -67,18 +68,6 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         "--json", action="store_true", help="print JSON, with counts of each class and all that is wrong"
     )
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"is {value}, must be 1 or more")
-    return value
-
-
-def _count(text: str) -> int:
-    if (value := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"is {value}, must be 0 or more")
-    return value
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -102,8 +91,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def folders(args: argparse.Namespace) -> None:
-    from prepare.imagenet import ARCHIVES, unpack
-    from prepare.job import holding
+    from parts.prepare_data.imagenet import ARCHIVES, unpack
+    from parts.prepare_data.preparation import holding
 
     arguments = {"--splits": args.splits}
     for split in args.splits:
@@ -118,11 +107,11 @@ def folders(args: argparse.Namespace) -> None:
 
 
 def pack(args: argparse.Namespace) -> None:
-    from prepare.archives import Tar, Zip, write_archives
-    from prepare.images import open_splits
-    from prepare.job import holding
-    from prepare.parquet import NAMES, write_parquet
-    from prepare.shards import INFO, write_shards
+    from parts.prepare_data.archives import Tar, Zip, write_archives
+    from parts.prepare_data.images import open_splits
+    from parts.prepare_data.parquet import NAMES, write_parquet
+    from parts.prepare_data.preparation import holding
+    from parts.prepare_data.shards import INFO, write_shards
 
     splits = open_splits(args.source, args.splits, args.outside_links)
     for note in (note for images in splits for note in images.source.notes):
@@ -157,7 +146,7 @@ def show(
     path: Path, kind: Optional[str], workers: int, as_json: bool = False, source: Optional[Path] = None, splits=SPLITS
 ) -> int:
     """Verifies, and compares with the source if there is one; returns the exit status."""
-    from prepare.verify import as_text, verify
+    from parts.prepare_data.verify import as_text, verify
 
     report = verify(path, kind, workers)
     if source:
@@ -176,23 +165,15 @@ def _stop(number, frame) -> None:
 
 
 def run() -> int:
+    """`main`; says what to do after a signal."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
         return main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.status
-    except OSError as error:
-        print(
-            f"error: {error.filename or 'a file'}: cannot be used ({error.strerror or error}); check it and its permissions",
-            file=sys.stderr,
-        )
-        return 5
     except KeyboardInterrupt as stopped:
-        print("stopped; start the same command again, it goes on", file=sys.stderr)
+        say("stopped; start the same command again, it goes on")
         return 128 + stopped.args[0]
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    run_script(run)

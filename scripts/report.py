@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
-from cli import Parser, run_script
+from command_line import Parser, run_script
 from utils.errors import UserError, printable
 
 

@@ -18,10 +18,10 @@ import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
-from cli import ROOT, Parser, run_script
-from utils.errors import ConfigError, UserError, printable
+from command_line import ROOT, Parser, importing, run_script
+from utils.errors import UserError, printable
 
-TARGETS = {  # by name: what it makes; a module of paper/ each
+TARGETS = {  # by name: what it makes; a module target_* of parts/reproduce/ each
     "classification": "parameters, MACs, top-1 of FAT-B0 to B3, beside peers",
     "speed": "images/s of FAT and peers",
     "ablations": "parameters and MACs of FAT-B0 with parts changed; accuracy by a proxy",
@@ -80,16 +80,13 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict]:
     for place, default in ((parser, Path("results")), (output, argparse.SUPPRESS)):
         place.add_argument("--output", type=Path, default=default, help="folder to write to (default: results)")
     commands = parser.add_subparsers(dest="target")
-    try:
+    with importing("-r requirements.txt -r scripts/quickstart-requirements.txt"):
         import matplotlib
         import torch
 
         matplotlib.use("Agg")
         torch.set_num_threads(1)  # figures of one core, the same on any machine
-        modules = {name: importlib.import_module(f"paper.{name}") for name in TARGETS}
-    except ImportError as error:
-        needed = "pip install -r requirements.txt -r scripts/quickstart-requirements.txt"
-        raise ConfigError(f"{error.name or 'a package'}: cannot be imported ({error}); {needed}") from error
+        modules = {name: importlib.import_module(f"parts.reproduce.target_{name}") for name in TARGETS}
     for name, text in TARGETS.items():
         modules[name].add_arguments(
             commands.add_parser(name, parents=[output], help=text, description=modules[name].__doc__)

@@ -1,27 +1,17 @@
 """Prints a run's figures as a table and draws its curves: python scripts/summarize_run.py output/fat_tiny/digits"""
 
-import argparse
 import json
-import sys
 from collections import Counter
 from pathlib import Path
-from typing import NoReturn
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import matplotlib
+import matplotlib.pyplot as plt
 
-import matplotlib  # noqa: E402
+from command_line import Parser, run_script
+from utils.errors import DataError
+from utils.run_files import EVAL, Records, median_speed, read_figures, weights_in
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-
-from run_records import Records, median_speed, read_records, weights_in  # noqa: E402
-from utils.errors import UserError  # noqa: E402
-
-
-def fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 def draw_curves(records: Records, path: Path) -> None:
@@ -56,13 +46,13 @@ def table_rows(run: Path, records: Records) -> list[tuple[str, str]]:
         )
         name, count = sizes.most_common(1)[0]
         rows.append(("majority-class guess", f"{100 * count / sizes.total():.2f} % (always {name})"))
-    evaluation = run / "eval.json"
+    evaluation = run / EVAL
     if evaluation.is_file():
         try:
             result = json.loads(evaluation.read_text())
             result["raw"]["acc1"]
-        except (ValueError, KeyError, TypeError):
-            fail(f"{evaluation}: is no evaluation's result; run main.py --eval again")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{evaluation}: is no evaluation's result; run main.py --eval again") from error
         rows.append(("evaluated checkpoint", result["checkpoint"]))
     else:
         result = records["epoch"][-1]
@@ -79,20 +69,18 @@ def table_rows(run: Path, records: Records) -> list[tuple[str, str]]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run")
     run = parser.parse_args().run
-    try:
-        records = read_records(run)
-    except UserError as error:
-        fail(str(error))
+    records = read_figures(run)
     draw_curves(records, run / "curves.png")
     rows = [*table_rows(run, records), ("curves", str(run / "curves.png"))]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -16,10 +16,10 @@ import importlib
 import sys
 from typing import Optional, Sequence
 
-from cli import Parser, run_script
-from utils.errors import ConfigError, printable
+from command_line import Parser, importing, run_script
+from utils.errors import printable
 
-KINDS = {  # by name: what it makes; a module of look/ each
+KINDS = {  # by name: what it makes; a module show_* of parts/visualize/ each
     "attention": "attention of chosen points, per stage and head of FASA",
     "fasa": "FASA's local side, global side and what they give together, per stage",
     "grad-cam": "Grad-CAM of the predicted or a chosen class; of any model",
@@ -43,12 +43,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def build_parser() -> tuple[Parser, dict]:
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="kind", metavar="kind")
-    try:
-        modules = {kind: importlib.import_module(f"look.{kind.replace('-', '_')}") for kind in KINDS}
-    except ImportError as error:
-        raise ConfigError(
-            f"{error.name or 'a package'}: cannot be imported ({error}); pip install -r requirements.txt"
-        ) from error
+    with importing():
+        modules = {kind: importlib.import_module(f"parts.visualize.show_{kind.replace('-', '_')}") for kind in KINDS}
     for kind, text in KINDS.items():
         modules[kind].add_arguments(commands.add_parser(kind, help=text, description=modules[kind].__doc__))
     return parser, modules

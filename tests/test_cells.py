@@ -14,7 +14,9 @@ from timm.data import ImageNetInfo
 
 import reproduce
 from conftest import ROOT, Stop, error_of, run, stop_at_update
-from paper import ablations, cells, classification, results
+from parts.reproduce import cells, results
+from parts.reproduce import target_ablations as ablations
+from parts.reproduce import target_classification as classification
 from utils.config import load_config
 
 count, draw = functools.cache(classification.count), classification.draw

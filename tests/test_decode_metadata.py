@@ -20,7 +20,7 @@ from PIL import Image, ImageFile, PngImagePlugin
 from conftest import ROOT, run
 from data.decode import decode_image, frames_of, open_image
 from data.metadata import without_metadata
-from data.sources.files import FileSource
+from data.sources.image_paths import FileSource
 from test_data import augmentation
 from utils.rng import seed_cpu
 
@@ -181,7 +181,7 @@ PRINTING = """
 import io, sys, warnings
 from pathlib import Path
 sys.path[:0] = [{root!r}, {root!r} + "/tests", {root!r} + "/scripts"]
-from data.sources.files import FileSource
+from data.sources.image_paths import FileSource
 from test_data import augmentation
 
 warnings.resetwarnings()

@@ -438,7 +438,7 @@ def test_what_is_not_run_has_a_test_and_known_flags():
         scripts = re.findall(r"scripts/(\w+)\.py", command)
         sources = "".join(
             path.read_text()
-            for name in [*scripts, "paper/*", "exports/*"]
+            for name in [*scripts, "parts/reproduce/*", "parts/export/*"]
             for path in (ROOT / "scripts").glob(f"{name}.py")
         )
         for flag in re.findall(r"--[\w-]+", command) if scripts else []:

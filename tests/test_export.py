@@ -26,7 +26,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from exports import hub, int8, job  # noqa: E402
+from parts.export import export_job, hub, int8  # noqa: E402
 
 NAMES = ["0", "1", "2"]
 TWO_STAGES = {  # quicker to trace and compile
@@ -129,7 +129,7 @@ def test_onnx_says_how_to_use_it(checkpoint, photos, tmp_path, capsys):
 
 def test_another_logit_leaves_no_file(two_stages, tmp_path, monkeypatch):
     """A deployed form that differs by less than anyone would see in a class."""
-    fuse = job.models.fuse
+    fuse = export_job.models.fuse
 
     def off(model):
         fused = fuse(model)
@@ -138,9 +138,9 @@ def test_another_logit_leaves_no_file(two_stages, tmp_path, monkeypatch):
         return fused
 
     folder = tmp_path / "exported"
-    monkeypatch.setattr(job.models, "fuse", off)
+    monkeypatch.setattr(export_job.models, "fuse", off)
     with pytest.raises(
-        job.ExportError, match="^--bound: the exported model's logits differ by up to .* nothing is written$"
+        export_job.ExportError, match="^--bound: the exported model's logits differ by up to .* nothing is written$"
     ):
         exported("onnx", "--checkpoint", two_stages, "--output", folder, "--bound", "1e-4")
     assert not folder.exists()
@@ -157,9 +157,9 @@ def test_another_logit_leaves_no_file(two_stages, tmp_path, monkeypatch):
     ],
 )
 def test_what_is_not_the_same(two_stages, tmp_path, logits):
-    done = job.Job(load_trained(two_stages), tmp_path)
+    done = export_job.Job(load_trained(two_stages), tmp_path)
     assert done.compare(done.model)["relative"] < 1e-4
-    with pytest.raises(job.ExportError):
+    with pytest.raises(export_job.ExportError):
         done.compare(lambda images: logits(done.model(images)))
 
 
@@ -199,7 +199,7 @@ def test_a_program_needs_torch_alone(two_stages, tmp_path):
     description = {"description.json": ""}
     torch.export.load(tmp_path / "mine.pt2", extra_files=description)
     assert json.loads(description["description.json"])["classes"] == NAMES
-    assert json.loads((tmp_path / "mine.pt2.json").read_text())["batch"] == [1, job.MAX_BATCH]
+    assert json.loads((tmp_path / "mine.pt2.json").read_text())["batch"] == [1, export_job.MAX_BATCH]
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
@@ -212,7 +212,8 @@ def test_programs_of_any_size(two_stages, tmp_path):
     path = tmp_path / "best.pth"
     shutil.copy(two_stages, path)
     with pytest.raises(
-        job.ExportError, match="^--dynamic-size: a program takes images from 33 px on, and the model's own have 32"
+        export_job.ExportError,
+        match="^--dynamic-size: a program takes images from 33 px on, and the model's own have 32",
     ):
         exported("program", "--checkpoint", path, "--output", tmp_path / "out", "--dynamic-size")
     content = torch.load(path)
@@ -269,7 +270,7 @@ def test_a_full_disk_is_one_line_for_safetensors_too(checkpoint, tmp_path, monke
     def full(*args, **settings):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("exports.hub.save_for_hf", full)
+    monkeypatch.setattr("parts.export.hub.save_for_hf", full)
     with pytest.raises(OutputError, match="cannot be written .*No space left.*free space") as caught:
         export.main(["hub", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")])
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
@@ -432,7 +433,7 @@ def test_int8_with_weights_that_are_cut_off_elsewhere_is_refused(checkpoint, tmp
         quantization, "quantize_static", lambda *args, **named: original(*args, **{**named, "reduce_range": False})
     )
     with pytest.raises(
-        job.ExportError, match="has int8 weights up to 127; .* processors without VNNI .*; nothing is written"
+        export_job.ExportError, match="has int8 weights up to 127; .* processors without VNNI .*; nothing is written"
     ):
         exported("int8", "--checkpoint", checkpoint, "--output", tmp_path / "out", "--calibration-images", 8)
     assert not (tmp_path / "out").exists()
@@ -445,7 +446,7 @@ def test_int8_that_loses_accuracy_leaves_no_file(checkpoint, tmp_path, monkeypat
     monkeypatch.setattr(int8, "quantise", lambda source, target, images: target.write_bytes(b"x"))
     monkeypatch.setattr(int8, "check_weights", lambda path: None)
     monkeypatch.setattr(int8, "session", lambda path: None)
-    with pytest.raises(job.ExportError, match="^--max-drop: 8 bits lose 1.10 points"):
+    with pytest.raises(export_job.ExportError, match="^--max-drop: 8 bits lose 1.10 points"):
         exported("int8", "--checkpoint", checkpoint, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -493,10 +494,10 @@ def test_images_that_cannot_be_read_are_left_out(checkpoint, photos, tmp_path, c
     shutil.copytree(photos, tmp_path, dirs_exist_ok=True)
     (tmp_path / "broken.jpg").write_bytes(b"%PDF-1.4")
     (tmp_path / "notes.txt").write_text("no image")
-    assert len(job.Job(load_trained(checkpoint), tmp_path, [tmp_path]).images) == len(list(photos.iterdir()))
+    assert len(export_job.Job(load_trained(checkpoint), tmp_path, [tmp_path]).images) == len(list(photos.iterdir()))
     assert "broken.jpg" in capsys.readouterr().err
     with pytest.raises(DataError, match="none of them can be read"):
-        job.Job(load_trained(checkpoint), tmp_path, [tmp_path / "broken.jpg"]).images
+        export_job.Job(load_trained(checkpoint), tmp_path, [tmp_path / "broken.jpg"]).images
 
 
 def test_as_a_command(tmp_path):

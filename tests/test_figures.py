@@ -17,11 +17,15 @@ from torch import nn
 import reproduce
 from conftest import ROOT, SMALL, run
 from models.inspection import captured, fasa_of, grad_cam, inspect_fasa
-from paper import cells, checkpoint, curves, figure2, figure4, overlays, quickstart
-from run_records import read_records
+from parts.reproduce import cells, figure_inputs, quickstart
+from parts.reproduce import target_curves as curves
+from parts.reproduce import target_figure2 as figure2
+from parts.reproduce import target_figure4 as figure4
+from parts.reproduce import target_overlays as overlays
 from utils.config import config_from
 from utils.errors import CheckpointError, ConfigError, DataError, OutputError, ProcessError, UserError
 from utils.macs import measure_complexity
+from utils.run_files import read_figures
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +185,8 @@ def test_figure4_shows_the_checkpoint_s_own_spectra(runs, image, tmp_path, monke
     )
     chosen = ["--stage", "2", "--block", "1", "--channels", "3", "31", "0", "--img-size", "64"]
     text, rows = made(tmp_path, "figure4", "--checkpoint", runs["paper"] / "best.pth", "--image", image, *chosen)
-    trained = checkpoint.load_fat(runs["paper"] / "best.pth")
-    maps = inspect_fasa(trained.model, checkpoint.read_image(image, trained, 64)[1], 1, 0)
+    trained = figure_inputs.load_fat(runs["paper"] / "best.pth")
+    maps = inspect_fasa(trained.model, figure_inputs.read_image(image, trained, 64)[1], 1, 0)
     expected = [
         maps.local_aggregation,
         maps.global_aggregation,
@@ -231,7 +235,7 @@ def test_imagenet_s_classes_carry_no_warning():
     from timm.data import ImageNetInfo
 
     cfg = config_from({"MODEL": {"NAME": "fat_b0"}, "BASE": ["x.yaml"]}, "here")
-    trained = checkpoint.TrainedFAT(ROOT / "best.pth", None, cfg, ImageNetInfo("imagenet-1k").label_names(), "ema")
+    trained = figure_inputs.TrainedFAT(ROOT / "best.pth", None, cfg, ImageNetInfo("imagenet-1k").label_names(), "ema")
     assert trained.introduce(224).endswith("trained on ImageNet-1k: 1000 classes, 224 px") and trained.limits == ""
     assert trained.names[0] == "tench"
 
@@ -245,8 +249,8 @@ def test_overlays_panels_are_the_model_s_maps(runs, image, tmp_path):
     text, rows = made(
         tmp_path, "overlays", "--checkpoint", path, "--image", image, "--img-size", "128", "--queries", *queries
     )
-    trained = checkpoint.load_fat(path)
-    _, normalised = checkpoint.read_image(image, trained, 128)
+    trained = figure_inputs.load_fat(path)
+    _, normalised = figure_inputs.read_image(image, trained, 128)
     probabilities = trained.model(normalised).detach().softmax(1)[0]
     first, *others = [row for row in rows if row["kind"] == "prediction"]
     assert first["class"] == str(int(probabilities.argmax())) and len(others) == 2  # of three classes
@@ -390,7 +394,7 @@ def test_published_macs_are_those_of_the_tables():
 def test_labels_lie_apart():
     import matplotlib.pyplot as plt
 
-    from paper.plots import label_points
+    from parts.reproduce.plots import label_points
 
     figure, axes = plt.subplots(figsize=(6, 6))
     places = [(0.5, 0.5), (0.5, 0.51), (0.52, 0.5), (0.98, 0.5), (0.51, 0.52)]
@@ -473,8 +477,8 @@ def test_records_whose_figures_are_none_are_left_out(runs, tmp_path, capsys, kin
     lines = [json.loads(line) for line in (runs["small"] / "metrics.jsonl").read_text().splitlines()]
     lines.append({**next(line for line in lines if line["kind"] == kind), key: value})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "[" * 100_000)
-    records = read_records(tmp_path)
-    assert records == read_records(runs["small"]) and capsys.readouterr().err.count("left out a line") == 2
+    records = read_figures(tmp_path)
+    assert records == read_figures(runs["small"]) and capsys.readouterr().err.count("left out a line") == 2
 
 
 @pytest.mark.parametrize("name", ["$x_{^$", "a\nb|c", "\udcff"])

@@ -447,6 +447,6 @@ def test_names_that_lead_out_of_an_archive_write_nothing(write_config, tmp_path,
 
     monkeypatch.setattr(make_quickstart_data.shutil, "which", lambda name: name)
     monkeypatch.setattr(make_quickstart_data.subprocess, "run", pack)
-    with pytest.raises(SystemExit):
+    with pytest.raises(DataError, match="names a file outside of its folder"):
         list(make_quickstart_data.emoji())
     assert not list(tmp_path.parent.rglob("escaped*"))

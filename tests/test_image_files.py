@@ -15,7 +15,7 @@ from conftest import run
 from data import decode
 from data.image_files import IMAGE_SUFFIXES, is_hidden_or_tool, is_image
 from data.sources import open_source
-from data.sources.files import find_images
+from data.sources.image_paths import find_images
 from utils.errors import DataError
 
 WRITTEN = {  # suffix: Pillow's format

@@ -23,17 +23,17 @@ import yaml
 from PIL import Image
 from timm.data import ImageNetInfo
 
-import data.sources.files
+import data.sources.image_paths
 import predict
-import predict_outputs
-from cli import run_script
+from command_line import run_script
 from conftest import ROOT, SMALL, run
 from data.decode import frames_of, open_image
 from data.image_files import IMAGE_SUFFIXES
-from data.sources.files import find_images
+from data.sources.image_paths import find_images
 from engine.inference.predictor import Predictor
 from engine.inference.trained import load_trained
 from engine.tasks import create_task
+from parts.predict import outputs
 from utils.config import config_from
 from utils.errors import CheckpointError, ConfigError, OutputError, UserError
 
@@ -311,10 +311,10 @@ def test_weights_that_are_no_numbers(checkpoint, digits, tmp_path):
 
 @pytest.mark.parametrize("most, shown", [(100, "29 images"), (5, "the first 5 of 29 images")])
 def test_the_sheet_shows_what_the_model_saw(checkpoint, digits, tmp_path, monkeypatch, capsys, most, shown):
-    monkeypatch.setattr(predict_outputs, "SHEET_IMAGES", most)
+    monkeypatch.setattr(outputs, "SHEET_IMAGES", most)
     grids = []
-    original = predict_outputs.grid
-    monkeypatch.setattr(predict_outputs, "grid", lambda *given: grids.append(given) or original(*given))
+    original = outputs.grid
+    monkeypatch.setattr(outputs, "grid", lambda *given: grids.append(given) or original(*given))
     assert (
         start("--checkpoint", checkpoint, digits / "val", "--sheet", tmp_path / "x.png", "--csv", tmp_path / "x.csv")
         == 0
@@ -341,7 +341,7 @@ def test_large_images_are_made_small_for_the_sheet(checkpoint, digits, tmp_path,
         )
         == 0
     )
-    assert cv2.imread(str(tmp_path / "x.PNG")).shape[1] == predict_outputs.SIDE + 4
+    assert cv2.imread(str(tmp_path / "x.PNG")).shape[1] == outputs.SIDE + 4
 
 
 # Files
@@ -534,7 +534,7 @@ def test_a_bad_place_of_the_disk_costs_one_file(checkpoint, digits, monkeypatch,
             raise OSError(errno.EIO, "Input/output error")
         return open(path, "rb")
 
-    monkeypatch.setattr(data.sources.files, "open_regular", fail)
+    monkeypatch.setattr(data.sources.image_paths, "open_regular", fail)
     assert start("--checkpoint", checkpoint, first, second) == 1
     said = capsys.readouterr()
     assert str(second) in said.out and said.err.endswith(
@@ -646,7 +646,7 @@ def test_an_output_that_cannot_be_written_at_the_end(checkpoint, digits, tmp_pat
         file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(predict_outputs, "write_rows", full)
+    monkeypatch.setattr(outputs, "write_rows", full)
     (tmp_path / "x.csv").write_text("old")
     with pytest.raises(OutputError) as caught:
         start("--checkpoint", checkpoint, images_in(digits / "val")[0], "--csv", tmp_path / "x.csv")
@@ -670,7 +670,9 @@ def test_memory_and_workers_that_are_lost(checkpoint, digits, monkeypatch, capsy
         next(predictor(images))
     parent = os.getpid()
     monkeypatch.setattr(
-        data.sources.files, "open_image", lambda file: os.getpid() == parent or os.kill(os.getpid(), signal.SIGKILL)
+        data.sources.image_paths,
+        "open_image",
+        lambda file: os.getpid() == parent or os.kill(os.getpid(), signal.SIGKILL),
     )
     with pytest.raises(ConfigError, match="--workers is 1: a loading process was killed"):
         next(Predictor(trained, batch_size=1, workers=1)(images))
@@ -685,7 +687,7 @@ def test_ctrl_c_leaves_no_file_and_no_process(checkpoint, digits, tmp_path, monk
         time.sleep(0.5)
         return open(path, "rb")
 
-    monkeypatch.setattr(data.sources.files, "open_regular", slow)
+    monkeypatch.setattr(data.sources.image_paths, "open_regular", slow)
     arguments = [
         "--checkpoint",
         checkpoint,

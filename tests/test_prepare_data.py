@@ -19,7 +19,7 @@ import pytest
 import prepare_data
 from conftest import rest
 from data.sources import open_source
-from prepare import archives, devkit, imagenet, images, job, read, shards, verify
+from parts.prepare_data import archives, devkit, imagenet, images, preparation, read, shards, verify
 from utils.errors import ConfigError, DataError, OutputError, UserError
 
 PACKED = ("zip", "tar", "shards", "parquet")
@@ -352,7 +352,13 @@ class Events:
         self.kill_at, self.count = kill_at, 0
 
     def install(self, setattr=setattr) -> None:
-        for where, name in ((job.Progress, "add"), (os, "fsync"), (os, "replace"), (os, "rename"), (os, "unlink")):
+        for where, name in (
+            (preparation.Progress, "add"),
+            (os, "fsync"),
+            (os, "replace"),
+            (os, "rename"),
+            (os, "unlink"),
+        ):
             setattr(where, name, self.counted(getattr(where, name)))
 
     def counted(self, original):
@@ -395,7 +401,7 @@ def test_finished_work_is_not_redone(kind, redone, digits, downloads, tmp_path, 
     monkeypatch.setattr(archives, "STEP", 2000)
     source, extra = (downloads, ["--partial"]) if kind == "folders" else (digits, EXTRA.get(kind, []))
     child(
-        lambda: setattr(job.Progress, "add", Events(58).counted(job.Progress.add)),
+        lambda: setattr(preparation.Progress, "add", Events(58).counted(preparation.Progress.add)),
         kind,
         source,
         "--output",
@@ -403,7 +409,7 @@ def test_finished_work_is_not_redone(kind, redone, digits, downloads, tmp_path, 
         *extra,
     )
     written = []
-    monkeypatch.setattr(job.Progress, "add", lambda self, size, images=1: written.append(size))
+    monkeypatch.setattr(preparation.Progress, "add", lambda self, size, images=1: written.append(size))
     prepare(kind, source, "--output", tmp_path / "out", *extra)
     assert 89 - 58 <= len(written) <= 89 - 57 + redone
     before = content(tmp_path / "out")
@@ -443,7 +449,11 @@ def test_a_journal_cut_short_or_without_its_archive(digits, tmp_path, packed, mo
     for number, harm in enumerate(("journal", "archive", *lines)):
         out = tmp_path / str(number)
         child(
-            lambda: setattr(job.Progress, "add", Events(40).counted(job.Progress.add)), "zip", digits, "--output", out
+            lambda: setattr(preparation.Progress, "add", Events(40).counted(preparation.Progress.add)),
+            "zip",
+            digits,
+            "--output",
+            out,
         )
         journal = out / "train.zip.journal"
         assert len(journal.read_bytes().splitlines()) > 2
@@ -593,7 +603,7 @@ def test_a_link_out_of_the_folder_needs_a_flag(copy, tmp_path):
 @pytest.mark.parametrize("kind", PACKED)
 def test_an_image_that_goes_or_grows_meanwhile(kind, copy, tmp_path, monkeypatch):
     victim = sorted((copy / "val/1").iterdir())[0]
-    data, room = victim.read_bytes(), job.require_room
+    data, room = victim.read_bytes(), preparation.require_room
     for harm, reason in (
         (
             victim.unlink,
@@ -602,7 +612,7 @@ def test_an_image_that_goes_or_grows_meanwhile(kind, copy, tmp_path, monkeypatch
         (lambda: victim.write_bytes(data + b"x"), "has changed since the start"),
     ):
         out = tmp_path / reason[:5]
-        for module in (archives, shards, sys.modules["prepare.parquet"]):
+        for module in (archives, shards, sys.modules["parts.prepare_data.parquet"]):
             monkeypatch.setattr(module, "require_room", lambda *args: (harm(), room(*args)))
         said = refused(DataError, kind, copy, "--output", out)
         assert said.startswith(f"{victim}: {reason}") and "DATA.ON_ERROR" not in said
@@ -721,7 +731,7 @@ def test_no_permission(digits, tmp_path):
 
 
 def test_two_conversions_into_one_folder(digits, tmp_path):
-    holder = job.RunLock(tmp_path)
+    holder = preparation.RunLock(tmp_path)
     pid = os.fork()
     if not pid:
         holder.acquire()
@@ -908,21 +918,21 @@ def test_a_conversion_that_differs_from_its_source_is_found(copy, tmp_path, monk
 
 def test_a_signal_ends_it_with_its_status_and_no_traceback(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["prepare_data.py", "tar", str(digits), "--output", str(tmp_path)])
-    original = job.Progress.add
+    original = preparation.Progress.add
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
     def add_and_signal(self, *args):
         original(self, *args)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(job.Progress, "add", add_and_signal)
+    monkeypatch.setattr(preparation.Progress, "add", add_and_signal)
     try:
         assert prepare_data.run() == 143
     finally:
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), before):
             signal.signal(number, handler)
     assert capsys.readouterr().err == "stopped; start the same command again, it goes on\n"
-    monkeypatch.setattr(job.Progress, "add", original)
+    monkeypatch.setattr(preparation.Progress, "add", original)
     assert prepare("tar", digits, "--output", tmp_path) == 0 and not found(tmp_path)["problems"]
 
 

@@ -200,7 +200,7 @@ def test_what_shapes_the_images_that_a_model_sees():
 
 
 def test_a_change_of_any_of_them_is_said():
-    from scripts.weights.average import SEEN
+    from parts.checkpoint.average import SEEN
 
     assert {*INPUT_KEYS} <= {*SEEN}
     other = {float: 0.5, int: 5, bool: None, str: "nearest", list: [0.1, 0.2, 0.3]}

@@ -13,8 +13,9 @@ import yaml
 from scipy import stats
 
 from conftest import ROOT
-from paper import proxy, quickstart, speed, training
-from paper.statistics import compare, holm
+from parts.reproduce import proxy, quickstart, training
+from parts.reproduce import target_speed as speed
+from parts.reproduce.statistics import compare, holm
 from utils.config import load_config
 from utils.errors import ConfigError, DataError, OutputError
 

@@ -9,7 +9,8 @@ import pytest
 
 import reproduce
 from conftest import ROOT
-from paper import ablations, cells, results
+from parts.reproduce import cells, results
+from parts.reproduce import target_ablations as ablations
 from utils.errors import ConfigError
 
 

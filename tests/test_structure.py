@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -130,3 +131,34 @@ def test_the_pages_name_tests_that_exist():
     named = set().union(*(re.findall(r"`(test_\w+)`", page.read_text()) for page in pages))
     missing = {name for name in named if f"def {name}(" not in text}
     assert len(named) > 50 and not missing
+
+
+@pytest.mark.parametrize("text, home", [
+    ('" | ".join', "utils/markdown.py"), ('"| ---', "utils/markdown.py"),
+    *((f'"{name}"', "utils/run_files.py") for name in ("metrics.jsonl", "config.yaml", "result.json", "eval.json", "mistakes.json")),
+])  # fmt: skip
+def test_one_place_writes_tables_and_one_names_the_files_of_a_run(text, home):
+    outside = {path for part in LAYERS for path in files(part) if text in path.read_text()} - {ROOT / home}
+    assert not outside
+
+
+def test_no_two_files_have_the_same_name():
+    paths = [path for part in [*LAYERS, "hubconf.py"] for path in files(part) if path.name != "__init__.py"]
+    names = Counter(path.name for path in paths)
+    assert len(paths) > 150 and not [path for path in paths if names[path.name] > 1]
+
+
+def test_one_file_of_the_scripts_finds_the_repository():
+    """The others import it, and the parts of a script one another by relative names."""
+    paths = files("scripts")
+    assert [path.name for path in paths if "sys.path" in path.read_text()] == ["command_line.py"]
+    siblings = {path.stem for path in (ROOT / "scripts").iterdir()}
+    assert not [path for path in paths if "parts" in path.parts and imports(path) & siblings]
+
+
+def test_every_script_ends_in_one_way():
+    """Its errors are one line, and those of its flags too."""
+    for path in (ROOT / "scripts").glob("*.py"):
+        text = path.read_text()
+        assert "__main__" not in text or "    run_script(" in text, path
+        assert "ArgumentParser(description" not in text, path

@@ -25,9 +25,13 @@ import visualize
 from conftest import ROOT, SMALL, free_port, run
 from engine.inference.trained import load_trained
 from engine.tasks import create_task
-from look import attention, confusion, fasa, features, grad_cam, inputs, panels
 from models.inspection import grad_cam as cam_of
 from models.inspection import inspect_fasa
+from parts.visualize import confusion, inputs, panels
+from parts.visualize import show_attention as attention
+from parts.visualize import show_fasa as fasa
+from parts.visualize import show_features as features
+from parts.visualize import show_grad_cam as grad_cam
 from utils.config import config_from, to_dict
 from utils.errors import CheckpointError, ConfigError, DataError, OutputError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import cli as command_lines
+import command_line
 import predict
 import prepare_data
 from conftest import ROOT, Job, error_of, load, run
@@ -20,8 +20,8 @@ from data.batches import Finish
 from data.dataset import ImageDataset
 from data.loader import EvalLoader
 from data.sources import open_source, wds
-from data.sources.files import FileSource
 from data.sources.folder import FolderSource
+from data.sources.image_paths import FileSource
 from data.transforms import eval_transform
 from utils.errors import DataError, OutputError
 
@@ -276,7 +276,7 @@ def test_a_signal_is_obeyed_while_predict_waits(predicting, workers):
 
     def in_place_of_main():
         try:
-            command_lines.run_script(lambda: predict.main(arguments))
+            command_line.run_script(lambda: predict.main(arguments))
         except SystemExit as end:
             os._exit(end.code)
 

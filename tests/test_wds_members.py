@@ -19,7 +19,7 @@ from data.decode import decode_image
 from data.sources import open_source
 from data.transforms import eval_transform
 from engine.tasks import create_task
-from prepare import verify
+from parts.prepare_data import verify
 from utils.config import load_config
 from utils.errors import DataError
 

@@ -8,13 +8,13 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator, Optional
 
-from .errors import DataError, OutputError
+from .errors import OutputError
 
 OF_THE_MACHINE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)
 
 
 @contextlib.contextmanager
-def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None) -> Iterator[BinaryIO]:
+def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None, flag: str = "--output") -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path` for writing; at the end it is flushed to disk and takes `path`'s name.
 
     What was there before then has the name `keep`, if one is given; one of the two is there at any moment.
@@ -22,7 +22,7 @@ def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None) -> Itera
     If anything fails, what `path` was is still there (as `keep`, if only the last renaming fails), the temporary file not.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written; `flag` gives another one.
     """
     path = Path(path)
     start = os.fsdecode(os.fsencode(path.name)[:200])  # of a name as long as the file system takes
@@ -44,7 +44,7 @@ def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None) -> Itera
         finally:
             os.close(directory)
     except OSError as error:
-        raise unwritable(error.filename2 or path, error) from error
+        raise unwritable(error.filename2 or path, error, flag) from error
     finally:
         # a file stands where the folder should be, or the disk is read-only: there is none
         with contextlib.suppress(OSError):
@@ -56,8 +56,8 @@ def is_of_the_machine(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in OF_THE_MACHINE
 
 
-def unwritable(path: os.PathLike, error: OSError) -> OutputError:
-    return OutputError(f"{path}: cannot be written ({error.strerror or error}); free space or change --output")
+def unwritable(path: os.PathLike, error: OSError, flag: str = "--output") -> OutputError:
+    return OutputError(f"{path}: cannot be written ({error.strerror or error}); free space or change {flag}")
 
 
 def require_no_device(path: os.PathLike) -> None:
@@ -65,21 +65,6 @@ def require_no_device(path: os.PathLike) -> None:
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OSError(errno.EINVAL, "is no regular file", str(path))
-
-
-def record_lines(path: os.PathLike) -> list[str]:
-    """The lines of a run's metrics.jsonl.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        require_no_device(path)
-        return Path(path).read_text(errors="replace").splitlines()
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); give the folder of a run, such as output/fat_b0/default"
-        ) from error
 
 
 def open_regular(path: os.PathLike) -> BinaryIO:

@@ -19,8 +19,9 @@ class RunLock:
     content only says who has it. (A POSIX record lock: worker processes do not inherit it, and NFS knows it.)
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, flag: str = "--tag"):
         self.path = directory / NAME
+        self.flag = flag  # gives another folder
         self.file = None
 
     def acquire(self) -> None:
@@ -40,7 +41,7 @@ class RunLock:
             holder = self.file.read()
             self.release()
             raise OutputError(
-                f"{self.path.parent}: is in use by {_describe(holder)}; wait for it, end it, or use another --tag"
+                f"{self.path.parent}: is in use by {_describe(holder)}; wait for it, end it, or use another {self.flag}"
             ) from error
         except OSError as error:
             self._refuse(error)

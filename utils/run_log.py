@@ -14,6 +14,7 @@ from .errors import OutputError
 from .files import Appender, atomic_write, write_text
 from .loggers import Logger, create_loggers
 from .pictures import encode_png
+from .run_files import RECORDS
 
 
 class RunLog:
@@ -69,7 +70,7 @@ class RunLog:
             self._refuse(error)
 
     def _open_metrics(self, last_update: int, epochs: int) -> None:
-        path = self.directory / "metrics.jsonl"
+        path = self.directory / RECORDS
         if path.exists():
             lines = path.read_text(errors="replace").splitlines()
             kept = [line for line in lines if _is_before(line, last_update, epochs)]

@@ -10,6 +10,7 @@ import torch
 from data.loader import Loader, eval_loader
 from utils.errors import Stopped
 from utils.files import write_json, write_text
+from utils.run_files import EVAL
 from utils.signals import stop_signals
 
 from ..checkpoints.download import local_file
@@ -197,8 +198,8 @@ class Evaluation:
                 "classes": len(self.classes),
                 "imagenet": is_imagenet(self.classes),
             }
-            write_json(directory / "eval.json", value)
-            log.info(f"wrote {directory / 'eval.json'}")
+            write_json(directory / EVAL, value)
+            log.info(f"wrote {directory / EVAL}")
         if cfg.TEST.SETS:
             columns = {name: spec.published for name, spec in self.specs.items()}
             size = sum(parameter.numel() for parameter in self.model.parameters())

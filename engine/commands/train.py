@@ -2,6 +2,7 @@
 
 from utils.files import write_text
 from utils.lock import RunLock
+from utils.run_files import CONFIG
 from utils.signals import stop_signals
 
 from ..checkpoints.run_folder import claim
@@ -25,7 +26,7 @@ def train(session: Session) -> None:
             claim(directory, found, cfg.TRAIN.AUTO_RESUME)
             log.open()
             log.open_records(trainer.progress.updates if found.path else -1, trainer.progress.epoch)
-            write_text(directory / "config.yaml", cfg.dump())
+            write_text(directory / CONFIG, cfg.dump())
         session.peers.from_first(None)  # nobody goes on before the folder is rank 0's
         run.introduce()
         run.fill_caches()

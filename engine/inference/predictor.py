@@ -9,7 +9,7 @@ import torch
 from data.batches import Batch
 from data.dataset import ImageDataset
 from data.loader import EvalLoader
-from data.sources.files import FileSource
+from data.sources.image_paths import FileSource
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError, OutputError
 

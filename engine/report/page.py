@@ -1,7 +1,6 @@
 """A run's report.html: one page, without any other file, made of what lies in the run's folder."""
 
 import base64
-import json
 import shlex
 from pathlib import Path
 from statistics import median
@@ -14,10 +13,10 @@ from yacs.config import CfgNode
 
 from utils.config import load_config, to_dict, value_of
 from utils.errors import DataError
-from utils.files import record_lines, require_no_device, write_text
+from utils.files import write_text
 from utils.metrics import Metric
 from utils.pictures import encode_jpeg
-from utils.run_files import MISTAKES, REPORT, RESULT
+from utils.run_files import CONFIG, MISTAKES, RECORDS, REPORT, RESULT, Record, read_config, read_object, read_records
 from utils.run_log import RunLog
 from utils.schema import CONFIGS, DEFAULTS, KEYS, is_cell
 
@@ -28,8 +27,6 @@ from .charts import Chart, Points, chart
 TEMPLATES = Path(__file__).parent / "templates"
 UNREADABLE = Metric("unreadable", "images not read", digits=0)  # of any task
 LISTED = 20  # images that could not be read, changed settings
-
-Record = dict[str, Any]
 
 
 def write_report(run: Path) -> Path:
@@ -63,11 +60,12 @@ def write_if_possible(run: Path, log: RunLog) -> None:
 
 def describe_run(run: Path) -> dict[str, Any]:
     """What the page says; all texts are plain, the template escapes them. Raises as `write_report`."""
-    records, others = read_lines(run / "metrics.jsonl")
-    if not (run / "config.yaml").is_file():
-        raise DataError(f"{run / 'config.yaml'}: no such file; give the folder of a run, such as output/fat_b0/default")
-    cfg = load_config(run / "config.yaml")
-    start, train, epochs = split(records)
+    records, others = read_records(run, is_record)
+    if not any(records.values()):
+        raise DataError(f"{run / RECORDS}: holds no records; give the folder of a run that has begun")
+    cfg = read_config(run)
+    start = records["start"][-1] if records["start"] else {}
+    train, epochs = records["train"], records["epoch"]
     task = TASKS[cfg.TASK]
     best = best_of(epochs, task.primary)
     result = result_of(run, epochs)
@@ -82,7 +80,7 @@ def describe_run(run: Path) -> dict[str, Any]:
         if finished
         else unfinished(train, epochs, cfg.TRAIN.EPOCHS),
         "headline": headline(best, epochs, task.primary, start, train, waited),
-        "warnings": warnings_of(run, facts, train, epochs, waited, others),
+        "warnings": warnings_of(run, facts, train, epochs, waited, len(others)),
         "charts": charts(train, epochs, task.primary),
         "metrics": metrics_table(epochs, best, task.figures),
         "mistakes": mistakes,
@@ -98,45 +96,14 @@ def describe_run(run: Path) -> dict[str, Any]:
 # What the run has written
 
 
-def read_lines(path: Path) -> tuple[list[Record], int]:
-    """The records of metrics.jsonl, and how many lines are none.
-
-    Raises:
-        DataError: there is none.
-    """
-    lines = record_lines(path)
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-            whole = counts(record["update"]) and (record["kind"] == "start" or counts(record["epoch"]))
-            if whole and all(isinstance(record.get(name, {}), dict) for name in ("raw", "ema")):
-                records.append(record)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            pass  # cut short, or not of a run
-    if not records:
-        raise DataError(f"{path}: holds no records; give the folder of a run that has begun")
-    return records, len(lines) - len(records)
+def is_record(record: Any) -> bool:
+    """Whether a line of a run's record says when it was and, if it has metrics, has them by name."""
+    whole = counts(record["update"]) and (record["kind"] == "start" or counts(record["epoch"]))
+    return whole and all(isinstance(record.get(name, {}), dict) for name in ("raw", "ema"))
 
 
 def counts(value: Any) -> bool:
     return type(value) is int and abs(value) < 10**15
-
-
-def split(records: Sequence[Record]) -> tuple[Record, list[Record], list[Record]]:
-    """The newest start, log lines, ends of epochs."""
-    start = next((record for record in reversed(records) if record["kind"] == "start"), {})
-    return start, *([record for record in records if record["kind"] == kind] for kind in ("train", "epoch"))
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where there is none."""
-    try:
-        require_no_device(path)
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def result_of(run: Path, epochs: Sequence[Record]) -> dict[str, Any]:
@@ -405,7 +372,7 @@ def warnings_of(
             )
         )
     if others:
-        found.append((f"{count(others, 'line')} of metrics.jsonl left out, no records", []))
+        found.append((f"{count(others, 'line')} of {RECORDS} left out, no records", []))
     return found
 
 
@@ -447,7 +414,7 @@ def commands(run: Path, cfg: CfgNode, processes: int) -> list[tuple[str, str]]:
         "python",
         *(["-m", "torch.distributed.launch", "--nproc_per_node", str(processes)] if processes > 1 else []),
     ]
-    own = [*launcher, "main.py", "--cfg", str(run / "config.yaml")]
+    own = [*launcher, "main.py", "--cfg", str(run / CONFIG)]
     found = [("Train it again, beside this run", shlex.join([*own, "--tag", f"{cfg.TAG}_again"]))]
     if cfg.REPRODUCES and is_cell(cfg.REPRODUCES):
         recipe = ["--cfg", f"configs/{cfg.REPRODUCES}.yaml", *opts_over(CONFIGS / f"{cfg.REPRODUCES}.yaml", cfg)]

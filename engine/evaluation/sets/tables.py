@@ -10,6 +10,7 @@ import numpy as np
 from timm.data import ImageNetInfo
 
 from utils.files import atomic_write, write_json
+from utils.markdown import aligned_table
 from utils.schema import CONFIGS
 
 from .predictions import Records, confusions, per_class
@@ -152,14 +153,8 @@ def table(
     notes += [f"{name}: {how}, not the published images" for name, how in made.items()]
     if not imagenet:
         notes.append("No published figures: the model's classes are not ImageNet's 1000.")
-    return _markdown(rows) + "\n" + "".join(f"\n{note}\n" for note in notes)
+    return aligned_table(rows) + "\n" + "".join(f"\n{note}\n" for note in notes)
 
 
 def _figure(value: Any) -> str:
     return "-" if value is None else f"{float(value):.2f}"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

@@ -1,0 +1,92 @@
+"""Weights of one model, evaluated one after the other as main.py --eval does; and BatchNorm's statistics, computed anew."""
+
+import itertools
+from pathlib import Path
+from typing import Any, Sequence
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+from yacs.config import CfgNode
+
+from data.loader import eval_loader, train_loader
+from engine.checkpoints.load import load_weights
+from engine.evaluation.loop import evaluate
+from engine.setup.loading import loading
+from engine.setup.model import prepare_model
+from engine.setup.precision import create_precision
+from engine.tasks import create_task
+from utils.conflicts import require_no_conflict
+from utils.device import select_device
+from utils.distributed import Launch
+from utils.errors import CheckpointError
+from utils.peers import Peers
+from utils.rng import seed_all
+from utils.run_log import RunLog
+
+from .weight_files import State
+
+
+class Evaluation:
+    """A config's model, on its device, and its data.
+
+    Raises:
+        UserError: model, device or data cannot be used.
+    """
+
+    def __init__(self, cfg: CfgNode, classes: Sequence[str], path: Path):
+        self.cfg, self.classes, self.path = cfg, list(classes), path
+        self.device = select_device(cfg.DEVICE, 0)
+        self.task = create_task(cfg)
+        model = self.task.build_model(len(classes))
+        self.model = prepare_model(model, self.device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
+        self.placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=0, world_size=1, **loading(cfg, self.device))
+        self.loader = None
+
+    def metrics(self, state: State) -> dict[str, Any]:
+        """The task's metrics of these weights over all validation images."""
+        if self.loader is None:
+            self.loader = eval_loader(self.task.val_dataset(self.classes), **self.placing)
+        load_weights(self.model, state, self.path)
+        precision = create_precision(self.cfg.AMP.ENABLED, self.cfg.AMP.DTYPE, self.device)
+        log = RunLog(Path(), enabled=True)
+        evaluator = self.task.evaluator("figures", self.device)
+        return evaluate(self.model, evaluator, self.loader, precision, log, Peers(Launch()))
+
+    @torch.no_grad()
+    def recompute_bn(self, state: State, batches: int) -> State:
+        """The weights with BatchNorm's statistics as the means over so many batches of augmented training images, in float32
+        and without mixup (Izmailov et al. 2018, arXiv 1803.05407, Section 3.2).
+
+        Raises:
+            CheckpointError: the model has no BatchNorm.
+        """
+        load_weights(self.model, state, self.path)
+        norms = [
+            module
+            for module in self.model.eval().modules()
+            if isinstance(module, _BatchNorm) and module.track_running_stats
+        ]
+        if not norms:
+            raise CheckpointError(
+                f"{self.path}: {self.cfg.MODEL.NAME} has no BatchNorm whose statistics could be recomputed; leave --recompute-bn out"
+            )
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean of all batches
+            norm.train()  # only these: drop path would change what later ones see
+        cfg = self.cfg
+        require_no_conflict(cfg, "benchmark_data")  # which opens the training images, too
+        seed_all(cfg.SEED)
+        train_set = self.task.train_dataset()
+        images = train_loader(
+            train_set, num_batches=max(len(train_set) // cfg.DATA.BATCH_SIZE, 1), seed=cfg.SEED, repeats=cfg.AUG.REPEATS, sizes=(),
+            buffer=cfg.DATA.SHUFFLE_BUFFER, cache_mode="no", **self.placing,
+        )  # fmt: skip
+        epochs = (images.epoch(epoch, 0) for epoch in itertools.count())
+        for batch in itertools.islice(itertools.chain.from_iterable(epochs), batches):
+            self.model(batch.images)
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+            norm.eval()
+        return {key: value.detach().cpu().clone() for key, value in self.model.state_dict().items()}

@@ -1,0 +1,58 @@
+"""A program of torch.export, which torch loads without this project's code: `torch.export.load("x.pt2").module()(images)`."""
+
+import json
+import warnings
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from .export_job import MAX_BATCH, SIZES, ExportError, Job, first_line
+
+
+def export(job: Job) -> None:
+    """Raises ExportError: the model cannot be exported, or gives other logits."""
+    file = f"{job.name}.pt2"
+    with job.staged() as folder:
+        program = traced(job)
+        with warnings.catch_warnings():
+            # of weights that are not contiguous, which is harmless
+            warnings.filterwarnings("ignore", "No complete tensor found")
+            torch.export.save(program, folder / file, extra_files={"description.json": json.dumps(job.description())})
+        program = torch.export.load(folder / file).module()
+        job.describe(folder, file, job.compare(program), **limits(job))
+
+
+def traced(job: Job) -> ExportedProgram:
+    """The model's program for any number of images and, with `dynamic_size`, any size.
+
+    Raises:
+        ExportError: the model cannot be traced, or its own size is none of the dynamic ones.
+    """
+    if job.dynamic_size and job.size < SIZES[0]:
+        raise ExportError(
+            f"--dynamic-size: a program takes images from {SIZES[0]} px on, and the model's own have {job.size}; leave it out, or export to onnx"
+        )
+    return trace(job, dict(zip(("min", "max"), SIZES)))
+
+
+def trace(job: Job, sizes: dict[str, int]) -> ExportedProgram:
+    """As `traced`, with given limits of the sizes."""
+    dims: dict[int, Any] = {0: Dim("batch", min=1, max=MAX_BATCH)}
+    example = torch.zeros(2, 3, job.size, job.size)
+    if job.dynamic_size:
+        dims |= {2: Dim("height", **sizes), 3: Dim("width", **sizes)}
+        example = torch.zeros(2, 3, 96, 160)  # a square one would be taken for always square
+    try:
+        with torch.no_grad():
+            return torch.export.export(job.model, (example,), dynamic_shapes=(dims,))
+    except Exception as error:  # torch raises of many kinds
+        what = "for images of any size" if job.dynamic_size else "for any number of images"
+        raise ExportError(
+            f"--checkpoint: {job.cfg.MODEL.NAME} cannot be exported {what} ({first_line(error)})"
+        ) from error
+
+
+def limits(job: Job) -> dict[str, Any]:
+    """The numbers and sizes of images that a program takes."""
+    return {"batch": [1, MAX_BATCH], "sizes": list(SIZES) if job.dynamic_size else [job.size, job.size]}
