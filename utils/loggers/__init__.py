@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
-from .base import Logger
 from .csv_files import CsvFiles
+from .logger import Logger
 from .tensorboard_files import TensorBoardFiles
 from .wandb_run import WandbRun
 

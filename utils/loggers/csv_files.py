@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, Optional, Sequence
 
 from ..files import Appender, write_text
-from .base import Logger
+from .logger import Logger
 
 FILES = {"train": "train.csv", "epoch": "epochs.csv"}  # by kind of record
 

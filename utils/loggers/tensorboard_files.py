@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from ..files import unwritable
-from .base import Logger
+from .logger import Logger
 
 
 class TensorBoardFiles(Logger):

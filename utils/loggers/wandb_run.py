@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import ConfigError, OutputError
 from ..files import write_text
-from .base import Logger
+from .logger import Logger
 
 ID_FILE = "wandb_id.txt"  # in the run's folder: a run that is gone on with is the same one there
 PROJECT = "fat"  # unless WANDB_PROJECT names another
