@@ -6,7 +6,7 @@ import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Union
 
 import torch
 
@@ -81,13 +81,14 @@ def left_out(names: tuple[str, ...]) -> str:
     return f"left out {', '.join(names[:3])}{more}" if names else ""
 
 
-def open_checkpoint(path: Path) -> CheckpointFile:
+def open_checkpoint(path: Union[str, Path]) -> CheckpointFile:
     """Opens a file with weights, of this project or another: see the table in docs/checkpoints.md.
 
     Raises:
         CheckpointError: it cannot be read, holds no weights, or leaves open which of its tensors they are.
         OutputError: it cannot be read just now.
     """
+    path = Path(path)
     return interpret(read_checkpoint(path), path)
 
 
@@ -131,7 +132,7 @@ def progress_of(checkpoint: Mapping[str, Any], path: Path) -> Progress:
     return progress
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Union[str, Path]) -> dict[str, Any]:
     """The content of a checkpoint file on the CPU: torch's formats, safetensors, their index if they are several, or a
     model's folder as of the Hugging Face hub.
 
@@ -140,9 +141,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             types; code in it is not run.
         OutputError: it cannot be read just now.
     """
+    path = Path(path)
     try:
         require_no_device(path)
-        read = _read_folder if Path(path).is_dir() else _read_parts if str(path).endswith(INDEX) else _read_file
+        read = _read_folder if path.is_dir() else _read_parts if str(path).endswith(INDEX) else _read_file
         content = read(path)
     except (MemoryError, CheckpointError):
         raise
