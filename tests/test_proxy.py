@@ -161,7 +161,7 @@ def test_runs_end_with_what_runs_them(proxy_args, tmp_path):
         "5000",
     )
     script.write_text(
-        f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'scripts')!r}]\nfrom pathlib import Path\nfrom paper import training\n"
+        f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'scripts')!r}]\nfrom pathlib import Path\nfrom parts.reproduce import training\n"
         f"if __name__ == '__main__':\n    training.train_all([training.Job('long', {argv!r}, Path({str(log)!r}))], 1, print)\n"
     )
     process = subprocess.Popen([sys.executable, script])
