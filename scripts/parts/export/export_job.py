@@ -96,7 +96,9 @@ class Job:
         dataset = create_task(cfg).val_dataset(self.trained.classes)
         if most and not isinstance(dataset, StreamDataset):
             count = min(most, len(dataset))
-            dataset = Subset(dataset, [i * len(dataset) // count for i in range(count)])
+            spread = Subset(dataset, [i * len(dataset) // count for i in range(count)])
+            spread.collate_targets = dataset.collate_targets
+            dataset = spread
         finish = Finish(cfg.DATA.MEAN, cfg.DATA.STD, CPU)
         return eval_loader(
             dataset, batch_size=32, rank=0, world_size=1, finish=finish, num_workers=0, prefetch=1, pin_memory=False
