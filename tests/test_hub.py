@@ -150,7 +150,8 @@ def nothing_left():
     modules, path = imported(), list(sys.path)
     yield
     assert imported() == modules and sys.path == path
-    ours = [name for name, module in sys.modules.items() if str(getattr(module, "__file__", "")).startswith(ROOT + "/")]
+    files = {name: str(getattr(module, "__file__", "")) for name, module in sys.modules.items()}
+    ours = [name for name, file in files.items() if file.startswith(ROOT + "/") and "site-packages" not in file]
     assert ours and all(name.split(".")[0] == "fat_hub_models" for name in ours), ours
 
 def load(checkpoint="weights.pth", **settings):
