@@ -49,7 +49,6 @@ def records(folder, kind):
     return [record for record in found if record["kind"] == kind]
 
 
-@pytest.mark.only_all  # fails now and then beside other tests in one process: the cause is still to be found
 def test_a_run_ends_with_its_report(finished):
     text = (finished / "report.html").read_text()
     result = json.loads((finished / "result.json").read_text())
@@ -57,7 +56,9 @@ def test_a_run_ends_with_its_report(finished):
     for value in (result["machine"], result["versions"], result["commit"], result["date"]):
         assert value.replace("+", "&#43;") in text or value in text
     assert "--nproc_per_node 2" in text and "scripts/reproduce.py classification" in text
-    assert "<i>" not in text and "<b>0" not in text and "&lt;b&gt;0" in text  # names of the run and of classes
+    assert (
+        "<i>" not in text and BOLD.rstrip('&"') not in text and "&lt;b&gt;0" in text
+    )  # names of the run and of classes
     for key in ("TRAIN.", "DATA."):
         assert f"{key}<wbr>" in text
     outside = [
