@@ -3,10 +3,9 @@
 python -m torch.distributed.launch --nproc_per_node 8 main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet
 """
 
-import os
 from typing import Optional, Sequence
 
-from engine.arguments import command_of, config_flags, parse_args, require_fit
+from engine.arguments import command_of, config_flags, parse_args, require_cache_of_archives
 from engine.commands import load_command
 from utils import ending
 from utils.config import load_config
@@ -16,14 +15,12 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv, __doc__)
     name = command_of(args)
     cfg = load_config(args.cfg, args.opts, config_flags(args), name)
-    require_fit(args, cfg)
+    require_cache_of_archives(args, cfg)
     command = load_command(name, args.benchmark_data)  # imports torch, which takes seconds
 
     from engine.session import open_session
 
-    with open_session(
-        cfg, args.opts[::2], os.environ, args.local_rank, ending.LAUNCHER, on_loss=ending.report
-    ) as session:
+    with open_session(cfg, args.opts[::2], args.local_rank) as session:
         command(session)
 
 

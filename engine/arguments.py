@@ -123,7 +123,7 @@ def config_flags(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
 
 
-def require_fit(args: argparse.Namespace, cfg: CfgNode) -> None:
+def require_cache_of_archives(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Raises ConfigError: a flag that the config contradicts."""
     in_archives = cfg.DATA.ZIP_MODE or cfg.DATA.DATASET.partition("/")[0] in ("zip", "tar")
     if args.cache_mode not in (None, "no") and not in_archives:

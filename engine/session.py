@@ -1,6 +1,7 @@
 """What a command works with, and how it ends: `open_session`."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Optional, Sequence
@@ -8,6 +9,7 @@ from typing import Iterator, Optional, Sequence
 import torch
 from yacs.config import CfgNode
 
+from utils import ending
 from utils.config import to_dict
 from utils.device import is_out_of_memory, select_device, use_deterministic_algorithms
 from utils.distributed import Launch, process_group, read_launch
@@ -47,18 +49,13 @@ def run_directory(cfg: CfgNode) -> Path:
 
 
 @contextlib.contextmanager
-def open_session(
-    cfg: CfgNode, given: Sequence[str], environ, local_rank: Optional[int], parent: int, on_loss
-) -> Iterator[Session]:
+def open_session(cfg: CfgNode, given: Sequence[str], local_rank: Optional[int]) -> Iterator[Session]:
     """The processes meet, the block runs, they part. An error of torch or of the system becomes one of ours.
 
     Args:
         cfg: the config as loaded.
         given: keys that the user set on the command line, which DATA.FROM_MODEL leaves alone.
-        environ: the launcher's environment.
         local_rank: as old launchers pass it.
-        parent: the process that started this one.
-        on_loss: called with the error when another process is lost.
 
     Raises:
         UserError: of every kind.
@@ -66,13 +63,13 @@ def open_session(
     """
     cfg = take_from_model(cfg, given=given)
     keep_freed_memory()
-    launch = read_launch(environ, local_rank)
+    launch = read_launch(os.environ, local_rank)
     device = select_device(cfg.DEVICE, launch.local_rank)
     if cfg.DETERMINISTIC:
         use_deterministic_algorithms()
     directory = run_directory(cfg)
-    with process_group(launch, device, parent) as store:
-        peers = Peers(launch, parent, store, cfg.RANK_TIMEOUT, on_loss=on_loss)
+    with process_group(launch, device, ending.LAUNCHER) as store:
+        peers = Peers(launch, ending.LAUNCHER, store, cfg.RANK_TIMEOUT, on_loss=ending.report)
         log = RunLog(directory, launch.rank == 0, cfg.LOGGERS, to_dict(cfg))
         together = False
         try:

@@ -39,7 +39,7 @@ from conftest import (
 from data.workers import Lines
 from engine.checkpoints.progress import Progress, Window
 from engine.checkpoints.store import Checkpointer
-from engine.evaluation.classes import ClassEvaluator
+from engine.evaluation.evaluators import ClassEvaluator
 from engine.setup.precision import NativePrecision
 from engine.tasks.classification import Classification
 from engine.training import saver

@@ -562,7 +562,11 @@ def test_an_evaluation_set_in_any_format(formats, name):
             return dataset_of(open_(lambda file: file.read()), eval_transform(32, "bicubic", 1.0), "raise")
 
     spec = SetSpec(path=f"{name}/val", format=name, name="mine")
-    found = open_sets({"mine": spec}, Task(), None, ["2", "1", "0"], str(formats), True)["mine"].parts[""].source
+    found = (
+        open_sets({"mine": spec}, Task(), None, ["2", "1", "0"], str(formats), outside_links=True)["mine"]
+        .parts[""]
+        .source
+    )
     folder = source("folder", formats)
     assert sorted(keys_of(found)) == sorted(map(folder.key, range(29)))
     read = (

@@ -123,7 +123,7 @@ def test_the_same_figures_as_without_gathering(write_config, tmp_path, monkeypat
     run("--cfg", path, "--tag", "gathered")
     plain = Classification.evaluator
     monkeypatch.setattr(Classification, "evaluator", lambda self, purpose, device: plain(self, "figures", device))
-    monkeypatch.setattr("engine.evaluation.classes.ClassEvaluator.gather", lambda self, peers: None, raising=False)
+    monkeypatch.setattr("engine.evaluation.evaluators.ClassEvaluator.gather", lambda self, peers: None, raising=False)
     run("--cfg", path, "--tag", "plain")
     folders = [tmp_path / "output/fat_tiny" / tag for tag in ("gathered", "plain")]
     assert records(folders[0], "epoch") == records(folders[1], "epoch")

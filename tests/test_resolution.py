@@ -16,7 +16,7 @@ from data.dataset import ImageDataset, SeededIndex
 from data.samplers import TrainBatchSampler, size_at
 from data.sources import open_source
 from data.transforms import eval_transform
-from engine.evaluation.classes import ClassEvaluator
+from engine.evaluation.evaluators import ClassEvaluator
 from engine.evaluation.views import predict_views
 from engine.tasks import create_task
 from engine.tasks.classification import Classification

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import ROOT, Stop, assert_same_run, run, stop_at_update
-from engine.evaluation.classes import ClassEvaluator, ClosingClassEvaluator
+from engine.evaluation.evaluators import ClassEvaluator, ClosingClassEvaluator
 from engine.evaluation.knn import Bank, Neighbours
 from engine.tasks import TASKS
 from engine.tasks.base import ClosingEvaluator, Evaluator, Task

@@ -1,9 +1,18 @@
 """What main.py does: one command a file, each a function of a `Session`."""
 
 import functools
+import importlib
 from typing import Callable, Optional
 
 from utils.errors import ConfigError
+
+COMMANDS = {  # by the flag that asks for it: its file, and the function in it
+    "train": ("train", "train"),
+    "check": ("check", "check"),
+    "eval": ("evaluate", "evaluate_checkpoint"),
+    "throughput": ("throughput", "throughput"),
+    "benchmark_data": ("benchmark_data", "benchmark_data"),
+}
 
 
 def load_command(name: str, images_per_second: Optional[float]) -> Callable:
@@ -16,26 +25,10 @@ def load_command(name: str, images_per_second: Optional[float]) -> Callable:
     Raises:
         ConfigError: a package that it needs is not installed.
     """
+    module, function = COMMANDS[name]
     try:
-        if name == "benchmark_data":
-            from .benchmark_data import benchmark_data
-
-            return functools.partial(benchmark_data, images_per_second=images_per_second)
-        if name == "throughput":
-            from .throughput import throughput
-
-            return throughput
-        if name == "eval":
-            from .evaluate import evaluate_checkpoint
-
-            return evaluate_checkpoint
-        if name == "check":
-            from .check import check
-
-            return check
-        from .train import train
-
-        return train
+        command = getattr(importlib.import_module(f"{__name__}.{module}"), function)
     except ImportError as error:
         package = error.name or "a package"
         raise ConfigError(f"{package}: cannot be imported ({error}); pip install -r requirements.txt") from error
+    return functools.partial(command, images_per_second=images_per_second) if name == "benchmark_data" else command

@@ -66,7 +66,8 @@ def open_evaluation(session: Session) -> "Evaluation":
     val_set = functools.cache(lambda: task.val_dataset(checkpoint.classes))
     classes = checkpoint.classes or list(val_set().classes)  # other tools' files may have none
     root = cfg.TEST.SETS_PATH or cfg.DATA.DATA_PATH
-    sets = open_sets(specs, task, val_set, classes, root, cfg.DATA.OUTSIDE_LINKS, cfg.DATA.TIMEOUT)
+    opening = dict(outside_links=cfg.DATA.OUTSIDE_LINKS, columns=cfg.DATA.COLUMNS, timeout=cfg.DATA.TIMEOUT)
+    sets = open_sets(specs, task, val_set, classes, root, **opening)
     model = prepare_model(task.build_model(len(classes)), session.device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
     fitted = {name: require_fit(model, checkpoint, name) for name in checkpoint.weights}
     compared = task.feature_datasets(classes) if cfg.TEST.KNN else ()

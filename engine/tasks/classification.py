@@ -19,7 +19,7 @@ from utils.errors import ConfigError, DataError, UserError
 from utils.metrics import ACC1, ACC5, LOSS, NUM_IMAGES, ClassificationMetrics
 from utils.pictures import montage
 
-from ..evaluation.classes import ClassEvaluator, ClosingClassEvaluator
+from ..evaluation.evaluators import ClassEvaluator, ClosingClassEvaluator
 from ..setup.model import PooledFeatures, create_model
 from .base import Purpose
 from .criterion import create_criterion

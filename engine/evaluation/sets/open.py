@@ -45,8 +45,7 @@ def open_sets(
     val: Callable[[], Any],
     classes: Sequence[str],
     root: str,
-    outside_links: bool,
-    timeout: float = 0.0,
+    **opening: Any,
 ) -> dict[str, EvaluationSet]:
     """The sets, ready to be evaluated on: all are checked before the first is.
 
@@ -56,8 +55,7 @@ def open_sets(
         val: opens the validation images.
         classes: the model's, in label order.
         root: folder of the sets.
-        outside_links: see `FolderSource`.
-        timeout: DATA.TIMEOUT, of opening.
+        opening: how each set's images are opened, see `data.sources.open_source`.
 
     Raises:
         ConfigError, DataError: a set is missing or does not fit the model.
@@ -70,11 +68,11 @@ def open_sets(
         elif name == VAL:
             opened[name] = EvaluationSet(spec, {"": val()})
         else:
-            opened[name] = _open_images(spec, task, val, classes, root, outside_links, timeout)
+            opened[name] = _open_images(spec, task, val, classes, root, opening)
     return opened
 
 
-def _open_images(spec: SetSpec, task, val, classes, root, outside_links, timeout) -> EvaluationSet:
+def _open_images(spec: SetSpec, task, val, classes, root, opening: dict[str, Any]) -> EvaluationSet:
     subset = _subset(spec, classes)
     folder = Path(root, spec.path)
     found = EvaluationSet(spec, subset=subset, place=str(folder))
@@ -82,9 +80,7 @@ def _open_images(spec: SetSpec, task, val, classes, root, outside_links, timeout
     def opened(path: str):
         def source(decode: Callable):
             place, split = os.path.split(os.path.join(root, path).rstrip("/"))
-            inner = open_source(
-                spec.format, split, place, len(classes), 0, decode=decode, outside_links=outside_links, timeout=timeout
-            )
+            inner = open_source(spec.format, split, place, len(classes), 0, decode=decode, **opening)
             return relabelled(inner, label_folders(spec, inner.classes, classes, subset), classes)
 
         return task.set_dataset(source, spec.crop_pct)
