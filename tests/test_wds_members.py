@@ -375,6 +375,28 @@ def test_evaluation_of_shards_with_masks(write_config, tmp_path, capfd):
     assert accuracy("two", two, "DATA.COLUMNS", "[mask.png,cls]")[0] < 50  # they are all the same image
 
 
+def test_evaluation_sets_take_the_members_that_columns_name(write_config, tmp_path):
+    """The mask is chosen: the figures are not those of the images."""
+    layout = ["{n}.mask.png", "{n}.rgb.png", "{n}.cls"]
+    members = [
+        (name.format(n=n), png(n % 3 if "rgb" in name else 0) if "png" in name else b"%d" % (n % 3))
+        for n in range(30)
+        for name in layout
+    ]
+    write_shard(tmp_path / "data/val-0.tar", members)
+    config = write_config(DATA={"DATASET": "wds", "DATA_PATH": str(tmp_path / "data"), "COLUMNS": ["rgb.png", "cls"]})
+    memorised(config, tmp_path / "best.pth")
+    (tmp_path / "sets.yaml").write_text("mine: {path: val, format: wds, folders: names}")
+    sets = ["TEST.SETS", "[mine]", "TEST.SETS_FILE", tmp_path / "sets.yaml"]
+    accuracies = []
+    for image in ("rgb.png", "mask.png"):
+        columns = ["DATA.COLUMNS", f"[{image}, cls]", "TAG", image.partition(".")[0]]
+        run("--cfg", config, "--eval", "--resume", tmp_path / "best.pth", "--opts", *sets, *columns)
+        found = json.loads((tmp_path / f"output/fat_tiny/{columns[-1]}/eval/mine.json").read_text())
+        accuracies.append(found["acc1"])
+    assert accuracies[0] == 100.0 and accuracies[1] < 50.0
+
+
 def test_verify_has_the_same_rule(digits, tmp_path):
     """What is left out is said; a sample that is not right is named, and the others are read."""
     prepare_data.main(["shards", str(digits), "--output", str(tmp_path), "--workers", "0", "--splits", "val"])

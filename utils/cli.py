@@ -1,8 +1,9 @@
-"""What command lines share: arguments with errors of one line."""
+"""What command lines share: arguments and imports with errors of one line."""
 
 import argparse
+import contextlib
 import math
-from typing import Callable, NoReturn
+from typing import Callable, Iterator, NoReturn
 
 from .errors import ConfigError, did_you_mean
 
@@ -72,3 +73,13 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         "--weights", choices=["raw", "ema"],
         help="default: the average (ema) of a run's best checkpoint if that was what was best, and of another tool's if it has one; else raw",
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def importing(packages: str = "-r requirements.txt") -> Iterator[None]:
+    """Says which package is missing, where a program imports its parts, and how to get it. Raises ConfigError."""
+    try:
+        yield
+    except ImportError as error:
+        name = error.name or "a package"
+        raise ConfigError(f"{name}: cannot be imported ({error}); pip install {packages}") from error

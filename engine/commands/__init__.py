@@ -4,7 +4,7 @@ import functools
 import importlib
 from typing import Callable, Optional
 
-from utils.errors import ConfigError
+from utils.cli import importing
 
 COMMANDS = {  # by the flag that asks for it: its file, and the function in it
     "train": ("train", "train"),
@@ -26,9 +26,6 @@ def load_command(name: str, images_per_second: Optional[float]) -> Callable:
         ConfigError: a package that it needs is not installed.
     """
     module, function = COMMANDS[name]
-    try:
+    with importing():
         command = getattr(importlib.import_module(f"{__name__}.{module}"), function)
-    except ImportError as error:
-        package = error.name or "a package"
-        raise ConfigError(f"{package}: cannot be imported ({error}); pip install -r requirements.txt") from error
     return functools.partial(command, images_per_second=images_per_second) if name == "benchmark_data" else command

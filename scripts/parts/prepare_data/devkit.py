@@ -8,7 +8,8 @@ import tarfile
 from io import BytesIO
 from pathlib import Path
 
-from utils.errors import ConfigError, DataError
+from utils.cli import importing
+from utils.errors import DataError
 
 NAME = "ILSVRC2012_devkit_t12.tar.gz"
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
@@ -24,12 +25,8 @@ def read_devkit(path: Path) -> list[str]:
         ConfigError: scipy, which reads meta.mat, is missing.
         DataError: the archive is missing, cut short, or another year's.
     """
-    try:
+    with importing("scipy"):
         from scipy.io import loadmat
-    except ImportError as error:
-        raise ConfigError(
-            "scipy: is not installed, and meta.mat of the devkit is MATLAB's; pip install scipy"
-        ) from error
 
     again = f"fetch {NAME} (ILSVRC2012, task 1 and 2) again"
     found = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import ConfigError
+from utils.cli import importing
 from utils.files import atomic_write, remove_unfinished
 
 from .images import Images
@@ -26,10 +26,8 @@ def write_parquet(splits: list[Images], output: Path, shard_bytes: int) -> None:
         OutputError: no room, now or in the middle; whole files are kept.
         DataError: an image cannot be read.
     """
-    try:
+    with importing("datasets"):
         from datasets import ClassLabel, Features, Image
-    except ImportError as error:
-        raise ConfigError("datasets: is not installed; pip install datasets") from error
 
     folder = output / "data"
     with writing(folder):

@@ -18,7 +18,8 @@ from data.sources.archive import describe_leading, inner_name, leading_folders
 from data.sources.columns import file_in, key_of
 from data.sources.folder import FolderSource
 from data.sources.wds_members import USUAL, Parts, grouped
-from utils.errors import ConfigError, DataError, UserError
+from utils.cli import importing
+from utils.errors import DataError, UserError
 
 from .archives import require_end
 from .images import reworded
@@ -193,10 +194,8 @@ class Parquet:
     def read(
         path: Path, split: str, problems: list[str], notes: list[str]
     ) -> tuple[Optional[list[str]], Iterator[Item]]:
-        try:
+        with importing("datasets"):  # which brings it
             import pyarrow.parquet as pq
-        except ImportError as error:
-            raise ConfigError("pyarrow: is not installed; pip install datasets, which brings it") from error
 
         files = sorted(path.glob(f"data/{NAMES[split]}-*.parquet"))
         classes = None

@@ -12,7 +12,7 @@ from typing import Sequence
 
 import numpy as np
 
-from utils.errors import ConfigError
+from utils.cli import importing
 from utils.files import atomic_write, write_json
 
 from .images import Images
@@ -33,10 +33,8 @@ def write_shards(splits: list[Images], output: Path, shard_bytes: int, shard_ima
         OutputError: no room, now or in the middle; whole shards are kept.
         DataError: an image cannot be read.
     """
-    try:
+    with importing("webdataset"):
         from webdataset import TarWriter
-    except ImportError as error:
-        raise ConfigError("webdataset: is not installed; pip install webdataset") from error
 
     plans = []
     for images in splits:
