@@ -297,6 +297,7 @@ def test_a_path_may_be_a_string(tmp_path):
     """As `load_trained("best.pth")` of the pages."""
     torch.save(timm.create_model("fat_tiny", num_classes=3).state_dict(), tmp_path / "weights.pth")
     assert open_checkpoint(str(tmp_path / "weights.pth")).states.keys() == {"raw"}
+    assert read_checkpoint(str(tmp_path / "weights.pth")).keys() == timm.create_model("fat_tiny").state_dict().keys()
     (tmp_path / "folder").mkdir()
     (tmp_path / "weights.pth").rename(tmp_path / "folder/pytorch_model.bin")
     assert open_checkpoint(str(tmp_path / "folder")).states.keys() == {"raw"}
