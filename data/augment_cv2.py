@@ -4,7 +4,7 @@ What is done to which image, how strongly, is timm's own draw: only the function
 these, all that replace levels one by one (and brightness) give Pillow's pixels to the bit; contrast, colour, sharpness
 and translations round a level apart at most; shears and rotations interpolate by another cubic (OpenCV's a is -0.75,
 Pillow's -1) and differ where an image has edges, and at the border of what is moved in, where OpenCV rounds places to
-1/1024 of a pixel, a pixel may be filled in one and not in the other. tests/test_backends.py has the bounds.
+1/1024 of a pixel, a pixel may be filled in one and not in the other. tests/data/test_backends.py has the bounds.
 
 Images here are uint8 (H, W, 3).
 """

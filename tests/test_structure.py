@@ -126,7 +126,7 @@ def test_apex_is_optional():
 
 
 def test_the_pages_name_tests_that_exist():
-    text = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    text = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
     named = set().union(*(re.findall(r"`(test_\w+)`", page.read_text()) for page in pages))
     missing = {name for name in named if f"def {name}(" not in text}

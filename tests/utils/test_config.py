@@ -55,7 +55,7 @@ def test_the_same_recipe_on_fewer_gpus(world_size, steps):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_released_yaml_loads_unchanged(write, name):
-    released = json.loads((ROOT / "tests/released_parity.json").read_text())["models"][name]["config"]
+    released = json.loads((ROOT / "tests/models/released_parity.json").read_text())["models"][name]["config"]
     path = write(
         "r.yaml",
         yaml.safe_dump(

@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from test_mistakes import ALONE, collected
 
 import report as command
 from conftest import SMALL, Stop, launch, run, stop_at_update
 from engine.evaluation.findings import frequent_confusions, worst_mistakes
 from engine.report import page as report
 from engine.report.charts import chart, scale, thinned
-from test_mistakes import ALONE, collected
 from utils.config import load_config, to_dict
 from utils.errors import ConfigError, DataError
 from utils.metrics import ACC1

@@ -19,9 +19,9 @@ import models
 from conftest import ROOT, SMALL, error_of, load, run
 from data.class_maps import read_class_map
 from engine.inference.trained import load_trained
+from known_weights import PARITY, released_weights
 from parts.checkpoint.average import average, greedy, shares_of
 from parts.checkpoint.weight_files import open_checkpoint
-from test_models import PARITY, released_weights
 from utils.config import config_from, to_dict
 from utils.errors import OutputError, UserError
 from utils.files import atomic_write

@@ -14,35 +14,15 @@ from torch import nn
 
 import models
 from conftest import error_of, run
+from known_weights import difference, realistic
 from models.fuse import FusedConv2d, is_native_on_cpu
 from models.layers import DOWNSAMPLINGS, FFNS, INTERACTIONS
-
-
-def realistic(name="fat_tiny", **settings):
-    """A model in evaluation mode whose norms have statistics, scales and shifts that change something."""
-    torch.manual_seed(0)
-    model = timm.create_model(name, **settings).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.3, 2)
-        if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.3)
-        if isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.bias, 0, 0.1)
-    return model
 
 
 def pruned():
     model = timm.create_model("fat_tiny").eval()
     model.prune_intermediate_layers(1, prune_norm=True)
     return model
-
-
-def difference(a, b):
-    """The largest one, in units of the second's spread."""
-    return ((a.float() - b).abs().max() / b.std()).item()
 
 
 @pytest.mark.parametrize("name", ["fat_tiny", "fat_small", "fat_b0", "fat_b1", "fat_b2", "fat_b3"])

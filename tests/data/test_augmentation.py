@@ -19,7 +19,7 @@ from data.loader import TrainLoader
 from data.sources import open_source
 from engine.tasks import create_task
 from engine.tasks.criterion import create_criterion
-from test_data import FINISH, LOADING, augmentation
+from loading import FINISH, LOADING, augmentation
 from utils.config import load_config
 from utils.rng import seed_all
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 import export
 from conftest import ROOT, SMALL
 from engine.inference.trained import load_trained
-from test_fuse import realistic
+from known_weights import realistic
 from utils.config import config_from, to_dict
 from utils.errors import DataError, OutputError, UserError
 

@@ -37,8 +37,8 @@ import engine.commands.evaluate
 import engine.commands.train  # noqa: F401  (with the packages that they need, so that no command has to import them again)
 from conftest import ROOT, free_port
 from make_quickstart_data import digits as all_digits
+from markdown_pages import PAGES, anchors_of, blocks, commands_of, links_of, markdown_files, words_of
 from models.fuse import is_native_on_cpu
-from pages import PAGES, anchors_of, blocks, commands_of, links_of, markdown_files, words_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot  # noqa: E402, F401  (once here, instead of in each command)
@@ -62,7 +62,7 @@ SUBSTITUTED = [
     (r"--benchmark-data 5000", "--benchmark-data 50"),
     (r"curves RUN RUN", "curves output/fat_b0/default output/fat_b0/classes"),
     (r"([ =])best\.pth", r"\1output/fat_b0/default/best.pth"),
-    (r"\[csv, wandb\]", "[csv]"),  # tests/test_loggers.py has the other one
+    (r"\[csv, wandb\]", "[csv]"),  # tests/utils/test_loggers.py has the other one
 ]
 
 TINY = "MODEL.FAT.embed_dims [8,16,24,32] MODEL.FAT.depths [1,1,1,1] MODEL.FAT.num_heads [1,2,2,2]"
@@ -360,7 +360,9 @@ def write_template(template: Path, stand_ins: Path) -> None:
             path = template / "datasets/digits" / split / label / name
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
-    shutil.copytree(template / "datasets/digits", template / "datasets/mnist")  # tests/test_finetune.py has MNIST's
+    shutil.copytree(
+        template / "datasets/digits", template / "datasets/mnist"
+    )  # tests/engine/test_finetune.py has MNIST's
     pictures(template / "datasets/photos/train", ["a/1", "b/2"], ".jpg", (200, 150))
     pictures(template / "datasets/photos/val", ["a/3", "b/4"], ".jpg", (200, 150))
     for label in range(5):
@@ -380,8 +382,8 @@ def write_template(template: Path, stand_ins: Path) -> None:
 def sandboxes(digits, tmp_path_factory):
     import timm
 
+    from imagenet_downloads import write_downloads
     from prepare_data import main as prepare_data
-    from test_prepare_data import write_downloads
 
     stand_ins = tmp_path_factory.mktemp("docs") / "stand_ins"
     write_thousand(stand_ins / "thousand")
@@ -431,7 +433,7 @@ def test_the_python_block_runs(sandboxes, block):
 
 def test_what_is_not_run_has_a_test_and_known_flags():
     """What stands in for running them: each is still in a page, its test exists, its script knows its flags."""
-    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     for command, (why, test) in NOT_RUN.items():
         assert command in COMMANDS, f"{command}: is in no page any more"
         assert why and f"def {test}(" in tests, f"{command}: {test}: is no test"

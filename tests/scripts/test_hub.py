@@ -10,7 +10,7 @@ import timm
 import torch
 
 from conftest import ROOT, rest
-from test_fuse import realistic
+from known_weights import realistic
 from utils.config import config_from, to_dict
 
 

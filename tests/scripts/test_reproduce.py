@@ -16,7 +16,7 @@ from utils.errors import ConfigError
 
 @pytest.fixture
 def two_variants(monkeypatch):
-    """Counting all twelve takes seconds; tests/test_ablations.py does."""
+    """Counting all twelve takes seconds; tests/scripts/test_ablations.py does."""
     monkeypatch.setattr(ablations, "variants", lambda: ["base", "no_cpe"])
 
 

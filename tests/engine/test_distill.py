@@ -13,7 +13,7 @@ from data.batches import Examples
 from engine.checkpoints.file import interpret
 from engine.tasks import create_task
 from engine.tasks.distill import Distillation, Inputs, Teacher, pretrained_teacher, trained_teacher
-from test_fuse import difference, realistic
+from known_weights import difference, realistic
 from utils.config import load_config
 from utils.errors import ConfigError
 

@@ -20,7 +20,7 @@ from engine.evaluation.evaluators import ClassEvaluator
 from engine.evaluation.views import predict_views
 from engine.tasks import create_task
 from engine.tasks.classification import Classification
-from test_data import augmentation
+from loading import augmentation
 from utils.config import load_config
 
 STEPS = [[0, 32], [1, 64], [3, 48]]

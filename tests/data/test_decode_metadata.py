@@ -21,7 +21,7 @@ from conftest import ROOT, run
 from data.decode import decode_image, frames_of, open_image
 from data.metadata import without_metadata
 from data.sources.image_paths import FileSource
-from test_data import augmentation
+from loading import augmentation
 from utils.rng import seed_cpu
 
 HAS_NVIMGCODEC = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.nvimgcodec")
@@ -182,7 +182,7 @@ import io, sys, warnings
 from pathlib import Path
 sys.path[:0] = [{root!r}, {root!r} + "/tests", {root!r} + "/scripts"]
 from data.sources.image_paths import FileSource
-from test_data import augmentation
+from loading import augmentation
 
 warnings.resetwarnings()
 warnings.simplefilter("default")

@@ -1,9 +1,6 @@
 """The models give the released code's numbers, and work with timm."""
 
-import json
 import math
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,30 +9,10 @@ import torch
 from torch import nn
 
 import models
+from known_weights import PARITY, released_weights
 from models.layers import FASA, INTERACTIONS, FATBlock
 
-PARITY = json.loads((Path(__file__).parent / "released_parity.json").read_text())
 SIZES = ["fat_b0", "fat_b1", "fat_b2", "fat_b3"]
-
-
-def fill(key: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """The rule by which the reference logits' weights were made: a function of the key and the shape."""
-    rng = np.random.default_rng(zlib.crc32(key.encode()))
-    if key.endswith("num_batches_tracked"):
-        values = np.array(7)
-    elif key.endswith("running_var"):
-        values = rng.uniform(0.5, 1.5, shape)
-    elif key.endswith(("running_mean", "bias")):
-        values = 0.1 * rng.standard_normal(shape)
-    elif len(shape) == 1:
-        values = rng.uniform(0.5, 1.5, shape)
-    else:
-        values = rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))
-    return torch.as_tensor(values)
-
-
-def released_weights(name: str) -> dict[str, torch.Tensor]:
-    return {key: fill(key, tuple(shape)) for key, shape in PARITY["models"][name]["keys"].items()}
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -27,7 +27,7 @@ from data.loader import TrainLoader
 from data.prefetch import Prefetcher, copying_stream
 from data.sources import open_source
 from engine.training.waits import LEAST, Waits
-from test_data import LOADING, augmentation
+from loading import LOADING, augmentation
 from utils.device import to_device
 from utils.errors import ConfigError, DataError
 from utils.rng import seed_cpu
