@@ -11,9 +11,10 @@ from yacs.config import CfgNode
 
 from data.loader import Loader, eval_loader, train_loader
 from utils.config import to_dict
-from utils.distributed import available_cores, local_processes
 from utils.errors import ConfigError
 from utils.macs import Complexity
+from utils.processes.launch import available_cores
+from utils.processes.sameness import require_same_images
 from utils.provenance import commit
 from utils.rng import seed_all
 
@@ -138,6 +139,7 @@ def build_data(session: Session, task: Task) -> TrainingData:
     epochs = dict(num_batches=plan.batches_per_epoch, seed=cfg.SEED, repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES)
     reading = dict(buffer=cfg.DATA.SHUFFLE_BUFFER, cache_mode=cfg.DATA.CACHE_MODE)
     train_batches = train_loader(train_set, **epochs, **reading, **placing)
+    require_same_images(session.peers, train_batches.order, val_set.source.fingerprint)
     return TrainingData(train_batches, eval_loader(val_set, **placing), plan, classes)
 
 
@@ -249,7 +251,7 @@ def build_saver(session: Session, checkpointer: Checkpointer, progress: Progress
 
 def build_recorder(session: Session, data: TrainingData, progress: Progress, precision: str) -> Recorder:
     cfg = session.cfg
-    cores = available_cores(local_processes(session.launch.world_size))
+    cores = available_cores(session.launch.local_size)
     waits = Waits(cfg.DATA.NUM_WORKERS, cfg.DATA.BACKEND, cores)
     facts = facts_of(session, data, precision)
     epochs = cfg.TRAIN.EPOCHS
