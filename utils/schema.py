@@ -242,6 +242,9 @@ key("TRAIN.FREEZE", [], PARTS, RECIPE,
 key("TRAIN.ACCUMULATION_STEPS", 1, POSITIVE, SPLIT, "micro-batches per update")
 key("TRAIN.TOTAL_BATCH_SIZE", 0, NOT_NEGATIVE, RECIPE,
     "images per update over all processes; derives the accumulation; 0: not used")
+key("TRAIN.SYNC_BN", "auto", one_of("auto", "all", "none", "torch"), RECIPE,
+    "whose images BatchNorm's statistics are of: auto (GPUs: all processes', CPUs: its own), all, none (its own), torch (as "
+    "all, by torch's own layer, which needs GPUs)")
 key("TRAIN.USE_CHECKPOINT", False, ANY, SPEED, "activation checkpointing")
 key("TRAIN.COMPILE", False, ANY, SPEED, "torch.compile")
 key("TRAIN.COMPILE_MODE", "default", COMPILE_MODE, SPEED, "torch.compile's mode")

@@ -156,7 +156,7 @@ def build_model(
     complexity = complexity_of(model, cfg)
     notes = start_from(model, pretrained, cfg)
     require_layout(model, device, cfg.TRAIN.CHANNELS_LAST)
-    model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, cfg.TRAIN.USE_CHECKPOINT)
+    model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, cfg.TRAIN.USE_CHECKPOINT, sync_bn=cfg.TRAIN.SYNC_BN)
     freeze(model, cfg.TRAIN.FREEZE)
     return model, complexity, notes
 
