@@ -24,6 +24,7 @@ from ..checkpoints.progress import Progress
 from ..checkpoints.store import Checkpointer
 from ..evaluation.sets.tables import is_imagenet
 from ..session import Session
+from ..setup.compilation import decide_compilation
 from ..setup.complexity import complexity_of
 from ..setup.loading import loading
 from ..setup.model import place, prepare_model, require_layout, wrap_model
@@ -98,7 +99,7 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
         epochs=cfg.TRAIN.EPOCHS,
         seed=cfg.SEED,
         clip_grad=cfg.TRAIN.CLIP_GRAD,
-        compile_mode=cfg.TRAIN.COMPILE_MODE if cfg.TRAIN.COMPILE else "",
+        compile_mode=decide_compilation(cfg, device).mode,
         print_freq=cfg.PRINT_FREQ,
     )
     return trainer, complexity, notes
