@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 from yacs.config import CfgNode
 
@@ -39,6 +38,7 @@ from ..tasks.distill import (
     pretrained_teacher,
     trained_teacher,
 )
+from .average import WeightAverage
 from .freeze import freeze
 from .nonfinite import FiniteGuard
 from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
@@ -72,7 +72,7 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
     task.prepare_training(len(data.classes), distillation)
     model, complexity, notes = build_model(session, task, len(data.classes), bool(distillation), pretrained)
     optimizer = build_optimizer(cfg, model, data.plan.scale_lr(cfg.TRAIN.BASE_LR))
-    model_ema = ModelEmaV3(model, decay=cfg.EMA.DECAY, use_warmup=cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
+    model_ema = WeightAverage(model, cfg.EMA.DECAY, cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
     lr_scheduler = build_scheduler(cfg, optimizer, data.plan)
     progress = Progress()
     averaged, saved_optimizer = model_ema and model_ema.module, ResumableOptimizer(optimizer)
