@@ -48,4 +48,4 @@ def test_more_boxes_take_no_more_operators():
         with Operators() as operators:
             erase_together(images, boxes, fills)
         counts.append(operators.number)
-    assert counts[0] == counts[1] < 60
+    assert counts[1] <= counts[0] < 60, counts
