@@ -52,7 +52,7 @@ conflict(EVAL, lambda c: c.TEST.KNN and c.TEST.FUSED,
     "TEST.KNN compares features, which the deployed form (--fused) does not give; leave one of them out")
 conflict(EVAL, lambda c: c.TEST.KNN and c.TEST.SETS and "val" not in c.TEST.SETS,
     "TEST.KNN is about the validation images; add val to TEST.SETS, or leave it out")
-conflict(TRAIN, lambda c: c.TRAIN.COMPILE and c.TRAIN.USE_CHECKPOINT,
+conflict(TRAIN, lambda c: c.TRAIN.COMPILE is True and c.TRAIN.USE_CHECKPOINT,
     "TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkpoint); switch one of them off")
 conflict(TRAIN, lambda c: c.TRAIN.WARMUP_EPOCHS >= c.TRAIN.EPOCHS,
     "TRAIN.WARMUP_EPOCHS is {c.TRAIN.WARMUP_EPOCHS}, TRAIN.EPOCHS {c.TRAIN.EPOCHS}; the warmup must be shorter than "

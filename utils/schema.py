@@ -101,6 +101,7 @@ def are_counts(values: list) -> bool:
 
 
 ANY = Rule("any value", lambda value: True)
+SWITCH = Rule("True, False or auto", lambda value: value in (True, False, "auto"))  # the one rule for two types
 PATH = Rule("a file or folder", lambda value: True)  # as a shell has it, with ~ and $VARIABLE
 NOT_EMPTY = Rule("a name", bool)
 POSITIVE = Rule("greater than 0", lambda value: value > 0)
@@ -242,8 +243,11 @@ key("TRAIN.FREEZE", [], PARTS, RECIPE,
 key("TRAIN.ACCUMULATION_STEPS", 1, POSITIVE, SPLIT, "micro-batches per update")
 key("TRAIN.TOTAL_BATCH_SIZE", 0, NOT_NEGATIVE, RECIPE,
     "images per update over all processes; derives the accumulation; 0: not used")
+key("TRAIN.SYNC_BN", "auto", one_of("auto", "all", "none", "torch"), RECIPE,
+    "whose images BatchNorm's statistics are of: auto (GPUs: all processes', CPUs: its own), all, none (its own), torch (as "
+    "all, by torch's own layer, which needs GPUs)")
 key("TRAIN.USE_CHECKPOINT", False, ANY, SPEED, "activation checkpointing")
-key("TRAIN.COMPILE", False, ANY, SPEED, "torch.compile")
+key("TRAIN.COMPILE", False, SWITCH, SPEED, "torch.compile; auto: on GPUs, where nothing known is in the way")
 key("TRAIN.COMPILE_MODE", "default", COMPILE_MODE, SPEED, "torch.compile's mode")
 key("TRAIN.CHANNELS_LAST", True, ANY, SPEED,
     "maps lie in memory position by position (NHWC), which convolutions are faster with")

@@ -10,6 +10,7 @@ from torch import nn
 from utils.device import memory_mib, to_device
 
 from ..session import Session
+from ..setup.compilation import compile_model, decide_compilation
 from ..setup.complexity import complexity_of
 from ..setup.model import deploy_model, prepare_model
 from ..setup.precision import create_precision
@@ -27,9 +28,11 @@ def throughput(session: Session) -> None:
     model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
     if cfg.TEST.FUSED:
         model = deploy_model(model, precision.dtype)
-    if cfg.TRAIN.COMPILE:
-        model.compile(mode=cfg.TRAIN.COMPILE_MODE)
-    log.info(f"{device} | {precision}{' | fused' * cfg.TEST.FUSED} | batch {cfg.DATA.BATCH_SIZE}")
+    compilation = decide_compilation(cfg, device)
+    if compilation.mode:
+        compile_model(model, compilation.mode)
+    forms = f"{' | fused' * cfg.TEST.FUSED}{f' | {compilation.reason}' * bool(compilation.reason)}"
+    log.info(f"{session.placement} | {precision}{forms} | batch {cfg.DATA.BATCH_SIZE}")
     speed = measure_throughput(
         model, precision, device, cfg.DATA.BATCH_SIZE, cfg.DATA.IMG_SIZE, cfg.TRAIN.CHANNELS_LAST
     )
