@@ -37,6 +37,8 @@ def command(*argv, launcher=()):
     (["--cfg", "x.yaml", "--disable_amp", "--amp-opt-level", "O1"], ["--disable_amp contradicts --amp-opt-level"]),
     (["--cfg", "x.yaml", "--eval", "--throughput"], ["--eval contradicts --throughput"]),
     (["--cfg", "x.yaml", "--eval", "--resume", "a", "--pretrained", "b"], ["--resume contradicts --pretrained"]),
+    (["--cfg", "x.yaml", "--engine", "openvino"], ["--engine: training is torch's"]),
+    (["--cfg", "x.yaml", "--eval", "--engine", "tensorrt"], ["--engine", "tensorrt", "onnxruntime"]),
     (["--cfg", "x.yaml", "--resume", "a", "--throughput"], ["--resume contradicts --throughput"]),
     (["--cfg", "configs/fat_b0.yaml", "--cache-mode", "full"], ["--cache-mode full", "--zip"]),
     (["--cfg", "x.yaml"], ["x.yaml", "cannot be read"]),
