@@ -3,7 +3,7 @@
 Detection is in `models.detection`, which needs torchvision and is imported by whoever wants it.
 """
 
-from .backbone import DenseBackbone
+from .backbone import DenseBackbone, backbone_of
 from .segmenter import SEGMENTERS, SemanticFPN, UperNet, create_segmenter
 
-__all__ = ["DenseBackbone", "SEGMENTERS", "SemanticFPN", "UperNet", "create_segmenter"]
+__all__ = ["DenseBackbone", "SEGMENTERS", "SemanticFPN", "UperNet", "backbone_of", "create_segmenter"]

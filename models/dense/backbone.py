@@ -120,11 +120,20 @@ def plain_name(name: str, known: Mapping[str, Any]) -> str:
     return apart if name not in known and apart in known else name
 
 
+def backbone_of(model: nn.Module) -> DenseBackbone:
+    """The backbone in a segmenter or detector."""
+    return model.get_submodule(_path_of_backbone(model))
+
+
+def _path_of_backbone(model: nn.Module) -> str:
+    (path,) = (name for name, module in model.named_modules() if isinstance(module, DenseBackbone))
+    return path
+
+
 def group_matcher(model: nn.Module, coarse: bool) -> Callable[[str], tuple[float, ...]]:
     """timm's `group_matcher` for a model with a `DenseBackbone` in it: the backbone's layers, and all else after them."""
-    (path,) = (name for name, module in model.named_modules() if isinstance(module, DenseBackbone))
-    backbone = model.get_submodule(path)
-    layers = {f"{path}.{name}": (float(layer),) for name, layer in backbone.layers(coarse).items()}
+    path = _path_of_backbone(model)
+    layers = {f"{path}.{name}": (float(layer),) for name, layer in backbone_of(model).layers(coarse).items()}
     return lambda name: layers.get(name, (math.inf,))
 
 
