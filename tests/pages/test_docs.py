@@ -39,6 +39,7 @@ from conftest import ROOT, free_port
 from make_quickstart_data import digits as all_digits
 from markdown_pages import PAGES, anchors_of, blocks, commands_of, links_of, markdown_files, prose, words_of
 from models.fuse import is_native_on_cpu
+from utils.config import load_config
 
 matplotlib.use("Agg")
 import matplotlib.pyplot  # noqa: E402, F401  (once here, instead of in each command)
@@ -502,3 +503,9 @@ def test_limits_are_one_list_and_pictures_are_small():
     assert 0 < len(limits) <= 10 and all(line.startswith("- ") and len(line) < 160 for line in limits)
     pictures = [ROOT / link for link in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", readme)]
     assert pictures and all(picture.stat().st_size < 150_000 for picture in pictures)
+
+
+@pytest.mark.parametrize("name", ["fat_quickstart", "fat_quickstart_emoji"])
+def test_the_readme_says_how_long_the_quickstart_trains(name):
+    [epochs] = re.findall(r"Quickstart, (\d+) epochs", (ROOT / "README.md").read_text())
+    assert load_config(ROOT / f"configs/{name}.yaml").TRAIN.EPOCHS == int(epochs)
