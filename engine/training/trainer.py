@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.loader import Loader
-from data.samplers import size_at
 from utils.distributed import broadcast_buffers
 from utils.errors import CheckpointError, NonFiniteError, OutputError, Stopped
 from utils.files import write_json
@@ -99,7 +98,7 @@ class Trainer:
         progress, steps = self.progress, self.plan.updates_per_epoch
         epoch, first_step = progress.epoch, progress.step
         batches = self.train_loader.epoch(epoch, first_step * self.plan.accumulation_steps)
-        size, self.img_size = self.img_size, size_at(self.train_loader.sizes, epoch)
+        size, self.img_size = self.img_size, self.train_loader.schedule.size_at(epoch)
         if self.img_size != size:
             self.log.info(f"epoch {epoch}: training images of {self.img_size} px")
         window = Window(self.device, progress, self.peers.launch)

@@ -380,7 +380,9 @@ def test_the_run_s_votes_are_those_of_its_features_of_its_files(write_config, tm
         vectors = []
         for path in paths:
             with open(path, "rb") as file:
-                pixels = torch.from_numpy(transform(transform.decode(file)).pixels.copy()).permute(2, 0, 1) / 255
+                pixels = (
+                    torch.from_numpy(transform.picture(transform.decode(file)).pixels.copy()).permute(2, 0, 1) / 255
+                )
             with torch.inference_mode():
                 vectors.append(
                     model.forward_head(model.forward_features(((pixels - mean) / std)[None]), pre_logits=True)[0]
