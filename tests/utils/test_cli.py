@@ -202,6 +202,9 @@ def test_summary_of_a_run(write_config, tmp_path, digits):
     assert rows["raw acc1 / acc5"] == f"{result['raw']['acc1']:.2f} % / 100.00 %"
     assert rows["ema acc1 / acc5"] == f"{result['ema']['acc1']:.2f} % / 100.00 %"
     assert cv2.imread(str(folder / "curves.png")) is not None
+    named = [sys.executable, "scripts/summarize_run.py", folder, "--curves", tmp_path / "named.png"]
+    assert f"{tmp_path}/named.png" in subprocess.run(named, cwd=ROOT, capture_output=True, text=True).stdout
+    assert (tmp_path / "named.png").read_bytes() == (folder / "curves.png").read_bytes()
     ended = subprocess.run(
         [sys.executable, "scripts/summarize_run.py", tmp_path], cwd=ROOT, capture_output=True, text=True
     )
