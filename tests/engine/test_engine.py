@@ -26,11 +26,11 @@ from engine.training.recorder import Recorder
 from engine.training.saver import Saver
 from engine.training.trainer import Trainer
 from engine.training.waits import Waits
-from utils.distributed import Launch
 from utils.errors import ConfigError
 from utils.macs import measure_complexity
 from utils.metrics import ACC1
-from utils.peers import Peers
+from utils.processes.launch import Launch
+from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
 CPU = torch.device("cpu")

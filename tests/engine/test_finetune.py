@@ -16,9 +16,9 @@ from engine.evaluation.knn import Bank, Neighbours
 from engine.training import freeze
 from engine.training.optim import create_lr_scheduler, create_optimizer
 from utils.config import load_config
-from utils.distributed import Launch
 from utils.errors import ConfigError
-from utils.peers import Peers
+from utils.processes.launch import Launch
+from utils.processes.peers import Peers
 
 CPU = torch.device("cpu")
 DROP_PATHS = {"drop_path_rate": 0.5}

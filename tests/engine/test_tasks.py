@@ -16,8 +16,8 @@ from engine.evaluation.knn import Bank, Neighbours
 from engine.tasks import TASKS
 from engine.tasks.base import ClosingEvaluator, Evaluator, Task
 from engine.tasks.classification import Classification
-from utils.distributed import sum_over_ranks
 from utils.metrics import Metric
+from utils.processes.collectives import sum_over_ranks
 
 
 class Reading(Classification):

@@ -18,9 +18,9 @@ from engine.setup.precision import create_precision
 from engine.tasks import create_task
 from utils.conflicts import require_no_conflict
 from utils.device import select_device
-from utils.distributed import Launch
 from utils.errors import CheckpointError
-from utils.peers import Peers
+from utils.processes.launch import Launch
+from utils.processes.peers import Peers
 from utils.rng import seed_all
 from utils.run_log import RunLog
 

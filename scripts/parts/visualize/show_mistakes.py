@@ -23,9 +23,9 @@ from engine.tasks import create_task
 from utils.cli import whole_number
 from utils.config import config_from, to_dict
 from utils.device import select_device
-from utils.distributed import Launch
-from utils.peers import Peers
 from utils.pictures import grid, titled
+from utils.processes.launch import Launch
+from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
 from . import inputs
