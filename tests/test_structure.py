@@ -174,7 +174,7 @@ def cuts_of_messages(tree: ast.AST) -> list[str]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CUTS:
             words = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
             of_text = ast.unparse(node.func.value).startswith("str(error")
-            if any(word.startswith(";") for word in words) or (of_text and node.func.attr == "replace"):
+            if any(word.startswith("; ") for word in words) or (of_text and node.func.attr == "replace"):
                 found.append(ast.unparse(node))
     return found
 
