@@ -9,6 +9,7 @@ from engine.arguments import command_of, config_flags, parse_args, require_cache
 from engine.commands import load_command
 from utils import ending
 from utils.config import load_config
+from utils.conflicts import TRAIN
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -20,7 +21,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
     from engine.session import open_session
 
-    with open_session(cfg, args.opts[::2], args.local_rank) as session:
+    with open_session(cfg, args.opts[::2], args.local_rank, training=name in TRAIN) as session:
         command(session)
 
 

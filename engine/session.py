@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from utils import ending
 from utils.config import to_dict
-from utils.device import is_out_of_memory, select_device, use_deterministic_algorithms
+from utils.device import choose_arithmetic, is_out_of_memory, select_device, use_deterministic_algorithms
 from utils.errors import ConfigError, OutputError, ProcessError, ShortageError, Stopped, one_line
 from utils.malloc import keep_freed_memory
 from utils.processes import backend_errors
@@ -35,6 +35,7 @@ class Session:
     peers: Peers
     directory: Path
     log: RunLog
+    arithmetic: str = ""  # of a GPU, see `choose_arithmetic`
 
     @property
     def is_first(self) -> bool:
@@ -44,7 +45,8 @@ class Session:
     @property
     def placement(self) -> str:
         """Where it runs, for the log."""
-        return f"{self.device} | {self.launch.world_size} process{'es' if self.launch.world_size > 1 else ''}"
+        processes = f"{self.launch.world_size} process{'es' if self.launch.world_size > 1 else ''}"
+        return f"{self.device} | {processes}" + (f" | {self.arithmetic}" if self.arithmetic else "")
 
 
 def run_directory(cfg: CfgNode) -> Path:
@@ -53,13 +55,16 @@ def run_directory(cfg: CfgNode) -> Path:
 
 
 @contextlib.contextmanager
-def open_session(cfg: CfgNode, given: Sequence[str], local_rank: Optional[int]) -> Iterator[Session]:
+def open_session(
+    cfg: CfgNode, given: Sequence[str], local_rank: Optional[int], training: bool = False
+) -> Iterator[Session]:
     """The processes meet, the block runs, they part. An error of torch or of the system becomes one of ours.
 
     Args:
         cfg: the config as loaded.
         given: keys that the user set on the command line, which DATA.FROM_MODEL leaves alone.
         local_rank: as old launchers pass it.
+        training: whether the command trains, for which float32 may be TF32.
 
     Raises:
         UserError: of every kind.
@@ -71,6 +76,8 @@ def open_session(cfg: CfgNode, given: Sequence[str], local_rank: Optional[int]) 
     device = select_device(cfg.DEVICE, launch.gpu)
     if cfg.DETERMINISTIC:
         use_deterministic_algorithms()
+    fixed_sizes = not (training and cfg.TRAIN.IMG_SIZES)
+    arithmetic = choose_arithmetic(device, not training, cfg.DETERMINISTIC, fixed_sizes)
     directory = run_directory(cfg)
     with process_group(launch, device, ending.LAUNCHER) as store:
         log = RunLog(directory, launch.rank == 0, cfg.LOGGERS, to_dict(cfg))
@@ -79,7 +86,7 @@ def open_session(cfg: CfgNode, given: Sequence[str], local_rank: Optional[int]) 
         together = False
         try:
             require_same_start(peers, cfg)
-            yield Session(cfg, launch, device, peers, directory, log)
+            yield Session(cfg, launch, device, peers, directory, log, arithmetic)
             peers.meet()
             together = True
         except Stopped as stopped:

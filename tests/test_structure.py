@@ -28,7 +28,7 @@ FLOORS = {  # what each room of engine/ may import of the others
     "inference": {"checkpoints", "evaluation", "setup", "tasks"},
     "training": {"checkpoints", "evaluation", "session", "setup", "tasks"},
     "report": {"tasks", "training"},
-    "commands": {"checkpoints", "evaluation", "report", "session", "setup", "tasks", "training"},
+    "commands": {"checkpoints", "evaluation", "inference", "report", "session", "setup", "tasks", "training"},
 }
 PARTS = {name.removesuffix(".py") for name in LAYERS} | {"tests", "configs"}
 
@@ -97,7 +97,7 @@ def test_every_requirement_is_imported():
     listed = {names.get(package, package) for package in listed if package}
     used = set().union(*(imports(path) for part in LAYERS for path in files(part)))
     # NVIDIA apex and nvImageCodec; ImageNet-C's images made here; the benchmark's, the quickstart's and prepare_data.py's own;
-    # pyarrow comes with datasets, huggingface_hub and safetensors with timm; LOGGERS wandb; scripts/export.py's onnxruntime
+    # pyarrow comes with datasets, huggingface_hub and safetensors with timm; LOGGERS wandb; engines and export: onnx, onnxscript, onnxruntime, openvino
     optional = {
         "apex",
         "nvidia",
@@ -110,6 +110,8 @@ def test_every_requirement_is_imported():
         "huggingface_hub",
         "safetensors",
         "wandb",
+        "onnx",
+        "onnxscript",
         "onnxruntime",
     }
     siblings = {path.relative_to(ROOT / "scripts").parts[0].removesuffix(".py") for path in files("scripts")}

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from .conflicts import require_no_conflict
 from .errors import ConfigError, did_you_mean, one_line
-from .schema import ALIASES, DEFAULTS, KEYS, PATH, RETIRED, is_finite
+from .schema import ALIASES, DEFAULTS, KEYS, PATH, RETIRED, SWITCH, is_finite
 
 
 def load_config(
@@ -172,7 +172,7 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
         result = list(value)
     if key == "MODEL.TYPE" and isinstance(result, str):
         result = result.lower()
-    if type(result) is not kind:
+    if type(result) is not kind and not (KEYS[key].rule is SWITCH and isinstance(result, str)):
         raise ConfigError(f"{where} is {value!r}; it must be of type {kind.__name__}, like {default!r}")
     if isinstance(result, str) and not result.isprintable():
         raise ConfigError(f"{where} is {value!r}; it must have printable characters only")

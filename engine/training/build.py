@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 from yacs.config import CfgNode
 
@@ -26,6 +25,7 @@ from ..checkpoints.progress import Progress
 from ..checkpoints.store import Checkpointer
 from ..evaluation.sets.tables import is_imagenet
 from ..session import Session
+from ..setup.compilation import decide_compilation
 from ..setup.complexity import complexity_of
 from ..setup.loading import loading
 from ..setup.model import place, prepare_model, require_layout, wrap_model
@@ -40,6 +40,7 @@ from ..tasks.distill import (
     pretrained_teacher,
     trained_teacher,
 )
+from .average import WeightAverage
 from .freeze import freeze
 from .nonfinite import FiniteGuard
 from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
@@ -73,7 +74,7 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
     task.prepare_training(len(data.classes), distillation)
     model, complexity, notes = build_model(session, task, len(data.classes), bool(distillation), pretrained)
     optimizer = build_optimizer(cfg, model, data.plan.scale_lr(cfg.TRAIN.BASE_LR))
-    model_ema = ModelEmaV3(model, decay=cfg.EMA.DECAY, use_warmup=cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
+    model_ema = WeightAverage(model, cfg.EMA.DECAY, cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
     lr_scheduler = build_scheduler(cfg, optimizer, data.plan)
     progress = Progress()
     averaged, saved_optimizer = model_ema and model_ema.module, ResumableOptimizer(optimizer)
@@ -100,7 +101,7 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
         epochs=cfg.TRAIN.EPOCHS,
         seed=cfg.SEED,
         clip_grad=cfg.TRAIN.CLIP_GRAD,
-        compile_mode=cfg.TRAIN.COMPILE_MODE if cfg.TRAIN.COMPILE else "",
+        compile_mode=decide_compilation(cfg, device).mode,
         print_freq=cfg.PRINT_FREQ,
     )
     return trainer, complexity, notes
@@ -155,7 +156,7 @@ def build_model(
     complexity = complexity_of(model, cfg)
     notes = start_from(model, pretrained, cfg)
     require_layout(model, device, cfg.TRAIN.CHANNELS_LAST)
-    model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, cfg.TRAIN.USE_CHECKPOINT)
+    model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, cfg.TRAIN.USE_CHECKPOINT, sync_bn=cfg.TRAIN.SYNC_BN)
     freeze(model, cfg.TRAIN.FREEZE)
     return model, complexity, notes
 

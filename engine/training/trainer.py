@@ -24,8 +24,10 @@ from ..checkpoints.file import read_checkpoint
 from ..checkpoints.progress import Progress, Window
 from ..checkpoints.store import LAST, checkpoints_of
 from ..evaluation.loop import evaluate, summarize
+from ..setup.compilation import compile_model
 from ..tasks.base import Task
 from . import freeze
+from .graphs import replayed
 from .nonfinite import MAX_ROLLBACKS, FiniteGuard, NonFinite
 from .plan import BatchPlan
 from .recorder import Recorder
@@ -85,7 +87,8 @@ class Trainer:
         self.compiling = bool(self.compile_mode)
         if self.compiling:
             for model in filter(None, [self.model, self.model_ema and self.model_ema.module]):
-                model.compile(mode=self.compile_mode)  # both share one graph, and training has another
+                # both share one graph, and training has another
+                compile_model(model, self.compile_mode, num_sizes=len(self.train_loader.sizes) + 1)
         self.guard.start(self.progress.left_out)
         if self.guard.policy == "rollback" and not checkpoints_of(self.saver.checkpointer.directory):
             self.saver.save(LAST)  # something to go back to
@@ -142,7 +145,8 @@ class Trainer:
             self.peers.at(f"{place}: forward", may_last=self.compiling)
             # Mixup, dropout and drop path draw from here on: the same draws whatever ran before.
             seed_all(self.seed, epoch, step, i, rank)
-            with self.synchronised(last=i == num_batches - 1):
+            last = i == num_batches - 1
+            with self.synchronised(last), replayed(self.model, self.compile_mode, keep_gradients=i == 0 and not last):
                 with self.precision.autocast():
                     losses = self.task.loss(self.wrapped_model, batch)
                 self.peers.at(f"{place}: backward", may_last=self.compiling)

@@ -411,7 +411,7 @@ def test_the_compiler_s_mode_reaches_it(write_config, monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: calls.append(how))
     path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "COMPILE": True, "COMPILE_MODE": "reduce-overhead"})
     run("--cfg", path)
-    assert calls == [{"mode": "reduce-overhead"}] * 2  # the model and its average
+    assert calls == [{"mode": "reduce-overhead", "dynamic": False}] * 2  # the model and its average
 
 
 def test_timm_model_trains_with_the_same_engine(write_config, tmp_path):

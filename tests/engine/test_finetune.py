@@ -254,7 +254,7 @@ def test_compiled_training_leaves_frozen_parts_alone(write_config, tmp_path, mon
     """Traced as ever, but not turned into C++, which would take a minute."""
     original, calls = torch.nn.Module.compile, []
     monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self, mode: calls.append(mode) or original(self, backend="eager")
+        torch.nn.Module, "compile", lambda self, mode, dynamic: calls.append(mode) or original(self, backend="eager")
     )
     torch._dynamo.reset()
     one_stage = dict(
