@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from utils import ending
 from utils.config import to_dict
 from utils.device import choose_arithmetic, is_out_of_memory, select_device, use_deterministic_algorithms
-from utils.errors import ConfigError, OutputError, ProcessError, ShortageError, Stopped
+from utils.errors import ConfigError, OutputError, ProcessError, ShortageError, Stopped, one_line
 from utils.malloc import keep_freed_memory
 from utils.processes import backend_errors
 from utils.processes.group import process_group
@@ -117,7 +117,7 @@ def raise_as_ours(error: Exception, cfg: CfgNode, device: torch.device) -> None:
         reason = " ".join(str(error).split(". ")[0].split())
         raise ConfigError(f"DETERMINISTIC: {reason}; switch it off") from error
     if "DataLoader worker" in str(error):
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise ShortageError(
             f"DATA.NUM_WORKERS is {cfg.DATA.NUM_WORKERS}: a loading process was killed, perhaps as memory ran out "
             f"({reason}); use fewer, and start the same command again"

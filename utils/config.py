@@ -11,7 +11,7 @@ import yaml
 from yacs.config import CfgNode
 
 from .conflicts import require_no_conflict
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError, did_you_mean, one_line
 from .schema import ALIASES, DEFAULTS, KEYS, PATH, RETIRED, SWITCH, is_finite
 
 
@@ -76,9 +76,7 @@ def _merge_file(cfg: CfgNode, path: Path, chain: tuple[Path, ...]) -> None:
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror}); check --cfg and BASE") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{where}: is no YAML file that can be read ({' '.join(str(error).split())}); correct it"
-        ) from error
+        raise ConfigError(f"{where}: is no YAML file that can be read ({one_line(error)}); correct it") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: holds no keys; a config has lines like 'MODEL: {{NAME: fat_b0}}'")
     bases = content.pop("BASE", None) or []

@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 
 from .config import load_config
 from .ending import say
-from .errors import DataError
+from .errors import DataError, one_line
 from .files import require_no_device
 
 RECORDS = "metrics.jsonl"  # a line for each start, log line and end of an epoch
@@ -59,7 +59,7 @@ def require_object(path: Path, remedy: str) -> dict[str, Any]:
         require_no_device(path)
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}); {remedy}") from error
+        raise DataError(f"{path}: cannot be read ({one_line(error)}); {remedy}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}, no result; {remedy}")
     return content

@@ -11,7 +11,7 @@ from data.dataset import ImageDataset
 from data.loader import EvalLoader
 from data.sources.image_paths import FileSource
 from utils.device import is_out_of_memory
-from utils.errors import CheckpointError, ConfigError, OutputError
+from utils.errors import CheckpointError, ConfigError, OutputError, one_line
 
 from ..evaluation.views import predict_views
 from ..setup.loading import loading
@@ -114,7 +114,7 @@ class Predictor:
 
     def _explain(self, error: BaseException) -> Optional[ConfigError]:
         """What the user can do about an error; None if nothing."""
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         if is_out_of_memory(error):
             return ConfigError(f"--batch-size is {self.batch_size}: {self.device} is out of memory; use a smaller one")
         if "DataLoader worker" in reason:

@@ -40,8 +40,8 @@ from ..tasks.distill import (
     pretrained_teacher,
     trained_teacher,
 )
-from .average import WeightAverage
 from .freeze import freeze
+from .model_ema import WeightAverage
 from .nonfinite import FiniteGuard
 from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
 from .plan import BatchPlan, accumulation_for, plan_batches

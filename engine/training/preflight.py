@@ -11,7 +11,7 @@ import torch
 
 from data.batches import collate_items
 from utils.device import forget_memory, is_out_of_memory, memory_mib
-from utils.errors import ConfigError, OutputError
+from utils.errors import ConfigError, OutputError, one_line
 from utils.rng import get_rng_state, seed_all, set_rng_state
 
 from ..checkpoints.store import BEST, LAST, PREVIOUS
@@ -134,7 +134,7 @@ def _dry_step(trainer: Trainer, optimizer_of, batch):
         if "deterministic" in str(error) or is_out_of_memory(error):
             raise
         raise ConfigError(
-            f"MODEL.NAME: a training step fails ({' '.join(str(error).split())[:300]}); check MODEL and DATA"
+            f"MODEL.NAME: a training step fails ({one_line(error, 300)}); check MODEL and DATA"
         ) from error
     parts = [model.state_dict(), optimizer.state_dict()] + (
         [trainer.model_ema.module.state_dict()] if trainer.model_ema else []

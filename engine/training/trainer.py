@@ -88,7 +88,7 @@ class Trainer:
         if self.compiling:
             for model in filter(None, [self.model, self.model_ema and self.model_ema.module]):
                 # both share one graph, and training has another
-                compile_model(model, self.compile_mode, num_sizes=len(self.train_loader.sizes) + 1)
+                compile_model(model, self.compile_mode, num_sizes=len(self.train_loader.schedule.sizes) + 1)
         self.guard.start(self.progress.left_out)
         if self.guard.policy == "rollback" and not checkpoints_of(self.saver.checkpointer.directory):
             self.saver.save(LAST)  # something to go back to

@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -216,13 +217,18 @@ class Nodes:
             time.sleep(0.1)
 
 
+def is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def test_nodes_come_and_go(write_config, tmp_path):
     """One of two agents is killed with its process, within an epoch, and started again."""
     settings = {**SHORT, "TRAIN": {**SHORT["TRAIN"], "TOTAL_BATCH_SIZE": 8}}
     nodes = Nodes(tmp_path, "--cfg", write_config(**settings))
     try:
         stays = nodes.start("stays")
-        time.sleep(2)  # it holds the rendezvous, as it is the first at the port
+        nodes.until(lambda: is_taken(nodes.port))  # it holds the rendezvous, as it is the first at the port
         nodes.start("comes and goes")
         nodes.until(lambda: (tmp_path / "killed").exists())
         killed_at = len(nodes.sizes("stays"))

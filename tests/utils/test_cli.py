@@ -13,7 +13,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import ROOT, error_of, rest, run
 from utils.device import select_device
 from utils.errors import ConfigError
-from utils.processes.launch import Launch, read_launch
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -96,46 +95,6 @@ def test_launchers_train_b0_itself(tmp_path, module):
     assert "4.49 M parameters" in ended.stdout
     checkpoint = torch.load(tmp_path / "fat_b0/default/last.pth", weights_only=True)
     assert checkpoint["progress"]["epoch"] == 1
-
-
-def test_who_am_i():
-    assert read_launch({}) == Launch(0, 1, 0)
-    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-    assert read_launch(torchrun) == Launch(5, 8, 1)
-    del torchrun["LOCAL_RANK"]
-    assert read_launch(torchrun, local_rank=3) == Launch(5, 8, 3)  # torch.distributed.launch's --local-rank
-    with pytest.raises(ConfigError, match="LOCAL_RANK"):
-        read_launch(torchrun)
-    srun = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "2", "SLURM_NTASKS": "4"}
-    assert read_launch(srun) == Launch(2, 4, 2)
-    # A batch script's own shell has the job's variables but is no task of a step.
-    assert read_launch({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) == Launch(0, 1, 0)
-    assert read_launch({**srun, "CUDA_VISIBLE_DEVICES": "2"}) == Launch(2, 4, 0)  # --gpus-per-task=1
-    for wrong in ({"RANK": "a"}, {"RANK": "8"}, {"WORLD_SIZE": "-1"}, {"MASTER_PORT": "x"}):
-        with pytest.raises(ConfigError):
-            read_launch({**torchrun, "LOCAL_RANK": "0", **wrong})
-    with pytest.raises(ConfigError, match="MASTER_ADDR"):
-        read_launch({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
-
-
-def test_srun_starts_a_process_group(write_config, tmp_path):
-    """Two tasks with srun's variables, and none of torchrun's."""
-    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}, DATA={"BATCH_SIZE": 4})
-    environment = {
-        k: v
-        for k, v in ENVIRONMENT.items()
-        if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    }
-    tasks = [
-        subprocess.Popen(
-            [sys.executable, "main.py", "--cfg", str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-            env={**environment, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "SLURM_JOB_ID": str(os.getpid())},
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    outputs = [task.communicate(timeout=120)[0] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0]
-    assert "2 processes" in outputs[0] and outputs[1] == ""
 
 
 def test_no_gpu_is_no_silent_cpu_run(monkeypatch):

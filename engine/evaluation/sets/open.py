@@ -12,7 +12,7 @@ from data.class_maps import IMAGENET, SUBSETS, read_class_map
 from data.corruptions import PACKAGE, CorruptedSource, failure_of, load_corruptions
 from data.sources import Opening, is_stream, keys_of, open_source
 from data.sources.relabelled import relabelled
-from utils.errors import ConfigError, DataError, did_you_mean
+from utils.errors import ConfigError, DataError, did_you_mean, one_line
 
 from .spec import VAL, SetSpec
 
@@ -261,7 +261,7 @@ def _read_labels(spec: SetSpec, numbers: Sequence[Optional[int]]) -> dict[str, l
         try:
             given = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
         except (OSError, ValueError, RecursionError) as error:
-            reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+            reason = error.strerror if isinstance(error, OSError) else one_line(error)
             raise ConfigError(
                 f"{path}: cannot be read as JSON ({reason}); it must hold {{file name: [labels]}}"
             ) from error

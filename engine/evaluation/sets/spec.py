@@ -9,7 +9,7 @@ import yaml
 
 from data.sources import SOURCES
 from utils.config import UniqueKeyLoader
-from utils.errors import ConfigError, did_you_mean
+from utils.errors import ConfigError, did_you_mean, one_line
 from utils.schema import CONFIGS
 
 VAL = "val"
@@ -57,9 +57,7 @@ def read_sets(path: str, names: Sequence[str]) -> dict[str, SetSpec]:
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}); check TEST.SETS_FILE") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{file}: is no YAML file that can be read ({' '.join(str(error).split())}); correct it"
-        ) from error
+        raise ConfigError(f"{file}: is no YAML file that can be read ({one_line(error)}); correct it") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: describes no sets; it has entries like 'mine: {{path: my_images}}'")
     known = {VAL: SetSpec(name=VAL, file=file, published="top1")}

@@ -9,7 +9,7 @@ from utils.errors import ConfigError
 
 from ...setup.model import deploy_model
 from ...setup.precision import NativePrecision
-from .interface import InferenceEngine
+from .inference_engine import InferenceEngine
 from .onnx_engine import OnnxruntimeEngine, to_onnx
 from .openvino_engine import OpenVinoEngine, require_native, to_openvino
 from .torch_engine import TorchEngine
