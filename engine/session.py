@@ -18,6 +18,7 @@ from utils.malloc import keep_freed_memory
 from utils.peers import Peers
 from utils.run_log import RunLog
 
+from .observer import Observer
 from .setup.preprocessing import take_from_model
 
 
@@ -31,6 +32,7 @@ class Session:
     peers: Peers
     directory: Path
     log: RunLog
+    observers: Sequence[Observer] = ()  # who is told of a training run's events
 
     @property
     def is_first(self) -> bool:
@@ -49,13 +51,16 @@ def run_directory(cfg: CfgNode) -> Path:
 
 
 @contextlib.contextmanager
-def open_session(cfg: CfgNode, given: Sequence[str], local_rank: Optional[int]) -> Iterator[Session]:
+def open_session(
+    cfg: CfgNode, given: Sequence[str], local_rank: Optional[int], observers: Sequence[Observer] = ()
+) -> Iterator[Session]:
     """The processes meet, the block runs, they part. An error of torch or of the system becomes one of ours.
 
     Args:
         cfg: the config as loaded.
         given: keys that the user set on the command line, which DATA.FROM_MODEL leaves alone.
         local_rank: as old launchers pass it.
+        observers: who is told of a training run's events.
 
     Raises:
         UserError: of every kind.
@@ -73,7 +78,7 @@ def open_session(cfg: CfgNode, given: Sequence[str], local_rank: Optional[int]) 
         log = RunLog(directory, launch.rank == 0, cfg.LOGGERS, to_dict(cfg))
         together = False
         try:
-            yield Session(cfg, launch, device, peers, directory, log)
+            yield Session(cfg, launch, device, peers, directory, log, observers)
             peers.meet()
             together = True
         except Stopped as stopped:

@@ -23,10 +23,11 @@ FLOORS = {  # what each room of engine/ may import of the others
     "checkpoints": set(),
     "evaluation": set(),
     "setup": {"checkpoints"},
-    "session": {"setup"},
+    "observer": set(),
+    "session": {"observer", "setup"},
     "tasks": {"checkpoints", "evaluation", "setup"},
     "inference": {"checkpoints", "evaluation", "setup", "tasks"},
-    "training": {"checkpoints", "evaluation", "session", "setup", "tasks"},
+    "training": {"checkpoints", "evaluation", "observer", "session", "setup", "tasks"},
     "report": {"tasks", "training"},
     "commands": {"checkpoints", "evaluation", "report", "session", "setup", "tasks", "training"},
 }

@@ -712,7 +712,7 @@ def test_a_share_of_the_images_for_each_process(write_config, tmp_path, formats)
         original = Trainer.fit
 
         def without_files(self):
-            for loader in (self.train_loader, self.val_loader):
+            for loader in (self.data.train_loader, self.data.val_loader):
                 os.close(loader.dataset.source.file)
             original(self)
 
