@@ -105,7 +105,7 @@ def open_predictor(args: argparse.Namespace):
     facts = {
         "checkpoint": str(args.checkpoint), "model": trained.cfg.MODEL.NAME, "weights": trained.weights,
         "classes": len(trained.classes), "img_size": predictor.img_size, "device": str(device),
-        "precision": str(predictor.precision), "fused": args.fused,
+        "precision": str(predictor.examination.precision), "fused": args.fused,
     }  # fmt: skip
     say(", ".join(f"{key} {value}" for key, value in facts.items()))
     if trained.note:

@@ -27,7 +27,7 @@ from data.loader import TrainLoader, TrainStreamLoader, dataset_of, eval_loader
 from data.sources import keys_of, open_source
 from data.stream import TrainStream
 from data.transforms import eval_transform, train_transform
-from engine.evaluation.sets.open import open_sets
+from engine.evaluation.sets.open import Opening, open_sets
 from engine.evaluation.sets.spec import SetSpec
 from engine.training.trainer import Trainer
 from near import same_figures
@@ -562,11 +562,8 @@ def test_an_evaluation_set_in_any_format(formats, name):
             return dataset_of(open_(lambda file: file.read()), eval_transform(32, "bicubic", 1.0), "raise")
 
     spec = SetSpec(path=f"{name}/val", format=name, name="mine")
-    found = (
-        open_sets({"mine": spec}, Task(), None, ["2", "1", "0"], str(formats), outside_links=True)["mine"]
-        .parts[""]
-        .source
-    )
+    opening = Opening(Task(), None, ["2", "1", "0"], str(formats), {"outside_links": True})
+    found = open_sets({"mine": spec}, opening)["mine"].parts[""].source
     folder = source("folder", formats)
     assert sorted(keys_of(found)) == sorted(map(folder.key, range(29)))
     read = (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Callable
 
 import torch
+from torch import nn
 
 from utils.errors import ConfigError
 
@@ -26,15 +27,17 @@ def export(job: Job) -> None:
     file = f"{job.name}.onnx"
     with job.staged() as folder:
         write(job, folder / file)
-        job.describe(folder, file, job.compare(session(folder / file), SMALLEST), opset=job.opset)
+        job.describe(folder, file, job.compare(session(folder / file), SMALLEST), opset=job.options.opset)
 
 
 def write(job: Job, path: Path) -> None:
     """Writes the model with its description in its metadata; onnx has checked it."""
     onnx, _ = needed("onnx", "onnxscript")
     least, most = OPSETS
-    if not least <= job.opset <= most:
-        raise ConfigError(f"--opset is {job.opset}, and can be {least} to {most}; leave it out, or give one of them")
+    if not least <= job.options.opset <= most:
+        raise ConfigError(
+            f"--opset is {job.options.opset}, and can be {least} to {most}; leave it out, or give one of them"
+        )
     program = trace(job, {"min": 33, "max": 4096})
     said = io.StringIO()
     try:
@@ -44,7 +47,7 @@ def write(job: Job, path: Path) -> None:
                 dynamo=True,
                 input_names=["images"],
                 output_names=["logits"],
-                opset_version=job.opset,
+                opset_version=job.options.opset,
                 verbose=False,
             )
         model = exported.model_proto
@@ -53,8 +56,8 @@ def write(job: Job, path: Path) -> None:
             f"--checkpoint: {job.cfg.MODEL.NAME} cannot be written as ONNX ({first_line(error)})"
         ) from error
     written = next(entry.version for entry in model.opset_import if not entry.domain)
-    if written != job.opset:
-        raise ConfigError(f"--opset is {job.opset}, and this model can only be written in {written}; give that")
+    if written != job.options.opset:
+        raise ConfigError(f"--opset is {job.options.opset}, and this model can only be written in {written}; give that")
     description = job.description()
     properties = {key: value if isinstance(value, str) else json.dumps(value) for key, value in description.items()}
     onnx.helper.set_model_props(model, properties)
@@ -63,8 +66,19 @@ def write(job: Job, path: Path) -> None:
         file.write(model.SerializeToString())
 
 
-def session(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    """An ONNX file as a function of images, by onnxruntime on this machine's CPU with as many threads as torch has."""
+class Session(nn.Module):
+    """An ONNX file in onnxruntime: images (B, 3, H, W) -> logits (B, classes)."""
+
+    def __init__(self, run: Callable):
+        super().__init__()
+        self.run = run
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.run(["logits"], {"images": images.contiguous().numpy()})[0])
+
+
+def session(path: Path) -> Session:
+    """An ONNX file on this machine's CPU, with as many threads as torch has."""
     (onnxruntime,) = needed("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -74,4 +88,4 @@ def session(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
         raise ExportError(
             f"--opset: onnxruntime {onnxruntime.__version__} cannot read the file ({first_line(error)}); give an older one"
         ) from error
-    return lambda images: torch.from_numpy(run(["logits"], {"images": images.contiguous().numpy()})[0])
+    return Session(run)
