@@ -9,6 +9,7 @@ import torch
 from yacs.config import CfgNode
 
 from data.loader import Loader
+from data.sources import Opening
 from utils.errors import ConfigError
 from utils.files import write_json, write_text
 from utils.run_files import EVAL
@@ -19,7 +20,7 @@ from ..checkpoints.file import CheckpointFile, open_checkpoint
 from ..checkpoints.load import load_weights, require_fit
 from ..evaluation.knn import Bank, Neighbours, require_neighbours
 from ..evaluation.loop import describe, summarize
-from ..evaluation.sets.open import EvaluationSet, Opening, open_sets
+from ..evaluation.sets.open import EvaluationSet, SetsOpening, open_sets
 from ..evaluation.sets.predictions import Predictions, Records
 from ..evaluation.sets.run import SetsEvaluation
 from ..evaluation.sets.spec import VAL, SetSpec, read_sets
@@ -68,8 +69,8 @@ def open_evaluation(session: Session) -> "Evaluation":
     val_set = functools.cache(lambda: task.val_dataset(checkpoint.classes))
     classes = checkpoint.classes or list(val_set().classes)  # other tools' files may have none
     root = cfg.TEST.SETS_PATH or cfg.DATA.DATA_PATH
-    settings = dict(outside_links=cfg.DATA.OUTSIDE_LINKS, columns=cfg.DATA.COLUMNS, timeout=cfg.DATA.TIMEOUT)
-    sets = open_sets(specs, Opening(task, val_set, classes, root, settings))
+    opening = Opening(outside_links=cfg.DATA.OUTSIDE_LINKS, columns=cfg.DATA.COLUMNS, timeout=cfg.DATA.TIMEOUT)
+    sets = open_sets(specs, SetsOpening(task, val_set, classes, root, opening))
     examination = Examination(cfg, task.build_model(len(classes)), session.device, session.log, session.peers)
     fitted = {name: require_fit(examination.model, checkpoint, name) for name in checkpoint.weights}
     compared = task.feature_datasets(classes) if cfg.TEST.KNN else ()

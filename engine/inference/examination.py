@@ -1,5 +1,6 @@
 """The one way to evaluate a model outside training: its task's figures, of a data set's images."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -52,15 +53,15 @@ class Examination:
         self.log = log or RunLog(Path(), enabled=True)
         self.peers = peers or Peers(Launch())
 
-    def loader(self, dataset, **changes: Any) -> Loader:
+    def loader(self, dataset, batch_size: int = 0, **changes: Any) -> Loader:
         """This process' share of a data set's images.
 
         Args:
-            changes: of what the config says of loading, as arguments of `data.loader.EvalLoader`.
+            batch_size: another one than the config's.
+            changes: of how the config says that images are loaded, see `data.loader.Loading`.
         """
-        launch = self.peers.launch
-        placing = dict(batch_size=self.cfg.DATA.BATCH_SIZE, rank=launch.rank, world_size=launch.world_size)
-        return eval_loader(dataset, **{**placing, **loading(self.cfg, self.device), **changes})
+        launch, how = self.peers.launch, replace(loading(self.cfg, self.device), **changes)
+        return eval_loader(dataset, batch_size or self.cfg.DATA.BATCH_SIZE, launch.rank, launch.world_size, how)
 
     def run(self, images: Loader, evaluator: Evaluator, model: Optional[nn.Module] = None) -> dict[str, Any]:
         """The evaluator's figures of the model, or of another form of it.

@@ -91,7 +91,8 @@ class Predictor:
                 yield from self._predict(batch, loader.finish)
                 self.failures += loader.take_failures()
         except OutputError as error:
-            raise OutputError(str(error).replace("raise DATA.TIMEOUT", "leave the file out")) from error
+            remedy = "look at the disk or the network, or leave the file out, and start the same command again"
+            raise error.with_remedy(remedy) from error
         except (RuntimeError, MemoryError, ValueError, AssertionError) as error:
             raise self._explain(error) or error from error
         self.failures += loader.take_failures()

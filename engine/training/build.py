@@ -9,6 +9,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from data.loader import eval_loader, train_loader
+from data.schedule import Schedule
 from utils.config import to_dict
 from utils.distributed import available_cores, local_processes
 from utils.errors import ConfigError
@@ -41,7 +42,7 @@ from .freeze import freeze
 from .networks import Networks
 from .nonfinite import FiniteGuard
 from .observers import CompileTime, TrainBatchPicture
-from .optim import Optimisation, Schedule, create_lr_scheduler, create_optimizer
+from .optim import LearningRate, Optimisation, create_lr_scheduler, create_optimizer
 from .plan import BatchPlan, accumulation_for, plan_batches
 from .recorder import Recorder
 from .saver import Saver
@@ -107,16 +108,12 @@ def build_data(session: Session, task: Task) -> TrainingData:
         cfg.TRAIN.ACCUMULATION_STEPS,
         cfg.TRAIN.TOTAL_BATCH_SIZE,
     )
-    placing = dict(
-        batch_size=cfg.DATA.BATCH_SIZE,
-        rank=launch.rank,
-        world_size=launch.world_size,
-        **loading(cfg, session.device),
-    )
-    epochs = dict(num_batches=plan.batches_per_epoch, seed=cfg.SEED, repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES)
-    reading = dict(buffer=cfg.DATA.SHUFFLE_BUFFER, cache_mode=cfg.DATA.CACHE_MODE)
-    train_batches = train_loader(train_set, **epochs, **reading, **placing)
-    return TrainingData(train_batches, eval_loader(val_set, **placing), plan, classes)
+    placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=launch.rank, world_size=launch.world_size)
+    changing = dict(repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES)
+    schedule = Schedule(num_batches=plan.batches_per_epoch, seed=cfg.SEED, **placing, **changing)
+    how = loading(cfg, session.device)
+    train_batches = train_loader(train_set, schedule, how, cfg.DATA.SHUFFLE_BUFFER, cfg.DATA.CACHE_MODE)
+    return TrainingData(train_batches, eval_loader(val_set, **placing, loading=how), plan, classes)
 
 
 # Model
@@ -205,7 +202,7 @@ def build_optimisation(session: Session, model: torch.nn.Module, plan: BatchPlan
     cfg = session.cfg
     precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, session.device)
     optimizer = build_optimizer(cfg, model, plan.scale_lr(cfg.TRAIN.BASE_LR))
-    schedule = Schedule(
+    learning_rate = LearningRate(
         name=cfg.TRAIN.LR_SCHEDULER.NAME,
         epochs=cfg.TRAIN.EPOCHS,
         warmup_epochs=cfg.TRAIN.WARMUP_EPOCHS,
@@ -215,7 +212,7 @@ def build_optimisation(session: Session, model: torch.nn.Module, plan: BatchPlan
         decay_epochs=cfg.TRAIN.LR_SCHEDULER.DECAY_EPOCHS,
         decay_rate=cfg.TRAIN.LR_SCHEDULER.DECAY_RATE,
     )
-    lr_scheduler = create_lr_scheduler(optimizer, schedule, plan.updates_per_epoch)
+    lr_scheduler = create_lr_scheduler(optimizer, learning_rate, plan.updates_per_epoch)
     guard = FiniteGuard(cfg.TRAIN.NONFINITE, precision.skips_overflows, model, session.device)
     return Optimisation(optimizer, lr_scheduler, precision, guard, cfg.TRAIN.CLIP_GRAD)
 

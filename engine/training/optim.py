@@ -66,8 +66,8 @@ def create_optimizer(
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How the learning rate goes over a run: TRAIN.LR_SCHEDULER's and TRAIN's keys, for this batch."""
+class LearningRate:
+    """How it goes over a run: TRAIN.LR_SCHEDULER's and TRAIN's keys, for this batch."""
 
     name: str  # 'cosine', 'linear' or 'step'
     epochs: int
@@ -79,7 +79,7 @@ class Schedule:
     decay_rate: float = 0.1
 
 
-def create_lr_scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule, updates_per_epoch: int):
+def create_lr_scheduler(optimizer: torch.optim.Optimizer, curve: LearningRate, updates_per_epoch: int):
     """A schedule over updates: `step_update(n)` sets the learning rate of update n, whatever came before.
 
     Linear warmup from `warmup_lr`, then 'cosine' or 'linear' to `min_lr`, or 'step' by `decay_rate` every
@@ -90,21 +90,21 @@ def create_lr_scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule, up
         ConfigError: the warmup starts, or the run ends, above the peak rate.
     """
     peak = max(group["lr"] for group in optimizer.param_groups)
-    if max(schedule.warmup_lr, schedule.min_lr) > peak:
+    if max(curve.warmup_lr, curve.min_lr) > peak:
         raise ConfigError(
-            f"TRAIN.WARMUP_LR and TRAIN.MIN_LR: {schedule.warmup_lr:.3g} and {schedule.min_lr:.3g} for this batch; they "
+            f"TRAIN.WARMUP_LR and TRAIN.MIN_LR: {curve.warmup_lr:.3g} and {curve.min_lr:.3g} for this batch; they "
             f"must not be above TRAIN.BASE_LR's {peak:.3g}"
         )
     lr_scheduler, _ = create_scheduler_v2(
         optimizer,
-        sched={"linear": "poly"}.get(schedule.name, schedule.name),
-        num_epochs=schedule.epochs - schedule.warmup_epochs if schedule.warmup_prefix else schedule.epochs,
-        warmup_epochs=schedule.warmup_epochs,
-        warmup_lr=schedule.warmup_lr,
-        min_lr=schedule.min_lr,
-        warmup_prefix=schedule.warmup_prefix,
-        decay_epochs=schedule.decay_epochs,
-        decay_rate=1.0 if schedule.name == "linear" else schedule.decay_rate,  # poly's power
+        sched={"linear": "poly"}.get(curve.name, curve.name),
+        num_epochs=curve.epochs - curve.warmup_epochs if curve.warmup_prefix else curve.epochs,
+        warmup_epochs=curve.warmup_epochs,
+        warmup_lr=curve.warmup_lr,
+        min_lr=curve.min_lr,
+        warmup_prefix=curve.warmup_prefix,
+        decay_epochs=curve.decay_epochs,
+        decay_rate=1.0 if curve.name == "linear" else curve.decay_rate,  # poly's power
         step_on_epochs=False,
         updates_per_epoch=updates_per_epoch,
     )

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any, Iterator
 
 from data.loader import Loader
-from data.samplers import size_at
 
 from .plan import BatchPlan
 
@@ -24,7 +23,7 @@ class TrainingData:
 
     def img_size(self, epoch: int) -> int:
         """px of an epoch's training images, where they change; else 0."""
-        return size_at(self.train_loader.sizes, epoch)
+        return self.train_loader.schedule.size_at(epoch)
 
     def images_of(self, epoch: int, step: int) -> list[dict[str, Any]]:
         """Which images, with which augmentation, an update has on all processes."""

@@ -21,7 +21,7 @@ from engine.setup.model import create_model, prepare_model
 from engine.setup.precision import NativePrecision, create_precision, resolve_dtype
 from engine.training.networks import Networks
 from engine.training.nonfinite import FiniteGuard
-from engine.training.optim import Optimisation, ResumableOptimizer, Schedule, create_lr_scheduler, create_optimizer
+from engine.training.optim import LearningRate, Optimisation, ResumableOptimizer, create_lr_scheduler, create_optimizer
 from engine.training.plan import BatchPlan
 from engine.training.recorder import Recorder
 from engine.training.saver import Saver
@@ -51,7 +51,7 @@ def make_trainer(
 ):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     plan = BatchPlan(num_images, batch_size, 1, accumulation_steps)
-    scheduler = create_lr_scheduler(optimizer, Schedule("step", 10, decay_epochs=100), plan.updates_per_epoch)
+    scheduler = create_lr_scheduler(optimizer, LearningRate("step", 10, decay_epochs=100), plan.updates_per_epoch)
     launch, log, progress = (
         Launch(rank, 1 + (rank > 0)),
         RunLog(None, enabled=False),
@@ -153,7 +153,7 @@ def test_precision_by_config():
 def learning_rates(name="cosine", warmup_prefix=False, epochs=300, updates=10, **changes):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
     settings = dict(warmup_epochs=20, warmup_lr=1e-6, min_lr=1e-5, decay_epochs=30, decay_rate=0.1)
-    schedule = Schedule(name, epochs, warmup_prefix=warmup_prefix, **{**settings, **changes})
+    schedule = LearningRate(name, epochs, warmup_prefix=warmup_prefix, **{**settings, **changes})
     scheduler = create_lr_scheduler(optimizer, schedule, updates)
     rates = []
     for update in range(epochs * updates):
@@ -185,7 +185,7 @@ def test_linear_and_step():
 
 def test_the_rate_depends_on_the_update_alone():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
-    scheduler = create_lr_scheduler(optimizer, Schedule("cosine", 300, 20, 1e-6, 1e-5), 10)
+    scheduler = create_lr_scheduler(optimizer, LearningRate("cosine", 300, 20, 1e-6, 1e-5), 10)
     scheduler.step_update(1234)
     assert optimizer.param_groups[0]["lr"] == learning_rates()[1234]
 
@@ -250,7 +250,7 @@ def test_sgd_has_momentum_and_no_betas():
 def test_layer_decay_reaches_the_learning_rates():
     model = timm.create_model("fat_tiny")
     optimizer = optimizer_for(model=model, layer_decay=0.5)
-    scheduler = create_lr_scheduler(optimizer, Schedule("cosine", 10, warmup_prefix=True), 10)
+    scheduler = create_lr_scheduler(optimizer, LearningRate("cosine", 10, warmup_prefix=True), 10)
     scheduler.step_update(0)
     rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
     assert rates[id(model.head.weight)] == 1e-3 and rates[id(model.patch_embed.conv1.conv[0].weight)] < 1e-4
@@ -512,7 +512,7 @@ def test_every_setting_reaches_its_place(write_config, monkeypatch):
     assert (saver.every_epochs, saver.every_steps, saver.every_minutes) == (4, 5, 7.5)
     assert (trainer.seed, trainer.recorder.every, optim.guard.policy) == (7, 3, "skip")
     for loader in (trainer.data.train_loader, trainer.data.val_loader):
-        dataset = loader.loader.dataset
+        dataset = loader.dataset
         assert (dataset.on_error, dataset.source.decode.keywords, dataset.source.inside) == (
             "skip",
             {"exif": False},
@@ -521,7 +521,7 @@ def test_every_setting_reaches_its_place(write_config, monkeypatch):
         assert loader.finish.memory_format is torch.contiguous_format
     assert (trainer.epochs, optim.clip_grad, networks.compile_mode) == (10, 1.5, "max-autotune")
     assert (trainer.data.plan.total_batch_size, trainer.data.plan.updates_per_epoch) == (8, 8)
-    assert trainer.data.train_loader.sampler.seed == 7
+    assert trainer.data.train_loader.schedule.seed == 7
 
     groups = optim.optimizer.param_groups
     assert {g["weight_decay"] for g in groups} == {0.0, 0.11} and min(g["lr_scale"] for g in groups) < 0.1
@@ -541,12 +541,12 @@ def test_every_setting_reaches_its_place(write_config, monkeypatch):
     ].drop_path.drop_prob == pytest.approx(0.3)
     assert networks.model.layers[0].blocks[0].attn.interaction == "add"
 
-    steps = trainer.data.train_loader.loader.dataset.transform.steps
+    steps = trainer.data.train_loader.dataset.transform.steps
     crop, flip, policy, erasing = steps["crop and resize"], steps["flip"], steps["augment"], steps["erase"].erasing
     assert (crop.scale, crop.ratio, flip.p) == ((0.4, 0.9), (0.8, 1.2), 0.15)
     assert policy.num_layers == 3 and {op.magnitude for op in policy.ops} == {7}
     assert (erasing.probability, erasing.max_count) == (0.35, 2)
-    assert trainer.data.val_loader.loader.dataset.transform.steps["resize"].size in (64, (64, 64))
+    assert trainer.data.val_loader.dataset.transform.steps["resize"].size in (64, (64, 64))
 
 
 def test_label_smoothing_without_mixup(write_config, monkeypatch):

@@ -4,13 +4,13 @@ import json
 import os
 import pkgutil
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
 from data.class_maps import IMAGENET, SUBSETS, read_class_map
 from data.corruptions import PACKAGE, CorruptedSource, failure_of, load_corruptions
-from data.sources import is_stream, keys_of, open_source
+from data.sources import Opening, is_stream, keys_of, open_source
 from data.sources.relabelled import relabelled
 from utils.errors import ConfigError, DataError, did_you_mean
 
@@ -40,27 +40,27 @@ class EvaluationSet:
 
 
 @dataclass(frozen=True)
-class Opening:
+class SetsOpening:
     """What all sets are opened with."""
 
     task: Any  # see `engine.tasks`
     val: Callable[[], Any]  # opens the validation images
     classes: Sequence[str]  # the model's, in label order
     root: str  # folder of the sets
-    settings: dict[str, Any]  # how each set's images are opened, see `data.sources.open_source`
+    how: Opening = Opening()  # how each set's images are opened; its classes are counted here
 
     def images(self, spec: SetSpec, path: str, subset: Optional[Sequence[int]]) -> Any:
         """The data set of a folder or file below the root."""
 
         def source(decode: Callable):
             place, split = os.path.split(os.path.join(self.root, path).rstrip("/"))
-            inner = open_source(spec.format, split, place, len(self.classes), 0, decode=decode, **self.settings)
+            inner = open_source(spec.format, split, place, decode, replace(self.how, num_classes=len(self.classes)))
             return relabelled(inner, label_folders(spec, inner.classes, self.classes, subset), self.classes)
 
         return self.task.set_dataset(source, spec.crop_pct)
 
 
-def open_sets(specs: dict[str, SetSpec], opening: Opening) -> dict[str, EvaluationSet]:
+def open_sets(specs: dict[str, SetSpec], opening: SetsOpening) -> dict[str, EvaluationSet]:
     """The sets (see `read_sets`), ready to be evaluated on: all are checked before the first is.
 
     Raises:
@@ -78,7 +78,7 @@ def open_sets(specs: dict[str, SetSpec], opening: Opening) -> dict[str, Evaluati
     return opened
 
 
-def _open_images(spec: SetSpec, opening: Opening) -> EvaluationSet:
+def _open_images(spec: SetSpec, opening: SetsOpening) -> EvaluationSet:
     folder = Path(opening.root, spec.path)
     opened = EvaluationSet(spec, subset=_subset(spec, opening.classes), place=str(folder))
     if spec.corrupted.corruptions and spec.corrupted.generate and not folder.exists():
@@ -98,7 +98,7 @@ def _open_images(spec: SetSpec, opening: Opening) -> EvaluationSet:
     return opened
 
 
-def _make_corrupted(opened: EvaluationSet, opening: Opening) -> None:
+def _make_corrupted(opened: EvaluationSet, opening: SetsOpening) -> None:
     """Takes the validation images, which are corrupted while they are read."""
     spec, wanted = opened.spec, opened.spec.corrupted
     load_corruptions()
@@ -125,7 +125,7 @@ def _make_corrupted(opened: EvaluationSet, opening: Opening) -> None:
         )
 
 
-def _open_corrupted(opened: EvaluationSet, opening: Opening) -> None:
+def _open_corrupted(opened: EvaluationSet, opening: SetsOpening) -> None:
     """Opens the folders of corruptions and severities, which may lie in others, as those of ImageNet-C's archives."""
     spec, folder = opened.spec, Path(opened.place)
     for corruption in [*spec.corrupted.corruptions, *spec.corrupted.extra]:

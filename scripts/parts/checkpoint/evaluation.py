@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from yacs.config import CfgNode
 
 from data.loader import train_loader
+from data.schedule import Schedule
 from engine.checkpoints.load import load_weights
 from engine.inference.examination import Examination
 from engine.setup.loading import loading
@@ -70,11 +71,10 @@ class Evaluation:
         require_no_conflict(cfg, "benchmark_data")  # which opens the training images, too
         seed_all(cfg.SEED)
         train_set = self.task.train_dataset()
-        images = train_loader(
-            train_set, num_batches=max(len(train_set) // cfg.DATA.BATCH_SIZE, 1), seed=cfg.SEED, repeats=cfg.AUG.REPEATS, sizes=(),
-            buffer=cfg.DATA.SHUFFLE_BUFFER, cache_mode="no", batch_size=cfg.DATA.BATCH_SIZE, rank=0, world_size=1,
-            **loading(cfg, self.examination.device),
-        )  # fmt: skip
+        in_epoch = max(len(train_set) // cfg.DATA.BATCH_SIZE, 1)
+        schedule = Schedule(in_epoch, cfg.DATA.BATCH_SIZE, rank=0, world_size=1, seed=cfg.SEED, repeats=cfg.AUG.REPEATS)
+        how = loading(cfg, self.examination.device)
+        images = train_loader(train_set, schedule, how, cfg.DATA.SHUFFLE_BUFFER, cache_mode="no")
         epochs = (images.epoch(epoch, 0) for epoch in itertools.count())
         for batch in itertools.islice(itertools.chain.from_iterable(epochs), batches):
             self.model(batch.images)

@@ -101,7 +101,7 @@ class Job:
         if most and not isinstance(dataset, StreamDataset):
             count = min(most, len(dataset))
             spread = Subset(dataset, [i * len(dataset) // count for i in range(count)])
-            spread.collate_targets = dataset.collate_targets
+            spread.collate = dataset.collate
             dataset = spread
         return self.examination(self.trained.model).loader(dataset, batch_size=32, num_workers=0)
 
