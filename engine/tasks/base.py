@@ -34,7 +34,9 @@ class Evaluator(Protocol):
         """Adds what the model says of a batch."""
 
     def compute(self) -> dict[str, Any]:
-        """The figures over all processes, all of which call this; "num_images" says how many images they are of."""
+        """The figures over all processes, all of which call this: finite numbers by name, the task's first one first.
+        "num_images" says how many images they are of; a "loss" is shown beside the training's, and need not be there.
+        """
 
 
 class ClosingEvaluator(Evaluator, Protocol):
@@ -73,7 +75,9 @@ class Task(Protocol):
         """A new one, of 'figures' alone or, for the evaluation after the last epoch, a `ClosingEvaluator`."""
 
     def resized(self, batch: Batch, size: int) -> Batch:
-        """A batch of training with images of another size, to rehearse with: the pixels do not matter."""
+        """A batch of training with images of another size, and what of its targets lies on them (masks, boxes), to
+        rehearse with: the pixels do not matter.
+        """
 
     def evaluation_like(self, batch: Batch) -> Batch:
         """A batch of evaluation's shape, made of one of training, to rehearse with."""
