@@ -8,6 +8,7 @@ from yacs.config import CfgNode
 
 from utils.cli import Parser
 from utils.errors import ConfigError
+from utils.schema import ENGINES
 
 
 def parse_args(argv: Optional[Sequence[str]] = None, description: str = "") -> argparse.Namespace:
@@ -42,6 +43,11 @@ def parse_args(argv: Optional[Sequence[str]] = None, description: str = "") -> a
         "--fused", action="store_true", help="with --eval or --throughput: the deployed form of the model"
     )
     parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="with --eval or --throughput, on a CPU: what computes; others than torch get the deployed form, exported in memory",
+    )
+    parser.add_argument(
         "--benchmark-data", nargs="?", type=float, const=0.0, metavar="IMAGES_PER_SECOND",
         help="time the loading of training images, say how many workers that many images/s of all GPUs take, and end",
     )  # fmt: skip
@@ -70,6 +76,7 @@ def require_no_contradiction(args: argparse.Namespace, parser: Parser) -> None:
         *contradictions(args, "--throughput", "times the model alone", ("eval", "resume", "pretrained")),
         ("--fused: the deployed form cannot be trained; add --eval or --throughput",
          args.fused and not (args.eval or args.throughput)),
+        ("--engine: training is torch's; add --eval or --throughput", args.engine and not (args.eval or args.throughput)),
         *contradictions(args, "--benchmark-data", "times the loading of images alone",
                         ("eval", "check", "throughput", "resume", "pretrained")),
         (f"--benchmark-data: {args.benchmark_data} is no speed; give the images/s that all GPUs together take, or nothing",
@@ -111,6 +118,7 @@ def config_flags(args: argparse.Namespace) -> dict[str, Any]:
         "TRAIN.USE_CHECKPOINT": True if args.use_checkpoint else None,
         "MODEL.PRETRAINED": args.pretrained,
         "MODEL.RESUME": args.resume,
+        "TEST.ENGINE": args.engine,
         "TEST.FUSED": True if args.fused else None,
         "OUTPUT": args.output,
         "TAG": args.tag,

@@ -11,11 +11,15 @@ from yacs.config import CfgNode
 
 from utils import ending
 from utils.config import to_dict
-from utils.device import is_out_of_memory, select_device, use_deterministic_algorithms
-from utils.distributed import Launch, process_group, read_launch
-from utils.errors import ConfigError, OutputError, ShortageError, Stopped
+from utils.device import choose_arithmetic, is_out_of_memory, select_device, use_deterministic_algorithms
+from utils.errors import ConfigError, OutputError, ProcessError, ShortageError, Stopped
 from utils.malloc import keep_freed_memory
-from utils.peers import Peers
+from utils.processes import backend_errors
+from utils.processes.group import process_group
+from utils.processes.launch import Launch, read_launch
+from utils.processes.members import START_AGAIN
+from utils.processes.peers import Peers
+from utils.processes.sameness import facts_of, require_same_start
 from utils.run_log import RunLog
 
 from .observer import Observer
@@ -32,6 +36,7 @@ class Session:
     peers: Peers
     directory: Path
     log: RunLog
+    arithmetic: str = ""  # of a GPU, see `choose_arithmetic`
     observers: Sequence[Observer] = ()  # who is told of a training run's events
 
     @property
@@ -42,7 +47,8 @@ class Session:
     @property
     def placement(self) -> str:
         """Where it runs, for the log."""
-        return f"{self.device} | {self.launch.world_size} process{'es' if self.launch.world_size > 1 else ''}"
+        processes = f"{self.launch.world_size} process{'es' if self.launch.world_size > 1 else ''}"
+        return f"{self.device} | {processes}" + (f" | {self.arithmetic}" if self.arithmetic else "")
 
 
 def run_directory(cfg: CfgNode) -> Path:
@@ -52,7 +58,11 @@ def run_directory(cfg: CfgNode) -> Path:
 
 @contextlib.contextmanager
 def open_session(
-    cfg: CfgNode, given: Sequence[str], local_rank: Optional[int], observers: Sequence[Observer] = ()
+    cfg: CfgNode,
+    given: Sequence[str],
+    local_rank: Optional[int],
+    training: bool = False,
+    observers: Sequence[Observer] = (),
 ) -> Iterator[Session]:
     """The processes meet, the block runs, they part. An error of torch or of the system becomes one of ours.
 
@@ -60,6 +70,7 @@ def open_session(
         cfg: the config as loaded.
         given: keys that the user set on the command line, which DATA.FROM_MODEL leaves alone.
         local_rank: as old launchers pass it.
+        training: whether the command trains, for which float32 may be TF32.
         observers: who is told of a training run's events.
 
     Raises:
@@ -69,16 +80,20 @@ def open_session(
     cfg = take_from_model(cfg, given=given)
     keep_freed_memory()
     launch = read_launch(os.environ, local_rank)
-    device = select_device(cfg.DEVICE, launch.local_rank)
+    device = select_device(cfg.DEVICE, launch.gpu)
     if cfg.DETERMINISTIC:
         use_deterministic_algorithms()
+    fixed_sizes = not (training and cfg.TRAIN.IMG_SIZES)
+    arithmetic = choose_arithmetic(device, not training, cfg.DETERMINISTIC, fixed_sizes)
     directory = run_directory(cfg)
     with process_group(launch, device, ending.LAUNCHER) as store:
-        peers = Peers(launch, ending.LAUNCHER, store, cfg.RANK_TIMEOUT, on_loss=ending.report)
         log = RunLog(directory, launch.rank == 0, cfg.LOGGERS, to_dict(cfg))
+        facts = facts_of(cfg) if store else {}
+        peers = Peers(launch, ending.LAUNCHER, store, cfg.RANK_TIMEOUT, ending.report, log.warning, facts)
         together = False
         try:
-            yield Session(cfg, launch, device, peers, directory, log, observers)
+            require_same_start(peers, cfg)
+            yield Session(cfg, launch, device, peers, directory, log, arithmetic, observers)
             peers.meet()
             together = True
         except Stopped as stopped:
@@ -92,6 +107,7 @@ def open_session(
         except (RuntimeError, MemoryError) as error:
             raise_as_ours(error, cfg, device)
             peers.name_lost()  # a collective operation fails when another process is gone
+            raise_as_backend_s(error, peers)
             raise
         finally:
             peers.close(together)
@@ -113,3 +129,12 @@ def raise_as_ours(error: Exception, cfg: CfgNode, device: torch.device) -> None:
             f"DATA.NUM_WORKERS is {cfg.DATA.NUM_WORKERS}: a loading process was killed, perhaps as memory ran out "
             f"({reason}); use fewer, and start the same command again"
         ) from error
+
+
+def raise_as_backend_s(error: Exception, peers: Peers) -> None:
+    """Raises the UserError for an error of NCCL or gloo that nobody's death explains, if it is one."""
+    line = backend_errors.of_backend(error, os.environ)
+    if line and peers.behind:
+        raise ProcessError(f"{peers.behind}; {line}; {START_AGAIN}") from error
+    if line:
+        raise line from error

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from .conflicts import require_no_conflict
 from .errors import ConfigError, did_you_mean
-from .schema import ALIASES, DEFAULTS, KEYS, PATH, RETIRED, is_finite
+from .schema import ALIASES, DEFAULTS, KEYS, PATH, RETIRED, SWITCH, is_finite
 from .yaml_files import read_yaml
 
 
@@ -141,7 +141,7 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
     """`value` with the type of `default`, as the key's rule has it: see `_converted`."""
     rule, kind = KEYS[key].rule, type(default)
     result = _converted(key, value, kind)
-    if type(result) is not kind:
+    if type(result) is not kind and not (rule is SWITCH and isinstance(result, str)):
         raise ConfigError(f"{where} is {value!r}; it must be of type {kind.__name__}, like {default!r}")
     if isinstance(result, str) and not result.isprintable():
         raise ConfigError(f"{where} is {value!r}; it must have printable characters only")

@@ -1,7 +1,7 @@
 """`--eval`: the accuracy of a checkpoint, on the validation images or on evaluation sets."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -25,11 +25,13 @@ from ..evaluation.sets.predictions import Predictions, Records
 from ..evaluation.sets.run import SetsEvaluation
 from ..evaluation.sets.spec import VAL, SetSpec, read_sets
 from ..evaluation.sets.tables import SetFiles, is_imagenet, table
+from ..inference.engines import InferenceEngine, is_deployed, open_engine, require_engine
+from ..inference.engines import describe as describe_engine
 from ..inference.examination import Examination
 from ..session import Session
 from ..setup.data_notes import order_note, source_notes
 from ..setup.loading import caches
-from ..setup.model import deploy_model
+from ..setup.precision import create_precision
 from ..setup.preprocessing import describe as describe_inputs
 from ..setup.preprocessing import input_warnings
 from ..tasks import create_task
@@ -63,6 +65,8 @@ def open_evaluation(session: Session) -> "Evaluation":
     checkpoint = open_checkpoint(
         Path(local_file(cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED, session.launch, session.peers))
     )
+    precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, session.device)
+    require_engine(cfg.TEST.ENGINE, session.device, precision)
     task = create_task(cfg)
     if cfg.TEST.SETS or cfg.TEST.KNN:
         require_classes(task, cfg)
@@ -71,7 +75,8 @@ def open_evaluation(session: Session) -> "Evaluation":
     root = cfg.TEST.SETS_PATH or cfg.DATA.DATA_PATH
     opening = Opening(outside_links=cfg.DATA.OUTSIDE_LINKS, columns=cfg.DATA.COLUMNS, timeout=cfg.DATA.TIMEOUT)
     sets = open_sets(specs, SetsOpening(task, val_set, classes, root, opening))
-    examination = Examination(cfg, task.build_model(len(classes)), session.device, session.log, session.peers)
+    model = task.build_model(len(classes))
+    examination = Examination(cfg, model, session.device, session.log, session.peers, precision)
     fitted = {name: require_fit(examination.model, checkpoint, name) for name in checkpoint.weights}
     compared = task.feature_datasets(classes) if cfg.TEST.KNN else ()
     if compared:
@@ -101,6 +106,8 @@ class Evaluation:
     specs: dict[str, SetSpec]
     sets: dict[str, EvaluationSet]
     compared: tuple  # training and validation images, of TEST.KNN
+    # by name of the weights, of other engines than torch, which have a copy of their own of them
+    exported: dict[str, InferenceEngine] = field(default_factory=dict)
 
     def __post_init__(self):
         # The workers of the data set before end with its loader; of one data set, several weights use the same.
@@ -110,9 +117,8 @@ class Evaluation:
         """Says what is evaluated on what, and what the figures rest on that nobody has set."""
         cfg, log, path = self.session.cfg, self.session.log, self.checkpoint.path
         images = f"{len(self.val_set())} images" if not cfg.TEST.SETS else f"the sets {', '.join(cfg.TEST.SETS)}"
-        log.info(
-            f"evaluating {path} on {images} | {self.session.placement} | {self.examination.precision}{' | fused' * cfg.TEST.FUSED}"
-        )
+        form = describe_engine(cfg.TEST.ENGINE, self.examination.model, cfg.TEST.FUSED)
+        log.info(f"evaluating {path} on {images} | {self.session.placement} | {self.examination.precision}{form}")
         notes = [f"{name}: {fitted.note}" for name, fitted in self.fitted.items() if fitted.note]
         if notes:
             log.info(f"{path}: {'; '.join(notes)}")
@@ -157,15 +163,20 @@ class Evaluation:
         load_weights(self.examination.model, self.fitted[name].state, self.checkpoint.path)
         return self.examination.model
 
-    def deployed(self, name: str) -> torch.nn.Module:
-        """The same as it is evaluated: with TEST.FUSED in its deployed form."""
-        model = self.load(name)
-        return deploy_model(model, self.examination.precision.dtype) if self.session.cfg.TEST.FUSED else model
+    def engine_of(self, name: str) -> torch.nn.Module:
+        """What computes one of the checkpoint's weights; an exported model is kept for the next set."""
+        if name in self.exported:
+            return self.exported[name]
+        cfg, precision = self.session.cfg, self.examination.precision
+        engine = open_engine(cfg.TEST.ENGINE, self.load(name), precision, self.task.eval_size, cfg.TEST.FUSED)
+        if cfg.TEST.ENGINE != "torch":
+            self.exported[name] = engine
+        return engine
 
     def figures_of(self, name: str) -> dict[str, Any]:
         """The figures of the validation images with one of the checkpoint's weights."""
         evaluator = self.task.evaluator("figures", self.session.device)
-        return self.examination.run(self.loader(self.val_set()), evaluator, self.deployed(name))
+        return self.examination.run(self.loader(self.val_set()), evaluator, self.engine_of(name))
 
     def predictions_of(self, name: str, dataset, subset: Optional[list[int]]) -> tuple[dict[str, Any], Records]:
         """The figures of a set's images with one of the checkpoint's weights, and what was said of each image.
@@ -175,7 +186,7 @@ class Evaluation:
         """
         predictions = Predictions(self.session.device, subset, len(self.classes))
         evaluator = self.task.set_evaluator(predictions)
-        figures = self.examination.run(self.loader(dataset), evaluator, self.deployed(name))
+        figures = self.examination.run(self.loader(dataset), evaluator, self.engine_of(name))
         parts = self.session.peers.gather(predictions.records())
         return figures, Records.join(parts).in_order() if self.session.is_first else predictions.records()
 
@@ -194,7 +205,8 @@ class Evaluation:
         facts = {
             "checkpoint": str(self.checkpoint.path),
             "precision": str(self.examination.precision),
-            "fused": cfg.TEST.FUSED,
+            "engine": cfg.TEST.ENGINE,
+            "fused": is_deployed(cfg.TEST.ENGINE, self.examination.model, cfg.TEST.FUSED),
             "img_size": self.task.eval_size,
             "crops": cfg.TEST.CROPS,
             "flip": cfg.TEST.FLIP,

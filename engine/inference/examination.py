@@ -9,9 +9,9 @@ from torch import nn
 from yacs.config import CfgNode
 
 from data.loader import Loader, eval_loader
-from utils.distributed import Launch
 from utils.errors import Stopped
-from utils.peers import Peers
+from utils.processes.launch import Launch
+from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
 from ..evaluation.loop import evaluate

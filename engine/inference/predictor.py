@@ -13,8 +13,8 @@ from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError, OutputError
 
 from ..evaluation.views import predict_views
-from ..setup.model import deploy_model
 from ..setup.precision import create_precision
+from .engines import open_engine, require_engine
 from .examination import Examination
 from .trained import Trained
 
@@ -45,9 +45,10 @@ class Predictor:
         workers: loading processes; 0: this one loads. A single batch is always loaded by this one.
         fused: whether the deployed form predicts, see `models.fuse`.
         amp: whether a GPU computes in 16 bits, see `engine.setup.precision`.
+        engine: what computes, see `engine.inference.engines`.
 
     Raises:
-        ConfigError: the model has no deployed form.
+        ConfigError: the model has no deployed form, or the engine is not there or does not take it.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Predictor:
         workers: int = 0,
         fused: bool = False,
         amp: bool = False,
+        engine: str = "torch",
     ):
         self.trained = trained
         self.device = device
@@ -68,9 +70,9 @@ class Predictor:
         self.batch_size = batch_size
         self.workers = workers
         precision = create_precision(amp, "auto", device)
+        require_engine(engine, device, precision)
         self.examination = Examination(trained.cfg, trained.model, device, precision=precision)
-        model = self.examination.model
-        self.model = deploy_model(model, precision.dtype) if fused else model
+        self.engine = open_engine(engine, self.examination.model, precision, self.img_size, fused)
         self.failures: list[str] = []  # a line for each file that could not be read
 
     def __call__(self, paths: Sequence[str]) -> Iterator[Prediction]:
@@ -100,8 +102,7 @@ class Predictor:
     @torch.inference_mode()
     def _predict(self, batch: Batch, finish) -> list[Prediction]:
         images, targets, paths = finish(batch)
-        with self.examination.precision.autocast():
-            logits = predict_views(self.model, images.split(len(paths)), self.trained.cfg.TEST.FLIP)
+        logits = predict_views(self.engine, images.split(len(paths)), self.trained.cfg.TEST.FLIP)
         likeliest = logits.float().softmax(dim=1).topk(self.topk, dim=1)
         if not likeliest.values.isfinite().all():
             raise CheckpointError(f"{self.trained.path}: the model's outputs are not finite; use another checkpoint")

@@ -8,8 +8,7 @@ from yacs.config import CfgNode
 from data.batches import Finish
 from data.cache import plan_caches
 from data.loader import Loading
-from utils.distributed import local_processes
-from utils.peers import Peers
+from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
 
@@ -32,6 +31,6 @@ def caches(mode: str, datasets: Sequence[Any], peers: Peers, log: RunLog) -> Cal
         launch.rank,
         launch.world_size,
         peers.gather,
-        local_processes(launch.world_size),
+        launch.local_size,
         log.info,
     )

@@ -4,16 +4,16 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 from yacs.config import CfgNode
 
 from data.loader import eval_loader, train_loader
 from data.schedule import Schedule
 from utils.config import to_dict
-from utils.distributed import available_cores, local_processes
 from utils.errors import ConfigError
 from utils.macs import Complexity
+from utils.processes.launch import available_cores
+from utils.processes.sameness import require_same_images
 from utils.provenance import commit
 from utils.rng import seed_all
 
@@ -24,6 +24,7 @@ from ..checkpoints.progress import Progress
 from ..checkpoints.store import Checkpointer
 from ..evaluation.sets.tables import is_imagenet
 from ..session import Session
+from ..setup.compilation import decide_compilation
 from ..setup.complexity import complexity_of
 from ..setup.loading import loading
 from ..setup.model import place, prepare_model, require_layout, wrap_model
@@ -38,6 +39,7 @@ from ..tasks.distill import (
     pretrained_teacher,
     trained_teacher,
 )
+from .average import WeightAverage
 from .freeze import freeze
 from .networks import Networks
 from .nonfinite import FiniteGuard
@@ -73,8 +75,8 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
     task.prepare_training(len(data.classes), distillation)
     model, complexity, notes = build_model(session, task, len(data.classes), bool(distillation), pretrained)
     optim = build_optimisation(session, model, data.plan)
-    average = ModelEmaV3(model, decay=cfg.EMA.DECAY, use_warmup=cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
-    compile_mode = cfg.TRAIN.COMPILE_MODE if cfg.TRAIN.COMPILE else ""
+    average = WeightAverage(model, cfg.EMA.DECAY, cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
+    compile_mode = decide_compilation(cfg, session.device).mode
     networks = Networks(model, wrap_model(model, session.device), average, compile_mode)
     progress = Progress()
     trainer = Trainer(
@@ -86,7 +88,7 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
         progress,
         recorder=build_recorder(session, data, progress, str(optim.precision)),
         saver=build_saver(session, data, networks, optim, progress),
-        observers=[TrainBatchPicture(), *([CompileTime()] if cfg.TRAIN.COMPILE else []), *session.observers],
+        observers=[TrainBatchPicture(), *([CompileTime()] if compile_mode else []), *session.observers],
         epochs=cfg.TRAIN.EPOCHS,
         seed=cfg.SEED,
     )
@@ -113,6 +115,7 @@ def build_data(session: Session, task: Task) -> TrainingData:
     schedule = Schedule(num_batches=plan.batches_per_epoch, seed=cfg.SEED, **placing, **changing)
     how = loading(cfg, session.device)
     train_batches = train_loader(train_set, schedule, how, cfg.DATA.SHUFFLE_BUFFER, cfg.DATA.CACHE_MODE)
+    require_same_images(session.peers, train_batches.order, val_set.source.fingerprint)
     return TrainingData(train_batches, eval_loader(val_set, **placing, loading=how), plan, classes)
 
 
@@ -131,7 +134,7 @@ def build_model(
     complexity = complexity_of(model, cfg)
     notes = start_from(model, pretrained, cfg)
     require_layout(model, device, cfg.TRAIN.CHANNELS_LAST)
-    model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, cfg.TRAIN.USE_CHECKPOINT)
+    model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, cfg.TRAIN.USE_CHECKPOINT, sync_bn=cfg.TRAIN.SYNC_BN)
     freeze(model, cfg.TRAIN.FREEZE)
     return model, complexity, notes
 
@@ -232,7 +235,7 @@ def build_saver(
 
 def build_recorder(session: Session, data: TrainingData, progress: Progress, precision: str) -> Recorder:
     cfg = session.cfg
-    cores = available_cores(local_processes(session.launch.world_size))
+    cores = available_cores(session.launch.local_size)
     waits = Waits(cfg.DATA.NUM_WORKERS, cfg.DATA.BACKEND, cores)
     facts = facts_of(session, data, precision)
     return Recorder(session.log, progress, data.plan, cfg.TRAIN.EPOCHS, cfg.PRINT_FREQ, waits, session.device, facts)

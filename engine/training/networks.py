@@ -4,11 +4,13 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any, ContextManager, Optional
 
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..setup.compilation import compile_model
 from . import freeze
+from .average import WeightAverage
+from .graphs import replayed
 
 
 @dataclass
@@ -17,8 +19,9 @@ class Networks:
 
     model: nn.Module  # without wrappers: what is evaluated, averaged and saved
     wrapped: nn.Module  # as it is called in training
-    average: Optional[ModelEmaV3] = None
+    average: Optional[WeightAverage] = None
     compile_mode: str = ""  # of torch.compile; empty: not compiled
+    compiles_next: bool = False  # the next update begins with that
 
     def evaluated(self) -> dict[str, nn.Module]:
         """What an evaluation measures, by the names that records and checkpoints have for it."""
@@ -28,10 +31,16 @@ class Networks:
         """What a checkpoint keeps, by its keys there."""
         return {"model": self.model, "ema": self.average and self.average.module}
 
-    def compile(self) -> None:
-        if self.compile_mode:
-            for model in self.evaluated().values():
-                model.compile(mode=self.compile_mode)  # both share one graph, and training has another
+    def compile(self, num_sizes: int) -> None:
+        """Has the models compiled, if that is asked for, for so many sizes of images."""
+        self.compiles_next = bool(self.compile_mode)
+        if self.compiles_next:
+            for model in self.evaluated().values():  # both share one graph, and training has another
+                compile_model(model, self.compile_mode, num_sizes)
+
+    def replayed(self, keep_gradients: bool) -> ContextManager:
+        """See `graphs.replayed`."""
+        return replayed(self.model, self.compile_mode, keep_gradients)
 
     def train(self) -> None:
         freeze.train(self.wrapped)

@@ -6,8 +6,8 @@ from typing import Any, Iterable, Mapping, Optional
 import torch
 from torch import nn
 
-from utils.distributed import min_over_ranks, sum_over_ranks
 from utils.errors import NonFiniteError
+from utils.processes.collectives import min_over_ranks, sum_over_ranks
 
 NEVER = 2**62  # later than any update
 MAX_IN_A_ROW = 50  # left-out updates after which a run no longer learns

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from utils.errors import CheckpointError
-from utils.peers import Peers
+from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
 from ..checkpoints.progress import Progress

@@ -14,6 +14,7 @@ from ..checkpoints.download import local_file
 from ..checkpoints.file import progress_of, read_checkpoint
 from ..checkpoints.resume import Found, config_changes, find_checkpoint, fit_progress
 from ..session import Session
+from ..setup.compilation import decide_compilation
 from ..setup.data_notes import order_note, source_notes
 from ..setup.loading import caches
 from ..setup.model import has_drop_path
@@ -113,8 +114,9 @@ def introduce_run(session: Session, trainer: Trainer, complexity: Complexity) ->
     """Says what runs where on what."""
     cfg, log, plan, device = session.cfg, session.log, trainer.data.plan, session.device
     train_set, val_set = trainer.data.train_loader.dataset, trainer.data.val_loader.dataset
+    compilation = decide_compilation(cfg, device).reason
     log.info(
-        f"{session.placement} | {trainer.optim.precision} | global batch "
+        f"{session.placement} | {trainer.optim.precision}{f' | {compilation}' * bool(compilation)} | global batch "
         f"{session.launch.world_size} x {plan.batch_size} x {plan.accumulation_steps} accumulated = {plan.total_batch_size} | "
         f"lr {plan.scale_lr(cfg.TRAIN.BASE_LR):.3e}"
     )

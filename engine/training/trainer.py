@@ -11,9 +11,9 @@ from typing import Any, Iterator, Sequence
 
 import torch
 
-from utils.distributed import broadcast_buffers
 from utils.errors import NonFiniteError, OutputError, Stopped
 from utils.files import write_json
+from utils.processes.collectives import broadcast_buffers
 from utils.rng import seed_all
 
 from ..checkpoints.file import read_checkpoint
@@ -56,7 +56,7 @@ class Trainer:
             OutputError: a checkpoint cannot be written.
         """
         self.saver.start_clock()
-        self.networks.compile()
+        self.networks.compile(num_sizes=len(self.data.train_loader.schedule.sizes) + 1)
         self.optim.guard.start(self.progress.left_out)
         if self.optim.guard.policy == "rollback" and not self.saver.newest():
             self.save(LAST)  # something to go back to
@@ -83,6 +83,7 @@ class Trainer:
             for observer in self.observers:
                 observer.before_update(self, step)
             grad_norm = self.update(step, batches, window)
+            self.networks.compiles_next = False
             for observer in self.observers:
                 observer.after_update(self, step)
             progress.step = step + 1
@@ -94,6 +95,7 @@ class Trainer:
                 window = Window(self.session.device, progress, peers.launch)
             # The end of an epoch is saved after its evaluation, but not where the run ends before that.
             if stop or ((due or self.saver.is_step(step + 1)) and step + 1 < steps):
+                peers.at("saves", may_last=True)
                 self.note(window)
                 self.save(LAST)
             if stop:
@@ -102,8 +104,9 @@ class Trainer:
 
     def update(self, step: int, batches: Iterator, window: Window) -> torch.Tensor:
         """One optimizer step over the update's micro-batches; returns the norm of its gradient, ()."""
-        optim, plan, rank = self.optim, self.data.plan, self.session.peers.launch.rank
+        optim, plan, peers = self.optim, self.data.plan, self.session.peers
         epoch, num_batches = self.progress.epoch, plan.batches_in_update(step)
+        place, compiling = f"epoch {epoch}, update {step + 1}", self.networks.compiles_next
         optim.lr_scheduler.step_update(epoch * plan.updates_per_epoch + step)
         if [epoch, step] in self.progress.rolled_back:  # it was not finite: its images are passed over
             for _ in range(num_batches):
@@ -112,12 +115,16 @@ class Trainer:
         optim.guard.before_update()
         sums = {"loss": torch.zeros((), dtype=torch.float64, device=self.session.device)}
         for i in range(num_batches):
+            last = i == num_batches - 1
+            peers.at(f"{place}: waits for images", may_last=True)
             batch = self.next_batch(batches, window, first=i == 0)
+            peers.at(f"{place}: forward", may_last=compiling)
             # Mixup, dropout and drop path draw from here on: the same draws whatever ran before.
-            seed_all(self.seed, epoch, step, i, rank)
-            with self.networks.synchronised(last=i == num_batches - 1):
+            seed_all(self.seed, epoch, step, i, peers.launch.rank)
+            with self.networks.synchronised(last), self.networks.replayed(keep_gradients=i == 0 and not last):
                 with optim.precision.autocast():
                     losses = self.task.loss(self.networks.wrapped, batch)
+                peers.at(f"{place}: backward", may_last=compiling)
                 # The last update of an epoch may have fewer micro-batches: its gradient is the mean over these.
                 optim.precision.backward(losses["loss"] / num_batches)
             for name, value in losses.items():

@@ -28,11 +28,11 @@ from engine.training.saver import Saver
 from engine.training.trainer import Trainer
 from engine.training.training_data import TrainingData
 from engine.training.waits import Waits
-from utils.distributed import Launch
 from utils.errors import ConfigError
 from utils.macs import measure_complexity
 from utils.metrics import ACC1
-from utils.peers import Peers
+from utils.processes.launch import Launch
+from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
 CPU = torch.device("cpu")
@@ -409,7 +409,7 @@ def test_the_compiler_s_mode_reaches_it(write_config, monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: calls.append(how))
     path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "COMPILE": True, "COMPILE_MODE": "reduce-overhead"})
     run("--cfg", path)
-    assert calls == [{"mode": "reduce-overhead"}] * 2  # the model and its average
+    assert calls == [{"mode": "reduce-overhead", "dynamic": False}] * 2  # the model and its average
 
 
 def test_timm_model_trains_with_the_same_engine(write_config, tmp_path):

@@ -245,7 +245,7 @@ def test_validation_is_the_plain_evaluation(evaluate, tmp_path, checkpoint, sets
             "crop_pct",
             "complete",
         ),
-        *("checkpoint", "precision", "fused", "img_size", "crops", "flip", "cell", "classes", "imagenet"),
+        *("checkpoint", "precision", "engine", "fused", "img_size", "crops", "flip", "cell", "classes", "imagenet"),
     ]
     found = json.loads((folder / "val.json").read_text())
     better = max(("raw", "ema"), key=lambda name: (expected[name]["acc1"], name == "raw"))

@@ -16,9 +16,9 @@ from engine.evaluation.knn import Bank, Neighbours
 from engine.training import freeze
 from engine.training.optim import LearningRate, create_lr_scheduler, create_optimizer
 from utils.config import load_config
-from utils.distributed import Launch
 from utils.errors import ConfigError
-from utils.peers import Peers
+from utils.processes.launch import Launch
+from utils.processes.peers import Peers
 
 CPU = torch.device("cpu")
 DROP_PATHS = {"drop_path_rate": 0.5}
@@ -254,7 +254,7 @@ def test_compiled_training_leaves_frozen_parts_alone(write_config, tmp_path, mon
     """Traced as ever, but not turned into C++, which would take a minute."""
     original, calls = torch.nn.Module.compile, []
     monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self, mode: calls.append(mode) or original(self, backend="eager")
+        torch.nn.Module, "compile", lambda self, mode, dynamic: calls.append(mode) or original(self, backend="eager")
     )
     torch._dynamo.reset()
     one_stage = dict(

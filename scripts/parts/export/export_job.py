@@ -22,6 +22,7 @@ import models
 from data.loader import Loader
 from data.sources.image_paths import find_images
 from data.stream import StreamDataset
+from engine.inference.engines.tracing import MAX_BATCH, first_line  # noqa: F401  (for the formats)
 from engine.inference.examination import Examination
 from engine.inference.trained import Trained
 from engine.setup.precision import create_precision
@@ -32,7 +33,6 @@ from utils.provenance import record
 
 CPU = torch.device("cpu")
 MOST_IMAGES = 64  # to compare logits of
-MAX_BATCH = 4096  # of programs and packages, for which torch wants a limit
 # px where sizes are dynamic: to torch.export a last map of a single row or column is another program
 SIZES = (33, 4096)
 
@@ -52,6 +52,7 @@ class Options:
     opset: int = 20  # of ONNX files
     calibration_images: int = 512  # of int8
     max_drop: float = 1.0  # of int8: points of top-1 that it may lose
+    precision: str = "float32"  # or 'bfloat16', in which the exported model is to be run (openvino)
 
 
 class Job:
@@ -177,12 +178,18 @@ class Job:
                 yield batch if at_own else F.interpolate(batch, (height, width), mode="bilinear", antialias=True)
 
     @torch.inference_mode()
-    def compare(self, exported: Callable[[torch.Tensor], torch.Tensor], smallest: int = SIZES[0]) -> dict[str, Any]:
+    def compare(
+        self, exported: Callable[[torch.Tensor], torch.Tensor], smallest: int = SIZES[0], bound: Optional[float] = None
+    ) -> dict[str, Any]:
         """How far an exported model's logits are from those of the model as it was trained; prints it.
 
+        Args:
+            bound: in place of the job's.
+
         Raises:
-            ExportError: further than `bound`.
+            ExportError: further than the bound.
         """
+        bound = self.options.bound if bound is None else bound
         worst, spread, same, seen, shapes = 0.0, 0.0, 0, 0, []
         for batch in self.batches(smallest):
             expected, logits = self.trained.model(batch), exported(batch)
@@ -197,13 +204,13 @@ class Job:
             seen += len(batch)
             shapes.append("x".join(map(str, batch.shape)))
         relative = worst / spread if spread else math.inf * worst if worst else 0.0
-        if not relative <= self.options.bound:
+        if not relative <= bound:
             raise ExportError(
                 f"--bound: the exported model's logits differ by up to {worst:.3g}, {relative:.3g} of their standard deviation, more than "
-                f"{self.options.bound:g}; nothing is written"
+                f"{bound:g}; nothing is written"
             )
         print(
-            f"  largest difference {worst:.3g}, {relative:.3g} of the logits' standard deviation (bound {self.options.bound:g}); same class {same} of {seen}"
+            f"  largest difference {worst:.3g}, {relative:.3g} of the logits' standard deviation (bound {bound:g}); same class {same} of {seen}"
         )
         print(f"  compared at {', '.join(shapes)}")
         return {
@@ -211,7 +218,7 @@ class Job:
             "shapes": shapes,
             "max_difference": worst,
             "relative": relative,
-            "bound": self.options.bound,
+            "bound": bound,
             "same_class": [same, seen],
         }
 
@@ -325,9 +332,3 @@ def needed(*packages: str) -> list[ModuleType]:
         raise ConfigError(
             f"{error.name or packages[0]}: cannot be imported ({error}); pip install {' '.join(packages)}"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """An error of another package, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,17 +1,16 @@
 """An ONNX file, compared in onnxruntime."""
 
-import io
 import json
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Callable
 
 import torch
-from torch import nn
 
+from engine.inference.engines.onnx_engine import OnnxruntimeEngine, to_onnx
+from engine.inference.engines.tracing import ConversionError
 from utils.errors import ConfigError
 
-from .export_job import ExportError, Job, first_line, needed
+from .export_job import ExportError, Job, needed
 from .program import trace
 
 OPSETS = (18, 23)  # that torch's exporter writes
@@ -38,23 +37,10 @@ def write(job: Job, path: Path) -> None:
         raise ConfigError(
             f"--opset is {job.options.opset}, and can be {least} to {most}; leave it out, or give one of them"
         )
-    program = trace(job, {"min": 33, "max": 4096})
-    said = io.StringIO()
     try:
-        with redirect_stdout(said), redirect_stderr(said):
-            exported = torch.onnx.export(
-                program,
-                dynamo=True,
-                input_names=["images"],
-                output_names=["logits"],
-                opset_version=job.options.opset,
-                verbose=False,
-            )
-        model = exported.model_proto
-    except Exception as error:  # of the exporter's many kinds
-        raise ExportError(
-            f"--checkpoint: {job.cfg.MODEL.NAME} cannot be written as ONNX ({first_line(error)})"
-        ) from error
+        model = to_onnx(trace(job, {"min": 33, "max": 4096}), job.options.opset)
+    except ConversionError as error:
+        raise ExportError(f"--checkpoint: {job.cfg.MODEL.NAME} {error}") from error
     written = next(entry.version for entry in model.opset_import if not entry.domain)
     if written != job.options.opset:
         raise ConfigError(f"--opset is {job.options.opset}, and this model can only be written in {written}; give that")
@@ -66,26 +52,9 @@ def write(job: Job, path: Path) -> None:
         file.write(model.SerializeToString())
 
 
-class Session(nn.Module):
-    """An ONNX file in onnxruntime: images (B, 3, H, W) -> logits (B, classes)."""
-
-    def __init__(self, run: Callable):
-        super().__init__()
-        self.run = run
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(self.run(["logits"], {"images": images.contiguous().numpy()})[0])
-
-
-def session(path: Path) -> Session:
-    """An ONNX file on this machine's CPU, with as many threads as torch has."""
-    (onnxruntime,) = needed("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+def session(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """An ONNX file as a function of images, by onnxruntime on this machine's CPU with as many threads as torch has."""
     try:
-        run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run
-    except Exception as error:  # onnxruntime's own kinds
-        raise ExportError(
-            f"--opset: onnxruntime {onnxruntime.__version__} cannot read the file ({first_line(error)}); give an older one"
-        ) from error
-    return Session(run)
+        return OnnxruntimeEngine(path)
+    except ConversionError as error:
+        raise ExportError(f"--opset: {error}; give an older one") from error
