@@ -87,7 +87,8 @@ def test_ruff_finds_nothing(arguments):
 
 def test_models_need_only_torch_and_timm():
     for path in files("models"):
-        others = imports(path) - {"torch", "timm"} - set(sys.stdlib_module_names) - {"models"}
+        optional = {"triton"} if path.name == "norm_triton.py" else set()  # which only a function imports
+        others = imports(path) - {"torch", "timm"} - set(sys.stdlib_module_names) - {"models"} - optional
         assert not others, path
 
 
@@ -97,7 +98,8 @@ def test_every_requirement_is_imported():
     listed = {names.get(package, package) for package in listed if package}
     used = set().union(*(imports(path) for part in LAYERS for path in files(part)))
     # NVIDIA apex and nvImageCodec; ImageNet-C's images made here; the benchmark's, the quickstart's and prepare_data.py's own;
-    # pyarrow comes with datasets, huggingface_hub and safetensors with timm; LOGGERS wandb; scripts/export.py's onnxruntime
+    # pyarrow comes with datasets, huggingface_hub and safetensors with timm; LOGGERS wandb; scripts/export.py's onnxruntime;
+    # triton comes with torch for GPUs
     optional = {
         "apex",
         "nvidia",
@@ -111,6 +113,7 @@ def test_every_requirement_is_imported():
         "safetensors",
         "wandb",
         "onnxruntime",
+        "triton",
     }
     siblings = {path.relative_to(ROOT / "scripts").parts[0].removesuffix(".py") for path in files("scripts")}
     assert used - set(sys.stdlib_module_names) - PARTS - siblings - optional == listed - {"tensorboard"}
