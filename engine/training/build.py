@@ -38,7 +38,6 @@ from ..tasks.distill import (
     pretrained_teacher,
     trained_teacher,
 )
-from .average import WeightAverage
 from .freeze import freeze
 from .nonfinite import FiniteGuard
 from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
@@ -47,6 +46,7 @@ from .recorder import Recorder
 from .saver import Saver
 from .trainer import Trainer
 from .waits import Waits
+from .weight_average import WeightAverage
 
 
 def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexity, list[str]]:
