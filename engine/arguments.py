@@ -8,6 +8,7 @@ from yacs.config import CfgNode
 
 from utils.cli import Parser
 from utils.errors import ConfigError
+from utils.schema import ENGINES
 
 
 def parse_args(argv: Optional[Sequence[str]] = None, description: str = "") -> argparse.Namespace:
@@ -40,6 +41,11 @@ def parse_args(argv: Optional[Sequence[str]] = None, description: str = "") -> a
     parser.add_argument("--throughput", action="store_true", help="time the model on synthetic images and end")
     parser.add_argument(
         "--fused", action="store_true", help="with --eval or --throughput: the deployed form of the model"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="with --eval or --throughput, on a CPU: what computes; others than torch get the deployed form, exported in memory",
     )
     parser.add_argument(
         "--benchmark-data", nargs="?", type=float, const=0.0, metavar="IMAGES_PER_SECOND",
@@ -76,6 +82,8 @@ def require_no_contradiction(args: argparse.Namespace, parser: Parser) -> None:
             parser.error(f"{flag} contradicts --throughput, which times the model alone; give one of them")
     if args.fused and not (args.eval or args.throughput):
         parser.error("--fused: the deployed form cannot be trained; add --eval or --throughput")
+    if args.engine and not (args.eval or args.throughput):
+        parser.error("--engine: training is torch's; add --eval or --throughput")
     others = {
         "--eval": args.eval,
         "--check": args.check,
@@ -115,6 +123,7 @@ def config_flags(args: argparse.Namespace) -> dict[str, Any]:
         "TRAIN.USE_CHECKPOINT": True if args.use_checkpoint else None,
         "MODEL.PRETRAINED": args.pretrained,
         "MODEL.RESUME": args.resume,
+        "TEST.ENGINE": args.engine,
         "TEST.FUSED": True if args.fused else None,
         "OUTPUT": args.output,
         "TAG": args.tag,

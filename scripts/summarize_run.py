@@ -19,8 +19,9 @@ def draw_curves(records: Records, path: Path) -> None:
     epochs = [r["epoch"] + 1 for r in records["epoch"]]
     weights = weights_in(records)
     figure, (loss_axes, accuracy_axes) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    loss_axes.plot(epochs, [r["train_loss"] for r in records["epoch"]], label="training (augmented, smoothed)")
-    for name in weights:
+    training_loss = [r["train_loss"] for r in records["epoch"]]
+    loss_axes.plot(epochs, training_loss, color="grey", label="training (augmented, smoothed)")
+    for name in weights:  # of one colour in both
         loss_axes.plot(epochs, [r[name]["loss"] for r in records["epoch"]], label=f"validation, {name}")
         accuracy_axes.plot(epochs, [r[name]["acc1"] for r in records["epoch"]], label=f"top-1, {name}")
     loss_axes.set(xlabel="epoch", ylabel="loss", title="Loss")
@@ -28,7 +29,7 @@ def draw_curves(records: Records, path: Path) -> None:
     for axes in (loss_axes, accuracy_axes):
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
 
 
 def table_rows(run: Path, records: Records) -> list[tuple[str, str]]:
@@ -72,10 +73,12 @@ def table_rows(run: Path, records: Records) -> list[tuple[str, str]]:
 def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run")
-    run = parser.parse_args().run
-    records = read_figures(run)
-    draw_curves(records, run / "curves.png")
-    rows = [*table_rows(run, records), ("curves", str(run / "curves.png"))]
+    parser.add_argument("--curves", type=Path, help="PNG for the curves (default: curves.png in the run's folder)")
+    args = parser.parse_args()
+    curves = args.curves or args.run / "curves.png"
+    records = read_figures(args.run)
+    draw_curves(records, curves)
+    rows = [*table_rows(args.run, records), ("curves", str(curves))]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")

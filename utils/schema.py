@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 BACKENDS = ("pil", "cv2", "nvimgcodec")
+ENGINES = ("torch", "onnxruntime", "openvino")
 FIXED = ("cifar10", "cifar100", "synthetic")  # formats whose classes have their order from elsewhere
 
 
@@ -305,6 +306,8 @@ key("AUG.MIXUP_MODE", "batch", one_of("batch", "pair", "elem"), RECIPE, "what ha
 
 key("TEST.FUSED", False, ANY, EVALUATION,
     "--eval, --throughput: the deployed form, models.fuse(model), instead of the trained one")
+key("TEST.ENGINE", "torch", one_of(*ENGINES), EVALUATION,
+    "--eval, --throughput: what computes on a CPU; others than torch get the deployed form, exported in memory")
 key("TEST.CROP_PCT", 0.875, CROP, VIEW, "evaluation resizes to its IMG_SIZE / CROP_PCT and crops the centre")
 key("TEST.IMG_SIZE", 0, SIDE_OR_0, VIEW, "of evaluation; 0: DATA.IMG_SIZE")
 key("TEST.CROPS", 1, CROPS, VIEW, "5: the corners of the resized image too; the mean of the probabilities counts")

@@ -1,13 +1,14 @@
 """`--eval`: the accuracy of a checkpoint, on the validation images or on evaluation sets."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 import torch
 
 from data.loader import Loader, eval_loader
+from data.sources import Opening
 from utils.errors import Stopped
 from utils.files import write_json, write_text
 from utils.run_files import EVAL
@@ -23,10 +24,12 @@ from ..evaluation.sets.predictions import Predictions
 from ..evaluation.sets.run import evaluate_sets
 from ..evaluation.sets.spec import VAL, SetSpec, read_sets
 from ..evaluation.sets.tables import is_imagenet, table
+from ..inference.engines import InferenceEngine, is_deployed, open_engine, require_engine
+from ..inference.engines import describe as describe_engine
 from ..session import Session
 from ..setup.data_notes import order_note, source_notes
 from ..setup.loading import caches, loading
-from ..setup.model import deploy_model, prepare_model
+from ..setup.model import prepare_model
 from ..setup.precision import create_precision
 from ..setup.preprocessing import describe as describe_inputs
 from ..setup.preprocessing import input_warnings
@@ -62,12 +65,13 @@ def open_evaluation(session: Session) -> "Evaluation":
         Path(local_file(cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED, session.launch, session.peers))
     )
     precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, session.device)
+    require_engine(cfg.TEST.ENGINE, session.device, precision)
     task = create_task(cfg)
     val_set = functools.cache(lambda: task.val_dataset(checkpoint.classes))
     classes = checkpoint.classes or list(val_set().classes)  # other tools' files may have none
     root = cfg.TEST.SETS_PATH or cfg.DATA.DATA_PATH
-    opening = dict(outside_links=cfg.DATA.OUTSIDE_LINKS, columns=cfg.DATA.COLUMNS, timeout=cfg.DATA.TIMEOUT)
-    sets = open_sets(specs, task, val_set, classes, root, **opening)
+    opening = Opening(outside_links=cfg.DATA.OUTSIDE_LINKS, columns=cfg.DATA.COLUMNS, timeout=cfg.DATA.TIMEOUT)
+    sets = open_sets(specs, task, val_set, classes, root, opening)
     model = prepare_model(task.build_model(len(classes)), session.device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
     fitted = {name: require_fit(model, checkpoint, name) for name in checkpoint.weights}
     compared = task.feature_datasets(classes) if cfg.TEST.KNN else ()
@@ -92,14 +96,16 @@ class Evaluation:
     specs: dict[str, SetSpec]
     sets: dict[str, EvaluationSet]
     compared: tuple  # training and validation images, of TEST.KNN
+    exported: dict[str, InferenceEngine] = field(
+        default_factory=dict
+    )  # by name of the weights, of other engines than torch
 
     def introduce(self) -> None:
         """Says what is evaluated on what, and what the figures rest on that nobody has set."""
         cfg, log, path = self.session.cfg, self.session.log, self.checkpoint.path
         images = f"{len(self.val_set())} images" if not cfg.TEST.SETS else f"the sets {', '.join(cfg.TEST.SETS)}"
-        log.info(
-            f"evaluating {path} on {images} | {self.session.placement} | {self.precision}{' | fused' * cfg.TEST.FUSED}"
-        )
+        form = describe_engine(cfg.TEST.ENGINE, self.model, cfg.TEST.FUSED)
+        log.info(f"evaluating {path} on {images} | {self.session.placement} | {self.precision}{form}")
         notes = [f"{name}: {fitted.note}" for name, fitted in self.fitted.items() if fitted.note]
         if notes:
             log.info(f"{path}: {'; '.join(notes)}")
@@ -140,15 +146,23 @@ class Evaluation:
         mode = "no" if cfg.DATA.CACHE_MODE == "no" else "part"  # nobody reads another's share
         caches(mode, [dataset], session.peers, session.log)()
         placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=session.launch.rank, world_size=session.launch.world_size)
-        return eval_loader(dataset, **placing, **loading(cfg, session.device))
+        return eval_loader(dataset, **placing, loading=loading(cfg, session.device))
 
     def metrics_of(self, name: str, images: Loader, predictions: Optional[Predictions] = None) -> dict[str, Any]:
         """The metrics of one of the checkpoint's weights over a loader's images, whose `predictions` are kept."""
-        load_weights(self.model, self.fitted[name].state, self.checkpoint.path)
-        fused = self.session.cfg.TEST.FUSED
-        model = deploy_model(self.model, self.precision.dtype) if fused else self.model
         keeping = self.task.set_evaluator(predictions) if predictions else None
-        return self.run(model, images, keeping or self.task.evaluator("figures", self.session.device))
+        return self.run(self.engine_of(name), images, keeping or self.task.evaluator("figures", self.session.device))
+
+    def engine_of(self, name: str) -> InferenceEngine:
+        """What computes one of the checkpoint's weights. An exported model has its own copy of them and is kept for the next set."""
+        if name in self.exported:
+            return self.exported[name]
+        cfg = self.session.cfg
+        load_weights(self.model, self.fitted[name].state, self.checkpoint.path)
+        engine = open_engine(cfg.TEST.ENGINE, self.model, self.precision, self.task.eval_size, cfg.TEST.FUSED)
+        if cfg.TEST.ENGINE != "torch":
+            self.exported[name] = engine
+        return engine
 
     def neighbours_of(self, name: str, load: Callable[[Any], Loader]) -> dict[str, Any]:
         """The accuracy of one of the checkpoint's weights by the nearest training images."""
@@ -174,7 +188,8 @@ class Evaluation:
         facts = {
             "checkpoint": str(self.checkpoint.path),
             "precision": str(self.precision),
-            "fused": cfg.TEST.FUSED,
+            "engine": cfg.TEST.ENGINE,
+            "fused": is_deployed(cfg.TEST.ENGINE, self.model, cfg.TEST.FUSED),
             "img_size": self.task.eval_size,
             "crops": cfg.TEST.CROPS,
             "flip": cfg.TEST.FLIP,

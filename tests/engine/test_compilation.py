@@ -12,7 +12,7 @@ from engine.setup import compilation
 from engine.setup.compilation import compile_model, decide_compilation
 from models.sync_batchnorm import SyncBatchNorm
 from utils.config import load_config
-from utils.distributed import Launch
+from utils.processes.launch import Launch
 
 GPU = torch.device("cuda", 0)
 

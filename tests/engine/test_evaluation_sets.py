@@ -245,7 +245,7 @@ def test_validation_is_the_plain_evaluation(evaluate, tmp_path, checkpoint, sets
             "crop_pct",
             "complete",
         ),
-        *("checkpoint", "precision", "fused", "img_size", "crops", "flip", "cell", "classes", "imagenet"),
+        *("checkpoint", "precision", "engine", "fused", "img_size", "crops", "flip", "cell", "classes", "imagenet"),
     ]
     found = json.loads((folder / "val.json").read_text())
     better = max(("raw", "ema"), key=lambda name: (expected[name]["acc1"], name == "raw"))
@@ -492,7 +492,7 @@ def test_images_that_are_made_do_not_depend_on_the_split(evaluate, data, sets_fi
 @made
 def test_the_images_that_are_made(data):
     """Resized, cropped, corrupted with a seed of their own, compressed, and nothing else."""
-    source = open_source("folder", "val", str(data), 0, 0)
+    source = open_source("folder", "val", str(data))
     for index in (0, 1):
         image, label = source.load(index)
         seed = derive_seed(source.key(index), "gaussian_noise", 3)

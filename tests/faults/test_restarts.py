@@ -15,8 +15,8 @@ import pytest
 import torch.distributed as dist
 
 from conftest import ROOT, assert_same_run, free_port, launch, load
-from utils.meeting import meet
-from utils.restarts import restarts_left
+from utils.processes.meeting import meet
+from utils.processes.restarts import restarts_left
 
 RUNS = Path("output/fat_tiny")
 # 7 updates an epoch

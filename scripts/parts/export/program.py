@@ -5,9 +5,11 @@ import warnings
 from typing import Any
 
 import torch
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
-from .export_job import MAX_BATCH, SIZES, ExportError, Job, first_line
+from engine.inference.engines import tracing
+
+from .export_job import MAX_BATCH, SIZES, ExportError, Job
 
 
 def export(job: Job) -> None:
@@ -38,19 +40,10 @@ def traced(job: Job) -> ExportedProgram:
 
 def trace(job: Job, sizes: dict[str, int]) -> ExportedProgram:
     """As `traced`, with given limits of the sizes."""
-    dims: dict[int, Any] = {0: Dim("batch", min=1, max=MAX_BATCH)}
-    example = torch.zeros(2, 3, job.size, job.size)
-    if job.dynamic_size:
-        dims |= {2: Dim("height", **sizes), 3: Dim("width", **sizes)}
-        example = torch.zeros(2, 3, 96, 160)  # a square one would be taken for always square
     try:
-        with torch.no_grad():
-            return torch.export.export(job.model, (example,), dynamic_shapes=(dims,))
-    except Exception as error:  # torch raises of many kinds
-        what = "for images of any size" if job.dynamic_size else "for any number of images"
-        raise ExportError(
-            f"--checkpoint: {job.cfg.MODEL.NAME} cannot be exported {what} ({first_line(error)})"
-        ) from error
+        return tracing.trace(job.model, job.size, sizes if job.dynamic_size else None)
+    except tracing.ConversionError as error:
+        raise ExportError(f"--checkpoint: {job.cfg.MODEL.NAME} {error}") from error
 
 
 def limits(job: Job) -> dict[str, Any]:

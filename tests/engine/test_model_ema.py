@@ -7,7 +7,7 @@ from timm.utils import ModelEmaV3
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models  # noqa: F401
-from engine.training.weight_average import WeightAverage
+from engine.training.model_ema import WeightAverage
 
 
 class Launches(TorchDispatchMode):
