@@ -163,8 +163,11 @@ def test_a_program_ends_in_one_place():
 def test_models_need_only_torch_and_timm():
     """Detectors are torchvision's own classes besides; nothing else of models imports them."""
     for path in files("models"):
-        detection = path.is_relative_to(ROOT / "models" / "detection")
-        allowed = {"torch", "timm", "models"} | ({"torchvision"} if detection else set())
+        optional = {
+            *({"torchvision"} if path.is_relative_to(ROOT / "models" / "detection") else ()),
+            *({"triton"} if path.name == "norm_triton.py" else ()),  # which only a function imports
+        }
+        allowed = {"torch", "timm", "models"} | optional
         assert not imports(path) - allowed - set(sys.stdlib_module_names), path
 
 
@@ -174,7 +177,8 @@ def test_every_requirement_is_imported():
     listed = {names.get(package, package) for package in listed if package}
     used = set().union(*(imports(path) for part in LAYERS for path in files(part)))
     # NVIDIA apex and nvImageCodec; ImageNet-C's images made here; the benchmark's, the quickstart's and prepare_data.py's own;
-    # pyarrow comes with datasets, huggingface_hub and safetensors with timm; LOGGERS wandb; engines and export: onnx, onnxscript, onnxruntime, openvino
+    # pyarrow comes with datasets, huggingface_hub and safetensors with timm; LOGGERS wandb; engines and export: onnx, onnxscript, onnxruntime, openvino;
+    # triton comes with torch for GPUs
     optional = {
         "apex",
         "nvidia",
@@ -190,6 +194,7 @@ def test_every_requirement_is_imported():
         "onnx",
         "onnxscript",
         "onnxruntime",
+        "triton",
     }
     siblings = {path.relative_to(ROOT / "scripts").parts[0].removesuffix(".py") for path in files("scripts")}
     assert used - set(sys.stdlib_module_names) - PARTS - siblings - optional == listed - {"tensorboard"}
