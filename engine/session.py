@@ -22,6 +22,7 @@ from utils.processes.peers import Peers
 from utils.processes.sameness import facts_of, require_same_start
 from utils.run_log import RunLog
 
+from .observer import Observer
 from .setup.preprocessing import take_from_model
 
 
@@ -36,6 +37,7 @@ class Session:
     directory: Path
     log: RunLog
     arithmetic: str = ""  # of a GPU, see `choose_arithmetic`
+    observers: Sequence[Observer] = ()  # who is told of a training run's events
 
     @property
     def is_first(self) -> bool:
@@ -56,7 +58,11 @@ def run_directory(cfg: CfgNode) -> Path:
 
 @contextlib.contextmanager
 def open_session(
-    cfg: CfgNode, given: Sequence[str], local_rank: Optional[int], training: bool = False
+    cfg: CfgNode,
+    given: Sequence[str],
+    local_rank: Optional[int],
+    training: bool = False,
+    observers: Sequence[Observer] = (),
 ) -> Iterator[Session]:
     """The processes meet, the block runs, they part. An error of torch or of the system becomes one of ours.
 
@@ -65,6 +71,7 @@ def open_session(
         given: keys that the user set on the command line, which DATA.FROM_MODEL leaves alone.
         local_rank: as old launchers pass it.
         training: whether the command trains, for which float32 may be TF32.
+        observers: who is told of a training run's events.
 
     Raises:
         UserError: of every kind.
@@ -86,7 +93,7 @@ def open_session(
         together = False
         try:
             require_same_start(peers, cfg)
-            yield Session(cfg, launch, device, peers, directory, log, arithmetic)
+            yield Session(cfg, launch, device, peers, directory, log, arithmetic, observers)
             peers.meet()
             together = True
         except Stopped as stopped:

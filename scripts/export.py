@@ -88,15 +88,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
     args = build_parser().parse_args(argv)
     from engine.inference.trained import load_trained
-    from parts.export.export_job import Job
+    from parts.export.export_job import Job, Options
 
     trained = load_trained(args.checkpoint, args.cfg, args.classes, args.weights)
     for line in trained.warnings:
         print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
-    job = Job(
-        trained, args.output, args.images, args.data_path, args.bound, args.dynamic_size, args.opset, args.calibration_images, args.max_drop,
-        args.precision,
-    )  # fmt: skip
+    options = Options(args.bound, args.dynamic_size, args.opset, args.calibration_images, args.max_drop, args.precision)
+    job = Job(trained, args.output, args.images, args.data_path, options)
     print(
         f"{args.checkpoint}: {job.cfg.MODEL.NAME}, {trained.weights} weights, {len(trained.classes)} classes, {job.size} px",
         flush=True,

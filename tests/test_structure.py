@@ -23,10 +23,11 @@ FLOORS = {  # what each room of engine/ may import of the others
     "checkpoints": set(),
     "evaluation": set(),
     "setup": {"checkpoints"},
-    "session": {"setup"},
+    "observer": set(),
+    "session": {"observer", "setup"},
     "tasks": {"checkpoints", "evaluation", "setup"},
     "inference": {"checkpoints", "evaluation", "setup", "tasks"},
-    "training": {"checkpoints", "evaluation", "session", "setup", "tasks"},
+    "training": {"checkpoints", "evaluation", "observer", "session", "setup", "tasks"},
     "report": {"tasks", "training"},
     "commands": {"checkpoints", "evaluation", "inference", "report", "session", "setup", "tasks", "training"},
 }
@@ -85,11 +86,88 @@ def test_ruff_finds_nothing(arguments):
     assert ended.returncode == 0, ended.stdout
 
 
+def nodes_of_code():
+    for part in LAYERS:
+        for path in files(part):
+            for node in ast.walk(ast.parse(path.read_text())):
+                yield path.relative_to(ROOT), node
+
+
+LONG = {
+    ("models/fat.py", "__init__"),  # a model's constructor, which has its architecture as arguments
+    ("data/sources/zip.py", "__init__"),
+}
+
+
+def test_functions_fit_on_a_screen():
+    """At most 60 lines; ruff counts their branches and parameters, see pyproject.toml."""
+    long = {
+        (str(path), node.name)
+        for path, node in nodes_of_code()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno >= 60
+    }
+    assert long == LONG
+
+
+def fields_of(node: ast.ClassDef) -> set[str]:
+    """What an object has: the fields that its class declares, and what its methods assign to self."""
+    declared = {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}
+    assigned = {
+        item.attr
+        for item in ast.walk(node)
+        if isinstance(item, ast.Attribute) and isinstance(item.ctx, ast.Store) and ast.unparse(item.value) == "self"
+    }
+    return declared | assigned
+
+
+MANY = {("models/fat.py", "FAT")}  # a model keeps its parts and what it was made of
+
+
+def test_classes_have_few_fields():
+    many = {
+        (str(path), node.name)
+        for path, node in nodes_of_code()
+        if isinstance(node, ast.ClassDef) and len(fields_of(node)) > 12
+    }
+    assert many == MANY
+
+
+def test_one_file_reads_what_torch_has_saved():
+    """Into which no code can come; see `engine.checkpoints.file`."""
+    readers = {
+        str(path)
+        for path, node in nodes_of_code()
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load"
+    }
+    assert readers == {"engine/checkpoints/unpickle.py"}
+
+
+ENDS = {  # where a process ends itself
+    "utils/ending.py",
+    "utils/signals.py",  # a loading process whose parent is gone
+    "utils/processes/group.py",  # one whose launcher is gone while it waits for the others
+    "data/workers.py",  # a loading process that cannot say its error
+    "scripts/predict.py",  # with a signal's status, after what it has done is said
+}
+
+
+def test_a_program_ends_in_one_place():
+    ends = {
+        str(path)
+        for path, node in nodes_of_code()
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("sys.exit", "os._exit", "exit")
+    }
+    assert ends == ENDS
+
+
 def test_models_need_only_torch_and_timm():
     """Detectors are torchvision's own classes besides; nothing else of models imports them."""
     for path in files("models"):
-        detection = path.is_relative_to(ROOT / "models" / "detection")
-        allowed = {"torch", "timm", "models"} | ({"torchvision"} if detection else set())
+        optional = {
+            *({"torchvision"} if path.is_relative_to(ROOT / "models" / "detection") else ()),
+            *({"triton"} if path.name == "norm_triton.py" else ()),  # which only a function imports
+        }
+        allowed = {"torch", "timm", "models"} | optional
         assert not imports(path) - allowed - set(sys.stdlib_module_names), path
 
 
@@ -99,7 +177,8 @@ def test_every_requirement_is_imported():
     listed = {names.get(package, package) for package in listed if package}
     used = set().union(*(imports(path) for part in LAYERS for path in files(part)))
     # NVIDIA apex and nvImageCodec; ImageNet-C's images made here; the benchmark's, the quickstart's and prepare_data.py's own;
-    # pyarrow comes with datasets, huggingface_hub and safetensors with timm; LOGGERS wandb; engines and export: onnx, onnxscript, onnxruntime, openvino
+    # pyarrow comes with datasets, huggingface_hub and safetensors with timm; LOGGERS wandb; engines and export: onnx, onnxscript, onnxruntime, openvino;
+    # triton comes with torch for GPUs
     optional = {
         "apex",
         "nvidia",
@@ -115,6 +194,7 @@ def test_every_requirement_is_imported():
         "onnx",
         "onnxscript",
         "onnxruntime",
+        "triton",
     }
     siblings = {path.relative_to(ROOT / "scripts").parts[0].removesuffix(".py") for path in files("scripts")}
     assert used - set(sys.stdlib_module_names) - PARTS - siblings - optional == listed - {"tensorboard"}

@@ -1,6 +1,6 @@
 """What a trained model takes image files for."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Iterator, Optional, Sequence
 
 import numpy as np
@@ -8,16 +8,14 @@ import torch
 
 from data.batches import Batch
 from data.dataset import ImageDataset
-from data.loader import EvalLoader
 from data.sources.image_paths import FileSource
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError, OutputError, one_line
 
 from ..evaluation.views import predict_views
-from ..setup.loading import loading
-from ..setup.model import prepare_model
 from ..setup.precision import create_precision
 from .engines import open_engine, require_engine
+from .examination import Examination
 from .trained import Trained
 
 
@@ -73,8 +71,8 @@ class Predictor:
         self.workers = workers
         precision = create_precision(amp, "auto", device)
         require_engine(engine, device, precision)
-        model = prepare_model(trained.model, device, trained.cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
-        self.engine = open_engine(engine, model, precision, self.img_size, fused)
+        self.examination = Examination(trained.cfg, trained.model, device, precision=precision)
+        self.engine = open_engine(engine, self.examination.model, precision, self.img_size, fused)
         self.failures: list[str] = []  # a line for each file that could not be read
 
     def __call__(self, paths: Sequence[str]) -> Iterator[Prediction]:
@@ -89,8 +87,7 @@ class Predictor:
         transform = self.trained.transform(self.img_size, cfg.TEST.CROPS)
         dataset = ImageDataset(FileSource(paths, transform.decode), transform, on_error="skip")
         workers = self.workers if len(paths) > self.batch_size else 0
-        how = replace(loading(cfg, self.device), num_workers=workers)
-        loader = EvalLoader(dataset, self.batch_size, rank=0, world_size=1, loading=how)
+        loader = self.examination.loader(dataset, batch_size=self.batch_size, num_workers=workers)
         try:
             for batch in loader.batches():
                 yield from self._predict(batch, loader.finish)
@@ -106,11 +103,12 @@ class Predictor:
     def _predict(self, batch: Batch, finish) -> list[Prediction]:
         images, targets, paths = finish(batch)
         logits = predict_views(self.engine, images.split(len(paths)), self.trained.cfg.TEST.FLIP)
-        found = logits.float().softmax(dim=1).topk(self.topk, dim=1)
-        if not found.values.isfinite().all():
+        likeliest = logits.float().softmax(dim=1).topk(self.topk, dim=1)
+        if not likeliest.values.isfinite().all():
             raise CheckpointError(f"{self.trained.path}: the model's outputs are not finite; use another checkpoint")
         pixels = batch.images[-len(paths) :].permute(0, 2, 3, 1).numpy()  # torchvision's last crop is the centre
-        return list(map(Prediction, paths, found.indices.tolist(), found.values.tolist(), targets.tolist(), pixels))
+        labels, probabilities = likeliest.indices.tolist(), likeliest.values.tolist()
+        return list(map(Prediction, paths, labels, probabilities, targets.tolist(), pixels))
 
     def _explain(self, error: BaseException) -> Optional[ConfigError]:
         """What the user can do about an error; None if nothing."""

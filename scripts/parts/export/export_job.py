@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -18,12 +19,13 @@ from torch import nn
 from torch.utils.data import Subset
 
 import models
-from data.batches import Finish
-from data.loader import Loader, Loading, eval_loader
+from data.loader import Loader
 from data.sources.image_paths import find_images
 from data.stream import StreamDataset
 from engine.inference.engines.tracing import MAX_BATCH, first_line  # noqa: F401  (for the formats)
+from engine.inference.examination import Examination
 from engine.inference.trained import Trained
+from engine.setup.precision import create_precision
 from engine.tasks import create_task
 from utils.errors import ConfigError, DataError, UserError, printable
 from utils.files import unwritable, write_json
@@ -41,6 +43,18 @@ class ExportError(UserError):
     status = 1
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a model is exported, and what is asked of the result."""
+
+    bound: float = 1e-3  # largest difference between logits, in their standard deviation over images and classes
+    dynamic_size: bool = False  # whether the exported model takes images of any height and width
+    opset: int = 20  # of ONNX files
+    calibration_images: int = 512  # of int8
+    max_drop: float = 1.0  # of int8: points of top-1 that it may lose
+    precision: str = "float32"  # or 'bfloat16', in which the exported model is to be run (openvino)
+
+
 class Job:
     """One model to be exported.
 
@@ -49,11 +63,7 @@ class Job:
         output: folder of the files.
         images: files and folders of images to compare logits of; none: the model's validation images.
         data_path: in place of the checkpoint's DATA.DATA_PATH.
-        bound: largest difference between logits, in units of their standard deviation over images and classes.
-        dynamic_size: whether the exported model takes images of any height and width.
-        opset: of ONNX files.
-        calibration_images, max_drop: see `exports.int8`.
-        precision: 'float32' or 'bfloat16', in which the exported model is to be run (openvino).
+        options: see there.
     """
 
     def __init__(
@@ -62,20 +72,12 @@ class Job:
         output: Path,
         images: Sequence[Path] = (),
         data_path: str = "",
-        bound: float = 1e-3,
-        dynamic_size: bool = False,
-        opset: int = 20,
-        calibration_images: int = 512,
-        max_drop: float = 1.0,
-        precision: str = "float32",
+        options: Options = Options(),
     ):
-        self.trained, self.output, self.paths = trained, output, images
+        self.trained, self.output, self.paths, self.options = trained, output, images, options
         self.cfg = trained.cfg.clone()
         self.cfg.defrost()
         self.cfg.DATA.DATA_PATH = data_path or self.cfg.DATA.DATA_PATH
-        self.bound, self.dynamic_size, self.opset = bound, dynamic_size, opset
-        self.calibration_images, self.max_drop = calibration_images, max_drop
-        self.precision = precision
         self.name = "".join(c if c.isalnum() or c in "-_." else "_" for c in self.cfg.MODEL.NAME)
         self.fused = isinstance(trained.model, models.FAT)
         self.size = trained.own_size
@@ -102,9 +104,13 @@ class Job:
             spread = Subset(dataset, [i * len(dataset) // count for i in range(count)])
             spread.collate = dataset.collate
             dataset = spread
-        finish = Finish(cfg.DATA.MEAN, cfg.DATA.STD, CPU)
-        loading = Loading(finish, num_workers=0, prefetch=1, pin_memory=False)
-        return eval_loader(dataset, batch_size=32, rank=0, world_size=1, loading=loading)
+        return self.examination(self.trained.model).loader(dataset, batch_size=32, num_workers=0)
+
+    def examination(self, model: nn.Module) -> Examination:
+        """A model's evaluation as exports are compared: on the CPU, in float32, the model's weights as they lie."""
+        cfg = self.cfg.clone()
+        cfg.TRAIN.CHANNELS_LAST = False
+        return Examination(cfg, model, CPU, precision=create_precision(False, "auto", CPU))
 
     def first(self, split: str, most: int) -> torch.Tensor:
         """So many of a split's images, or fewer: (N, 3, H, W)."""
@@ -152,7 +158,7 @@ class Job:
     def shapes(self, smallest: int) -> list[tuple[int, int]]:
         """Heights and widths to compare at: the model's own and, if they are dynamic, others, in no relation to each other."""
         own = self.size
-        if not self.dynamic_size:
+        if not self.options.dynamic_size:
             return [(own, own)]
         return list(
             dict.fromkeys(
@@ -183,7 +189,7 @@ class Job:
         Raises:
             ExportError: further than the bound.
         """
-        bound = self.bound if bound is None else bound
+        bound = self.options.bound if bound is None else bound
         worst, spread, same, seen, shapes = 0.0, 0.0, 0, 0, []
         for batch in self.batches(smallest):
             expected, logits = self.trained.model(batch), exported(batch)
@@ -221,7 +227,7 @@ class Job:
     def description(self) -> dict[str, Any]:
         """What a user of the file must know: its images, how to prepare them, its classes, and where it comes from."""
         trained, cfg = self.trained, self.cfg
-        sides = ["height", "width"] if self.dynamic_size else [self.size, self.size]
+        sides = ["height", "width"] if self.options.dynamic_size else [self.size, self.size]
         return {
             "model": cfg.MODEL.NAME,
             "fused": self.fused,

@@ -26,22 +26,24 @@ def export(job: Job) -> None:
     file = f"{job.name}.onnx"
     with job.staged() as folder:
         write(job, folder / file)
-        job.describe(folder, file, job.compare(session(folder / file), SMALLEST), opset=job.opset)
+        job.describe(folder, file, job.compare(session(folder / file), SMALLEST), opset=job.options.opset)
 
 
 def write(job: Job, path: Path) -> None:
     """Writes the model with its description in its metadata; onnx has checked it."""
     onnx, _ = needed("onnx", "onnxscript")
     least, most = OPSETS
-    if not least <= job.opset <= most:
-        raise ConfigError(f"--opset is {job.opset}, and can be {least} to {most}; leave it out, or give one of them")
+    if not least <= job.options.opset <= most:
+        raise ConfigError(
+            f"--opset is {job.options.opset}, and can be {least} to {most}; leave it out, or give one of them"
+        )
     try:
-        model = to_onnx(trace(job, {"min": 33, "max": 4096}), job.opset)
+        model = to_onnx(trace(job, {"min": 33, "max": 4096}), job.options.opset)
     except ConversionError as error:
         raise ExportError(f"--checkpoint: {job.cfg.MODEL.NAME} {error}") from error
     written = next(entry.version for entry in model.opset_import if not entry.domain)
-    if written != job.opset:
-        raise ConfigError(f"--opset is {job.opset}, and this model can only be written in {written}; give that")
+    if written != job.options.opset:
+        raise ConfigError(f"--opset is {job.options.opset}, and this model can only be written in {written}; give that")
     description = job.description()
     properties = {key: value if isinstance(value, str) else json.dumps(value) for key, value in description.items()}
     onnx.helper.set_model_props(model, properties)

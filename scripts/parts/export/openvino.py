@@ -20,7 +20,7 @@ def export(job: Job) -> None:
     ConfigError: the package is missing, or this processor only emulates bfloat16, which then cannot be compared.
     ExportError: the model cannot be exported, or gives other logits.
     """
-    require_native(job.precision)
+    require_native(job.options.precision)
     with importing("openvino"):
         import openvino
     file = f"{job.name}.xml"
@@ -29,15 +29,19 @@ def export(job: Job) -> None:
             model = to_openvino(trace(job, {"min": 33, "max": 4096}))
             for key, value in job.description().items():
                 model.set_rt_info(value if isinstance(value, str) else json.dumps(value), ["fat", key])
-            model.set_rt_info(HINTS[job.precision], PRECISION_KEY)
+            model.set_rt_info(HINTS[job.options.precision], PRECISION_KEY)
             openvino.save_model(model, str(folder / file), compress_to_fp16=False)
             compared = job.compare(OpenVinoEngine(folder / file), SMALLEST)
-            if job.precision != "float32":
+            if job.options.precision != "float32":
                 rounded = job.compare(
-                    OpenVinoEngine(folder / file, job.precision), SMALLEST, bound=max(job.bound, ROUNDED)
+                    OpenVinoEngine(folder / file, job.options.precision),
+                    SMALLEST,
+                    bound=max(job.options.bound, ROUNDED),
                 )
-                compared = {**compared, job.precision: rounded}
+                compared = {**compared, job.options.precision: rounded}
         except ConversionError as error:
             raise ExportError(f"--checkpoint: {job.cfg.MODEL.NAME} {error}") from error
-        settings = {"INFERENCE_PRECISION_HINT": HINTS[job.precision]}
-        job.describe(folder, file, compared, weights_file=f"{job.name}.bin", precision=job.precision, settings=settings)
+        settings = {"INFERENCE_PRECISION_HINT": HINTS[job.options.precision]}
+        job.describe(
+            folder, file, compared, weights_file=f"{job.name}.bin", precision=job.options.precision, settings=settings
+        )
