@@ -163,7 +163,7 @@ NOT_RUN = {  # command: (why, the test that has what it does)
     ),
     "srun python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet": (
         "no Slurm",
-        "test_srun_starts_a_process_group",
+        "test_srun_over_two_nodes",
     ),
     '[ $? -eq 143 ] && scontrol requeue "$SLURM_JOB_ID"': ("no Slurm", "test_a_signal_in_training_saves_and_ends"),
 }
