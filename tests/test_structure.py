@@ -95,7 +95,6 @@ def nodes_of_code():
 
 LONG = {
     ("models/fat.py", "__init__"),  # a model's constructor, which has its architecture as arguments
-    ("data/sources/zip.py", "__init__"),
 }
 
 
