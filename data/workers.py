@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Iterator, Optional
 
 from utils.ending import at_end
+from utils.errors import one_line
 from utils.signals import end_with_parent, ignore_stop_signals
 
 from .patience import patience
@@ -72,7 +73,7 @@ def reading(name: str) -> None:
 
 
 @contextlib.contextmanager
-def opening(timeout: float) -> Iterator[None]:
+def waiting(timeout: float) -> Iterator[None]:
     """While the block opens a data set: an end to a wait for what it notes by `reading`, see `patience`."""
     lines = Lines(0)
     lines.take(0)
@@ -83,7 +84,7 @@ def opening(timeout: float) -> Iterator[None]:
 def end_with_reason(error: BaseException, _) -> None:
     """A batch that cannot be sent would be dropped, and waited for without an end: this process ends instead."""
     if _line is not None:
-        _line.write(f"ended: {type(error).__name__}: {' '.join(str(error).split())}")
+        _line.write(f"ended: {type(error).__name__}: {one_line(error)}")
     os._exit(1)
 
 
@@ -97,17 +98,18 @@ def use_short_folder() -> None:
             return
 
 
-def describe_wait(lines: Lines, processes: list) -> str:
-    """Which file is being read, or which loading process gives nothing, `FILE: ...`."""
+def describe_wait(lines: Lines, processes: list) -> tuple[str, str]:
+    """The file that is being read, and how; or which loading process gives nothing."""
     names = lines.read()
     if not processes:
-        return f"{names[0] or 'images'}: has been read without an end"
+        return names[0] or "images", "has been read without an end"
     states = [_state(process.pid) for process in processes]
     odd = [number for number, state in enumerate(states) if state in STATES]
     number = odd[0] if odd else next((number for number, name in enumerate(names) if name), 0)
     about = STATES.get(states[number], "which gives nothing") if number < len(states) else "which gives nothing"
     name = names[number] if number < len(names) else ""
-    return f"{name or 'DATA.NUM_WORKERS'}: is the last that loading process {number} ({processes[number].pid}) was reading, {about}"
+    process = f"loading process {number} ({processes[number].pid})"
+    return name or "DATA.NUM_WORKERS", f"is the last that {process} was reading, {about}"
 
 
 def _state(pid: int) -> str:

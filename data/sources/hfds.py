@@ -8,12 +8,12 @@ from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional, Sequenc
 
 import numpy as np
 
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, one_line
 from utils.rng import fingerprint
 
 from ..class_maps import classes_for, unnamed_classes, wordnet_ids
 from .columns import file_in, is_bytes, is_text, key_of, labels_of
-from .reading import printable, read_image
+from .reading import OR_SKIP, printable, read_image
 
 SPLITS = {"val": ("val", "validation", "test")}  # what the hub calls our validation split
 
@@ -118,9 +118,8 @@ class HfdsSource:
                 with open(file_in(self.root, cell["path"]), "rb") as file:
                     yield file
 
-        return read_image(self.name(index), opened, self.decode, "make the parquet file anew without it"), int(
-            self.labels[index]
-        )
+        remedy = f"make the parquet file anew without it{OR_SKIP}"
+        return read_image(self.name(index), opened, self.decode, remedy), int(self.labels[index])
 
 
 def _ignored_tables(rows: Any, root: Path) -> list[str]:
@@ -165,7 +164,7 @@ def _load(root: Path, split: str):
             )
         return datasets.load_dataset(str(root), split=known)
     except (OSError, ValueError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        reason = one_line(error.__cause__ or error, 200)
         raise DataError(
             f"{root}: cannot be read by datasets ({reason}); give a folder of whole parquet files"
         ) from error

@@ -7,13 +7,13 @@ from yacs.config import CfgNode
 
 from data.batches import Finish
 from data.cache import plan_caches
+from data.loader import Loading
 from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
 
-def loading(cfg: CfgNode, device: torch.device) -> dict[str, Any]:
-    """How a loader's batches are loaded and come to the device."""
-    return dict(
+def loading(cfg: CfgNode, device: torch.device) -> Loading:
+    return Loading(
         finish=Finish(cfg.DATA.MEAN, cfg.DATA.STD, device, cfg.TRAIN.CHANNELS_LAST),
         num_workers=cfg.DATA.NUM_WORKERS,
         prefetch=cfg.DATA.PREFETCH,

@@ -33,22 +33,20 @@ rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_CO
 with open(os.environ["STARTS"], "a") as file:
     file.write(f"{{attempt}} {{rank}}\\n")
 import main
-from engine.training.trainer import Trainer
+from engine.observer import Observer
 from utils.errors import DataError
-original = Trainer.update
 
-def update(self, *args):
-    happens = FAULTS.get((attempt, rank, self.progress.updates))
-    if happens == "error":
-        raise DataError("x.png: cannot be read; replace it")
-    if happens == "disk":
-        raise OSError(5, "Input/output error", "x.png")
-    if happens:
-        os.kill(os.getpid(), happens)
-    return original(self, *args)
+class Fault(Observer):
+    def before_update(self, trainer, step):
+        happens = FAULTS.get((attempt, rank, trainer.progress.updates))
+        if happens == "error":
+            raise DataError("x.png: cannot be read; replace it")
+        if happens == "disk":
+            raise OSError(5, "Input/output error", "x.png")
+        if happens:
+            os.kill(os.getpid(), happens)
 
-Trainer.update = update
-main.run_and_leave()
+main.run_and_leave(observers=[Fault()])
 """
 
 
@@ -158,24 +156,23 @@ from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 os.chdir({str(ROOT)!r})
 import main
-from engine.training.trainer import Trainer
+from engine.observer import Observer
 from utils.signals import requested_stop
 node, world_size, killed = os.environ["NODE"], int(os.environ["WORLD_SIZE"]), Path(os.environ["KILLED"])
 with open(os.environ["STARTS"], "a") as file:
     file.write(f"{{node}} {{world_size}}\\n")
-original = Trainer.update
 
-def update(self, *args):
-    while world_size == 1 and not requested_stop() and (self.progress.updates == 12 or not killed.exists()):
-        time.sleep(0.05)
-    if world_size == 2 and node == "comes and goes" and self.progress.updates == 9:
-        killed.touch()
-        os.kill(os.getppid(), signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(self, *args)
+class Leaving(Observer):
+    def before_update(self, trainer, step):
+        updates = trainer.progress.updates
+        while world_size == 1 and not requested_stop() and (updates == 12 or not killed.exists()):
+            time.sleep(0.05)
+        if world_size == 2 and node == "comes and goes" and updates == 9:
+            killed.touch()
+            os.kill(os.getppid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
 
-Trainer.update = update
-main.run_and_leave()
+main.run_and_leave(observers=[Leaving()])
 """
 
 

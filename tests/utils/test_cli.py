@@ -36,6 +36,8 @@ def command(*argv, launcher=()):
     (["--cfg", "x.yaml", "--disable_amp", "--amp-opt-level", "O1"], ["--disable_amp contradicts --amp-opt-level"]),
     (["--cfg", "x.yaml", "--eval", "--throughput"], ["--eval contradicts --throughput"]),
     (["--cfg", "x.yaml", "--eval", "--resume", "a", "--pretrained", "b"], ["--resume contradicts --pretrained"]),
+    (["--cfg", "x.yaml", "--engine", "openvino"], ["--engine: training is torch's"]),
+    (["--cfg", "x.yaml", "--eval", "--engine", "tensorrt"], ["--engine", "tensorrt", "onnxruntime"]),
     (["--cfg", "x.yaml", "--resume", "a", "--throughput"], ["--resume contradicts --throughput"]),
     (["--cfg", "configs/fat_b0.yaml", "--cache-mode", "full"], ["--cache-mode full", "--zip"]),
     (["--cfg", "x.yaml"], ["x.yaml", "cannot be read"]),
@@ -159,6 +161,9 @@ def test_summary_of_a_run(write_config, tmp_path, digits):
     assert rows["raw acc1 / acc5"] == f"{result['raw']['acc1']:.2f} % / 100.00 %"
     assert rows["ema acc1 / acc5"] == f"{result['ema']['acc1']:.2f} % / 100.00 %"
     assert cv2.imread(str(folder / "curves.png")) is not None
+    named = [sys.executable, "scripts/summarize_run.py", folder, "--curves", tmp_path / "named.png"]
+    assert f"{tmp_path}/named.png" in subprocess.run(named, cwd=ROOT, capture_output=True, text=True).stdout
+    assert (tmp_path / "named.png").read_bytes() == (folder / "curves.png").read_bytes()
     ended = subprocess.run(
         [sys.executable, "scripts/summarize_run.py", tmp_path], cwd=ROOT, capture_output=True, text=True
     )
