@@ -39,6 +39,7 @@ from conftest import ROOT, free_port
 from make_quickstart_data import digits as all_digits
 from markdown_pages import PAGES, anchors_of, blocks, commands_of, links_of, markdown_files, prose, words_of
 from models.fuse import is_native_on_cpu
+from test_structure import FLOORS
 from utils.config import load_config
 
 matplotlib.use("Agg")
@@ -516,3 +517,11 @@ def test_limits_are_one_list_and_pictures_are_small():
 def test_the_readme_says_how_long_the_quickstart_trains(name):
     [epochs] = re.findall(r"Quickstart, (\d+) epochs", (ROOT / "README.md").read_text())
     assert load_config(ROOT / f"configs/{name}.yaml").TRAIN.EPOCHS == int(epochs)
+
+
+def test_the_page_has_the_rooms_of_engine_from_the_ground_up():
+    page = (ROOT / "docs/architecture.md").read_text().split("## Floors of engine\n")[1]
+    rooms = re.findall(r"^\| `(\w+)(?:/|\.py)` \|", page, re.MULTILINE)
+    assert set(rooms) == set(FLOORS)
+    for number, room in enumerate(rooms):
+        assert FLOORS[room] <= set(rooms[:number]), f"{room}: imports a room that the page has below it"
