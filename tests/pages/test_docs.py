@@ -161,11 +161,18 @@ NOT_RUN = {  # command: (why, the test that has what it does)
         "the launcher itself, and faults",
         "test_restarts_go_on_to_the_same_bits",
     ),
-    "srun python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet": (
-        "no Slurm",
-        "test_srun_starts_a_process_group",
+    "torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint node1:29500 main.py --cfg configs/fat_b0.yaml "
+    "--data-path /path/to/imagenet": ("two machines", "test_nodes_come_and_go"),
+    "srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet": (
+        "two machines",
+        "test_srun_over_two_nodes",
     ),
-    '[ $? -eq 143 ] && scontrol requeue "$SLURM_JOB_ID"': ("no Slurm", "test_a_signal_in_training_saves_and_ends"),
+    "mpirun -n 16 --host node1:8,node2:8 -x MASTER_ADDR=node1 -x MASTER_PORT=29500 python main.py --cfg configs/fat_b0.yaml "
+    "--data-path /path/to/imagenet": ("two machines", "test_mpirun"),
+    '[ $? -eq 143 ] && scontrol requeue "$SLURM_JOB_ID"': (
+        "a job of Slurm's",
+        "test_a_signal_in_training_saves_and_ends",
+    ),
 }
 
 
