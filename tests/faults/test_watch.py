@@ -14,7 +14,7 @@ from data.sources.folder import FolderSource
 from engine.evaluation.evaluators import ClassEvaluator
 from engine.tasks.classification import Classification
 from engine.training.saver import Saver
-from utils.processes import exchange, meeting, sameness, silence
+from utils.processes import exchange, group, meeting, sameness, silence
 from utils.processes.launch import Launch
 from utils.processes.members import Beat, Member, Members
 from utils.processes.peers import Peers
@@ -32,7 +32,7 @@ def write_config(write_config):
 
 
 def test_a_process_that_hangs_while_all_live_is_named(write_config, monkeypatch):
-    """Rank 1 hangs in the model; rank 0 waits for its gradients. Both give signs of life."""
+    """Rank 1 hangs in the model; rank 0 waits for its gradients, until gloo gives up. Both give signs of life."""
     original = Classification.loss
     calls = iter(range(1000))
 
@@ -43,10 +43,13 @@ def test_a_process_that_hangs_while_all_live_is_named(write_config, monkeypatch)
 
     monkeypatch.setattr(Classification, "loss", hanging)
     monkeypatch.setattr(silence, "NO_PROGRESS", 12.0)
+    monkeypatch.setattr(group, "COLLECTIVE_TIMEOUT", timedelta(seconds=40))
     job = Job("--cfg", write_config(DATA={"BATCH_SIZE": 4}), world_size=2)
     job.until(job.said("no progress for"), 120)
-    job.kill()
-    (line,) = [line for line in job.text().splitlines() if "no progress for" in line]
+    assert job.wait(180) == [5, 5]
+    line, last = [line for line in job.text().splitlines() if "no progress for" in line]
+    assert "warning: no progress for" in line
+    assert last.startswith("error: no progress for") and "; gloo: " in last and "start the same command again" in last
     assert f"rank 1 (process {job.pids[1]} on " in line and "rank 0 (" not in line
     place = re.search(r"is behind, at: epoch 0, update (\d): forward \((\S+):\d+\), the first are at: (.*)", line)
     assert place, line

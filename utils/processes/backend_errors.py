@@ -23,10 +23,8 @@ def of_backend(error: BaseException, environ: Mapping[str, str]) -> Optional[Sho
     """The line for an error of NCCL or gloo; None if it is of neither."""
     text = text_of(error)
     if "nccl" in text.lower():
-        remedy = "start one process per GPU" if "Duplicate GPU" in text else "NCCL_DEBUG=INFO makes it say what it met"
-        if "Duplicate GPU" in text:
-            remedy += ", each with a GPU of its own (NCCL_DEBUG=INFO says more)"
-        return ShortageError(f"NCCL: {text}; {remedy}")
+        one_each = "start one process per GPU, each with a GPU of its own; " if "Duplicate GPU" in text else ""
+        return ShortageError(f"NCCL: {text}; {one_each}NCCL_DEBUG=INFO makes it say what it met")
     if "gloo" in text.lower():
         interface = environ.get("GLOO_SOCKET_IFNAME")
         used = f"its interface is {interface}" if interface else "it uses the interface of the host name's address"
