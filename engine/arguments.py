@@ -92,7 +92,8 @@ def contradictions(
     args: argparse.Namespace, flag: str, what_it_does: str, others: Sequence[str]
 ) -> list[tuple[str, bool]]:
     """A message for each flag that must not stand beside `flag`, and whether it does."""
-    asked = vars(args)[flag.removeprefix("--").replace("-", "_")] not in (None, False)
+    value = vars(args)[flag.removeprefix("--").replace("-", "_")]
+    asked = value is not None and value is not False  # a flag's number may be 0
     return [
         (f"--{other} contradicts {flag}, which {what_it_does}; give one of them", asked and bool(vars(args)[other]))
         for other in others

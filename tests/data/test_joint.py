@@ -177,8 +177,8 @@ def test_mid_epoch_goes_on_with_the_same_bits(rectangles, kind, num_workers):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rehearsal_reads_such_samples(rectangles, kind):
     """As the preflight does: a micro-batch of the largest size, made of a few images."""
-    trainer = SimpleNamespace(plan=SimpleNamespace(batch_size=7), train_loader=loader(rectangles, kind, 0))
-    batch, seconds = _read_images(trainer)
+    data = SimpleNamespace(plan=SimpleNamespace(batch_size=7), train_loader=loader(rectangles, kind, 0))
+    batch, seconds = _read_images(SimpleNamespace(data=data))
     assert batch.images.shape == (7, 3, 40, 40) and batch.targets["masks"].shape == (7, 40, 40) and seconds > 0
     assert [box.shape for box in batch.targets["boxes"]] == [(1, 4)] * 7
 
