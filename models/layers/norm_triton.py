@@ -49,7 +49,7 @@ def moments_kernel(x, parts, size, chunk, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def normalise_kernel(
+def normalise_kernel(  # noqa: PLR0913
     x, y, weight, bias, parts, stats, size, channels, chunk, eps, AFFINE: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """y (B, H, W, C), and each image's mean and 1 / std: stats (B, 2)."""
@@ -81,7 +81,9 @@ def normalise_kernel(
 
 
 @triton.jit
-def sums_kernel(grad, x, stats, sums, rows, channels, chunk, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+def sums_kernel(  # noqa: PLR0913
+    grad, x, stats, sums, rows, channels, chunk, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+):
     """Sums of dy and dy x' over each part's positions: sums (B, P, 2, C)."""
     image, part = tl.program_id(0), tl.program_id(1)
     mean, invstd = tl.load(stats + 2 * image), tl.load(stats + 2 * image + 1)
@@ -106,7 +108,7 @@ def sums_kernel(grad, x, stats, sums, rows, channels, chunk, ROWS: tl.constexpr,
 
 
 @triton.jit
-def input_gradient_kernel(
+def input_gradient_kernel(  # noqa: PLR0913
     grad, x, grad_x, weight, stats, terms, size, channels, chunk, AFFINE: tl.constexpr, BLOCK: tl.constexpr
 ):
     """dx (B, H, W, C), from each image's means of w dy and w dy x': terms (B, 2)."""

@@ -70,7 +70,9 @@ def test_what_may_last_is_no_hang(write_config, monkeypatch):
 
     monkeypatch.setattr(FolderSource, "load", slow_image)
     monkeypatch.setattr(ClassEvaluator, "step", slow_step)
-    monkeypatch.setattr(Saver, "save", lambda self, *names: (time.sleep(0 if self.peers.launch.rank else 4), save(self, *names)))
+    monkeypatch.setattr(
+        Saver, "save", lambda self, *names: (time.sleep(0 if self.peers.launch.rank else 4), save(self, *names))
+    )
     train = {"EPOCHS": 1, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 5}
     job = Job("--cfg", write_config(DATA={"BATCH_SIZE": 4}, TRAIN=train), world_size=2)
     assert job.wait(240) == [0, 0], job.text()
