@@ -49,7 +49,7 @@ def moments_kernel(x, parts, size, chunk, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def normalise_kernel(  # noqa: PLR0913
+def normalise_kernel(
     x, y, weight, bias, parts, stats, size, channels, chunk, eps, AFFINE: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """y (B, H, W, C), and each image's mean and 1 / std: stats (B, 2)."""
@@ -81,7 +81,7 @@ def normalise_kernel(  # noqa: PLR0913
 
 
 @triton.jit
-def sums_kernel(  # noqa: PLR0913
+def sums_kernel(
     grad, x, stats, sums, rows, channels, chunk, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):
     """Sums of dy and dy x' over each part's positions: sums (B, P, 2, C)."""
@@ -108,7 +108,7 @@ def sums_kernel(  # noqa: PLR0913
 
 
 @triton.jit
-def input_gradient_kernel(  # noqa: PLR0913
+def input_gradient_kernel(
     grad, x, grad_x, weight, stats, terms, size, channels, chunk, AFFINE: tl.constexpr, BLOCK: tl.constexpr
 ):
     """dx (B, H, W, C), from each image's means of w dy and w dy x': terms (B, 2)."""
