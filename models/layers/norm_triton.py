@@ -81,9 +81,7 @@ def normalise_kernel(
 
 
 @triton.jit
-def sums_kernel(
-    grad, x, stats, sums, rows, channels, chunk, ROWS: tl.constexpr, CHANNELS: tl.constexpr
-):
+def sums_kernel(grad, x, stats, sums, rows, channels, chunk, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """Sums of dy and dy x' over each part's positions: sums (B, P, 2, C)."""
     image, part = tl.program_id(0), tl.program_id(1)
     mean, invstd = tl.load(stats + 2 * image), tl.load(stats + 2 * image + 1)
