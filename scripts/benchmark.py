@@ -12,7 +12,6 @@ import argparse
 import csv
 import functools
 import gc
-import importlib.util
 import os
 import shlex
 import sys
@@ -35,6 +34,8 @@ from torch import nn  # noqa: E402
 from torch.distributed._tools.mem_tracker import MemTracker  # noqa: E402
 
 import models  # noqa: E402
+from engine.inference.engines import open_engine, require_engine  # noqa: E402
+from engine.setup.precision import NativePrecision  # noqa: E402
 from models.fuse import is_native_on_cpu  # noqa: E402
 from plain_fat import PlainFAT  # noqa: E402
 from utils import provenance  # noqa: E402
@@ -49,6 +50,7 @@ PEERS = [
 ]  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PLAIN = "plain"
+LABELS = {"onnxruntime": "onnxruntime", "openvino": "OpenVINO"}  # of engines in forms' names
 
 
 @dataclass
@@ -68,9 +70,9 @@ class Candidate:
 
 
 def inference_candidates(
-    names: Sequence[str], images: torch.Tensor, precisions: Sequence[str], mode: str, openvino: bool = False
+    names: Sequence[str], images: torch.Tensor, precisions: Sequence[str], mode: str, engines: Sequence[str] = ()
 ) -> Iterator[Candidate]:
-    """Every form of every model in evaluation mode; FAT's plain form first."""
+    """Every form of every model in evaluation mode, and in other `engines`; FAT's plain form first."""
     for name in names:
         model = timm.create_model(name).eval().to(images.device)
         fat = isinstance(model, models.FAT)
@@ -87,10 +89,6 @@ def inference_candidates(
             if fat:
                 fused = models.fuse(model, dtype)
                 yield Candidate(name, "fused", precision, call(fused, images, torch.float32, "NHWC"))
-                if openvino:
-                    yield Candidate(
-                        name, "fused, OpenVINO", precision, in_openvino(models.fuse(model), images, precision)
-                    )
                 if mode:
                     yield Candidate(
                         name,
@@ -100,6 +98,10 @@ def inference_candidates(
                     )
                     fused = compiled(models.fuse(model, dtype), mode)
                     yield Candidate(name, "fused, compiled", precision, call(fused, images, torch.float32, "NHWC"))
+            for engine in engines:
+                if precision == "float32" or engine == "openvino":
+                    form = f"{'fused' if fat else 'exported'}, {LABELS[engine]}"
+                    yield Candidate(name, form, precision, in_engine(engine, model, images, precision))
 
 
 def train_candidates(
@@ -131,17 +133,11 @@ def train_candidates(
                     )
 
 
-def in_openvino(model: nn.Module, images: torch.Tensor, precision: str) -> Callable[[], object]:
-    """A forward pass by another engine, which shows what this CPU can do."""
-    import openvino
-
-    with torch.no_grad():
-        converted = openvino.convert_model(torch.export.export(model, (images,)))
-    hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": hint}
-    request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
-    array = images.numpy()
-    return lambda: request.infer({0: array})
+def in_engine(name: str, model: nn.Module, images: torch.Tensor, precision: str) -> Callable[[], object]:
+    """A forward pass by another engine than torch, as `main.py --engine` has it."""
+    dtype = None if precision == "float32" else DTYPES[precision]
+    engine = open_engine(name, model, NativePrecision(images.device, dtype), images.shape[-1])
+    return functools.partial(engine, images)
 
 
 def in_layout(model: nn.Module, layout: str) -> nn.Module:
@@ -347,7 +343,9 @@ def draw(path: Path, rows: list[dict], facts: list[str]) -> None:
     with open(ROOT / "configs" / "published.csv") as file:
         top1 = {row["model"]: (float(row["top1"]), row["img_size"]) for row in csv.DictReader(file)}
     timed = [
-        r for r in rows if r["task"].startswith("inference") and r["model"] in top1 and "OpenVINO" not in r["form"]
+        r
+        for r in rows
+        if r["task"].startswith("inference") and r["model"] in top1 and not r["form"].endswith(tuple(LABELS.values()))
     ]
     if not timed:
         return
@@ -394,7 +392,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         for batch_size in args.batch_sizes if task == "inference" else args.train_batch_sizes:
             images = torch.randn(batch_size, 3, args.img_size, args.img_size, device=device)
             make = (
-                functools.partial(inference_candidates, openvino=args.openvino)
+                functools.partial(inference_candidates, engines=args.engines)
                 if task == "inference"
                 else train_candidates
             )
@@ -440,7 +438,13 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         "--compile-mode", default="default", choices=["", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
         help="of torch.compile; empty: nothing is compiled",
     )  # fmt: skip
-    parser.add_argument("--openvino", action="store_true", help="on a CPU: FAT in OpenVINO, too (pip install openvino)")
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        default=[],
+        choices=list(LABELS),
+        help="on a CPU: every model in these, too, exported; FAT in its deployed form",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
     parser.add_argument("--output", default="", help="path without a suffix; results/benchmark_<device>")
     args = parser.parse_args(argv)
@@ -462,10 +466,12 @@ def require_usable(parser: Parser, args: argparse.Namespace, cuda: bool) -> None
     """Raises ConfigError for what this machine or a model cannot do."""
     if cuda and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU; use cpu")
-    if args.openvino and (cuda or not importlib.util.find_spec("openvino") or "float16" in (args.precisions or [])):
-        parser.error(
-            "--openvino: needs a CPU, float32 or bfloat16, and the package; pip install openvino, or leave it out"
-        )
+    if args.engines and cuda:
+        parser.error("--engines: compute on a CPU; add --device cpu, or leave it out")
+    if args.engines and "float16" in (args.precisions or []):
+        parser.error("--engines: compute in float32 or bfloat16; leave float16 out of --precisions, or the engines")
+    for name in args.engines:
+        require_engine(name, torch.device("cpu"), NativePrecision(torch.device("cpu"), None))
     for name in args.peers:
         require_peer(parser, name, args.img_size)
     if not 0 < args.seconds < 3600:

@@ -86,7 +86,10 @@ def build_parser() -> Parser:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.precision != "float32" and "openvino" not in args.format:
+        parser.error(f"--precision {args.precision}: is for openvino; leave it out")
     from engine.inference.trained import load_trained
     from parts.export.export_job import Job, Options
 

@@ -93,9 +93,7 @@ def nodes_of_code():
                 yield path.relative_to(ROOT), node
 
 
-LONG = {
-    ("models/fat.py", "__init__"),  # a model's constructor, which has its architecture as arguments
-}
+LONG = {("models/fat.py", "__init__")}  # a model's constructor, which has its architecture as arguments
 
 
 def test_functions_fit_on_a_screen():

@@ -16,7 +16,7 @@ ORDER = ("num_images", "images", "seed", "repeats")  # of a plan: what the order
 
 
 @dataclass
-class Found:
+class StartPoint:
     """A checkpoint to go on from, if `path` is not None, and what was found to be damaged on the way to it."""
 
     path: Optional[Path] = None
@@ -25,7 +25,7 @@ class Found:
     stamp: Any = None  # of the run's newest checkpoint when it was read
 
     @property
-    def own(self) -> bool:
+    def is_own(self) -> bool:
         """Whether it is the run's own, not one that was named."""
         return self.stamp is not None
 
@@ -38,28 +38,28 @@ def stamp_of(directory: Path) -> Any:
     return None
 
 
-def find_checkpoint(directory: Path, auto_resume: bool, resume: str) -> Found:
+def find_checkpoint(directory: Path, auto_resume: bool, resume: str) -> StartPoint:
     """The run's newest checkpoint that can be read, else the named one, else none.
 
     Raises:
         CheckpointError: the run has checkpoints and none can be read, or the named one cannot.
     """
-    found = Found(stamp=stamp_of(directory) if auto_resume else None)
+    start = StartPoint(stamp=stamp_of(directory) if auto_resume else None)
     for path in checkpoints_of(directory) if auto_resume else []:
         try:
-            found.checkpoint, found.path = read_checkpoint(path), path
-            return found
+            start.checkpoint, start.path = read_checkpoint(path), path
+            return start
         except CheckpointError as error:
-            found.damaged[path] = str(error)
-    if found.damaged:
+            start.damaged[path] = str(error)
+    if start.damaged:
         raise CheckpointError(
-            f"{directory}: none of the run's checkpoints can be read ({', '.join(p.name for p in found.damaged)}); "
+            f"{directory}: none of the run's checkpoints can be read ({', '.join(p.name for p in start.damaged)}); "
             "restore one of them, or start another run with --tag"
         )
     if resume:
-        found.path = Path(resume)
-        found.checkpoint = read_checkpoint(found.path)
-    return found
+        start.path = Path(resume)
+        start.checkpoint = read_checkpoint(start.path)
+    return start
 
 
 def fit_progress(progress: Progress, old: dict[str, Any], new: dict[str, Any], path: Path) -> list[str]:

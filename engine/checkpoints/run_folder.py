@@ -8,7 +8,7 @@ from utils.errors import OutputError
 from utils.files import remove_unfinished
 from utils.run_files import CONFIG, MISTAKES, RECORDS, REPORT, RESULT
 
-from .resume import Found, stamp_of
+from .resume import StartPoint, stamp_of
 from .store import checkpoints_of
 
 # Besides checkpoints: what a run that starts over puts away.
@@ -17,17 +17,17 @@ OF_ONE_RUN = (
 )  # fmt: skip
 
 
-def claim(directory: Path, found: Found, auto_resume: bool) -> None:
+def claim(directory: Path, start: StartPoint, auto_resume: bool) -> None:
     """Makes the run's folder ready: what a killed run left unfinished goes, damaged checkpoints make room, and those of a
     run that is not gone on with (TRAIN.AUTO_RESUME False) are put away.
 
     Raises:
         OutputError: another run has trained on since the checkpoint was read.
     """
-    if auto_resume and stamp_of(directory) != found.stamp:
+    if auto_resume and stamp_of(directory) != start.stamp:
         raise OutputError(f"{directory}: another run has just written to it; start the same command again")
     remove_unfinished(directory)
-    for path in found.damaged:  # or the next save would take it for the last good one, and keep it instead
+    for path in start.damaged:  # or the next save would take it for the last good one, and keep it instead
         names = (f"{path.name}.damaged{number or ''}" for number in itertools.count())
         path.replace(next(away for away in map(path.with_name, names) if not away.exists()))
     replaced = [] if auto_resume else checkpoints_of(directory)

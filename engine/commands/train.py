@@ -15,22 +15,22 @@ from ..training.start import find_for_all, is_finished, prepare
 def train(session: Session) -> None:
     """Trains to the last epoch, from the run's newest checkpoint if it has one; a finished run is left alone."""
     cfg, directory, log = session.cfg, session.directory, session.log
-    found = find_for_all(session)
-    if is_finished(session, found):
+    start = find_for_all(session)
+    if is_finished(session, start):
         return
-    run = prepare(session, found)
+    run = prepare(session, start)
     trainer, lock = run.trainer, RunLock(directory)
     try:
         if session.is_first:
             lock.acquire()
-            claim(directory, found, cfg.TRAIN.AUTO_RESUME)
+            claim(directory, start, cfg.TRAIN.AUTO_RESUME)
             log.open()
-            log.open_records(trainer.progress.updates if found.path else -1, trainer.progress.epoch)
+            log.open_records(trainer.progress.updates if start.path else -1, trainer.progress.epoch)
             write_text(directory / CONFIG, cfg.dump())
         session.peers.from_first(None)  # nobody goes on before the folder is rank 0's
         run.introduce()
         run.fill_caches()
-        found.checkpoint = None  # its memory is free for the training
+        start.checkpoint = None  # its memory is free for the training
         with stop_signals(session.peers.stop):
             trainer.fit()
         log.info(f"finished: best {describe_best(trainer.progress.best)}; everything is in {directory}")

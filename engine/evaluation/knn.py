@@ -100,5 +100,5 @@ class Neighbours(ByFeatures):
     def compute(self) -> dict[str, Any]:
         """Top-1 accuracy in percent by k, over all processes, and the number of images."""
         *correct, num_images = sum_over_ranks(self.sums).tolist()
-        found = {f"knn{k}_acc1": 100 * hits / num_images for k, hits in zip(self.ks, correct)}
-        return {**found, "num_images": int(num_images)}
+        accuracies = {f"knn{k}_acc1": 100 * hits / num_images for k, hits in zip(self.ks, correct)}
+        return {**accuracies, "num_images": int(num_images)}

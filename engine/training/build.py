@@ -171,16 +171,16 @@ def build_distillation(session: Session, classes: list[str]) -> Optional[Distill
                 f"{path}: the teacher knows other classes than the data set; use one with the same, in the same order"
             )
         data = (checkpoint.config or {}).get("DATA", {})
-        model, own, note = trained_teacher(name, len(classes), checkpoint, data)
+        model, inputs, note = trained_teacher(name, len(classes), checkpoint, data)
         if note:
             log.info(f"DISTILL.WEIGHTS {path}: {note}")
     else:
         if peers.launch.local_rank:
             peers.gather(None)  # the machine's first process downloads
-        model, own = pretrained_teacher(name, len(classes))
+        model, inputs = pretrained_teacher(name, len(classes))
         if not peers.launch.local_rank:
             peers.gather(None)
-    teacher = Teacher(model, own, Inputs(cfg.DATA.MEAN, cfg.DATA.STD))
+    teacher = Teacher(model, inputs, Inputs(cfg.DATA.MEAN, cfg.DATA.STD))
     teacher = place(teacher, session.device, cfg.TRAIN.CHANNELS_LAST)
     return Distillation(teacher, cfg.DISTILL.KIND, cfg.DISTILL.ALPHA, cfg.DISTILL.TAU)
 

@@ -22,9 +22,9 @@ def parts_of(model: nn.Module) -> dict[str, list[str]]:
     classifier = classifier_of(model)
     backbone = [name for name, _ in model.named_parameters() if not name.startswith(classifier)] if classifier else []
     groups = coarse_groups(model)
-    known = set(backbone)
+    frozen_as_backbone = set(backbone)
     # the last has the classifier, and what follows no stage
-    groups = [names for names in groups if known.issuperset(names)]
+    groups = [names for names in groups if frozen_as_backbone.issuperset(names)]
     names = ["stem", *map(str, range(1, len(groups)))]
     return {**dict(zip(names, groups)), **({BACKBONE: backbone} if backbone else {})}
 
@@ -45,13 +45,13 @@ def freeze(model: nn.Module, parts: Sequence[Union[str, int]]) -> None:
     Raises:
         ConfigError: the model has no such part.
     """
-    known = parts_of(model)
+    parameters = parts_of(model)
     for part in map(str, parts):
-        if part not in known:
+        if part not in parameters:
             raise ConfigError(
-                f"TRAIN.FREEZE: {type(model).__name__} has no part {part!r}; it has {', '.join(known) or 'none by name'}"
+                f"TRAIN.FREEZE: {type(model).__name__} has no part {part!r}; it has {', '.join(parameters) or 'none by name'}"
             )
-    names = {name for part in parts for name in known[str(part)]}
+    names = {name for part in parts for name in parameters[str(part)]}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name not in names)
 

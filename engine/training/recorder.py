@@ -111,7 +111,11 @@ class Recorder:
         suffixes = {"raw": "", "ema": "_ema"}
         self.log.scalars(
             progress.updates,
-            {f"val/{key}{suffixes[name]}": value for name, found in results.items() for key, value in found.items()},
+            {
+                f"val/{key}{suffixes[name]}": value
+                for name, figures in results.items()
+                for key, value in figures.items()
+            },
         )
 
     def write_mistakes(self, evaluators: dict[str, ClosingEvaluator], classes: list[str]) -> None:

@@ -12,7 +12,7 @@ from utils.macs import Complexity
 
 from ..checkpoints.download import local_file
 from ..checkpoints.file import progress_of, read_checkpoint
-from ..checkpoints.resume import Found, config_changes, find_checkpoint, fit_progress
+from ..checkpoints.resume import StartPoint, config_changes, find_checkpoint, fit_progress
 from ..session import Session
 from ..setup.compilation import decide_compilation
 from ..setup.data_notes import order_note, source_notes
@@ -35,24 +35,28 @@ class PreparedRun:
     fill_caches: Callable[[], None]  # reads archives into memory
 
 
-def find_for_all(session: Session) -> Found:
-    """The checkpoint that rank 0 found to go on from, read by every process."""
+def find_for_all(session: Session) -> StartPoint:
+    """The checkpoint that rank 0 has found to go on from, read by every process."""
     cfg = session.cfg
-    found = find_checkpoint(session.directory, cfg.TRAIN.AUTO_RESUME, cfg.MODEL.RESUME) if session.is_first else Found()
-    path, own = session.peers.from_first((str(found.path) if found.path else "", found.own))
+    start = (
+        find_checkpoint(session.directory, cfg.TRAIN.AUTO_RESUME, cfg.MODEL.RESUME)
+        if session.is_first
+        else StartPoint()
+    )
+    path, is_own = session.peers.from_first((str(start.path) if start.path else "", start.is_own))
     if path and not session.is_first:
-        found = Found(Path(path), read_checkpoint(Path(path)), stamp=own or None)
-    return found
+        start = StartPoint(Path(path), read_checkpoint(Path(path)), stamp=is_own or None)
+    return start
 
 
-def is_finished(session: Session, found: Found) -> bool:
+def is_finished(session: Session, start: StartPoint) -> bool:
     """Whether the run's own checkpoint is that of its end; says so."""
-    progress = progress_of(found.checkpoint, found.path) if found.own else None
+    progress = progress_of(start.checkpoint, start.path) if start.is_own else None
     if not progress or progress.epoch < session.cfg.TRAIN.EPOCHS:
         return False
     best = describe_best(progress.best)
     session.log.info(f"{session.directory} is finished: {progress.epoch} epochs, best {best}; nothing to do")
-    changes = config_changes(found.checkpoint.get("config", {}), to_dict(session.cfg))
+    changes = config_changes(start.checkpoint.get("config", {}), to_dict(session.cfg))
     if changes:
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         session.log.warning(
@@ -62,16 +66,16 @@ def is_finished(session: Session, found: Found) -> bool:
     return True
 
 
-def prepare(session: Session, found: Found) -> PreparedRun:
+def prepare(session: Session, start: StartPoint) -> PreparedRun:
     """Builds the run, rehearses a step on copies, goes to the checkpoint's place, and looks ahead at disk and time."""
     cfg, peers, log = session.cfg, session.peers, session.log
     require_loggers(cfg.LOGGERS)
-    pretrained = "" if found.path else local_file(cfg.MODEL.PRETRAINED, session.launch, peers)
+    pretrained = "" if start.path else local_file(cfg.MODEL.PRETRAINED, session.launch, peers)
     trainer, complexity, notes = build_trainer(session, pretrained)
     findings = rehearse(
         trainer, lambda model: build_optimizer(cfg, model, trainer.data.plan.scale_lr(cfg.TRAIN.BASE_LR))
     )
-    changes = restore(trainer, found) if found.path else []
+    changes = restore(trainer, start) if start.path else []
     forecast = look_ahead(trainer, findings)
     datasets = [trainer.data.train_loader.dataset, trainer.data.val_loader.dataset]
     fill_caches = caches(cfg.DATA.CACHE_MODE, datasets, peers, log)
@@ -81,16 +85,16 @@ def prepare(session: Session, found: Found) -> PreparedRun:
         for line in [*source_notes(datasets), *findings.lines(cfg.DATA.NUM_WORKERS), *forecast]:
             log.info(line)
         record_start(session, trainer, complexity)
-        warn_of_settings(session, trainer, has_weights=bool(pretrained or found.path))
-        by_names = found.path and not cfg.DISTILL.TEACHER  # the checkpoint's classes were compared with the data set's
+        warn_of_settings(session, trainer, has_weights=bool(pretrained or start.path))
+        by_names = start.path and not cfg.DISTILL.TEACHER  # the checkpoint's classes were compared with the data set's
         order = "" if by_names else order_note(cfg, trainer.data.train_loader.dataset.classes)
-        for line in filter(None, [order, *notes, *describe_start(session, found, changes, trainer)]):
+        for line in filter(None, [order, *notes, *describe_start(session, start, changes, trainer)]):
             log.info(line)
 
     return PreparedRun(trainer, introduce, fill_caches)
 
 
-def restore(trainer: Trainer, found: Found) -> list[str]:
+def restore(trainer: Trainer, start: StartPoint) -> list[str]:
     """Gives the trainer the checkpoint's state; returns what has changed since.
 
     Raises:
@@ -98,13 +102,13 @@ def restore(trainer: Trainer, found: Found) -> list[str]:
         ConfigError: its place in the run does not, or it is that of a finished run.
     """
     progress, metadata = trainer.progress, trainer.saver.checkpointer.metadata
-    trainer.saver.restore(found.checkpoint, found.path)
-    changes = config_changes(found.checkpoint["config"], metadata["config"])
-    changes += fit_progress(progress, found.checkpoint, metadata, found.path)
+    trainer.saver.restore(start.checkpoint, start.path)
+    changes = config_changes(start.checkpoint["config"], metadata["config"])
+    changes += fit_progress(progress, start.checkpoint, metadata, start.path)
     progress.changes = progress.changes + changes
     if progress.epoch >= trainer.epochs:
         raise ConfigError(
-            f"{found.path}: is finished, epoch {progress.epoch} of TRAIN.EPOCHS {trainer.epochs}; to train on from its "
+            f"{start.path}: is finished, epoch {progress.epoch} of TRAIN.EPOCHS {trainer.epochs}; to train on from its "
             "weights use --pretrained, or set more epochs"
         )
     return changes
@@ -169,14 +173,14 @@ def warn_of_settings(session: Session, trainer: Trainer, has_weights: bool) -> N
         )
 
 
-def describe_start(session: Session, found: Found, changes: list[str], trainer: Trainer) -> list[str]:
+def describe_start(session: Session, start: StartPoint, changes: list[str], trainer: Trainer) -> list[str]:
     """Where the run goes on, and what is not as it was."""
     resume, progress = session.cfg.MODEL.RESUME, trainer.progress
-    lines = [f"warning: {why}. Going on from {found.path} instead" for why in found.damaged.values()]
-    if not found.path:
+    lines = [f"warning: {why}. Going on from {start.path} instead" for why in start.damaged.values()]
+    if not start.path:
         return lines
-    lines.append(f"resumed from {found.path}: epoch {progress.epoch}, update {progress.step}")
+    lines.append(f"resumed from {start.path}: epoch {progress.epoch}, update {progress.step}")
     lines += [f"warning: since that checkpoint {change}" for change in changes]
-    if resume and Path(resume) != found.path:
-        lines.append(f"warning: MODEL.RESUME {resume} is not used: the run has its own {found.path}")
+    if resume and Path(resume) != start.path:
+        lines.append(f"warning: MODEL.RESUME {resume} is not used: the run has its own {start.path}")
     return lines

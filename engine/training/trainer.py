@@ -93,7 +93,7 @@ class Trainer:
             if self.recorder.is_due(step + 1):
                 self.report(window, grad_norm)
                 window = Window(self.session.device, progress, peers.launch)
-            # The end of an epoch is saved after its evaluation, but not where the run ends before that.
+            # An epoch's last update is saved after the evaluation, unless the run is to end before that.
             if stop or ((due or self.saver.is_step(step + 1)) and step + 1 < steps):
                 peers.at("saves", may_last=True)
                 self.note(window)

@@ -23,15 +23,15 @@ class Waits:
 
     def start_epoch(self) -> None:
         self.waited = self.seconds = 0.0
-        self.said = False
+        self.has_warned = False
 
     def add(self, waited: float, seconds: float) -> Optional[str]:
         """Counts seconds, and how many of them were waited; returns a warning, at most one in an epoch."""
         self.waited += waited
         self.seconds += seconds
-        if self.said or self.waited < LEAST or self.waited <= SHARE * self.seconds:
+        if self.has_warned or self.waited < LEAST or self.waited <= SHARE * self.seconds:
             return None
-        self.said = True
+        self.has_warned = True
         return f"{self.waited / self.seconds:.0%} of this epoch's time so far was spent waiting for images; {self._advice()}"
 
     def _advice(self) -> str:

@@ -31,7 +31,8 @@ class DenseBackbone(nn.Module):
     Attributes:
         channels: of the maps.
 
-    Shapes: (B, in_chans, H, W) -> a list of (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
+    Shapes: (B, in_chans, H, W) -> a list of (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])); some of timm's
+    models, such as ConvNeXt, round down.
 
     Raises:
         RuntimeError: timm does not know the name, or the model no `features_only`.
@@ -49,6 +50,7 @@ class DenseBackbone(nn.Module):
             self.network = timm.create_model(name, features_only=True, out_indices=tuple(indices), **model_args)
         self._positions = [indices.index(index) for index in nearest]
         self.channels = [self.network.feature_info.channels()[position] for position in self._positions]
+        self._own_strides = set(self.network.feature_info.reduction())
         self._channels_last = getattr(self.network, "output_fmt", Format.NCHW) == Format.NHWC
 
     def _last_map_near(self, stride: int) -> int:
@@ -61,10 +63,11 @@ class DenseBackbone(nn.Module):
         if self._channels_last:
             maps = [one.permute(0, 3, 1, 2) for one in maps]
         height, width = images.shape[2:]
-        return [
-            at_size(maps[position], (math.ceil(height / stride), math.ceil(width / stride)))
-            for position, stride in zip(self._positions, self.strides)
-        ]
+        maps = [maps[position] for position in self._positions]
+        for i, stride in enumerate(self.strides):
+            if stride not in self._own_strides:
+                maps[i] = at_size(maps[i], (-(-height // stride), -(-width // stride)))  # rounded up
+        return maps
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Activation checkpointing, of the models that have it."""
@@ -139,6 +142,6 @@ def group_matcher(model: nn.Module, coarse: bool) -> Callable[[str], tuple[float
 
 def at_size(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """The map (B, C, h, w) as (B, C, *size)."""
-    if tuple(x.shape[2:]) == tuple(size):
+    if not torch.compiler.is_exporting() and tuple(x.shape[2:]) == tuple(size):  # an exported program is for all sizes
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

@@ -11,6 +11,7 @@ import torch
 from conftest import error_of, launch, run
 from engine.inference.engines import ENGINES, InferenceEngine, open_engine, require_engine
 from engine.inference.engines.openvino_engine import OpenVinoEngine
+from engine.inference.engines.tracing import trace
 from engine.setup.precision import NativePrecision
 from known_weights import realistic
 from models.fuse import is_native_on_cpu
@@ -184,8 +185,12 @@ def test_threads_are_torch_s():
     require("openvino")
     import openvino
 
-    program = torch.export.export(torch.nn.Flatten(), (torch.zeros(2, 3, 4, 4),))
+    program = trace(torch.nn.Flatten(), 4)
     engine = OpenVinoEngine(openvino.convert_model(program))
-    compiled = engine.request.get_compiled_model()
+    compiled = engine.request((5, 3, 4, 4)).get_compiled_model()
     assert compiled.get_property("INFERENCE_NUM_THREADS") == torch.get_num_threads()
     assert compiled.get_property("ENABLE_CPU_PINNING") is False
+    assert list(compiled.input(0).shape) == [5, 3, 4, 4]
+    for count in range(1, 9):
+        engine.request((count, 3, 4, 4))
+    assert list(engine.requests) == [(count, 3, 4, 4) for count in range(5, 9)]

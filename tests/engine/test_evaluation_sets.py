@@ -351,12 +351,12 @@ def test_labels_by_file_name(evaluate, data, checkpoint, labels):
 
 
 def test_labels_need_no_second_run_of_the_model(evaluate, monkeypatch):
-    import engine.commands.evaluate
+    import engine.inference.examination
 
     seen = []
-    original = engine.commands.evaluate.evaluate
+    original = engine.inference.examination.evaluate
     monkeypatch.setattr(
-        engine.commands.evaluate,
+        engine.inference.examination,
         "evaluate",
         lambda *args, **named: seen.append(args[2].num_images) or original(*args, **named),
     )

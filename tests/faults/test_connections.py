@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch.distributed as dist
 
-from conftest import ROOT, Job, free_port, with_smallest_model
+from conftest import ROOT, Job, free_port, watch, with_smallest_model
 from utils.errors import ProcessError, ShortageError
 from utils.processes import backend_errors, interface
 from utils.processes.interface import gloo_interface
@@ -97,10 +97,10 @@ def test_a_port_that_is_taken_is_one_line(write_config):
 def test_an_error_of_nccl_within_a_run_is_one_line(write_config, monkeypatch):
     """All processes live, and all meet it."""
 
-    def failing(self, *args):
+    def failing(trainer, step):
         raise dist.DistBackendError(INFINIBAND)
 
-    monkeypatch.setattr("engine.training.trainer.Trainer.update", failing)
+    watch(monkeypatch, before_update=failing)
     monkeypatch.setattr("utils.processes.watch.FAREWELL", 1.0)
     job = Job("--cfg", write_config(DATA={"BATCH_SIZE": 4}), world_size=2)
     assert job.wait() == [2, 2]

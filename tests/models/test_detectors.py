@@ -5,8 +5,9 @@ import torch
 import torchvision
 from torch import nn
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import sigmoid_focal_loss
+from torchvision.ops import box_iou, sigmoid_focal_loss
 
+from conftest import rest
 from engine.training.freeze import parts_of
 from models import backbone_of
 from models.detection import DETECTORS, create_detector
@@ -118,6 +119,44 @@ def test_parameters_over_fat_b0(name, params):
     """No figure was published; the sums are of the layouts."""
     with torch.device("meta"):
         assert count(create_detector(name, "fat_b0", 80)) == params
+
+
+# Learning
+
+
+def scene():
+    """Two bright rectangles, of classes 2 and 0."""
+    images, boxes = 0.1 * torch.rand(1, 3, 96, 128), torch.tensor([[12.0, 20, 60, 72], [76, 30, 124, 90]])
+    masks = torch.zeros(2, 96, 128, dtype=torch.uint8)
+    masks[0, 20:72, 12:60], masks[1, 30:90, 76:124] = 1, 1
+    images[0, :2] += 0.8 * masks
+    return list(images), [{"boxes": boxes, "labels": torch.tensor([2, 0]), "masks": masks}]
+
+
+@pytest.mark.parametrize("name", ["retinanet", rest("mask_rcnn")])
+def test_a_scene_is_learned(name):
+    """What is only right if boxes, classes and masks go in and come out alike, in px of an image that is resized between."""
+    torch.manual_seed(0)
+    model = create_detector(name, "fat_tiny", 3, min_size=64, max_size=96).train()
+    if name == "mask_rcnn":  # fewer regions, for less time
+        model.roi_heads.fg_bg_sampler.batch_size_per_image = 32
+        model.rpn._post_nms_top_n = {"training": 100, "testing": 100}
+    images, targets = scene()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
+    for _ in range(40):
+        optimizer.zero_grad()
+        sum(model(images, targets).values()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+    with torch.no_grad():
+        (found,) = model.eval()(images)
+    for box, label, mask in zip(*targets[0].values()):
+        best = (found["labels"] == label).nonzero()[0, 0]  # the highest score of the class
+        assert found["scores"][best] > 0.5
+        assert box_iou(found["boxes"][best : best + 1], box[None]).item() > 0.7
+        if name == "mask_rcnn":
+            drawn = found["masks"][best, 0] > 0.5
+            assert (drawn & (mask > 0)).sum() / (drawn | (mask > 0)).sum() > 0.7
 
 
 # Anchors and matching

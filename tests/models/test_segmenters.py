@@ -8,6 +8,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
+from conftest import rest
 from engine.training.freeze import freeze, parts_of
 from models import create_segmenter
 from models.dense import SEGMENTERS
@@ -66,6 +67,17 @@ def test_a_small_set_is_learned():
         nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
     assert (model(images).argmax(1) == labels).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("name", ["semantic_fpn", rest("upernet")])
+def test_one_exported_program_is_for_all_sizes(name):
+    model, auto = create_segmenter(name, "fat_tiny", 5).eval(), torch.export.Dim.AUTO
+    program = torch.export.export(
+        model, (torch.randn(2, 3, 96, 128),), dynamic_shapes={"images": {0: auto, 2: auto, 3: auto}}
+    )
+    images = torch.randn(3, 3, 100, 170)
+    with torch.no_grad():
+        assert torch.allclose(program.module()(images), model(images), atol=1e-5)
 
 
 def test_the_pyramid_is_the_sum_of_its_levels():

@@ -74,6 +74,26 @@ def test_a_gpu_s_candidates_have_their_own_memory_and_their_first_call(monkeypat
     assert [each.first_seconds for each in candidates] == [51, 51]
 
 
+def test_other_engines_take_turns_with_torch(tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+        pytest.importorskip(package)
+    candidates = list(
+        benchmark.inference_candidates(
+            ["fat_tiny", "repvit_m0_9"], torch.randn(2, 3, 32, 32), ["float32"], "", ["onnxruntime", "openvino"]
+        )
+    )
+    assert [c.form for c in candidates if c.model == "fat_tiny"][-3:] == [
+        "fused",
+        "fused, onnxruntime",
+        "fused, OpenVINO",
+    ]
+    assert [c.form for c in candidates if c.model != "fat_tiny"][-2:] == ["exported, onnxruntime", "exported, OpenVINO"]
+    for name in ("fat_tiny", "repvit_m0_9"):
+        expected, *others = [c.run() for c in candidates if c.model == name]
+        for logits in others:
+            assert (logits - expected).abs().max() < 1e-3 * expected.std()
+
+
 def test_the_picture_has_the_published_models(tmp_path, monkeypatch):
     rows = [
         {
@@ -109,7 +129,8 @@ def test_the_picture_has_the_published_models(tmp_path, monkeypatch):
     (["--compile-mode", "fast"], "invalid choice: 'fast'"),
     (["--img-size", "64"], "takes images of 224 px only"),
     (["--output", "/proc/none/figures"], "--output: /proc/none"),
-    (["--device", "cpu", "--precisions", "float16", "--openvino"], "--openvino: needs"),
+    (["--device", "cpu", "--precisions", "float16", "--engines", "openvino"], "--engines: compute in float32 or bfloat16"),
+    (["--device", "cuda", "--engines", "openvino"], "torch sees no GPU"),
 ])  # fmt: skip
 def test_refused(argv, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -19,6 +19,7 @@ import export
 from conftest import ROOT, SMALL
 from engine.inference.trained import load_trained
 from known_weights import realistic
+from models.fuse import is_native_on_cpu
 from utils.config import config_from, to_dict
 from utils.errors import DataError, OutputError, UserError
 
@@ -509,3 +510,61 @@ def test_as_a_command(tmp_path):
     )
     assert (done.returncode, done.stdout) == (3, "") and not list(tmp_path.iterdir())
     assert done.stderr.splitlines()[-1].startswith("error: none.pth: ")
+
+
+# OpenVINO
+
+
+def compiled_alone(path: Path, **settings):
+    """As a program without this project: the file, and what the JSON beside it says of settings."""
+    openvino = pytest.importorskip("openvino")
+    said = json.loads(Path(f"{path}.json").read_text())
+    compiled = openvino.Core().compile_model(path, "CPU", {**said["settings"], **settings})
+    return lambda images: compiled({"images": images.numpy()})["logits"]
+
+
+def test_openvino_s_form(two_stages, tmp_path, capsys):
+    """float32 on every processor; any number and size of images; the file says of itself how to use it."""
+    openvino = pytest.importorskip("openvino")
+    assert exported("openvino", "--checkpoint", two_stages, "--output", tmp_path, "--dynamic-size") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.bin", "mine.xml", "mine.xml.json"]
+    beside = json.loads((tmp_path / "mine.xml.json").read_text())
+    assert beside["precision"] == "float32" and beside["settings"] == {"INFERENCE_PRECISION_HINT": "f32"}
+    compared = beside["compared"]
+    assert 0 < compared["relative"] < 1e-4 and "3x3x75x49" in compared["shapes"]
+    assert f"largest difference {compared['max_difference']:.3g}" in capsys.readouterr().out
+    parameters = sum(parameter.numel() for parameter in load_trained(two_stages).model.parameters())
+    assert (tmp_path / "mine.bin").stat().st_size > 0.9 * 4 * parameters  # none in 16 bits
+    about = openvino.Core().read_model(tmp_path / "mine.xml").get_rt_info()["fat"]
+    assert json.loads(about["classes"].value) == NAMES and json.loads(about["preprocessing"].value)["crop_size"] == 32
+    run, model = compiled_alone(tmp_path / "mine.xml"), load_trained(two_stages).model
+    for shape in ((1, 3, 32, 32), (5, 3, 40, 200)):
+        images = torch.randn(shape)
+        with torch.no_grad():
+            assert close(run(images), model(images)), shape
+
+
+def test_openvino_in_bfloat16_says_so(two_stages, tmp_path):
+    pytest.importorskip("openvino")
+    if not is_native_on_cpu(torch.bfloat16):
+        with pytest.raises(UserError, match="^openvino: this processor has no bfloat16"):
+            exported("openvino", "--precision", "bfloat16", "--checkpoint", two_stages, "--output", tmp_path)
+        return
+    assert exported("openvino", "--precision", "bfloat16", "--checkpoint", two_stages, "--output", tmp_path) == 0
+    said = json.loads((tmp_path / "mine.xml.json").read_text())
+    assert said["precision"] == "bfloat16" and said["settings"] == {"INFERENCE_PRECISION_HINT": "bf16"}
+    assert said["compared"]["relative"] < 1e-4 < 1e-3 < said["compared"]["bfloat16"]["relative"] < 0.2
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        expected = load_trained(two_stages).model(images)
+    assert not close(compiled_alone(tmp_path / "mine.xml")(images), expected, 1e-3)
+    assert close(compiled_alone(tmp_path / "mine.xml", INFERENCE_PRECISION_HINT="f32")(images), expected)
+
+
+def test_openvino_that_is_missing_or_not_asked_for(two_stages, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="^--precision bfloat16: is for openvino; leave it out"):
+        exported("onnx", "--precision", "bfloat16", "--checkpoint", two_stages, "--output", tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match="^openvino: cannot be imported .* pip install openvino$"):
+        exported("openvino", "--checkpoint", two_stages, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

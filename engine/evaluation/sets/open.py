@@ -181,8 +181,8 @@ def _numbers(spec: SetSpec, classes: Sequence[str]) -> list[Optional[int]]:
     numbering = IMAGENET[0] if spec.labels == REAL_LABELS else spec.numbering
     if not numbering:
         return list(range(len(classes)))
-    own = {name: label for label, name in enumerate(classes)}
-    return [own.get(name) for name in _names(spec, "numbering", numbering)]
+    labels = {name: label for label, name in enumerate(classes)}
+    return [labels.get(name) for name in _names(spec, "numbering", numbering)]
 
 
 def label_folders(

@@ -59,7 +59,9 @@ def open_engine(
         program = trace(exported, size)
         if name == "onnxruntime":
             return OnnxruntimeEngine(to_onnx(program).SerializeToString())
-        return OpenVinoEngine(to_openvino(program), number_format(precision))
+        engine = OpenVinoEngine(to_openvino(program), number_format(precision))
+        engine.request((1, 3, size, size))  # or it refuses now
+        return engine
     except ConversionError as error:
         raise ConfigError(
             f"--engine {name}: {type(model).__name__} cannot be used in it ({error}); use torch"

@@ -101,7 +101,7 @@ def fastest(rows: list[dict[str, Any]], task: str, batch_size: str, precision: s
                 task + beside,
                 batch_size,
                 precision,
-            ) or "OpenVINO" in row["form"]:
+            ) or row["form"].endswith(("OpenVINO", "onnxruntime")):
                 continue
             best = here.get(row["model"])
             if best is None or float(row["images_per_second"]) > float(best["images_per_second"]):
