@@ -93,7 +93,7 @@ def open_predictor(args: argparse.Namespace):
     from engine.inference.engines import is_deployed
     from engine.inference.predictor import Predictor
     from engine.inference.trained import load_trained
-    from utils.device import select_device
+    from utils.device import choose_arithmetic, select_device
     from utils.malloc import keep_freed_memory
     from utils.processes.launch import available_cores
 
@@ -102,6 +102,9 @@ def open_predictor(args: argparse.Namespace):
     for line in trained.warnings:
         say(f"warning: {line}")
     device = select_device(args.device, 0)
+    choose_arithmetic(
+        device, exact=True, deterministic=False, fixed_sizes=False
+    )  # as --eval, with images of any number
     workers = min(8, available_cores(1)) if args.workers is None else args.workers
     predictor = Predictor(
         trained, device, args.topk, args.img_size, args.batch_size, workers, args.fused, args.amp, args.engine

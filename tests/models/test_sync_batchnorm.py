@@ -130,6 +130,16 @@ def test_cpus_synchronise_where_it_is_asked_for(sync_bn, tmp_path):
     run_processes(2, note_layers, tmp_path, sync_bn)
 
 
+@pytest.mark.parametrize("sync_bn, layer", [
+    ("auto", SyncBatchNorm), ("all", SyncBatchNorm), ("torch", nn.SyncBatchNorm), ("none", nn.BatchNorm2d),
+])  # fmt: skip
+def test_gpus_synchronise_unless_told_otherwise(sync_bn, layer, monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr("engine.setup.model.place", lambda model, *where: model)
+    model = prepare_model(timm.create_model("fat_tiny"), torch.device("cuda", 0), True, False, sync_bn=sync_bn)
+    assert {type(m) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)} == {layer}
+
+
 def test_two_processes_train_as_one(write_config, tmp_path):
     """The same images per update give the same weights, BatchNorm's statistics among them; checkpointing changes no bit."""
     path = write_config(

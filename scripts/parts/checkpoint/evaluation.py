@@ -15,7 +15,7 @@ from engine.inference.examination import Examination
 from engine.setup.loading import loading
 from engine.tasks import create_task
 from utils.conflicts import require_no_conflict
-from utils.device import select_device
+from utils.device import choose_arithmetic, select_device
 from utils.errors import CheckpointError
 from utils.rng import seed_all
 
@@ -33,6 +33,7 @@ class Evaluation:
         self.cfg, self.classes, self.path = cfg, list(classes), path
         self.task = create_task(cfg)
         device = select_device(cfg.DEVICE, 0)
+        choose_arithmetic(device, exact=True, deterministic=False, fixed_sizes=True)  # as --eval
         self.examination = Examination(cfg, self.task.build_model(len(classes)), device)
         self.model = self.examination.model
         self.loader = None
