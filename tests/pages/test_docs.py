@@ -102,6 +102,7 @@ MADE = [
         ],
     ),
     (r"export\.py onnx program hub int8", ["exported/*.onnx", "exported/*.pt2", "exported/*_hub/model.safetensors"]),
+    (r"export\.py openvino", ["exported/*.xml", "exported/*.bin", "exported/*.xml.json"]),
     (r"checkpoint\.py (?:strip|average|convert) .*--output (\S+)", [r"\1"]),
     (r"scripts/report\.py (\S+)", [r"\1/report.html"]),
     (r"make_benchmark_photos\.py (\S+)", [r"\1/train/*/*.jpg", r"\1/val/*/*.jpg"]),
@@ -111,6 +112,7 @@ EARLIER = {
     "output/fat_b0/default": "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet",
     "output/fat_b0/thousand": "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/thousand --tag thousand",
     "output/fat_tiny/digits": "bash scripts/quickstart.sh",
+    "exported/fat_tiny.xml": "python scripts/export.py openvino --checkpoint output/fat_tiny/digits/best.pth --output exported",
     "exported/fat_tiny_hub": "python scripts/export.py onnx program hub int8 --checkpoint output/fat_tiny/digits/best.pth --output exported",
     "output/fat_tiny/mnist_probe": (
         "python main.py --cfg configs/finetune/fat_tiny_mnist_probe.yaml --pretrained output/fat_tiny/digits/best.pth"
@@ -424,13 +426,21 @@ BLOCKS = [block for page in PAGES for block in blocks(page) if block.language ==
 
 @pytest.mark.parametrize("command", sorted(RUN.values(), key=COMMANDS.index))
 def test_the_command_runs(sandboxes, command):
+    require_packages(command)
     sandboxes.ran(command)
+
+
+def require_packages(text: str) -> None:
+    """Leaves a command or block out where a package that it is about is not installed."""
+    if "openvino" in text:
+        pytest.importorskip("openvino")
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.page}:{block.line}")
 def test_the_python_block_runs(sandboxes, block):
     if "bfloat16" in block.text and not is_native_on_cpu(torch.bfloat16):
         pytest.skip("this CPU only emulates bfloat16")
+    require_packages(block.text)
     place = sandboxes.new(block.text)
 
     def work() -> None:
