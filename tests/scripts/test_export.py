@@ -442,7 +442,7 @@ def test_int8_with_weights_that_are_cut_off_elsewhere_is_refused(checkpoint, tmp
 
 def test_int8_that_loses_accuracy_leaves_no_file(checkpoint, tmp_path, monkeypatch):
     found = iter([90.0, 88.9])
-    monkeypatch.setattr(int8, "accuracy", lambda job, model: {"acc1": next(found), "num_images": 29})
+    monkeypatch.setattr(int8, "figures", lambda job, model: {"acc1": next(found), "num_images": 29})
     monkeypatch.setattr(int8, "write", lambda job, path: path.write_bytes(b"x"))
     monkeypatch.setattr(int8, "quantise", lambda source, target, images: target.write_bytes(b"x"))
     monkeypatch.setattr(int8, "check_weights", lambda path: None)
