@@ -102,7 +102,7 @@ MADE = [
         ],
     ),
     (r"export\.py onnx program hub int8", ["exported/*.onnx", "exported/*.pt2", "exported/*_hub/model.safetensors"]),
-    (r"export\.py openvino", ["exported/*.xml", "exported/*.bin", "exported/*.xml.json"]),
+    (r"export\.py openvino", ["exported/openvino/*.xml", "exported/openvino/*.bin", "exported/openvino/*.json"]),
     (r"checkpoint\.py (?:strip|average|convert) .*--output (\S+)", [r"\1"]),
     (r"scripts/report\.py (\S+)", [r"\1/report.html"]),
     (r"make_benchmark_photos\.py (\S+)", [r"\1/train/*/*.jpg", r"\1/val/*/*.jpg"]),
@@ -112,7 +112,7 @@ EARLIER = {
     "output/fat_b0/default": "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet",
     "output/fat_b0/thousand": "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/thousand --tag thousand",
     "output/fat_tiny/digits": "bash scripts/quickstart.sh",
-    "exported/fat_tiny.xml": "python scripts/export.py openvino --checkpoint output/fat_tiny/digits/best.pth --output exported",
+    "exported/openvino": "python scripts/export.py openvino --checkpoint output/fat_tiny/digits/best.pth --output exported/openvino",
     "exported/fat_tiny_hub": "python scripts/export.py onnx program hub int8 --checkpoint output/fat_tiny/digits/best.pth --output exported",
     "output/fat_tiny/mnist_probe": (
         "python main.py --cfg configs/finetune/fat_tiny_mnist_probe.yaml --pretrained output/fat_tiny/digits/best.pth"
