@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import default_collate
 
-from utils.device import to_device
+from utils.device import map_tensors, to_device
+
+from .sample import Sample
 
 
 class Erasure(NamedTuple):
@@ -36,58 +38,67 @@ class Picture(NamedTuple):
 class Item(NamedTuple):
     """A sample, and what could not be read on the way to it."""
 
-    sample: Optional[
-        tuple[Union[Picture, tuple[Picture, ...]], Any]
-    ]  # an image or its views, and its target, as a label
+    sample: Optional[Sample]
     failures: tuple[str, ...] = ()
-    key: str = ""  # which image it is, in evaluation
 
 
 class Batch(NamedTuple):
     """What workers send. The erasures of all images lie in two parts, so that two tensors go to the device, not dozens.
 
-    Where an image has V views, images[v * B + b] is view v of image b.
+    Where an image has V views, images[v * B + b] is view v of image b. Where images have sizes of their own, `images` is a
+    list of B tensors, uint8 (3, H, W).
     """
 
-    images: torch.Tensor  # uint8 (V * B, 3, H, W), channels last in memory
-    targets: Any  # of the B images, as collated: of labels int64 (B,)
-    keys: list[str]  # of the B images, see `Item`
+    images: Union[torch.Tensor, list[torch.Tensor]]  # uint8 (V * B, 3, H, W), channels last in memory
+    targets: Any  # of the B images, as collated: of labels int64 (B,); tensors at any depth
+    keys: list[str]  # of the B images, see `Sample`
     # per erasure: image in the batch, top, left, height, width, height and width of its fill
-    boxes: list[tuple[int, ...]]
-    fills: torch.Tensor  # float32 (n,), the erasures' fills one after the other
+    boxes: Sequence[tuple[int, ...]] = ()
+    fills: torch.Tensor = torch.empty(0)  # float32 (n,), the erasures' fills one after the other
 
 
-def collate_items(
-    items: Sequence[Item], collate_targets: Callable[[Sequence[Any]], Any] = default_collate
-) -> tuple[Optional[Batch], list[str]]:
-    """The batch of the items' samples, None if there are none, and all failures.
+def collate_pictures(
+    samples: Sequence[Sample], collate_targets: Callable[[Sequence[Any]], Any] = default_collate
+) -> Batch:
+    """The batch of samples with a `Picture`, or several views, of one size.
 
     Args:
         collate_targets: B targets -> tensors, which may lie in tuples, lists and dictionaries, at any depth.
     """
-    failures = [text for item in items for text in item.failures]
-    samples = [item.sample for item in items if item.sample is not None]
-    if not samples:
-        return None, failures
-    views, targets = zip(
-        *((value if not isinstance(value, Picture) else (value,), target) for value, target in samples)
-    )
+    views = [(sample.image,) if isinstance(sample.image, Picture) else sample.image for sample in samples]
     pictures = [picture for view in zip(*views, strict=True) for picture in view]
     erasures = [(i, *erasure) for i, picture in enumerate(pictures) for erasure in picture.erasures]
-    batch = Batch(
+    return Batch(
         images=default_collate([torch.from_numpy(picture.pixels) for picture in pictures]).permute(0, 3, 1, 2),
-        targets=collate_targets(targets),
-        keys=[item.key for item in items if item.sample is not None],
+        targets=collate_targets([sample.target for sample in samples]),
+        keys=[sample.key for sample in samples],
         boxes=[(*box, *fill.shape[1:]) for *box, fill in erasures],
         fills=torch.cat([fill.flatten() for *_, fill in erasures]) if erasures else torch.empty(0),
     )
-    return batch, failures
+
+
+def collate_lists(samples: Sequence[Sample]) -> Batch:
+    """The batch of samples with a `Picture`, each of a size of its own, and targets that stay a list."""
+    return Batch(
+        images=[torch.from_numpy(sample.image.pixels).permute(2, 0, 1) for sample in samples],
+        targets=[sample.target for sample in samples],
+        keys=[sample.key for sample in samples],
+    )
+
+
+def collate_items(
+    items: Sequence[Item], collate: Callable[[Sequence[Sample]], Batch] = collate_pictures
+) -> tuple[Optional[Batch], list[str]]:
+    """The batch of the items' samples, None if there are none, and all failures."""
+    failures = [text for item in items for text in item.failures]
+    samples = [item.sample for item in items if item.sample is not None]
+    return collate(samples) if samples else None, failures
 
 
 class Examples(NamedTuple):
     """A batch on the device."""
 
-    images: torch.Tensor  # float32 (V * B, 3, H, W), normalised
+    images: Union[torch.Tensor, list[torch.Tensor]]  # float32 (V * B, 3, H, W), normalised; or a list, see `Batch`
     targets: Any  # see `Batch`
     keys: list[str]
 
@@ -119,11 +130,16 @@ class Finish:
 
     def __call__(self, batch: Batch) -> Examples:
         images, fills, targets = to_device([batch.images, batch.fills, batch.targets], self.device)
-        images = images.to(torch.float32, memory_format=self.memory_format)
-        images.div_(self.levels).sub_(self.mean).div_(self.std)
+        images = map_tensors(images, self._normalised)
         start = 0
         for i, top, left, height, width, *shape in batch.boxes:
             fill = fills[start : start + 3 * shape[0] * shape[1]].view(3, *shape)
-            images[i, :, top : top + height, left : left + width] = fill
+            images[i][:, top : top + height, left : left + width] = fill
             start += fill.numel()
         return Examples(images, targets, batch.keys)
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (..., 3, H, W) -> float32."""
+        memory_format = self.memory_format if images.ndim == 4 else torch.contiguous_format
+        images = images.to(torch.float32, memory_format=memory_format)
+        return images.div_(self.levels).sub_(self.mean).div_(self.std)

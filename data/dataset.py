@@ -1,14 +1,15 @@
 """A source of images with the transform that makes them a model's pictures."""
 
 from functools import partial
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Optional, Sequence
+from typing import Callable, Iterator, Mapping, NamedTuple, Optional, Sequence
 
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from utils.errors import DataError
 from utils.rng import derive_seed, seed_cpu
 
-from .batches import Item
+from .batches import Batch, Item, collate_pictures
+from .sample import Sample
 from .workers import reading
 
 MAX_IN_A_ROW = 100  # images that can be unreadable one after the other before something else must be wrong
@@ -27,30 +28,35 @@ class Samples:
 
     Args:
         source: see `data.sources`.
-        transform: what the source gives -> `data.batches.Picture`, or several, its views.
+        transform: `Sample` as the source gives it -> `Sample` as `collate` takes it. In training its random numbers are the
+            global ones of Python, NumPy and torch (CPU), which are seeded for each image. A DataError of it is one of the image.
         on_error: what an image does that cannot be read. 'raise': end the run. 'skip': in training another image,
             drawn from the seed, or the next one of a stream, takes its place; in evaluation there is no sample.
         sized: transforms by the sizes that a `SeededIndex` can ask for, in place of `transform`.
-        collate_targets: what makes a batch of the samples' targets, see `data.batches.collate_items`.
+        collate: what makes a batch of samples.
     """
 
     def __init__(
         self,
         source,
-        transform: Callable,
+        transform: Callable[[Sample], Sample],
         on_error: str = "raise",
-        sized: Optional[Mapping[int, Callable]] = None,
-        collate_targets: Callable[[Sequence[Any]], Any] = default_collate,
+        sized: Optional[Mapping[int, Callable[[Sample], Sample]]] = None,
+        collate: Callable[[Sequence[Sample]], Batch] = collate_pictures,
     ):
         self.source = source
         self.transform = transform
         self.sized = sized or {}
         self.on_error = on_error
-        self.collate_targets = collate_targets
+        self.collate = collate
         self.classes = source.classes
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def transform_to(self, size: int) -> Callable[[Sample], Sample]:
+        """The transform for a size, see `SeededIndex`."""
+        return self.sized[size] if size else self.transform
 
 
 class ImageDataset(Samples, Dataset):
@@ -60,12 +66,17 @@ class ImageDataset(Samples, Dataset):
     depends on nothing but its index and seed. Asked for a plain index, it is for transforms without randomness.
     """
 
-    def loads(self, count: int) -> Iterator[Callable[[], tuple[Any, int]]]:
-        """So many of the images, not yet read, from all over the set: each gives (what the source gives, label)."""
+    def read(self, index: int) -> Sample:
+        """What the source has. Raises DataError: it cannot be read."""
+        image, target = self.source.load(index)
+        return Sample(image, target, self.source.key(index))
+
+    def loads(self, count: int) -> Iterator[Callable[[], Sample]]:
+        """So many of the images, not yet read, from all over the set: each gives what the source has."""
         for i in range(count):
             index = i * len(self) // count
             reading(self.source.name(index))
-            yield partial(self.source.load, index)
+            yield partial(self.read, index)
 
     def first(self, count: int, size: int = 0) -> list[Item]:
         """Some training samples, from all over the set; `size` as in `SeededIndex`."""
@@ -74,21 +85,18 @@ class ImageDataset(Samples, Dataset):
     def __getitem__(self, key) -> Item:
         """Raises DataError: the image cannot be read; with 'skip', neither can the many drawn in its place."""
         index, seed, size = key if isinstance(key, SeededIndex) else (key, None, 0)
-        transform = self.sized[size] if size else self.transform
+        transform = self.transform_to(size)
         failures: list[str] = []
         while True:
             if seed is not None:
                 seed_cpu(seed)
             reading(self.source.name(index))
             try:
-                image, label = self.source.load(index)
-                break
+                return Item(transform(self.read(index)), tuple(failures))
             except DataError as error:
                 if self.on_error == "raise" or len(failures) == MAX_IN_A_ROW:
                     raise
-                failures.append(str(error).rsplit("; ", 1)[0])
-                if seed is None:
-                    return Item(None, tuple(failures))
-                index = derive_seed(seed, len(failures)) % len(self)
-        key = "" if seed is not None else self.source.key(index)
-        return Item((transform(image), label), tuple(failures), key)
+                failures.append(error.problem)
+            if seed is None:
+                return Item(None, tuple(failures))
+            index = derive_seed(seed, len(failures)) % len(self)

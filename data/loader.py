@@ -1,72 +1,74 @@
 """Batches of a data set, loaded by worker processes."""
 
+import contextlib
 import errno
 import functools
 import itertools
 import os
-from typing import Any, Callable, Iterator, Optional, Sequence
+from dataclasses import dataclass
+from typing import Any, Callable, Iterator, Optional, Sequence, Union
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from utils.errors import DataError, ShortageError, UserError
+from utils.errors import DataError, ShortageError
 from utils.rng import derive_seed
 from utils.signals import requested_stop
 
 from .batches import Batch, Finish, Item, collate_items
 from .cache import can_be_cached
+from .caught import Caught, CaughtDataset, CaughtStream
 from .dataset import ImageDataset, Samples, SeededIndex
 from .patience import patience, stopped_while
 from .prefetch import Prefetcher
+from .sample import Sample
 from .samplers import EvalSampler, TrainBatchSampler
+from .schedule import Schedule
 from .sources import is_stream
 from .stream import EvalStream, StreamDataset, TrainStream
 from .workers import Lines, describe_wait, reading
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How batches are loaded and come to the device."""
+
+    finish: Finish  # makes the workers' batches the model's, on its device
+    num_workers: int  # loading processes; 0: this one loads
+    prefetch: int  # batches that each of them loads ahead
+    pin_memory: bool  # whether batches lie in memory that a GPU can copy from while it computes
+    timeout: float = 0.0  # seconds without a batch after which the wait is an error; 0: none
+
+
 class Loader:
-    """A DataLoader whose workers' errors stay one line long, and which notes the images that could not be read.
+    """A DataLoader whose workers' errors arrive as they are, and which notes the images that could not be read.
 
     Args:
         dataset: what the images are of, see `ImageDataset` and `StreamDataset`.
-        finish: what makes the workers' batches the model's, on its device.
-        num_workers: loading processes; 0: this one loads.
-        prefetch: batches that each of them loads ahead.
-        pin_memory: whether batches lie in memory that a GPU can copy from while it computes.
+        loading: how.
         stream: what gives the samples, if not the data set's indices.
-        timeout: seconds without a batch after which the wait is an error; 0: none.
         batching: more for the DataLoader: what makes a batch.
     """
 
-    def __init__(
-        self,
-        dataset,
-        finish: Finish,
-        num_workers: int,
-        prefetch: int,
-        pin_memory: bool,
-        stream: Optional[IterableDataset] = None,
-        timeout: float = 0.0,
-        **batching: Any,
-    ):
+    def __init__(self, dataset, loading: Loading, stream: Optional[IterableDataset] = None, **batching: Any):
         self.dataset = dataset
-        self.timeout = timeout
-        self.lines = Lines(num_workers)
+        self.timeout = loading.timeout
+        self.lines = Lines(loading.num_workers)
         self.num_images = len(dataset)
-        self.finish = finish
+        self.finish = loading.finish
         self.failures: list[str] = []
         self.loader = DataLoader(
-            dataset if stream is None else stream,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            persistent_workers=num_workers > 0,
-            prefetch_factor=prefetch if num_workers else None,
-            collate_fn=functools.partial(_collate, dataset.collate_targets),
+            CaughtDataset(dataset) if stream is None else CaughtStream(stream),
+            num_workers=loading.num_workers,
+            pin_memory=loading.pin_memory,
+            persistent_workers=loading.num_workers > 0,
+            prefetch_factor=loading.prefetch if loading.num_workers else None,
+            collate_fn=functools.partial(_collate, dataset.collate),
             worker_init_fn=self.lines.prepare_worker,
             # it draws when its workers start; the run's own random numbers must not depend on that
             generator=torch.Generator(),
             # see `end_with_parent`; Python 3.14 has another default
-            multiprocessing_context="fork" if num_workers else None,
+            multiprocessing_context="fork" if loading.num_workers else None,
             **batching,
         )
 
@@ -82,24 +84,29 @@ class Loader:
         """
         if not self.loader.num_workers:
             self.lines.take(0)
-        try:
+        with self._explaining():
             with patience(self.timeout, self._describe_wait):
                 received = iter(self.loader)
             while True:
                 with patience(self.timeout, self._describe_wait):
                     batch, failures = next(received, (None, None))
+                if isinstance(batch, Caught):
+                    batch.raise_again()
                 if failures is None:
                     return
                 self.failures += failures
                 if batch is not None:
                     yield batch
-        except UserError as error:
-            # A worker's error arrives with its traceback as text; the last line is `module.Class: message`.
-            *traceback, last = str(error).splitlines()
-            line = last.split(": ", 1)[1] if traceback else last
-            if requested_stop() and isinstance(error, DataError):  # a command that fetches images was asked to end, too
-                raise stopped_while(line.rsplit("; ", 1)[0]) from error
-            raise type(error)(line) from error
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Errors that a request to stop caused become that stop; of the DataLoader's own, those that a user can mend a line."""
+        try:
+            yield
+        except DataError as error:
+            if requested_stop():  # a command that fetches images was asked to end, too
+                raise stopped_while(error.problem) from error
+            raise
         except (RuntimeError, OSError) as error:
             if requested_stop() and "DataLoader worker" in str(error):  # it came before the worker ignored it
                 raise stopped_while("a loading process ended with it") from error
@@ -156,36 +163,16 @@ class Loader:
 class TrainLoader(Loader):
     """Shuffled, augmented batches; see `TrainBatchSampler`."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        num_batches: int,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-        finish: Finish,
-        num_workers: int,
-        prefetch: int,
-        pin_memory: bool,
-        shares: bool = False,
-        repeats: int = 1,
-        sizes: Sequence[tuple[int, int]] = (),
-        timeout: float = 0.0,
-    ):
-        self.sampler = TrainBatchSampler(
-            len(dataset), num_batches, batch_size, rank, world_size, seed, shares, repeats, sizes
-        )
-        self.sizes = sizes
-        super().__init__(
-            dataset, finish, num_workers, prefetch, pin_memory, timeout=timeout, batch_sampler=self.sampler
-        )
+    def __init__(self, dataset: Dataset, schedule: Schedule, loading: Loading, shares: bool = False):
+        self.schedule = schedule
+        self.sampler = TrainBatchSampler(len(dataset), schedule, shares)
+        super().__init__(dataset, loading, batch_sampler=self.sampler)
 
     @property
     def order(self) -> str:
         """What the order of an epoch's images depends on, besides the seed."""
         return self.dataset.source.fingerprint + (
-            f" in {self.sampler.world_size} shares" if self.sampler.shares else ""
+            f" in {self.schedule.world_size} shares" if self.sampler.shares else ""
         )
 
     def epoch(self, epoch: int, first_batch: int) -> Prefetcher:
@@ -199,7 +186,7 @@ class TrainLoader(Loader):
         return [
             {"batch": batch, "rank": rank, "image": source.name(key.index), "seed": key.seed}
             for batch in range(first_batch, first_batch + num_batches)
-            for rank in range(sampler.world_size)
+            for rank in range(self.schedule.world_size)
             for key in sampler.batch(order, epoch, batch, rank)
         ]
 
@@ -207,45 +194,20 @@ class TrainLoader(Loader):
 class EvalLoader(Loader):
     """Every image once over all processes, in order."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        finish: Finish,
-        num_workers: int,
-        prefetch: int,
-        pin_memory: bool,
-        timeout: float = 0.0,
-    ):
+    def __init__(self, dataset: Dataset, batch_size: int, rank: int, world_size: int, loading: Loading):
         sampler: Sampler = EvalSampler(len(dataset), rank, world_size)
-        super().__init__(
-            dataset, finish, num_workers, prefetch, pin_memory, timeout=timeout, batch_size=batch_size, sampler=sampler
-        )
+        super().__init__(dataset, loading, batch_size=batch_size, sampler=sampler)
 
 
 class TrainStreamLoader(Loader):
     """Augmented batches of shards; see `TrainStream`."""
 
-    def __init__(
-        self,
-        dataset: StreamDataset,
-        num_batches: int,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-        buffer: int,
-        num_workers: int,
-        repeats: int = 1,
-        sizes: Sequence[tuple[int, int]] = (),
-        **loading: Any,
-    ):
-        self.sizes = sizes
-        self.stream = TrainStream(dataset, num_batches, batch_size, rank, world_size, seed, buffer, repeats, sizes)
-        self.order = f"{dataset.source.fingerprint} by {world_size} x {max(num_workers, 1)} readers of {batch_size} among {buffer}"
-        super().__init__(dataset, num_workers=num_workers, stream=self.stream, batch_size=batch_size, **loading)
+    def __init__(self, dataset: StreamDataset, schedule: Schedule, loading: Loading, buffer: int):
+        self.schedule = schedule
+        self.stream = TrainStream(dataset, schedule, buffer)
+        readers = f"{schedule.world_size} x {max(loading.num_workers, 1)} readers"
+        self.order = f"{dataset.source.fingerprint} by {readers} of {schedule.batch_size} among {buffer}"
+        super().__init__(dataset, loading, stream=self.stream, batch_size=schedule.batch_size)
 
     def epoch(self, epoch: int, first_batch: int) -> Prefetcher:
         """The epoch's finished batches from `first_batch` on."""
@@ -257,50 +219,52 @@ class TrainStreamLoader(Loader):
         return [{"batch": batch, "stream": self.order} for batch in range(first_batch, first_batch + num_batches)]
 
     def __len__(self) -> int:
-        return self.stream.num_batches
+        return self.schedule.num_batches
 
 
 class EvalStreamLoader(Loader):
     """Every image of the shards once over all processes; see `EvalStream`."""
 
-    def __init__(self, dataset: StreamDataset, batch_size: int, rank: int, world_size: int, **loading: Any):
+    def __init__(self, dataset: StreamDataset, batch_size: int, rank: int, world_size: int, loading: Loading):
         self.num_batches = -(-len(dataset) // (batch_size * world_size))
-        super().__init__(dataset, stream=EvalStream(dataset, rank, world_size), batch_size=batch_size, **loading)
+        super().__init__(dataset, loading, stream=EvalStream(dataset, rank, world_size), batch_size=batch_size)
 
     def __len__(self) -> int:
         """About how many batches there are: shards may hold more images than others."""
         return self.num_batches
 
 
-def train_loader(dataset, buffer: int, cache_mode: str, **settings: Any) -> Loader:
+def train_loader(dataset, schedule: Schedule, loading: Loading, buffer: int, cache_mode: str) -> Loader:
     """The loader for training of a data set of either kind.
 
     Args:
         dataset: an `ImageDataset` or a `StreamDataset`.
+        schedule: of this process.
+        loading: how.
         buffer: see `TrainStream`.
         cache_mode: see `data.cache`.
-        settings: see `TrainLoader`.
     """
     if isinstance(dataset, StreamDataset):
-        return TrainStreamLoader(dataset, buffer=buffer, **settings)
-    return TrainLoader(dataset, shares=cache_mode == "part" and can_be_cached(dataset.source), **settings)
+        return TrainStreamLoader(dataset, schedule, loading, buffer)
+    return TrainLoader(dataset, schedule, loading, shares=cache_mode == "part" and can_be_cached(dataset.source))
 
 
-def eval_loader(dataset, **settings: Any) -> Loader:
-    """The loader for evaluation of a data set of either kind; see `EvalLoader`."""
-    return (EvalStreamLoader if isinstance(dataset, StreamDataset) else EvalLoader)(dataset, **settings)
+def eval_loader(dataset, batch_size: int, rank: int, world_size: int, loading: Loading) -> Loader:
+    """The loader for evaluation of a data set of either kind."""
+    kind = EvalStreamLoader if isinstance(dataset, StreamDataset) else EvalLoader
+    return kind(dataset, batch_size, rank, world_size, loading)
 
 
-def endless_batches(dataset, batch_size: int, seed: int, buffer: int, **settings: Any) -> Iterator[Batch]:
+def endless_batches(dataset, batch_size: int, seed: int, buffer: int, loading: Loading) -> Iterator[Batch]:
     """Training batches without an end, for measurements."""
     if isinstance(dataset, StreamDataset):
-        return TrainStreamLoader(dataset, 10**9, batch_size, 0, 1, seed, buffer, **settings).batches()
+        return TrainStreamLoader(dataset, Schedule(10**9, batch_size, 0, 1, seed), loading, buffer).batches()
 
     def keys() -> Iterator[list[SeededIndex]]:
         for start in itertools.count(0, batch_size):
             yield [SeededIndex(i % len(dataset), derive_seed(seed, i)) for i in range(start, start + batch_size)]
 
-    return Loader(dataset, batch_sampler=keys(), **settings).batches()
+    return Loader(dataset, loading, batch_sampler=keys()).batches()
 
 
 def dataset_of(source, *settings: Any, **more: Any) -> Samples:
@@ -309,10 +273,11 @@ def dataset_of(source, *settings: Any, **more: Any) -> Samples:
 
 
 def _collate(
-    collate_targets: Callable[[Sequence[Any]], Any], items: Sequence[Item]
-) -> tuple[Optional[Batch], list[str]]:
-    """`collate_items`; a loading process that has read its batch is not the one that others wait for."""
-    batch = collate_items(items, collate_targets)
+    collate: Callable[[Sequence[Sample]], Batch], items: Sequence[Union[Item, Caught]]
+) -> tuple[Union[Batch, Caught, None], list[str]]:
+    """`collate_items`, or the error of an item; a loading process that has read its batch is not the one that others wait for."""
+    caught = next((item for item in items if isinstance(item, Caught)), None)
+    batch = (caught, []) if caught else collate_items(items, collate)
     reading("")
     return batch
 

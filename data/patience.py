@@ -23,8 +23,7 @@ class WaitEnded(BaseException):
 @contextlib.contextmanager
 def patience(
     timeout: float,
-    describe: Callable[[], str],
-    remedy: str = "raise DATA.TIMEOUT",
+    describe: Callable[[], tuple[str, str]],
     sign: Callable[[], Any] = lambda: None,
 ) -> Iterator[None]:
     """Ends the block's wait when it has lasted `timeout` seconds, or some seconds after a request to stop.
@@ -33,8 +32,7 @@ def patience(
 
     Args:
         timeout: 0: only a request to stop ends it.
-        describe: what is waited for, `FILE: ...`, asked only when the wait is ended.
-        remedy: for a wait that would have ended well.
+        describe: what is waited for, a file, and how; asked only when the wait is ended.
         sign: what changes while the work goes on; each change starts the time anew.
 
     Raises:
@@ -61,12 +59,11 @@ def patience(
         yield
     except WaitEnded as error:
         signal.setitimer(signal.ITIMER_REAL, 0)  # or it would end what follows, too
-        what = describe()
+        where, how = describe()
         if asked > GRACE:
-            raise stopped_while(what) from error
-        raise OutputError(
-            f"{what}, for {timeout:g} s; look at the disk or the network, or {remedy}, and start the same command again"
-        ) from error
+            raise stopped_while(f"{where}: {how}") from error
+        remedy = "look at the disk or the network, or raise DATA.TIMEOUT, and start the same command again"
+        raise OutputError(where, f"{how}, for {timeout:g} s", remedy) from error
     finally:
         signal.setitimer(signal.ITIMER_REAL, *outer)
         signal.signal(signal.SIGALRM, previous)

@@ -1,6 +1,6 @@
 """Which process sees which image when, as functions of the seed and the epoch."""
 
-from typing import Iterator, Sequence
+from typing import Iterator
 
 import torch
 from torch.utils.data import Sampler
@@ -8,11 +8,7 @@ from torch.utils.data import Sampler
 from utils.rng import derive_seed
 
 from .dataset import SeededIndex
-
-
-def size_at(sizes: Sequence[tuple[int, int]], epoch: int) -> int:
-    """Of an epoch's images, where (epoch, size) says it from its epoch on; 0: the data set's own."""
-    return next((size for first, size in reversed(sizes) if first <= epoch), 0)
+from .schedule import Schedule
 
 
 class TrainBatchSampler(Sampler):
@@ -29,36 +25,14 @@ class TrainBatchSampler(Sampler):
 
     Args:
         num_images: images in the data set.
-        num_batches: micro-batches in an epoch.
-        batch_size: images per process and micro-batch.
-        rank, world_size: this process and how many there are.
-        seed: of the permutations and augmentations.
+        schedule: of this process.
         shares: process r has the images r, r + world_size, ... alone (see `data.cache`), not any of all.
-        repeats: how often an image stands in an epoch.
-        sizes: (epoch, size) of images, each from its epoch on; none: the data set's own.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        num_batches: int,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-        shares: bool = False,
-        repeats: int = 1,
-        sizes: Sequence[tuple[int, int]] = (),
-    ):
+    def __init__(self, num_images: int, schedule: Schedule, shares: bool = False):
         self.num_images = num_images
-        self.num_batches = num_batches
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.seed = seed
+        self.schedule = schedule
         self.shares = shares
-        self.repeats = repeats
-        self.sizes = sizes
         self.epoch = 0
         self.first_batch = 0
 
@@ -69,37 +43,40 @@ class TrainBatchSampler(Sampler):
 
     def order(self, epoch: int) -> list[int]:
         """The permutation of all images that an epoch is."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+        schedule = self.schedule
+        generator = torch.Generator().manual_seed(derive_seed(schedule.seed, epoch))
         order = torch.randperm(self.num_images, generator=generator)
         if self.shares:
-            each = self.num_batches * self.batch_size
+            each = schedule.num_batches * schedule.batch_size
             parts = [
-                order[order % self.world_size == rank][:each].view(-1, self.batch_size)
-                for rank in range(self.world_size)
+                order[order % schedule.world_size == rank][:each].view(-1, schedule.batch_size)
+                for rank in range(schedule.world_size)
             ]
             order = torch.stack(parts, dim=1).flatten()  # (num_batches, world_size, batch_size)
         return order.tolist()
 
     def batch(self, order: list[int], epoch: int, batch: int, rank: int) -> list[SeededIndex]:
         """A process' images of a micro-batch."""
-        size = size_at(self.sizes, epoch)
-        if self.repeats == 1:
-            start = (batch * self.world_size + rank) * self.batch_size
-            images = order[start : start + self.batch_size]
-            return [SeededIndex(index, derive_seed(self.seed, epoch, index), size) for index in images]
-        start = batch * self.world_size * self.batch_size
-        positions = range(start + rank, start + self.world_size * self.batch_size, self.world_size)
-        places = [(order[position // self.repeats], position % self.repeats) for position in positions]
-        return [SeededIndex(index, derive_seed(self.seed, epoch, index, copy), size) for index, copy in places]
+        batch_size, world_size = self.schedule.batch_size, self.schedule.world_size
+        seed, repeats = self.schedule.seed, self.schedule.repeats
+        size = self.schedule.size_at(epoch)
+        if repeats == 1:
+            start = (batch * world_size + rank) * batch_size
+            images = order[start : start + batch_size]
+            return [SeededIndex(index, derive_seed(seed, epoch, index), size) for index in images]
+        start = batch * world_size * batch_size
+        positions = range(start + rank, start + world_size * batch_size, world_size)
+        places = [(order[position // repeats], position % repeats) for position in positions]
+        return [SeededIndex(index, derive_seed(seed, epoch, index, copy), size) for index, copy in places]
 
     def __iter__(self) -> Iterator[list[SeededIndex]]:
         epoch, order = self.epoch, self.order(self.epoch)
-        for batch in range(self.first_batch, self.num_batches):
-            yield self.batch(order, epoch, batch, self.rank)
+        for batch in range(self.first_batch, self.schedule.num_batches):
+            yield self.batch(order, epoch, batch, self.schedule.rank)
 
     def __len__(self) -> int:
         """Micro-batches in a whole epoch."""
-        return self.num_batches
+        return self.schedule.num_batches
 
 
 class EvalSampler(Sampler):

@@ -7,7 +7,8 @@ gone on with at any batch: what was before is read again, but not decoded.
 
 import itertools
 import random
-from typing import Any, Callable, Iterator, Optional, Sequence
+from functools import partial
+from typing import Any, Callable, Iterator, Optional
 
 import torch
 import webdataset
@@ -18,18 +19,24 @@ from utils.rng import derive_seed, seed_cpu
 
 from .batches import Item
 from .dataset import MAX_IN_A_ROW, Samples
-from .samplers import size_at
+from .sample import Sample
+from .schedule import Schedule
 from .workers import reading
 
 
 class StreamDataset(Samples):
     """Samples of a source that is read in streams."""
 
-    def loads(self, count: int) -> Iterator[Callable[[], tuple[Any, int]]]:
-        """So many of the images, read but not decoded: each gives (what the source gives, label)."""
+    def decoded(self, stored) -> Sample:
+        """What the source has of a stored image. Raises DataError: it is none."""
+        image, target = self.source.load(stored)
+        return Sample(image, target, stored.key)
+
+    def loads(self, count: int) -> Iterator[Callable[[], Sample]]:
+        """So many of the images, read but not decoded: each gives what the source has."""
         shards = itertools.chain.from_iterable(map(self._read, range(len(self.source.shards))))
-        for sample in itertools.islice(shards, count):
-            yield lambda sample=sample: (self.source.image(sample), sample.label)
+        for stored in itertools.islice(shards, count):
+            yield partial(self.decoded, stored)
 
     def first(self, count: int, size: int = 0) -> list[Item]:
         """Some training samples, of the first shard.
@@ -37,30 +44,27 @@ class StreamDataset(Samples):
         Raises:
             DataError: none of them can be read.
         """
-        items = [self.item(sample, seed, size) for seed, sample in enumerate(itertools.islice(self._read(0), count))]
+        items = [self.item(stored, seed, size) for seed, stored in enumerate(itertools.islice(self._read(0), count))]
         good = [item for item in items if item.sample is not None]
         if not good:
-            raise DataError(
-                f"{self.source.shards[0]}: none of its first {count} images can be read; make the shard anew"
-            )
+            reason = f"none of its first {count} images can be read"
+            raise DataError(self.source.shards[0], reason, "make the shard anew")
         return good
 
     def _read(self, shard: int) -> Iterator[Any]:
         reading(self.source.shards[shard])
         return self.source.read(shard)
 
-    def item(self, sample, seed: Optional[int] = None, size: int = 0) -> Item:
+    def item(self, stored, seed: Optional[int] = None, size: int = 0) -> Item:
         """A sample, transformed; see `ImageDataset.__getitem__`."""
         if seed is not None:
             seed_cpu(seed)
         try:
-            image = self.source.image(sample)
+            return Item(self.transform_to(size)(self.decoded(stored)))
         except DataError as error:
             if self.on_error == "raise":
                 raise
-            return Item(None, (str(error).rsplit("; ", 1)[0],))
-        transform = self.sized[size] if size else self.transform
-        return Item((transform(image), sample.label), key="" if seed is not None else sample.key)
+            return Item(None, (error.problem,))
 
 
 class TrainStream(IterableDataset):
@@ -69,33 +73,14 @@ class TrainStream(IterableDataset):
 
     Args:
         dataset: whose images.
-        num_batches, batch_size: of an epoch of this process.
-        rank, world_size: this process and how many there are.
-        seed: of the orders and augmentations.
+        schedule: of this process; copies of an image (`repeats`) come one after the other.
         buffer: images among which the next one is chosen, in each reader.
-        repeats: how often each stands in a row, each time with another augmentation.
-        sizes: see `TrainBatchSampler`.
     """
 
-    def __init__(
-        self,
-        dataset: StreamDataset,
-        num_batches: int,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-        buffer: int,
-        repeats: int = 1,
-        sizes: Sequence[tuple[int, int]] = (),
-    ):
+    def __init__(self, dataset: StreamDataset, schedule: Schedule, buffer: int):
         self.dataset = dataset
-        self.num_batches, self.batch_size = num_batches, batch_size
-        self.rank, self.world_size = rank, world_size
-        self.seed = seed
+        self.schedule = schedule
         self.buffer = buffer
-        self.repeats = repeats
-        self.sizes = sizes
         self.position = torch.zeros(2, dtype=torch.int64).share_memory_()  # epoch, first batch: workers outlive epochs
 
     def set_position(self, epoch: int, first_batch: int) -> None:
@@ -104,32 +89,33 @@ class TrainStream(IterableDataset):
 
     def __iter__(self) -> Iterator[Item]:
         worker, workers = place_of_worker()
+        schedule = self.schedule
         epoch, first_batch = self.position.tolist()
-        size = size_at(self.sizes, epoch)
+        size = schedule.size_at(epoch)
         # The DataLoader takes batches from its workers in turn and begins with the first one, also in mid-epoch.
         turn = (worker + first_batch) % workers
-        done, all_batches = len(range(turn, first_batch, workers)), len(range(turn, self.num_batches, workers))
-        reader = self.rank * workers + turn
-        samples = self.samples(epoch, reader, self.world_size * workers)
+        done, all_batches = len(range(turn, first_batch, workers)), len(range(turn, schedule.num_batches, workers))
+        reader = schedule.rank * workers + turn
+        samples = self.samples(epoch, reader, schedule.world_size * workers)
         vacant: list[Item] = []  # places whose images could not be read
         for place in itertools.count():
-            if place < done * self.batch_size:
+            if place < done * schedule.batch_size:
                 next(samples)
                 continue
-            if place >= all_batches * self.batch_size and not vacant:
+            if place >= all_batches * schedule.batch_size and not vacant:
                 return
             sample = next(samples)
-            item = self.dataset.item(sample, derive_seed(self.seed, epoch, reader, place), size)
+            item = self.dataset.item(sample, derive_seed(schedule.seed, epoch, reader, place), size)
             if item.sample is None:
                 if len(vacant) == MAX_IN_A_ROW:
                     raise DataError(f"{item.failures[0]}; nor can the {MAX_IN_A_ROW} before it")
                 vacant.append(item)
                 continue
             for number, failed in enumerate(vacant, 1):
-                again = self.dataset.item(sample, derive_seed(self.seed, epoch, reader, place, number), size)
+                again = self.dataset.item(sample, derive_seed(schedule.seed, epoch, reader, place, number), size)
                 yield again._replace(failures=failed.failures)
             vacant = []
-            if place < all_batches * self.batch_size:
+            if place < all_batches * schedule.batch_size:
                 yield item
 
     def samples(self, epoch: int, reader: int, readers: int) -> Iterator[Any]:
@@ -138,22 +124,21 @@ class TrainStream(IterableDataset):
         Raises:
             DataError: its shards hold no images, however they are dealt.
         """
-        source = self.dataset.source
+        source, seed = self.dataset.source, self.schedule.seed
         empty = 0
         for number in itertools.count():
             count = 0
             order = list(range(len(source.shards)))
-            random.Random(derive_seed(self.seed, epoch, number)).shuffle(order)
-            mixing = random.Random(derive_seed(self.seed, epoch, number, reader))
+            random.Random(derive_seed(seed, epoch, number)).shuffle(order)
+            mixing = random.Random(derive_seed(seed, epoch, number, reader))
             mix = webdataset.shuffle(self.buffer, initial=self.buffer, rng=mixing)
             for count, sample in enumerate(mix(share(source, order, reader, readers)), 1):  # noqa: B007
-                yield from itertools.repeat(sample, self.repeats)
+                yield from itertools.repeat(sample, self.schedule.repeats)
             # a shard can have fewer images than readers in one deal, and none in another
             empty = 0 if count else empty + 1
             if empty == MAX_IN_A_ROW:
-                raise DataError(
-                    f"{source.shards[order[reader % len(order)]]}: holds no images for reader {reader}; use fewer DATA.NUM_WORKERS"
-                )
+                shard = source.shards[order[reader % len(order)]]
+                raise DataError(shard, f"holds no images for reader {reader}", "use fewer DATA.NUM_WORKERS")
 
 
 class EvalStream(IterableDataset):

@@ -1,6 +1,7 @@
 """Images to pictures: the augmentation of training and the deterministic transform of evaluation, by timm."""
 
 import re
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, Callable, Sequence, Union
 
@@ -16,6 +17,7 @@ from utils.errors import ConfigError
 
 from .batches import Erasure, Picture
 from .decode import decode_image
+from .sample import Sample
 
 # timm ignores what it does not understand in a policy; a typo must not train with another augmentation.
 POLICY = re.compile(
@@ -42,7 +44,9 @@ auto_augment.NAME_TO_OP.update(dict.fromkeys(["Posterize", "PosterizeIncreasing"
 
 
 class Transform:
-    """Image -> `Picture`, or a tuple of its views, in named steps, of which each takes what the one before gives.
+    """Makes a sample's image a `Picture`, or a tuple of its views, and leaves its target alone: for labels.
+
+    Its named steps each take the image that the one before gives.
 
     Args:
         decode: open file -> image, for sources of files.
@@ -53,7 +57,10 @@ class Transform:
         self.decode = decode
         self.steps = steps
 
-    def __call__(self, image: Any) -> Union[Picture, tuple[Picture, ...]]:
+    def __call__(self, sample: Sample) -> Sample:
+        return sample._replace(image=self.picture(sample.image))
+
+    def picture(self, image: Any) -> Union[Picture, tuple[Picture, ...]]:
         for step in self.steps.values():
             image = step(image)
         return image
@@ -116,23 +123,30 @@ class _Record:
         )
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done at random to a training image, as the config's section AUG says it."""
+
+    scale: Sequence[float]  # of a random resized crop: its share of the area, from and to
+    ratio: Sequence[float]  # its width by its height, from and to
+    hflip: float  # probability of a horizontal flip
+    color_jitter: float  # its strength; 0: none
+    auto_augment: str  # a policy of timm's, 'trivial' or 'none'
+    reprob: float  # of random erasing: the probability, timm's mode, and how many boxes at most
+    remode: str
+    recount: int
+    splits: int = 0  # views of an image, see `Views`; 0: one, augmented
+
+
 def train_transform(
     img_size: int,
     interpolation: str,
-    scale: Sequence[float],
-    ratio: Sequence[float],
-    hflip: float,
-    color_jitter: float,
-    auto_augment_policy: str,
     mean: Sequence[float],
-    reprob: float,
-    remode: str,
-    recount: int,
+    augmentation: Augmentation,
     exif: bool = True,
     backend: str = "pil",
-    splits: int = 0,
 ) -> Transform:
-    """Image -> augmented `Picture` of img_size x img_size, or `splits` views of it, see `Views`.
+    """Image -> augmented `Picture` of img_size x img_size, or views of it.
 
     Random resized crop, horizontal flip, an AutoAugment policy or colour jitter ('3a' has both, as timm does), random
     erasing. `mean` is the colour of what a policy moves into the image. All backends make the same draws.
@@ -145,51 +159,70 @@ def train_transform(
     Raises:
         ConfigError: an unknown policy, or one that the backend does not have.
     """
-    trivial = auto_augment_policy.lower() == TRIVIAL
-    if not (trivial or POLICY.fullmatch(auto_augment_policy)):
-        raise ConfigError(f"AUG.AUTO_AUGMENT is {auto_augment_policy!r}; {POLICY_HELP}")
-    counts = dict(re.findall(r"-([anwd])(\d+(?:\.\d+)?)", auto_augment_policy.lower()))
-    if float(counts.get("a", 1)) == 0 or max(map(float, counts.values()), default=0) > MOST:
-        raise ConfigError(
-            f"AUG.AUTO_AUGMENT is {auto_augment_policy!r}; its a must be greater than 0, and a, n, w and d at most {MOST}"
-        )
-    policy = None if trivial or auto_augment_policy.lower() in ("", "none", "null") else auto_augment_policy
+    place, colours = _timm_steps(img_size, interpolation, mean, augmentation)
+    crop, *flips = place
+    if backend == "pil":
+        decode, to_array = partial(decode_image, exif=exif), np.array
+        placed = {"crop and resize": crop, **{"flip": flip for flip in flips}}
+        augment = dict(zip(AUGMENT, colours))
+    else:
+        from .backend_cv2 import colour_steps, place_steps
+
+        decode, to_array = _crop_reader(augmentation, exif, backend), None
+        placed = place_steps(decode.crop, crop, flips)
+        augment = dict(zip(AUGMENT, colour_steps(colours, augmentation.auto_augment)))
+    erase = Erase(augmentation.reprob, augmentation.remode, augmentation.recount)
+    if augmentation.splits:
+        views = Views(augmentation.splits, augment, to_array or np.array, erase)
+        return Transform(decode, {**placed, "views": views})
+    return Transform(decode, {**placed, **augment, **({"to array": to_array} if to_array else {}), "erase": erase})
+
+
+def _timm_steps(
+    img_size: int, interpolation: str, mean: Sequence[float], augmentation: Augmentation
+) -> tuple[list[Callable[[Any], Any]], list[Callable[[Any], Any]]]:
+    """timm's steps on images of Pillow's: crop and flips, and those on colours."""
+    policy = augmentation.auto_augment
+    _require_policy(policy)
+    trivial = policy.lower() == TRIVIAL
+    for_timm = None if trivial or policy.lower() in ("", "none", "null") else policy
     try:
         place, colour, _ = create_transform(
             img_size,
             is_training=True,
-            scale=tuple(scale),
-            ratio=tuple(ratio),
-            hflip=hflip,
-            color_jitter=None if trivial else color_jitter or None,
-            auto_augment=policy,
+            scale=tuple(augmentation.scale),
+            ratio=tuple(augmentation.ratio),
+            hflip=augmentation.hflip,
+            color_jitter=None if trivial else augmentation.color_jitter or None,
+            auto_augment=for_timm,
             interpolation=interpolation,
             mean=tuple(mean),
             separate=True,
         )
     except (AssertionError, ValueError, KeyError, IndexError) as error:
-        raise ConfigError(f"AUG.AUTO_AUGMENT is {policy!r}; {POLICY_HELP}") from error
-    crop, *flips = place.transforms
-    colours = [_trivial_augment(interpolation, mean)] if trivial else colour.transforms
-    erase = Erase(reprob, remode, recount)
-    if backend == "pil":
-        placed = {"crop and resize": crop, **{"flip": flip for flip in flips}}
-        augment = dict(zip(AUGMENT, colours))
-        decode, to_array = partial(decode_image, exif=exif), np.array
-    else:
-        from .backend_cv2 import colour_steps, place_steps
-        from .crops import CropReader, decode_cv2
+        raise ConfigError(f"AUG.AUTO_AUGMENT is {for_timm!r}; {POLICY_HELP}") from error
+    return place.transforms, [_trivial_augment(interpolation, mean)] if trivial else colour.transforms
 
-        if backend == "nvimgcodec":
-            from .crops_nvimgcodec import RegionDecoder
 
-        decode = CropReader(scale, ratio, exif, RegionDecoder() if backend == "nvimgcodec" else decode_cv2)
-        placed = place_steps(decode.crop, crop, flips)
-        augment = dict(zip(AUGMENT, colour_steps(colours, auto_augment_policy)))
-        to_array = None
-    if splits:
-        return Transform(decode, {**placed, "views": Views(splits, augment, to_array or np.array, erase)})
-    return Transform(decode, {**placed, **augment, **({"to array": to_array} if to_array else {}), "erase": erase})
+def _require_policy(policy: str) -> None:
+    """Raises ConfigError if it is none that is known, or an image would take minutes with it."""
+    if not (policy.lower() == TRIVIAL or POLICY.fullmatch(policy)):
+        raise ConfigError(f"AUG.AUTO_AUGMENT is {policy!r}; {POLICY_HELP}")
+    counts = dict(re.findall(r"-([anwd])(\d+(?:\.\d+)?)", policy.lower()))
+    if float(counts.get("a", 1)) == 0 or max(map(float, counts.values()), default=0) > MOST:
+        raise ConfigError(
+            f"AUG.AUTO_AUGMENT is {policy!r}; its a must be greater than 0, and a, n, w and d at most {MOST}"
+        )
+
+
+def _crop_reader(augmentation: Augmentation, exif: bool, backend: str):
+    from .crops import CropReader, decode_cv2
+
+    if backend == "nvimgcodec":
+        from .crops_nvimgcodec import RegionDecoder
+
+        return CropReader(augmentation.scale, augmentation.ratio, exif, RegionDecoder())
+    return CropReader(augmentation.scale, augmentation.ratio, exif, decode_cv2)
 
 
 def _trivial_augment(interpolation: str, mean: Sequence[float]) -> TrivialAugmentWide:

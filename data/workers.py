@@ -72,7 +72,7 @@ def reading(name: str) -> None:
 
 
 @contextlib.contextmanager
-def opening(timeout: float) -> Iterator[None]:
+def waiting(timeout: float) -> Iterator[None]:
     """While the block opens a data set: an end to a wait for what it notes by `reading`, see `patience`."""
     lines = Lines(0)
     lines.take(0)
@@ -97,17 +97,18 @@ def use_short_folder() -> None:
             return
 
 
-def describe_wait(lines: Lines, processes: list) -> str:
-    """Which file is being read, or which loading process gives nothing, `FILE: ...`."""
+def describe_wait(lines: Lines, processes: list) -> tuple[str, str]:
+    """The file that is being read, and how; or which loading process gives nothing."""
     names = lines.read()
     if not processes:
-        return f"{names[0] or 'images'}: has been read without an end"
+        return names[0] or "images", "has been read without an end"
     states = [_state(process.pid) for process in processes]
     odd = [number for number, state in enumerate(states) if state in STATES]
     number = odd[0] if odd else next((number for number, name in enumerate(names) if name), 0)
     about = STATES.get(states[number], "which gives nothing") if number < len(states) else "which gives nothing"
     name = names[number] if number < len(names) else ""
-    return f"{name or 'DATA.NUM_WORKERS'}: is the last that loading process {number} ({processes[number].pid}) was reading, {about}"
+    process = f"loading process {number} ({processes[number].pid})"
+    return name or "DATA.NUM_WORKERS", f"is the last that {process} was reading, {about}"
 
 
 def _state(pid: int) -> str:

@@ -12,10 +12,14 @@ from yacs.config import CfgNode
 from utils import ending
 from utils.config import to_dict
 from utils.device import is_out_of_memory, select_device, use_deterministic_algorithms
-from utils.distributed import Launch, process_group, read_launch
-from utils.errors import ConfigError, OutputError, ShortageError, Stopped
+from utils.errors import ConfigError, OutputError, ProcessError, ShortageError, Stopped
 from utils.malloc import keep_freed_memory
-from utils.peers import Peers
+from utils.processes import backend_errors
+from utils.processes.group import process_group
+from utils.processes.launch import Launch, read_launch
+from utils.processes.members import START_AGAIN
+from utils.processes.peers import Peers
+from utils.processes.sameness import facts_of, require_same_start
 from utils.run_log import RunLog
 
 from .setup.preprocessing import take_from_model
@@ -64,15 +68,17 @@ def open_session(cfg: CfgNode, given: Sequence[str], local_rank: Optional[int]) 
     cfg = take_from_model(cfg, given=given)
     keep_freed_memory()
     launch = read_launch(os.environ, local_rank)
-    device = select_device(cfg.DEVICE, launch.local_rank)
+    device = select_device(cfg.DEVICE, launch.gpu)
     if cfg.DETERMINISTIC:
         use_deterministic_algorithms()
     directory = run_directory(cfg)
     with process_group(launch, device, ending.LAUNCHER) as store:
-        peers = Peers(launch, ending.LAUNCHER, store, cfg.RANK_TIMEOUT, on_loss=ending.report)
         log = RunLog(directory, launch.rank == 0, cfg.LOGGERS, to_dict(cfg))
+        facts = facts_of(cfg) if store else {}
+        peers = Peers(launch, ending.LAUNCHER, store, cfg.RANK_TIMEOUT, ending.report, log.warning, facts)
         together = False
         try:
+            require_same_start(peers, cfg)
             yield Session(cfg, launch, device, peers, directory, log)
             peers.meet()
             together = True
@@ -87,6 +93,7 @@ def open_session(cfg: CfgNode, given: Sequence[str], local_rank: Optional[int]) 
         except (RuntimeError, MemoryError) as error:
             raise_as_ours(error, cfg, device)
             peers.name_lost()  # a collective operation fails when another process is gone
+            raise_as_backend_s(error, peers)
             raise
         finally:
             peers.close(together)
@@ -108,3 +115,12 @@ def raise_as_ours(error: Exception, cfg: CfgNode, device: torch.device) -> None:
             f"DATA.NUM_WORKERS is {cfg.DATA.NUM_WORKERS}: a loading process was killed, perhaps as memory ran out "
             f"({reason}); use fewer, and start the same command again"
         ) from error
+
+
+def raise_as_backend_s(error: Exception, peers: Peers) -> None:
+    """Raises the UserError for an error of NCCL or gloo that nobody's death explains, if it is one."""
+    line = backend_errors.of_backend(error, os.environ)
+    if line and peers.behind:
+        raise ProcessError(f"{peers.behind}; {line}; {START_AGAIN}") from error
+    if line:
+        raise line from error

@@ -22,7 +22,7 @@ import torch
 from command_line import ROOT, Parser, run_script
 from data.loader import dataset_of
 from data.sources import open_source
-from data.transforms import train_transform
+from data.transforms import Augmentation, train_transform
 from utils.config import load_config
 from utils.errors import ConfigError
 from utils.markdown import markdown_table
@@ -82,19 +82,20 @@ def measure(paths: dict[str, Path], cfg: str, images: int, rounds: int) -> dict[
     cfg = load_config(cfg, command="benchmark_data")
     datasets = {}
     for name, path in paths.items():
-        transform = train_transform(
-            cfg.DATA.IMG_SIZE, cfg.DATA.INTERPOLATION, cfg.AUG.SCALE, cfg.AUG.RATIO, cfg.AUG.HFLIP, cfg.AUG.COLOR_JITTER,
-            cfg.AUG.AUTO_AUGMENT, cfg.DATA.MEAN, cfg.AUG.REPROB, cfg.AUG.REMODE, cfg.AUG.RECOUNT, cfg.DATA.EXIF, cfg.DATA.BACKEND,
+        augmentation = Augmentation(
+            cfg.AUG.SCALE, cfg.AUG.RATIO, cfg.AUG.HFLIP, cfg.AUG.COLOR_JITTER, cfg.AUG.AUTO_AUGMENT, cfg.AUG.REPROB,
+            cfg.AUG.REMODE, cfg.AUG.RECOUNT,
         )  # fmt: skip
-        datasets[name] = dataset_of(open_source(name, "train", str(path), 0, 0, transform.decode), transform, "raise")
+        colours, files = cfg.DATA.MEAN, (cfg.DATA.EXIF, cfg.DATA.BACKEND)
+        transform = train_transform(cfg.DATA.IMG_SIZE, cfg.DATA.INTERPOLATION, colours, augmentation, *files)
+        datasets[name] = dataset_of(open_source(name, "train", str(path), transform.decode), transform, "raise")
     speeds: dict[str, list[float]] = {name: [] for name in datasets}
     for _ in range(rounds + 1):
         for name, dataset in datasets.items():
             started, count = time.perf_counter(), 0
             for load in dataset.loads(min(images, len(dataset))):
                 seed_cpu(count)
-                image, _ = load()
-                dataset.transform(image)
+                dataset.transform(load())
                 count += 1
             speeds[name].append(count / (time.perf_counter() - started))
     return {name: values[1:] for name, values in speeds.items()}  # the first round warms up

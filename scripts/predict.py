@@ -92,8 +92,8 @@ def open_predictor(args: argparse.Namespace):
     from engine.inference.predictor import Predictor
     from engine.inference.trained import load_trained
     from utils.device import select_device
-    from utils.distributed import available_cores
     from utils.malloc import keep_freed_memory
+    from utils.processes.launch import available_cores
 
     keep_freed_memory()
     trained = load_trained(args.checkpoint, args.cfg, args.classes, args.weights)

@@ -1,6 +1,7 @@
 """What several tests need: small configs, real digits as folders, runs in this process or in several."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import main as cli  # noqa: E402
 import models  # noqa: E402, F401  (registers FAT with timm)
+from cpu_seconds import CpuSeconds  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
 torch.set_num_threads(1)  # forked processes must not inherit a thread pool
@@ -45,10 +47,18 @@ SMALL = {
 # Files whose tests share nothing that takes long to make: each test may run in another process. A file that is not named
 # here stays together, so that what its tests share is made once.
 SPREAD = {"test_checkpoint", "test_cli", "test_engine", "test_faults", "test_hostile", "test_loggers", "test_waits"}
+# What stays together and takes longest begins first, so that no process is left alone with it at the end.
+LONGEST = ["test_docs", "test_evaluation_sets", "test_finetune", "test_export", "test_restarts", "test_formats"]
 
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="the whole of the long matrices, not only their diagonals")
+    parser.addoption("--seconds", action="store_true", help="show the CPU seconds of folders, files and tests")
+
+
+def pytest_configure(config):
+    if config.getoption("--seconds"):
+        config.pluginmanager.register(CpuSeconds())
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
@@ -60,6 +70,14 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if item.get_closest_marker("only_all")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("only_all")]
+    items.sort(key=lambda item: turn_of(item.path.stem))
+
+
+def turn_of(file: str) -> int:
+    """Long files first, single tests last: they fill the gaps."""
+    if file in SPREAD:
+        return len(LONGEST) + 1
+    return LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
 
 def rest(*values):
@@ -149,6 +167,7 @@ class Job:
     """
 
     def __init__(self, *argv, world_size: int = 1, environment: Optional[dict] = None, prepare=lambda: None):
+        import_what_main_does()
         port, folder = free_port(), Path(tempfile.mkdtemp())
         self.outputs = [folder / str(rank) for rank in range(world_size)]
         self.pids = []
@@ -197,7 +216,7 @@ class Job:
             if time.monotonic() > deadline:
                 self.kill()
                 pytest.fail(f"still running after {timeout} s: {self.text()}")
-            time.sleep(0.002)
+            time.sleep(0.01)
         return [self.statuses[rank] for rank in range(len(self.pids))]
 
     def send(self, number: int, rank: Optional[int] = None) -> None:
@@ -217,7 +236,7 @@ class Job:
             if time.monotonic() > deadline:
                 self.kill()
                 pytest.fail(f"nothing after {timeout} s: {self.text()}")
-            time.sleep(0.001)
+            time.sleep(0.005)
 
     def text(self) -> str:
         return "".join(output.read_text() for output in self.outputs if output.exists())
@@ -225,6 +244,14 @@ class Job:
     def said(self, text: str):
         """A condition for `until`."""
         return lambda: text in self.text()
+
+
+@functools.cache
+def import_what_main_does() -> None:
+    """What main.py imports late: once here, instead of in each process that is forked from this one."""
+    import engine.commands.evaluate
+    import engine.commands.train
+    import engine.report.page  # noqa: F401
 
 
 def free_port() -> int:
@@ -304,6 +331,7 @@ def _process(rank: int, world_size: int, port: int, function, args) -> None:
 
 def run_processes(world_size: int, function, *args) -> None:
     """function(*args) in `world_size` forked processes with a launcher's environment; all must end well."""
+    import_what_main_does()
     port = free_port()
     mp.start_processes(_process, (world_size, port, function, args), nprocs=world_size, join=True, start_method="fork")
 

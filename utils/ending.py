@@ -12,7 +12,8 @@ import traceback
 from typing import Callable, NoReturn
 
 from .errors import OutputError, Stopped, UserError, printable
-from .restarts import refuse_restart, restarts_left
+from .processes.launch import stated_rank
+from .processes.restarts import refuse_restart, restarts_left
 
 LAUNCHER = os.getppid()  # if there is one; taken early, before it can be gone
 _reporting = threading.Lock()
@@ -50,7 +51,7 @@ def report(error: UserError) -> NoReturn:
     When every process meets the same error, rank 0 says it and its exit makes the launcher end the others, which wait
     here for that. An error that only another rank meets is said by that rank.
     """
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) not in ("0", str(error.speaker)):
+    if stated_rank(os.environ) not in ("0", str(error.speaker)):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(3)

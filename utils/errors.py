@@ -1,15 +1,40 @@
 """Errors that a user can cause. `main.py` prints them as one line and exits with their status, without a traceback."""
 
+import copy
 import difflib
 from typing import Iterable
 
 
 class UserError(Exception):
-    """An error with a message of one line, `<file, key or flag>: reason; what to do`."""
+    """An error with a message of one line, `<file, key or flag>: reason; what to do`.
+
+    Whoever knows the command can say another remedy (`with_remedy`), or leave it out (`problem`); for that, an error that
+    passes others on its way is made of its parts. Parts are kept when it is pickled.
+
+    Args:
+        where: the file, key or flag; or, without a reason, the whole message.
+        reason: what is wrong there.
+        remedy: what to do; '' where somebody else is to say it.
+    """
 
     status = 2
     retry = False  # whether the same command, started again with nothing changed, may do what it could not this time
     speaker = 0  # the rank that says at once an error that all meet; the others wait for that
+
+    def __init__(self, where: str, reason: str = "", remedy: str = ""):
+        self.where, self.reason, self.remedy = where, reason, remedy
+        super().__init__(f"{self.problem}; {remedy}" if remedy else self.problem)
+
+    @property
+    def problem(self) -> str:
+        """The message without the remedy."""
+        return f"{self.where}: {self.reason}" if self.reason else self.where
+
+    def with_remedy(self, remedy: str) -> "UserError":
+        """The same error with another remedy."""
+        changed = copy.copy(self)
+        UserError.__init__(changed, self.where, self.reason, remedy)
+        return changed
 
 
 class ConfigError(UserError):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .distributed import sum_over_ranks
+from .processes.collectives import sum_over_ranks
 
 
 @dataclass(frozen=True)

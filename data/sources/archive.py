@@ -15,7 +15,7 @@ from utils.rng import fingerprint
 
 from ..class_maps import unnamed_classes
 from ..image_files import is_hidden_or_tool, left_out
-from .reading import printable, read_image
+from .reading import OR_SKIP, printable, read_image
 
 PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 SUSPICIOUS = re.compile(r"\.\.|^\.?/|/\.?/|\0")  # what keeps a name from being taken as it is
@@ -71,7 +71,7 @@ class ArchiveSource:
         def opened() -> Iterator[BinaryIO]:
             yield io.BytesIO(self.read(index))
 
-        remedy = f"make {self.path.name} anew without it"
+        remedy = f"make {self.path.name} anew without it{OR_SKIP}"
         return read_image(self.name(index), opened, self.decode, remedy), int(self.labels[index])
 
     def read(self, index: int) -> Any:
@@ -187,23 +187,23 @@ def by_class(
     names = sorted(found, key=lambda name: (name.split("/")[0], os.path.dirname(name), name))
     outside = next((name for name in names if "/" not in name), None)
     if outside or not names:
-        raise DataError(
-            f"{path}: {f'{outside!r} lies in no' if outside else 'holds no images in a'} class' folder; it must hold <class>/<file>"
-        )
+        reason = f"{f'{outside!r} lies in no' if outside else 'holds no images in a'} class' folder"
+        raise DataError(str(path), reason, "it must hold <class>/<file>")
     present = sorted({name.split("/")[0] for name in names})
     empty = {name.split("/")[0] for name in others if "/" in name} - set(present)
     empty = sorted(name for name in empty if not is_hidden_or_tool(name))
     if empty and class_to_idx is None:
         instead = left_out([name for name in others if name.startswith(f"{empty[0]}/") and name[-1] != "/"])
         raise DataError(
-            f"{path}: no image in the class' folder {empty[0]!r}{f' ({instead})' if instead else ''}; make the archive anew without "
-            "the folder or with images in it, or name all classes in a text file and give it as DATA.CLASS_MAP"
+            str(path),
+            f"no image in the class' folder {empty[0]!r}{f' ({instead})' if instead else ''}",
+            "make the archive anew without the folder or with images in it, or name all classes in a text file and give it as "
+            "DATA.CLASS_MAP",
         )
     unnamed = unnamed_classes(path, present, class_to_idx)
     labels = dict(class_to_idx) if class_to_idx is not None else {name: i for i, name in enumerate(present)}
     files = [(name, labels[name.split("/")[0]]) for name in names if name.split("/")[0] in labels]
     if not files:
-        raise DataError(
-            f"{path}: none of its folders, {present[0]!r} and so on, has a class' name; check DATA.CLASS_MAP"
-        )
+        reason = f"none of its folders, {present[0]!r} and so on, has a class' name"
+        raise DataError(str(path), reason, "check DATA.CLASS_MAP")
     return sorted(labels, key=labels.__getitem__), files, unnamed

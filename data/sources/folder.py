@@ -2,6 +2,7 @@
 
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional
 
@@ -14,11 +15,22 @@ from ..class_maps import unnamed_classes
 from ..decode import decode_image
 from ..image_files import is_hidden_or_tool, is_image, left_out, notes_of
 from ..workers import reading
-from .reading import printable, read_image
+from .reading import OR_SKIP, printable, read_image
 
-# What a run's config offers instead, and a conversion does not.
-OR_MAP = ", or name all classes in a text file and give it as DATA.CLASS_MAP, which may name classes without images"
-OR_OTHER_FOLDER = ", or name another folder with DATA.TRAIN_SPLIT, DATA.VAL_SPLIT"
+
+@dataclass(frozen=True)
+class Remedies:
+    """What a command offers against what is wrong with a folder; the default is that of a run, by its config's keys."""
+
+    trust_links: str = "set DATA.OUTSIDE_LINKS True"
+    or_skip: str = OR_SKIP
+    or_map: str = (
+        ", or name all classes in a text file and give it as DATA.CLASS_MAP, which may name classes without images"
+    )
+    or_other_folder: str = ", or name another folder with DATA.TRAIN_SPLIT, DATA.VAL_SPLIT"
+
+
+IN_A_RUN = Remedies()
 
 
 class FolderSource:
@@ -30,6 +42,7 @@ class FolderSource:
         outside_links: whether links may lead out of the folder.
         class_to_idx: the labels of the sub-folders, if they are not their places among the sorted names. It may name
             classes that are not here, or have no images; sub-folders that it does not name are left out.
+        remedies: of the command that reads the folder, for messages.
 
     Raises:
         DataError: the folder is missing, has no classes, or, without `class_to_idx`, a class has no images; a link leads out of it or in a
@@ -42,13 +55,14 @@ class FolderSource:
         decode: Callable[[BinaryIO], Any] = decode_image,
         outside_links: bool = False,
         class_to_idx: Optional[Mapping[str, int]] = None,
+        remedies: Remedies = IN_A_RUN,
     ):
         if not root.is_dir():
             raise DataError(
                 f"{root}: no such folder; DATA.DATA_PATH (--data-path) must hold train/<class>/* and val/<class>/*"
             )
         reading(str(root))
-        self.decode = decode
+        self.decode, self.remedies = decode, remedies
         self.inside = "" if outside_links else os.path.realpath(root) + os.sep
         try:
             found, others = self._class_folders(root)
@@ -69,7 +83,7 @@ class FolderSource:
         others += [key for name in labels for key in keys[name] if not is_image(key)]
         empty = [name for name in labels if not images[name]]
         if len(empty) == len(labels) or (empty and class_to_idx is None):
-            raise DataError(_without_images(root, empty, others))
+            raise _without_images(root, empty, others, remedies)
         samples = [(key, labels[name]) for name in labels for key in images[name]]
         self._require_distinct({os.path.join(root, os.path.dirname(key)) for key, _ in samples})
         self.classes = sorted(class_to_idx or labels, key=(class_to_idx or labels).__getitem__)
@@ -106,7 +120,8 @@ class FolderSource:
                 raise OSError("no regular file")
             return open(path, "rb")
 
-        return read_image(self.name(index), opened, self.decode, "replace or remove the file"), int(self.labels[index])
+        remedy = f"replace or remove the file{self.remedies.or_skip}"
+        return read_image(self.name(index), opened, self.decode, remedy), int(self.labels[index])
 
     def _path(self, index: int) -> str:
         return os.fsdecode(os.path.join(self.root, self.keys[index]))
@@ -130,19 +145,18 @@ class FolderSource:
                 if flat
                 else "holds no class' folder"
             )
-            raise DataError(
-                f"{root}: {what}; every class needs a folder with at least one image ({root.name}/<class>/*; "
-                f"scripts/prepare_data.py folders makes them of ImageNet's own archives){OR_OTHER_FOLDER}"
+            remedy = (
+                f"every class needs a folder with at least one image ({root.name}/<class>/*; "
+                "scripts/prepare_data.py folders makes them of ImageNet's own archives)"
             )
+            raise DataError(str(root), what, remedy + self.remedies.or_other_folder)
         return sorted(classes), others
 
     def _require_inside(self, path: str) -> None:
         target = os.path.realpath(path) if self.inside else path
         if not target.startswith(self.inside):
-            raise DataError(
-                f"{printable(path)}: is a link out of its folder, to {target!r}; copy what it "
-                "leads to, or set DATA.OUTSIDE_LINKS True if you trust it"
-            )
+            remedy = f"copy what it leads to, or {self.remedies.trust_links} if you trust it"
+            raise DataError(printable(path), f"is a link out of its folder, to {target!r}", remedy)
 
     def _require_distinct(self, folders: set[str]) -> None:
         seen: dict[str, str] = {}
@@ -174,11 +188,12 @@ def _files_of(root: Path, name: str) -> Iterator[str]:
             yield f"{inner}/{file}"
 
 
-def _without_images(root: Path, empty: list[str], others: list[str]) -> str:
-    """A line of the classes that have no images, and what they have instead."""
+def _without_images(root: Path, empty: list[str], others: list[str], remedies: Remedies) -> DataError:
+    """An error about the classes that have no images, and what they have instead."""
     shown = ", ".join(map(repr, empty[:3])) + (", ..." if len(empty) > 3 else "")
     there = left_out([other for other in others if other.split("/")[0] in set(empty) and "/" in other])
-    return (
-        f"{root}: no image in the class' {'folder' if len(empty) == 1 else 'folders'} {shown}{f' ({there})' if there else ''}; "
-        f"every class needs a folder with at least one image: remove or fill it{OR_MAP}"
+    reason = (
+        f"no image in the class' {'folder' if len(empty) == 1 else 'folders'} {shown}{f' ({there})' if there else ''}"
     )
+    remedy = f"every class needs a folder with at least one image: remove or fill it{remedies.or_map}"
+    return DataError(str(root), reason, remedy)

@@ -13,7 +13,7 @@ from utils.rng import fingerprint
 
 from ..class_maps import classes_for, unnamed_classes, wordnet_ids
 from .columns import file_in, is_bytes, is_text, key_of, labels_of
-from .reading import printable, read_image
+from .reading import OR_SKIP, printable, read_image
 
 SPLITS = {"val": ("val", "validation", "test")}  # what the hub calls our validation split
 
@@ -118,9 +118,8 @@ class HfdsSource:
                 with open(file_in(self.root, cell["path"]), "rb") as file:
                     yield file
 
-        return read_image(self.name(index), opened, self.decode, "make the parquet file anew without it"), int(
-            self.labels[index]
-        )
+        remedy = f"make the parquet file anew without it{OR_SKIP}"
+        return read_image(self.name(index), opened, self.decode, remedy), int(self.labels[index])
 
 
 def _ignored_tables(rows: Any, root: Path) -> list[str]:

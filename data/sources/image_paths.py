@@ -97,4 +97,4 @@ class FileSource:
         try:
             return read_image(self.name(index), lambda: open_regular(self.key(index)), decode, "give an image file")
         except OutputError as error:  # a bad place of the disk is no reason to lose the other files
-            raise DataError(str(error)) from error
+            raise DataError(error.where, error.reason, error.remedy) from error

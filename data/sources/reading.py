@@ -5,6 +5,8 @@ from typing import Any, BinaryIO, Callable, ContextManager
 from utils.errors import DataError, OutputError
 from utils.files import is_of_the_machine
 
+OR_SKIP = ", or set DATA.ON_ERROR skip"  # what a run offers besides
+
 
 def read_image(
     name: str, opened: Callable[[], ContextManager[BinaryIO]], decode: Callable[[BinaryIO], Any], remedy: str
@@ -31,18 +33,15 @@ def read_image(
         raise
     except Exception as error:  # Pillow's readers raise of many kinds at damaged files
         if is_of_the_machine(error):
-            raise OutputError(
-                f"{name}: cannot be read just now ({error.strerror}); start the same command again"
-            ) from error
+            reason = f"cannot be read just now ({error.strerror})"
+            raise OutputError(name, reason, "start the same command again") from error
         kind = type(error).__name__
         reason = f"{kind}: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
         if name.rsplit("/", 1)[-1].startswith("._"):
             reason = "it holds macOS metadata of another file"
         elif kind == "UnidentifiedImageError":
             reason = "empty" if empty else "no image of a known format"
-        raise DataError(
-            f"{name}: cannot be read as an image ({' '.join(reason.split())}); {remedy}, or set DATA.ON_ERROR skip"
-        ) from error
+        raise DataError(name, f"cannot be read as an image ({' '.join(reason.split())})", remedy) from error
 
 
 def printable(name: str) -> str:

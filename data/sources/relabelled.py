@@ -49,11 +49,11 @@ class RelabelledShards:
         self.classes = list(classes)
         self.notes = getattr(source, "notes", [])
         self.shards = source.shards
-        self.image = source.image
+        self.load = source.load
 
     def __len__(self) -> int:
         return len(self.source)
 
     def read(self, shard: int) -> Iterator[Any]:
-        for sample in self.source.read(shard):
-            yield sample._replace(label=self.labels[sample.label])
+        for stored in self.source.read(shard):
+            yield stored._replace(label=self.labels[stored.label])

@@ -19,7 +19,7 @@ from ..class_maps import classes_for
 from ..image_files import notes_of
 from ..workers import kill_with_children, reading
 from .archive import require_end
-from .reading import printable, read_image
+from .reading import OR_SKIP, printable, read_image
 from .wds_members import Parts, Wanted, samples, wanted_by
 
 INFO = "_info.json"  # beside the shards, as timm's reader has it: what the splits are, with counts
@@ -30,7 +30,7 @@ MAX_IMAGES = 10**12
 MAX_SHARDS = 1_000_000  # that a pattern may stand for; more is a slip of the pen, and would fill the memory
 
 
-class Sample(NamedTuple):
+class StoredImage(NamedTuple):
     """An image of a shard, not yet decoded."""
 
     name: str  # for messages
@@ -120,7 +120,7 @@ class WdsSource:
     def __len__(self) -> int:
         return self.num_images
 
-    def read(self, shard: int) -> Iterator[Sample]:
+    def read(self, shard: int) -> Iterator[StoredImage]:
         """The samples of a shard, in order."""
         url, count = self.shards[shard], 0
         try:
@@ -140,15 +140,15 @@ class WdsSource:
                 if ended
                 else " ".join(str(said).split(" @ ")[0].split())[:200]
             )
-            raise DataError(
-                f"{url}: cannot be read as a shard, after {count} images ({reason}); fetch or make it again"
-            ) from error
+            reason = f"cannot be read as a shard, after {count} images ({reason})"
+            raise DataError(url, reason, "fetch or make it again") from error
         if self.lengths and count != self.lengths[shard]:
             raise DataError(f"{url}: holds {count} images, {INFO} says {self.lengths[shard]}; fetch or make it again")
 
-    def image(self, sample: Sample) -> Any:
-        """Raises DataError: it is no image."""
-        return read_image(sample.name, lambda: io.BytesIO(sample.data), self.decode, "make the shard anew without it")
+    def load(self, stored: StoredImage) -> tuple[Any, int]:
+        """The decoded image and its label. Raises DataError: it is no image."""
+        remedy = f"make the shard anew without it{OR_SKIP}"
+        return read_image(stored.name, lambda: io.BytesIO(stored.data), self.decode, remedy), stored.label
 
     def _count(self, shard: str, others: list[str]) -> int:
         """Images in a local shard, by its members' headers."""
@@ -171,12 +171,12 @@ class WdsSource:
                 "samples; DATA.COLUMNS names another"
             )
 
-    def _sample(self, url: str, parts: Parts[bytes]) -> Sample:
+    def _sample(self, url: str, parts: Parts[bytes]) -> StoredImage:
         name = printable(f"{url}:{parts.key}")
         about = _as_json(parts.members.get("json", b""))
         key = about.get("key") or about.get("filename") or f"{parts.key}.{parts.image}"
         label = self._label(name, self._written_label(parts))
-        return Sample(f"{name}.{parts.image}", str(key), parts.members[parts.image], label)
+        return StoredImage(f"{name}.{parts.image}", str(key), parts.members[parts.image], label)
 
     def _written_label(self, parts: Parts[bytes]) -> Any:
         data = parts.members[parts.label]

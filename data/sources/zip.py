@@ -59,7 +59,8 @@ class ZipSource(ArchiveSource):
             try:
                 classes, listed, unnamed = by_class(path, members, class_to_idx, rest)
             except DataError as error:
-                raise DataError(f"{error}, or put {map_path.name} beside it, which labels the files") from error
+                beside = f", or put {map_path.name} beside it, which labels the files"
+                raise error.with_remedy(error.remedy + beside) from error
             notes = [
                 *notes_of(path, others),
                 *unnamed,

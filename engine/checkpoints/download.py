@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 import torch
 from tqdm import tqdm
 
-from utils.distributed import Launch
 from utils.errors import CheckpointError, ConfigError
 from utils.files import atomic_write
-from utils.peers import Peers
+from utils.processes.launch import Launch
+from utils.processes.peers import Peers
 
 CHUNK = 2**20
 HELP = "end it with #sha256=<64 digits>, or download the file, check it, and give its path"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from utils.distributed import Launch
+from utils.processes.launch import Launch
 
 
 @dataclass

@@ -18,6 +18,8 @@ from data.batches import Finish, Item, collate_items
 from data.dataset import ImageDataset
 from data.loader import endless_batches
 from data.patience import patience
+from data.sample import Sample
+from data.transforms import Transform
 from data.workers import Lines, describe_wait
 from utils.conflicts import require_no_conflict
 from utils.errors import ConfigError, DataError
@@ -39,7 +41,7 @@ class Way(NamedTuple):
     """A way to load batches."""
 
     dataset: ImageDataset
-    steps: dict[str, Callable[[Any], Any]]  # image -> sample
+    steps: dict[str, Callable[[Sample], Sample]]  # each takes what the one before gives
     collate: Callable[[Sequence[Item]], tuple[Any, list[str]]]
     finish: Callable[[Any], Any]  # what the training process does with a batch
 
@@ -60,7 +62,7 @@ def benchmark_data(session: Session, images_per_second: float) -> None:
             f"--benchmark-data: times one process, but {processes} were started; start main.py without a launcher"
         )
     torch.set_num_threads(1)  # as in a worker
-    finish = loading(cfg, device)["finish"]
+    finish = loading(cfg, device).finish
     ways = open_ways(cfg, finish, log)
     chosen = ways[cfg.DATA.BACKEND].dataset
     cores = len(os.sched_getaffinity(0))
@@ -107,8 +109,9 @@ def open_ways(cfg: CfgNode, finish: Finish, log: RunLog) -> dict[str, Way]:
             continue
         if name == "pil" and not cfg.AUG.SPLITS:
             ways[RELEASED] = as_released(dataset, cfg.DATA.MEAN, cfg.DATA.STD)
-        collate = partial(collate_items, collate_targets=dataset.collate_targets)
-        ways[name] = Way(dataset, dataset.transform.steps, collate, finish)
+        ways[name] = Way(
+            dataset, named_steps(dataset.transform), partial(collate_items, collate=dataset.collate), finish
+        )
     return ways
 
 
@@ -119,10 +122,22 @@ def as_released(dataset: ImageDataset, mean: Sequence[float], std: Sequence[floa
     steps["erase"] = dataset.transform.steps["erase"].erasing
 
     def collate(items: Sequence[Item]) -> tuple[Any, list[str]]:
-        samples = [item.sample for item in items if item.sample]
-        return default_collate(samples) if samples else None, [text for item in items for text in item.failures]
+        pairs = [(item.sample.image, item.sample.target) for item in items if item.sample]
+        return default_collate(pairs) if pairs else None, [text for item in items for text in item.failures]
 
-    return Way(dataset, steps, collate, lambda batch: batch)
+    return Way(dataset, {name: on_image(step) for name, step in steps.items()}, collate, lambda batch: batch)
+
+
+def named_steps(transform: Callable[[Sample], Sample]) -> dict[str, Callable[[Sample], Sample]]:
+    """A transform's steps, if it tells them apart."""
+    if isinstance(transform, Transform):
+        return {name: on_image(step) for name, step in transform.steps.items()}
+    return {"transform": transform}
+
+
+def on_image(step: Callable[[Any], Any]) -> Callable[[Sample], Sample]:
+    """A step that changes a sample's image alone."""
+    return lambda sample: sample._replace(image=step(sample.image))
 
 
 def profile_in_turns(ways: dict[str, Way], seed: int, timeout: float) -> dict[str, dict[str, float]]:
@@ -172,7 +187,7 @@ def profile(way: Way, seed: int, number: int) -> dict[str, float]:
             seed_cpu(derive_seed(seed, number, index))
             lap("seed")
             try:
-                image, label = load()
+                sample = load()
             except DataError as error:
                 if dataset.on_error == "raise":
                     raise
@@ -180,9 +195,9 @@ def profile(way: Way, seed: int, number: int) -> dict[str, float]:
                 continue
             lap("read")
             for name, step in way.steps.items():
-                image = step(image)
+                sample = step(sample)
                 lap(name)
-            items.append(Item((image, label)))
+            items.append(Item(sample))
     finally:
         if hasattr(source, "decode"):
             source.decode = decode
@@ -207,7 +222,7 @@ def measure_loader(cfg: CfgNode, device: torch.device, dataset, log: RunLog) -> 
         log.info("loader: DATA.NUM_WORKERS is 0, the training process loads by itself")
         return
     size = cfg.DATA.BATCH_SIZE
-    batches = endless_batches(dataset, size, cfg.SEED, cfg.DATA.SHUFFLE_BUFFER, **loading(cfg, device))
+    batches = endless_batches(dataset, size, cfg.SEED, cfg.DATA.SHUFFLE_BUFFER, loading(cfg, device))
     for _ in range(workers):
         next(batches)
     started, count = time.perf_counter(), 0

@@ -8,6 +8,7 @@ from typing import Any, Callable, Optional
 import torch
 
 from data.loader import Loader, eval_loader
+from data.sources import Opening
 from utils.errors import Stopped
 from utils.files import write_json, write_text
 from utils.run_files import EVAL
@@ -66,8 +67,8 @@ def open_evaluation(session: Session) -> "Evaluation":
     val_set = functools.cache(lambda: task.val_dataset(checkpoint.classes))
     classes = checkpoint.classes or list(val_set().classes)  # other tools' files may have none
     root = cfg.TEST.SETS_PATH or cfg.DATA.DATA_PATH
-    opening = dict(outside_links=cfg.DATA.OUTSIDE_LINKS, columns=cfg.DATA.COLUMNS, timeout=cfg.DATA.TIMEOUT)
-    sets = open_sets(specs, task, val_set, classes, root, **opening)
+    opening = Opening(outside_links=cfg.DATA.OUTSIDE_LINKS, columns=cfg.DATA.COLUMNS, timeout=cfg.DATA.TIMEOUT)
+    sets = open_sets(specs, task, val_set, classes, root, opening)
     model = prepare_model(task.build_model(len(classes)), session.device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
     fitted = {name: require_fit(model, checkpoint, name) for name in checkpoint.weights}
     compared = task.feature_datasets(classes) if cfg.TEST.KNN else ()
@@ -140,7 +141,7 @@ class Evaluation:
         mode = "no" if cfg.DATA.CACHE_MODE == "no" else "part"  # nobody reads another's share
         caches(mode, [dataset], session.peers, session.log)()
         placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=session.launch.rank, world_size=session.launch.world_size)
-        return eval_loader(dataset, **placing, **loading(cfg, session.device))
+        return eval_loader(dataset, **placing, loading=loading(cfg, session.device))
 
     def metrics_of(self, name: str, images: Loader, predictions: Optional[Predictions] = None) -> dict[str, Any]:
         """The metrics of one of the checkpoint's weights over a loader's images, whose `predictions` are kept."""

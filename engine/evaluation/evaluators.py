@@ -7,7 +7,7 @@ from torch import nn
 
 from data.batches import Examples
 from utils.metrics import ClassificationMetrics
-from utils.peers import Peers
+from utils.processes.peers import Peers
 
 from .findings import frequent_confusions, worst_mistakes
 from .mistakes import Mistakes

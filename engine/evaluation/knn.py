@@ -5,9 +5,9 @@ from typing import Any, Optional, Sequence
 import torch
 import torch.nn.functional as F
 
-from utils.distributed import gather_rows, sum_over_ranks
 from utils.errors import ConfigError
-from utils.peers import Peers
+from utils.processes.collectives import gather_rows, sum_over_ranks
+from utils.processes.peers import Peers
 
 CHUNK = 2**26  # similarities that are held at a time: 256 MiB
 

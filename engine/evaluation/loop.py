@@ -9,7 +9,7 @@ from torch import nn
 from data.loader import Loader
 from utils.errors import DataError
 from utils.metrics import Metric
-from utils.peers import Peers
+from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
 
@@ -36,11 +36,14 @@ def evaluate(
     was_training = model.training
     model.eval()
     forward = fill_up(model, whole_batches)
-    for batch in log.progress(loader, len(loader), "evaluate"):
+    peers.at("evaluation: waits for images", may_last=True)
+    for number, batch in enumerate(log.progress(loader, len(loader), "evaluate"), start=1):
         if peers.stop:
             break
+        peers.at(f"evaluation: batch {number}", may_last=number == 1)  # which may be compiled first
         with precision.autocast():
             evaluator.step(forward, batch)
+        peers.at("evaluation: waits for images", may_last=True)
     model.train(was_training)
     failures = sum(peers.gather(loader.take_failures()), [])
     if peers.agree([peers.stop], now=True)[0]:

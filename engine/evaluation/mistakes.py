@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.metrics import ClassificationMetrics, top_classes
-from utils.peers import Peers
+from utils.processes.peers import Peers
 
 
 @dataclass(frozen=True)

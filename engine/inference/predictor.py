@@ -1,6 +1,6 @@
 """What a trained model takes image files for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Iterator, Optional, Sequence
 
 import numpy as np
@@ -85,14 +85,15 @@ class Predictor:
         transform = self.trained.transform(self.img_size, cfg.TEST.CROPS)
         dataset = ImageDataset(FileSource(paths, transform.decode), transform, on_error="skip")
         workers = self.workers if len(paths) > self.batch_size else 0
-        settings = {**loading(cfg, self.device), "num_workers": workers}
-        loader = EvalLoader(dataset, self.batch_size, rank=0, world_size=1, **settings)
+        how = replace(loading(cfg, self.device), num_workers=workers)
+        loader = EvalLoader(dataset, self.batch_size, rank=0, world_size=1, loading=how)
         try:
             for batch in loader.batches():
                 yield from self._predict(batch, loader.finish)
                 self.failures += loader.take_failures()
         except OutputError as error:
-            raise OutputError(str(error).replace("raise DATA.TIMEOUT", "leave the file out")) from error
+            remedy = "look at the disk or the network, or leave the file out, and start the same command again"
+            raise error.with_remedy(remedy) from error
         except (RuntimeError, MemoryError, ValueError, AssertionError) as error:
             raise self._explain(error) or error from error
         self.failures += loader.take_failures()

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from data.batches import Finish, Item, Picture, collate_items
+from data.batches import Finish, Picture, collate_pictures
 from data.class_maps import read_class_map
+from data.sample import Sample
 from data.sources.reading import read_image
 from data.transforms import Transform, eval_transform
 from utils.config import config_from, load_config
-from utils.errors import CheckpointError, ConfigError, DataError
+from utils.errors import CheckpointError, ConfigError
 from utils.files import open_regular
 
 from ..checkpoints.file import open_checkpoint
@@ -65,14 +66,12 @@ class Trained:
             OutputError: it cannot be read just now.
         """
         transform = self.transform(img_size)
-        try:
-            return transform(read_image(str(path), partial(open_regular, path), transform.decode, ""))
-        except DataError as error:
-            raise DataError(f"{str(error).rsplit('; ', 1)[0]}; give an image file") from error
+        image = read_image(str(path), partial(open_regular, path), transform.decode, "give an image file")
+        return transform.picture(image)
 
     def normalise(self, pictures: Sequence[Picture], device: torch.device = torch.device("cpu")) -> torch.Tensor:
         """The pictures as what the model takes: (B, 3, H, W), float32, on the device."""
-        batch, _ = collate_items([Item((picture, 0)) for picture in pictures])
+        batch = collate_pictures([Sample(picture, 0) for picture in pictures])
         return Finish(self.cfg.DATA.MEAN, self.cfg.DATA.STD, device, self.cfg.TRAIN.CHANNELS_LAST)(batch).images
 
 

@@ -7,14 +7,13 @@ from yacs.config import CfgNode
 
 from data.batches import Finish
 from data.cache import plan_caches
-from utils.distributed import local_processes
-from utils.peers import Peers
+from data.loader import Loading
+from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
 
-def loading(cfg: CfgNode, device: torch.device) -> dict[str, Any]:
-    """How a loader's batches are loaded and come to the device."""
-    return dict(
+def loading(cfg: CfgNode, device: torch.device) -> Loading:
+    return Loading(
         finish=Finish(cfg.DATA.MEAN, cfg.DATA.STD, device, cfg.TRAIN.CHANNELS_LAST),
         num_workers=cfg.DATA.NUM_WORKERS,
         prefetch=cfg.DATA.PREFETCH,
@@ -32,6 +31,6 @@ def caches(mode: str, datasets: Sequence[Any], peers: Peers, log: RunLog) -> Cal
         launch.rank,
         launch.world_size,
         peers.gather,
-        local_processes(launch.world_size),
+        launch.local_size,
         log.info,
     )

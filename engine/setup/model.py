@@ -174,7 +174,7 @@ def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:
     accumulation) it crashes the process in torch 2.15.
 
     Buffers are not broadcast in every step: BatchNorm's batch statistics do not need them, and
-    `utils.distributed.broadcast_buffers` brings them together where they are used, before evaluation and saving.
+    `utils.processes.collectives.broadcast_buffers` brings them together where they are used, before evaluation and saving.
     """
     if not dist.is_initialized():
         return model

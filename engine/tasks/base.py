@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from utils.metrics import Metric
-from utils.peers import Peers
+from utils.processes.peers import Peers
 
 from .distill import Distillation
 

@@ -11,8 +11,8 @@ from yacs.config import CfgNode
 from data.batches import Examples, resize_examples
 from data.class_maps import look_alikes, read_class_map
 from data.loader import dataset_of
-from data.sources import open_source
-from data.transforms import Transform, eval_transform, train_transform
+from data.sources import Opening, open_source
+from data.transforms import Augmentation, Transform, eval_transform, train_transform
 from utils.config import to_dict
 from utils.conflicts import mixes
 from utils.errors import ConfigError, DataError, UserError
@@ -59,22 +59,19 @@ class Classification:
 
     def _train_transform(self, img_size: int) -> Transform:
         cfg = self.cfg
-        return train_transform(
-            img_size=img_size,
-            interpolation=cfg.DATA.INTERPOLATION,
+        augmentation = Augmentation(
             scale=cfg.AUG.SCALE,
             ratio=cfg.AUG.RATIO,
             hflip=cfg.AUG.HFLIP,
             color_jitter=cfg.AUG.COLOR_JITTER,
-            auto_augment_policy=cfg.AUG.AUTO_AUGMENT,
-            mean=cfg.DATA.MEAN,
+            auto_augment=cfg.AUG.AUTO_AUGMENT,
             reprob=cfg.AUG.REPROB,
             remode=cfg.AUG.REMODE,
             recount=cfg.AUG.RECOUNT,
-            exif=cfg.DATA.EXIF,
-            backend=cfg.DATA.BACKEND,
             splits=cfg.AUG.SPLITS,
         )
+        colours, files = cfg.DATA.MEAN, (cfg.DATA.EXIF, cfg.DATA.BACKEND)
+        return train_transform(img_size, cfg.DATA.INTERPOLATION, colours, augmentation, *files)
 
     def val_dataset(self, classes: Optional[Sequence[str]] = None):
         """The validation images; `classes` are those the model knows, in label order.
@@ -140,20 +137,18 @@ class Classification:
         if cfg.DATA.ZIP_MODE:
             dataset = "/".join(["zip", *dataset.split("/")[1:]])
 
+        opening = Opening(
+            num_classes=cfg.MODEL.NUM_CLASSES,
+            num_images=cfg.DATA.SYNTHETIC_IMAGES,
+            outside_links=cfg.DATA.OUTSIDE_LINKS,
+            class_to_idx=read_class_map(cfg.DATA.CLASS_MAP) if cfg.DATA.CLASS_MAP else None,
+            columns=cfg.DATA.COLUMNS,
+            class_order=cfg.DATA.CLASS_ORDER,
+            timeout=cfg.DATA.TIMEOUT,
+        )
+
         def opened(name: str):
-            return open_source(
-                dataset,
-                name,
-                cfg.DATA.DATA_PATH,
-                num_classes=cfg.MODEL.NUM_CLASSES,
-                num_images=cfg.DATA.SYNTHETIC_IMAGES,
-                decode=decode,
-                outside_links=cfg.DATA.OUTSIDE_LINKS,
-                columns=cfg.DATA.COLUMNS,
-                class_to_idx=read_class_map(cfg.DATA.CLASS_MAP) if cfg.DATA.CLASS_MAP else None,
-                class_order=cfg.DATA.CLASS_ORDER,
-                timeout=cfg.DATA.TIMEOUT,
-            )
+            return open_source(dataset, name, cfg.DATA.DATA_PATH, decode, opening)
 
         source = opened(split)
         if cfg.MODEL.NUM_CLASSES not in (0, len(source.classes)):

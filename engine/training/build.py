@@ -10,10 +10,12 @@ from torch import nn
 from yacs.config import CfgNode
 
 from data.loader import Loader, eval_loader, train_loader
+from data.schedule import Schedule
 from utils.config import to_dict
-from utils.distributed import available_cores, local_processes
 from utils.errors import ConfigError
 from utils.macs import Complexity
+from utils.processes.launch import available_cores
+from utils.processes.sameness import require_same_images
 from utils.provenance import commit
 from utils.rng import seed_all
 
@@ -129,16 +131,13 @@ def build_data(session: Session, task: Task) -> TrainingData:
         cfg.TRAIN.ACCUMULATION_STEPS,
         cfg.TRAIN.TOTAL_BATCH_SIZE,
     )
-    placing = dict(
-        batch_size=cfg.DATA.BATCH_SIZE,
-        rank=launch.rank,
-        world_size=launch.world_size,
-        **loading(cfg, session.device),
-    )
-    epochs = dict(num_batches=plan.batches_per_epoch, seed=cfg.SEED, repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES)
-    reading = dict(buffer=cfg.DATA.SHUFFLE_BUFFER, cache_mode=cfg.DATA.CACHE_MODE)
-    train_batches = train_loader(train_set, **epochs, **reading, **placing)
-    return TrainingData(train_batches, eval_loader(val_set, **placing), plan, classes)
+    placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=launch.rank, world_size=launch.world_size)
+    changing = dict(repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES)
+    schedule = Schedule(num_batches=plan.batches_per_epoch, seed=cfg.SEED, **placing, **changing)
+    how = loading(cfg, session.device)
+    train_batches = train_loader(train_set, schedule, how, cfg.DATA.SHUFFLE_BUFFER, cfg.DATA.CACHE_MODE)
+    require_same_images(session.peers, train_batches.order, val_set.source.fingerprint)
+    return TrainingData(train_batches, eval_loader(val_set, **placing, loading=how), plan, classes)
 
 
 # Model
@@ -249,7 +248,7 @@ def build_saver(session: Session, checkpointer: Checkpointer, progress: Progress
 
 def build_recorder(session: Session, data: TrainingData, progress: Progress, precision: str) -> Recorder:
     cfg = session.cfg
-    cores = available_cores(local_processes(session.launch.world_size))
+    cores = available_cores(session.launch.local_size)
     waits = Waits(cfg.DATA.NUM_WORKERS, cfg.DATA.BACKEND, cores)
     facts = facts_of(session, data, precision)
     epochs = cfg.TRAIN.EPOCHS

@@ -5,8 +5,8 @@ from typing import Iterable, Optional
 import torch
 from torch import nn
 
-from utils.distributed import min_over_ranks, sum_over_ranks
 from utils.errors import NonFiniteError
+from utils.processes.collectives import min_over_ranks, sum_over_ranks
 
 NEVER = 2**62
 MAX_IN_A_ROW = 50  # left-out updates after which a run no longer learns

@@ -92,13 +92,13 @@ def _read_images(trainer: Trainer):
     items = trainer.train_loader.first(min(SAMPLES, size), pixels)
     seconds = (time.perf_counter() - started) / len(items)
     repeated = (items * -(-size // len(items)))[:size]
-    batch, _ = collate_items(repeated, trainer.train_loader.dataset.collate_targets)
+    batch, _ = collate_items(repeated, trainer.train_loader.dataset.collate)
     return batch, seconds
 
 
 def _sizes(trainer: Trainer) -> set[int]:
     """Of training images, if they change."""
-    return {size for _, size in trainer.train_loader.sizes}
+    return {size for _, size in trainer.train_loader.schedule.sizes}
 
 
 def _dry_step(trainer: Trainer, optimizer_of, batch):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from utils.device import memory_mib
-from utils.distributed import sum_over_ranks
 from utils.files import write_json
+from utils.processes.collectives import sum_over_ranks
 from utils.provenance import record
 from utils.run_files import MISTAKES, RESULT
 from utils.run_log import RunLog

@@ -13,11 +13,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.loader import Loader
-from data.samplers import size_at
-from utils.distributed import broadcast_buffers
 from utils.errors import CheckpointError, NonFiniteError, OutputError, Stopped
 from utils.files import write_json
-from utils.peers import Peers
+from utils.processes.collectives import broadcast_buffers
+from utils.processes.peers import Peers
 from utils.rng import seed_all
 from utils.run_log import RunLog
 
@@ -99,7 +98,7 @@ class Trainer:
         progress, steps = self.progress, self.plan.updates_per_epoch
         epoch, first_step = progress.epoch, progress.step
         batches = self.train_loader.epoch(epoch, first_step * self.plan.accumulation_steps)
-        size, self.img_size = self.img_size, size_at(self.train_loader.sizes, epoch)
+        size, self.img_size = self.img_size, self.train_loader.schedule.size_at(epoch)
         if self.img_size != size:
             self.log.info(f"epoch {epoch}: training images of {self.img_size} px")
         window = Window(self.device, progress, self.peers.launch)
@@ -118,6 +117,7 @@ class Trainer:
                 self.report(window, grad_norm)
                 window = Window(self.device, progress, self.peers.launch)
             if stop or ((due or self.saver.is_step(step + 1)) and step + 1 < steps):
+                self.peers.at("saves", may_last=True)
                 self.note(window)
                 self.saver.save(LAST)
             if stop:
@@ -127,6 +127,7 @@ class Trainer:
     def update(self, step: int, batches: Iterator, window: Window) -> torch.Tensor:
         """One optimizer step over the update's micro-batches; returns the norm of its gradient."""
         epoch, rank = self.progress.epoch, self.peers.launch.rank
+        place = f"epoch {epoch}, update {step + 1}"
         num_batches = self.plan.batches_in_update(step)
         self.lr_scheduler.step_update(epoch * self.plan.updates_per_epoch + step)
         if [epoch, step] in self.progress.rolled_back:
@@ -136,12 +137,15 @@ class Trainer:
         self.guard.before_update()
         sums = {"loss": torch.zeros((), dtype=torch.float64, device=self.device)}
         for i in range(num_batches):
+            self.peers.at(f"{place}: waits for images", may_last=True)
             batch = self.next_batch(batches, window, first=i == 0)
+            self.peers.at(f"{place}: forward", may_last=self.compiling)
             # Mixup, dropout and drop path draw from here on: the same draws whatever ran before.
             seed_all(self.seed, epoch, step, i, rank)
             with self.synchronised(last=i == num_batches - 1):
                 with self.precision.autocast():
                     losses = self.task.loss(self.wrapped_model, batch)
+                self.peers.at(f"{place}: backward", may_last=self.compiling)
                 self.precision.backward(losses["loss"] / num_batches)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().double() * self.plan.batch_size

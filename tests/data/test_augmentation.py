@@ -16,10 +16,11 @@ from conftest import ROOT, Stop, assert_same_run, error_of, load, rest, run, sto
 from data.batches import Examples, collate_items
 from data.dataset import ImageDataset, SeededIndex
 from data.loader import TrainLoader
+from data.schedule import Schedule
 from data.sources import open_source
 from engine.tasks import create_task
 from engine.tasks.criterion import create_criterion
-from loading import FINISH, LOADING, augmentation
+from loading import LOADING, augmentation
 from utils.config import load_config
 from utils.rng import seed_all
 
@@ -27,7 +28,7 @@ PLAIN = {"MIXUP": 0.0, "CUTMIX": 0.0}
 
 
 def views_of(digits, **changes) -> ImageDataset:
-    return ImageDataset(open_source("folder", "train", str(digits), 0, 0), augmentation(**{"splits": 3, **changes}))
+    return ImageDataset(open_source("folder", "train", str(digits)), augmentation(**{"splits": 3, **changes}))
 
 
 def records(tmp_path, kind="train", tag="default"):
@@ -40,7 +41,7 @@ def records(tmp_path, kind="train", tag="default"):
 
 def test_views_are_timm_s(digits):
     """The pixels of timm's AugMixDataset after the same seed: crop and flip shared, the first view not augmented."""
-    ours = views_of(digits, auto_augment_policy="augmix-m5-w2", reprob=0.0)
+    ours = views_of(digits, auto_augment="augmix-m5-w2", reprob=0.0)
     parts = create_transform(
         32, is_training=True, scale=(0.08, 1.0), ratio=(0.75, 1.33), hflip=0.5, auto_augment="augmix-m5-w2",
         interpolation="bicubic", mean=(0.5,) * 3, separate=True,
@@ -55,7 +56,7 @@ def test_views_are_timm_s(digits):
 
     timm_s = AugMixDataset(Plain(), 3)
     for index in range(12):
-        pictures, label = ours[SeededIndex(index, index + 50)].sample
+        pictures, label, _ = ours[SeededIndex(index, index + 50)].sample
         seed_all(index + 50)
         theirs, their_label = timm_s[index]
         assert label == their_label and len(pictures) == len(theirs) == 3
@@ -65,7 +66,7 @@ def test_views_are_timm_s(digits):
 
 def test_the_first_view_is_never_erased_and_the_others_as_often_as_said(digits):
     """As timm's erasing of a batch with num_splits: the first B of V * B images stay."""
-    found = views_of(digits, reprob=1.0, auto_augment_policy="none", color_jitter=0)
+    found = views_of(digits, reprob=1.0, auto_augment="none", color_jitter=0)
     batch, _ = collate_items([found[SeededIndex(index, index)] for index in range(6)])
     assert {box[0] for box in batch.boxes} == set(range(6, 18))
     erased = torch.ones(18, 3, 32, 32)
@@ -79,12 +80,12 @@ def test_the_first_view_is_never_erased_and_the_others_as_often_as_said(digits):
 @pytest.mark.parametrize("backend", ["pil", "cv2"])
 def test_views_with_both_backends(digits, backend):
     found = views_of(digits, backend=backend)
-    source = open_source("folder", "train", str(digits), 0, 0, found.transform.decode)
+    source = open_source("folder", "train", str(digits), found.transform.decode)
     found = ImageDataset(source, found.transform)
     first, second = (found[SeededIndex(4, 9)].sample[0] for _ in range(2))
     random.random()
     assert len(first) == 3 and all(np.array_equal(a.pixels, b.pixels) for a, b in zip(first, second))
-    one = ImageDataset(source, augmentation(backend=backend, auto_augment_policy="none", color_jitter=0))
+    one = ImageDataset(source, augmentation(backend=backend, auto_augment="none", color_jitter=0))
     assert np.array_equal(one[SeededIndex(4, 9)].sample[0].pixels, first[0].pixels)
 
 
@@ -209,10 +210,10 @@ def test_policies_that_no_image_survives(write_config, policy):
 
 def test_repeats_are_seen_as_pictures(digits):
     """What two processes get in a micro-batch: four images three times each, every time another picture of the same label."""
-    found = ImageDataset(open_source("folder", "train", str(digits), 0, 0), augmentation())
+    found = ImageDataset(open_source("folder", "train", str(digits)), augmentation())
     batches = []
     for rank in range(2):
-        loader = TrainLoader(found, 5, 6, rank=rank, world_size=2, seed=1, finish=FINISH, repeats=3, **LOADING)
+        loader = TrainLoader(found, Schedule(5, 6, rank=rank, world_size=2, seed=1, repeats=3), LOADING)
         batches.append(next(loader.epoch(0, 0)))
         listed = loader.images_of(0, 0, 1)
     names = [entry["image"] for entry in listed]

@@ -6,6 +6,8 @@ import random
 import re
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,13 +21,15 @@ from torchvision.transforms import ColorJitter
 from conftest import error_of, run
 from data.augment_cv2 import OPS, ArrayColorJitter
 from data.backend_cv2 import Resize
-from data.batches import Examples, Finish, Item, Picture, collate_items
+from data.batches import Examples, Finish, Item, Picture, collate_items, collate_pictures
 from data.crops import CropReader, decode_cv2
 from data.dataset import ImageDataset, SeededIndex
 from data.decode import decode_image
 from data.loader import TrainLoader
 from data.prefetch import Prefetcher, copying_stream
-from data.sources import open_source
+from data.sample import Sample
+from data.schedule import Schedule
+from data.sources import Opening, open_source
 from engine.training.waits import LEAST, Waits
 from loading import LOADING, augmentation
 from utils.device import to_device
@@ -62,7 +66,7 @@ def photos(tmp_path):
 
 def dataset(root, backend, **changes) -> ImageDataset:
     transform = augmentation(backend=backend, img_size=64, **changes)
-    return ImageDataset(open_source("folder", "train", str(root), 0, 0, transform.decode), transform, "raise")
+    return ImageDataset(open_source("folder", "train", str(root), transform.decode), transform, "raise")
 
 
 # Draws
@@ -93,7 +97,7 @@ def test_the_same_draws(photos, monkeypatch):
         records = []
         for i in range(300):
             log.clear()
-            picture, label = found[SeededIndex(i % 12, i)].sample
+            picture, label, _ = found[SeededIndex(i % 12, i)].sample
             records.append(
                 (list(log), label, picture.erasures, random.random(), np.random.rand(), torch.rand(1).item())
             )
@@ -113,9 +117,7 @@ def test_the_same_draws(photos, monkeypatch):
 
 def test_the_same_flips(photos):
     """Without colours: what is left is the crop and the flip, which a smooth picture shows."""
-    sets = [
-        dataset(photos, backend, auto_augment_policy="none", color_jitter=0, reprob=0) for backend in ("pil", "cv2")
-    ]
+    sets = [dataset(photos, backend, auto_augment="none", color_jitter=0, reprob=0) for backend in ("pil", "cv2")]
     flips = 0
     for i in range(40):
         pil, fast = (found[SeededIndex(i % 12, i)].sample[0].pixels.astype(int) for found in sets)
@@ -139,9 +141,8 @@ def test_another_process_gets_the_same(photos):
     finish = Finish((0.5,) * 3, (0.25,) * 3, torch.device("cpu"))
     epochs = []
     for num_workers in (0, 2):
-        loader = TrainLoader(
-            found, 3, 4, rank=0, world_size=1, seed=1, finish=finish, **{**LOADING, "num_workers": num_workers}
-        )
+        loading = replace(LOADING, finish=finish, num_workers=num_workers)
+        loader = TrainLoader(found, Schedule(3, 4, rank=0, world_size=1, seed=1), loading)
         epochs.append(list(loader.epoch(0, 0)))
     assert len(epochs[0]) == 3
     for (images, targets, _), (images_2, targets_2, _) in zip(*epochs):
@@ -155,7 +156,7 @@ def test_nvimgcodec_gives_cv2_s_pictures_in_workers_too(photos):
     finish = Finish((0.5,) * 3, (0.25,) * 3, torch.device("cpu"))
     assert np.array_equal(*(found[SeededIndex(0, 0)].sample[0].pixels for found in sets))
     loaders = [
-        TrainLoader(found, 3, 4, rank=0, world_size=1, seed=1, finish=finish, **{**LOADING, "num_workers": 2})
+        TrainLoader(found, Schedule(3, 4, rank=0, world_size=1, seed=1), replace(LOADING, finish=finish, num_workers=2))
         for found in sets
     ]
     for (images, *_), (images_2, *_) in zip(*(loader.epoch(0, 0) for loader in loaders), strict=True):
@@ -324,7 +325,7 @@ def test_what_cannot_be_read_is_left_out(photos, decode):
     path.write_bytes(path.read_bytes()[:-500])
     found = dataset(photos, "cv2")
     found.on_error, found.transform.decode.decode = "skip", decode
-    (picture, _), failures, _ = found[SeededIndex(0, 7)]
+    (picture, *_), failures = found[SeededIndex(0, 7)]
     other = next(
         i for i in range(12) if np.array_equal(found[SeededIndex(i, 7)].sample[0].pixels, picture.pixels) and i
     )
@@ -368,9 +369,9 @@ def test_a_bomb_is_refused_unread():
 
 
 def test_sources_without_files():
-    source = open_source("synthetic", "train", "", 10, 4)
+    source = open_source("synthetic", "train", "", opening=Opening(10, 4))
     pil, fast = (
-        ImageDataset(source, augmentation(backend=backend, img_size=64, auto_augment_policy="none", color_jitter=0))
+        ImageDataset(source, augmentation(backend=backend, img_size=64, auto_augment="none", color_jitter=0))
         for backend in ("pil", "cv2")
     )
     a, b = (found[SeededIndex(1, 5)].sample[0].pixels.astype(int) for found in (pil, fast))
@@ -383,12 +384,12 @@ def test_sources_without_files():
 @pytest.mark.parametrize("policy", ["augmix-m3", "3a", "trivial"])
 def test_policies_that_are_not_there(policy):
     with pytest.raises(ConfigError, match=f"AUG.AUTO_AUGMENT is '{policy}', which DATA.BACKEND cv2 does not have"):
-        augmentation(backend="cv2", auto_augment_policy=policy)
+        augmentation(backend="cv2", auto_augment=policy)
 
 
 @pytest.mark.parametrize("policy", ["rand-m7-n3", "original-mstd0.5", "v0", "v0r", "originalr", "none"])
 def test_policies_that_are(photos, policy):
-    found = dataset(photos, "cv2", auto_augment_policy=policy)
+    found = dataset(photos, "cv2", auto_augment=policy)
     assert "augment" in found.transform.steps
     assert all(found[SeededIndex(i % 12, i)].sample[0].pixels.shape == (64, 64, 3) for i in range(30))
 
@@ -566,8 +567,12 @@ class Boxed(NamedTuple):
 
 def test_nested_targets_go_to_the_device():
     """The meta device stands in for a GPU; what is no tensor stays as it is, and so do the kinds of containers."""
-    items = [Item((Picture(np.zeros((4, 4, 3), np.uint8)), torch.full((i, 4), i))) for i in (1, 2)]
-    batch, _ = collate_items(items, lambda boxes: {"boxes": [Boxed(box, "a") for box in boxes], "sizes": (1, 2)})
+    items = [Item(Sample(Picture(np.zeros((4, 4, 3), np.uint8)), torch.full((i, 4), i))) for i in (1, 2)]
+
+    def in_dictionary(boxes):
+        return {"boxes": [Boxed(box, "a") for box in boxes], "sizes": (1, 2)}
+
+    batch, _ = collate_items(items, partial(collate_pictures, collate_targets=in_dictionary))
     targets = to_device(batch.targets, torch.device("meta"))
     assert [type(target) for target in targets["boxes"]] == [Boxed, Boxed] and targets["sizes"] == (1, 2)
     assert [(target.box.device.type, *target.box.shape) for target in targets["boxes"]] == [

@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 
 from conftest import error_of, run
 from data.class_order import describe_order, timm_order
-from data.sources import open_source
+from data.sources import Opening, open_source
 from data.transforms import eval_transform
 from engine.tasks import create_task
 from utils.config import load_config
@@ -62,7 +62,7 @@ def test_labels_are_those_of_timm_s_and_torchvision_s_readers(tmp_path, names, d
     kind = dataset.split()[0]
 
     def ours(order):
-        return open_source(kind, "val", str(tmp_path), 0, 0, class_order=order)
+        return open_source(kind, "val", str(tmp_path), opening=Opening(class_order=order))
 
     reader = ReaderImageInTar(str(tmp_path / "val.tar")) if kind == "tar" else ReaderImageFolder(str(tmp_path / "val"))
     theirs = {reader.filename(index).removeprefix("./"): int(reader[index][1]) for index in range(len(reader))}
@@ -108,7 +108,7 @@ def foreign(tmp_path, write_config):
     model = create_task(cfg).build_model(len(NUMBERS)).eval()
     transform = eval_transform(cfg.DATA.IMG_SIZE, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT)
     reader = ReaderImageFolder(str(tmp_path / "data" / "val"))
-    pictures = [transform(transform.decode(reader[index][0])).pixels for index in range(len(reader))]
+    pictures = [transform.picture(transform.decode(reader[index][0])).pixels for index in range(len(reader))]
     mean, std = (torch.tensor(values) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
     images = ((torch.stack([torch.as_tensor(picture) for picture in pictures]).float() / 255 - mean) / std).permute(
         0, 3, 1, 2

@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from data.batches import Finish, collate_items
 from data.dataset import ImageDataset, SeededIndex
 from data.loader import EvalLoader, TrainLoader
 from data.samplers import EvalSampler, TrainBatchSampler
-from data.sources import open_source
+from data.schedule import Schedule
+from data.sources import Opening, open_source
 from data.sources.cifar import CIFAR
 from data.transforms import eval_transform
 from loading import FINISH, LOADING, MEAN, STD, augmentation
@@ -52,7 +54,7 @@ def test_posterize_to_no_bits_is_black_and_to_some_is_pillow_s():
 
 
 def test_augmented_image_is_a_function_of_index_and_seed(digits):
-    dataset = ImageDataset(open_source("folder", "train", str(digits), 0, 0), augmentation())
+    dataset = ImageDataset(open_source("folder", "train", str(digits)), augmentation())
 
     def images(seed):
         batch, _ = collate_items([dataset[SeededIndex(7, seed)]])
@@ -69,8 +71,8 @@ def test_augmented_image_is_a_function_of_index_and_seed(digits):
 def test_batches_have_the_bits_of_timm_s_pipeline(digits, policy, remode, recount, channels_last):
     """uint8 in the worker and float32 on the device give what timm's whole transform gives, image by image."""
     dataset = ImageDataset(
-        open_source("folder", "train", str(digits), 0, 0),
-        augmentation(auto_augment_policy=policy, remode=remode, recount=recount),
+        open_source("folder", "train", str(digits)),
+        augmentation(auto_augment=policy, remode=remode, recount=recount),
     )
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     timm_s = create_transform(
@@ -94,8 +96,8 @@ def test_batches_have_the_bits_of_timm_s_pipeline(digits, policy, remode, recoun
 def test_trivial_augment_is_torchvision_s_and_the_seed_s(digits):
     """Every op at work, the same pixels as torchvision's own transform after the same seed, and no colour jitter beside it."""
     dataset = ImageDataset(
-        open_source("folder", "train", str(digits), 0, 0),
-        augmentation(auto_augment_policy="trivial", scale=(1, 1), ratio=(1, 1), hflip=0, reprob=0),
+        open_source("folder", "train", str(digits)),
+        augmentation(auto_augment="trivial", scale=(1, 1), ratio=(1, 1), hflip=0, reprob=0),
     )
     plain = create_transform(
         32,
@@ -122,22 +124,22 @@ def test_trivial_augment_is_torchvision_s_and_the_seed_s(digits):
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "lanczos"])
 def test_trivial_augment_with_every_interpolation(interpolation):
-    augment = augmentation(auto_augment_policy="trivial", interpolation=interpolation)
+    augment = augmentation(auto_augment="trivial", interpolation=interpolation)
     for seed in range(60):
         seed_all(seed)
-        assert augment(photo()).pixels.shape == (32, 32, 3)
+        assert augment.picture(photo()).pixels.shape == (32, 32, 3)
 
 
 def test_evaluation_batches_have_the_bits_of_timm_s_pipeline(digits):
-    dataset = ImageDataset(open_source("folder", "val", str(digits), 0, 0), eval_transform(32, "bicubic", 0.875))
+    dataset = ImageDataset(open_source("folder", "val", str(digits)), eval_transform(32, "bicubic", 0.875))
     timm_s = create_transform(32, is_training=False, interpolation="bicubic", mean=MEAN, std=STD, crop_pct=0.875)
-    loader = EvalLoader(dataset, 8, rank=0, world_size=1, finish=FINISH, **LOADING)
+    loader = EvalLoader(dataset, 8, rank=0, world_size=1, loading=LOADING)
     images = torch.cat([images for images, *_ in loader])
     assert torch.equal(images, torch.stack([timm_s(dataset.source.load(i)[0]) for i in range(29)]))
 
 
 def test_a_batch_without_erasures(digits):
-    dataset = ImageDataset(open_source("folder", "train", str(digits), 0, 0), augmentation(reprob=0.0))
+    dataset = ImageDataset(open_source("folder", "train", str(digits)), augmentation(reprob=0.0))
     batch, _ = collate_items([dataset[SeededIndex(0, 0)], dataset[SeededIndex(1, 1)]])
     images, *_ = FINISH(batch)
     assert not batch.boxes and torch.equal(images, (batch.images / 255 - 0.5) / 0.25)
@@ -146,20 +148,20 @@ def test_a_batch_without_erasures(digits):
 def test_eval_transform_resizes_and_crops_the_centre():
     image = Image.new("RGB", (64, 64), (0, 0, 0))
     image.paste((255, 255, 255), (16, 16, 48, 48))
-    pixels = eval_transform(32, "bilinear", crop_pct=0.5)(image).pixels
+    pixels = eval_transform(32, "bilinear", crop_pct=0.5).picture(image).pixels
     assert np.array_equal(pixels, np.full((32, 32, 3), 255))
 
 
 def test_unknown_policy():
     with pytest.raises(ConfigError, match="AUG.AUTO_AUGMENT is 'randy'"):
-        augmentation(auto_augment_policy="randy")
+        augmentation(auto_augment="randy")
 
 
 # Sources
 
 
 def test_folder(digits):
-    source = open_source("imagenet", "val", str(digits), 0, 0)
+    source = open_source("imagenet", "val", str(digits))
     assert source.classes == ["0", "1", "2"] and len(source) == 29
     image, label = source.load(10)
     assert image.mode == "RGB" and label == 1
@@ -169,7 +171,7 @@ def test_folder(digits):
 def test_modes_become_rgb(tmp_path, mode, suffix):
     (tmp_path / "val/a").mkdir(parents=True)
     photo(mode).save(tmp_path / f"val/a/x.{suffix}")
-    assert open_source("folder", "val", str(tmp_path), 0, 0).load(0)[0].mode == "RGB"
+    assert open_source("folder", "val", str(tmp_path)).load(0)[0].mode == "RGB"
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
@@ -192,18 +194,18 @@ def test_cifar(tmp_path, monkeypatch, dataset):
     name = kind.meta["filename"]
     monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": write(name, meta)})
 
-    train, val = (open_source(dataset, split, str(tmp_path), 0, 0) for split in ("train", "val"))
+    train, val = (open_source(dataset, split, str(tmp_path)) for split in ("train", "val"))
     assert len(train) == 2 * len(kind.train_list) and len(val) == 2 and len(val.classes) in (10, 100)
     image, label = val.load(0)
     assert label == 3 and np.array_equal(np.asarray(image).transpose(2, 0, 1).ravel(), pixels[0])
 
     (folder / name).write_bytes(b"damaged")
     with pytest.raises(DataError, match=f"holds no complete {kind.base_folder}"):
-        open_source(dataset, "val", str(tmp_path), 0, 0)
+        open_source(dataset, "val", str(tmp_path))
 
 
 def test_synthetic_is_a_function_of_index_and_split():
-    train, val = (open_source("synthetic", split, "", 10, 40) for split in ("train", "val"))
+    train, val = (open_source("synthetic", split, "", opening=Opening(10, 40)) for split in ("train", "val"))
     assert len(train) == 40 and len(train.classes) == 10 and train.load(13)[1] == 3
     assert train.load(5)[0].tobytes() == train.load(5)[0].tobytes() != val.load(5)[0].tobytes()
 
@@ -270,7 +272,7 @@ def test_evaluation_sees_every_image_once(num_images, world_size):
 @pytest.mark.parametrize("world_size, batch_size", [(1, 5), (2, 5), (3, 4), (8, 2)])
 def test_training_sees_no_image_twice_in_an_epoch(world_size, batch_size):
     samplers = [
-        TrainBatchSampler(101, 101 // (batch_size * world_size), batch_size, rank, world_size, seed=0)
+        TrainBatchSampler(101, Schedule(101 // (batch_size * world_size), batch_size, rank, world_size, seed=0))
         for rank in range(world_size)
     ]
     batches = [list(sampler) for sampler in samplers]
@@ -281,14 +283,16 @@ def test_training_sees_no_image_twice_in_an_epoch(world_size, batch_size):
 
 def test_order_does_not_depend_on_the_number_of_processes():
     def global_batches(world_size, batch_size):
-        samplers = [TrainBatchSampler(96, 12, batch_size, rank, world_size, seed=3) for rank in range(world_size)]
+        samplers = [
+            TrainBatchSampler(96, Schedule(12, batch_size, rank, world_size, seed=3)) for rank in range(world_size)
+        ]
         return [sum(parts, []) for parts in zip(*samplers)]
 
     assert global_batches(1, 8) == global_batches(2, 4) == global_batches(8, 1)
 
 
 def test_epochs_differ_and_any_offset_gives_the_rest():
-    sampler = TrainBatchSampler(50, 6, 4, rank=1, world_size=2, seed=0)
+    sampler = TrainBatchSampler(50, Schedule(6, 4, rank=1, world_size=2, seed=0))
     first = list(sampler)
     sampler.set_position(1)
     second = list(sampler)
@@ -300,12 +304,11 @@ def test_epochs_differ_and_any_offset_gives_the_rest():
 
 
 def test_batches_do_not_depend_on_workers(digits):
-    dataset = ImageDataset(open_source("folder", "train", str(digits), 0, 0), augmentation())
+    dataset = ImageDataset(open_source("folder", "train", str(digits)), augmentation())
     epochs = []
     for num_workers in (0, 2):
-        loader = TrainLoader(
-            dataset, 7, 8, rank=0, world_size=1, seed=1, finish=FINISH, **{**LOADING, "num_workers": num_workers}
-        )
+        loading = replace(LOADING, num_workers=num_workers)
+        loader = TrainLoader(dataset, Schedule(7, 8, rank=0, world_size=1, seed=1), loading)
         epochs.append([*loader.epoch(0, 0), *loader.epoch(1, 3)])
     assert len(epochs[0]) == len(epochs[1]) == 7 + 4
     for (images, targets, _), (images_2, targets_2, _) in zip(*epochs):
@@ -313,5 +316,5 @@ def test_batches_do_not_depend_on_workers(digits):
 
 
 def test_a_process_may_have_no_image(digits):
-    dataset = ImageDataset(open_source("folder", "val", str(digits), 0, 0), eval_transform(32, "bicubic", 1.0))
-    assert list(EvalLoader(dataset, 8, rank=30, world_size=31, finish=FINISH, **LOADING)) == []
+    dataset = ImageDataset(open_source("folder", "val", str(digits)), eval_transform(32, "bicubic", 1.0))
+    assert list(EvalLoader(dataset, 8, rank=30, world_size=31, loading=LOADING)) == []

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from conftest import error_of, run
-from data.sources import open_source
+from data.sources import Opening, open_source
 from data.sources.archive import leading_folders
 from data.sources.folder import FolderSource
 from utils.errors import DataError
@@ -110,7 +110,7 @@ def test_leading_folders_of_an_archive(data, kind, prefix):
     if "map" in kind:
         inside = prefix if "same" in kind else ""
         (data / "val_map.txt").write_text("".join(f"{inside}{key}\t{key[0]}\n" for key in keys))
-    source, folder = open_source(kind.split()[0], "val", str(data), 0, 0), open_source("folder", "val", str(data), 0, 0)
+    source, folder = open_source(kind.split()[0], "val", str(data)), open_source("folder", "val", str(data))
     assert source.classes == ["0", "1", "2"] and source.fingerprint == folder.fingerprint
     for index in (0, 10, 28):
         image, label = source.load(index)
@@ -141,7 +141,7 @@ def test_a_flat_archive(data):
         for path in files_of(data / "val"):
             archive.write(path, f"val/{path.parent.name}_{path.name}")
     with pytest.raises(DataError, match="val.zip: .* lies in no class' folder.*val_map.txt"):
-        open_source("zip", "val", str(data), 0, 0)
+        open_source("zip", "val", str(data))
 
 
 def test_a_zip_without_a_map_says_so(write_config, data, capsys):
@@ -170,7 +170,7 @@ def layouts_of(root):
 
 def test_folders_that_a_class_map_does_not_name_are_said(data):
     for kind in layouts_of(data):
-        source = open_source(kind, "val", str(data), 0, 0, class_to_idx={"2": 0, "none": 1, "0": 2})
+        source = open_source(kind, "val", str(data), opening=Opening(class_to_idx={"2": 0, "none": 1, "0": 2}))
         assert {source.key(index).split("/")[0] for index in range(len(source))} == {"0", "2"}
         said = "left out folders that the class map does not name: 1 (such as '1'); no folder has the name of 1 classes"
         assert [said in note for note in source.notes].count(True) == 1, kind
@@ -181,7 +181,7 @@ def test_a_class_map_s_name_that_only_looks_like_a_folder_s(data, folder, named)
     (data / "val" / "1").rename(data / "val" / folder)
     for kind in layouts_of(data):
         with pytest.raises(DataError, match="look the same and are not") as caught:
-            open_source(kind, "val", str(data), 0, 0, class_to_idx={"0": 0, named: 1, "2": 2})
+            open_source(kind, "val", str(data), opening=Opening(class_to_idx={"0": 0, named: 1, "2": 2}))
         assert ascii(folder) in str(caught.value) and ascii(named) in str(caught.value)
 
 
@@ -201,7 +201,7 @@ def test_a_zip_of_windows(data, with_map):
     if with_map:
         lines = [f"{plain.key(index)}\t{plain.labels[index]}\n" for index in range(len(plain))]
         (data / "val_map.txt").write_text("".join(lines))
-    source = open_source("zip", "val", str(data), 0, 0)
+    source = open_source("zip", "val", str(data))
     assert [(source.key(i), source.load(i)[1]) for i in range(len(source))] == [
         (plain.key(i), plain.load(i)[1]) for i in range(len(plain))
     ]
@@ -222,4 +222,4 @@ def test_a_compressed_tar_is_named(data, split, file):
     with tarfile.open(data / file, "w:gz") as archive:
         archive.add(data / "val", "val")
     with pytest.raises(DataError, match=f"{file}: is compressed .*unpack it to a plain .tar"):
-        open_source("tar", split, str(data), 0, 0)
+        open_source("tar", split, str(data))

@@ -171,7 +171,7 @@ def test_each_backend_trains_on_the_same_pixels(backend):
 
     def trained(data: bytes) -> np.ndarray:
         seed_cpu(5)
-        return transform(transform.decode(io.BytesIO(data))).pixels
+        return transform.picture(transform.decode(io.BytesIO(data))).pixels
 
     for name, (damaged, whole) in CASES.items():
         assert np.array_equal(trained(damaged), trained(whole)), name
@@ -193,7 +193,7 @@ for backend in {backends!r}:
     print("begin", file=sys.stderr, flush=True)
     source = FileSource(paths, transform.decode)
     for index in range(len(source)):
-        transform(source.load(index)[0])
+        transform.picture(source.load(index)[0])
     print("end", file=sys.stderr, flush=True)
 """
 

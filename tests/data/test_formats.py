@@ -1,5 +1,6 @@
 """One set of images in every format: the same images, labels and accuracy; and what is said of damaged ones."""
 
+import dataclasses
 import functools
 import gzip
 import http.server
@@ -21,15 +22,17 @@ from timm.data import ImageNetInfo
 
 from conftest import Job, Stop, assert_same, error_of, history, launch, load, run, stop_at_update
 from data import cache
-from data.batches import Finish
 from data.class_maps import IMAGENET, read_class_map, wordnet_ids
+from data.decode import decode_image
 from data.loader import TrainLoader, TrainStreamLoader, dataset_of, eval_loader
-from data.sources import keys_of, open_source
+from data.schedule import Schedule
+from data.sources import Opening, keys_of, open_source
 from data.stream import TrainStream
-from data.transforms import eval_transform, train_transform
+from data.transforms import eval_transform
 from engine.evaluation.sets.open import open_sets
 from engine.evaluation.sets.spec import SetSpec
 from engine.training.trainer import Trainer
+from loading import LOADING, augmentation
 from near import same_figures
 from utils import memory
 from utils.errors import ConfigError, DataError
@@ -37,8 +40,6 @@ from utils.memory import available_memory
 
 INDEXED = ("zip", "tar", "hfds")
 EVERY = ("folder", *INDEXED, "wds")
-FINISH = Finish((0.5,) * 3, (0.25,) * 3, torch.device("cpu"))
-LOADING = dict(finish=FINISH, prefetch=2, pin_memory=False)
 
 
 def files_of(root: Path, split: str) -> list[tuple[str, str, bytes]]:
@@ -129,8 +130,8 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-def source(name, root, split="val", **more):
-    return open_source(name, split, str(root / name.partition("/")[0]), 0, 0, **more)
+def source(name, root, split="val", decode=decode_image, **opening):
+    return open_source(name, split, str(root / name.partition("/")[0]), decode, Opening(**opening))
 
 
 # The same images
@@ -152,7 +153,7 @@ def test_shards_hold_the_folders_images(formats):
     ours, folder = source("wds", formats), source("folder", formats)
     assert len(ours) == 29 and ours.classes == folder.classes and len(ours.shards) == 4
     found = {
-        sample.key: (ours.image(sample).tobytes(), sample.label) for shard in range(4) for sample in ours.read(shard)
+        sample.key: (ours.load(sample)[0].tobytes(), sample.label) for shard in range(4) for sample in ours.read(shard)
     }
     assert found == {folder.key(i): (folder.load(i)[0].tobytes(), folder.load(i)[1]) for i in range(29)}
 
@@ -163,7 +164,7 @@ def evaluated(name, formats, world_size, num_workers, batch_size=4):
     found = []
     for rank in range(world_size):
         loader = eval_loader(
-            dataset, batch_size=batch_size, rank=rank, world_size=world_size, num_workers=num_workers, **LOADING
+            dataset, batch_size, rank, world_size, dataclasses.replace(LOADING, num_workers=num_workers)
         )
         for images, targets, keys in loader:
             found += [
@@ -254,23 +255,10 @@ def stream_loader(
     on_error="raise",
     repeats=1,
 ):
-    transform = train_transform(
-        img_size=32, interpolation="bicubic", scale=(0.5, 1.0), ratio=(0.75, 1.33), hflip=0.5, color_jitter=0.4,
-        auto_augment_policy="rand-m9-mstd0.5-inc1", mean=(0.5,) * 3, reprob=0.25, remode="pixel", recount=1,
-    )  # fmt: skip
+    transform = augmentation(scale=(0.5, 1.0), reprob=0.25)
     dataset = dataset_of(source("wds", root or formats, "train", decode=transform.decode), transform, on_error)
-    return TrainStreamLoader(
-        dataset,
-        num_batches,
-        batch_size,
-        rank,
-        world_size,
-        seed=3,
-        buffer=buffer,
-        num_workers=num_workers,
-        repeats=repeats,
-        **LOADING,
-    )
+    schedule = Schedule(num_batches, batch_size, rank, world_size, seed=3, repeats=repeats)
+    return TrainStreamLoader(dataset, schedule, dataclasses.replace(LOADING, num_workers=num_workers), buffer)
 
 
 def bits(batches):
@@ -332,7 +320,7 @@ class Uneven:
 
 
 def test_a_reader_whose_shard_has_too_few_images_gets_another(monkeypatch):
-    stream = TrainStream(SimpleNamespace(source=Uneven()), 1, 1, 0, 1, seed=0, buffer=4)
+    stream = TrainStream(SimpleNamespace(source=Uneven()), Schedule(1, 1, 0, 1, seed=0), buffer=4)
     for epoch, reader in itertools.product(range(5), range(8)):
         given = list(itertools.islice(stream.samples(epoch, reader, 8), 30))
         assert len(given) == 30 and given == list(itertools.islice(stream.samples(epoch, reader, 8), 30))
@@ -437,9 +425,9 @@ def test_shards_over_http(formats, tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        ours = open_source("wds", "val", url, 0, 0)
+        ours = open_source("wds", "val", url)
         assert len(ours) == 29 and sum(1 for shard in range(4) for _ in ours.read(shard)) == 29
-        by_pattern = open_source("wds", "val-{000000..000003}.tar", url, 0, 0)
+        by_pattern = open_source("wds", "val-{000000..000003}.tar", url)
         assert len(by_pattern) == 29 and by_pattern.shards == ours.shards
         (tmp_path / "val-000001.tar").unlink()
         with pytest.raises(DataError, match="val-000001.tar: cannot be read as a shard, after 0 images"):
@@ -450,12 +438,16 @@ def test_shards_over_http(formats, tmp_path):
 def test_how_shards_can_be_named(copied):
     root = copied / "wds"
     assert len(source("wds", copied, "val-{000000..000001}.tar")) == 15  # counted by the info
-    piped = open_source("wds", f"pipe:cat {root}/val-{{000000..000003}}.tar|29", str(root), 3, 0)
+    piped = open_source(
+        "wds", f"pipe:cat {root}/val-{{000000..000003}}.tar|29", str(root), opening=Opening(num_classes=3)
+    )
     assert len(piped) == 29 and sum(1 for shard in range(4) for _ in piped.read(shard)) == 29
     (root / "_info.json").unlink()
-    counted = open_source("wds", "val", str(root), 3, 0)
+    counted = open_source("wds", "val", str(root), opening=Opening(num_classes=3))
     assert len(counted) == 29 and counted.lengths == [8, 7, 7, 7] and counted.classes == ["0", "1", "2"]
-    assert open_source("wds", "val", str(root), 1000, 0).classes == ImageNetInfo().label_names()
+    assert (
+        open_source("wds", "val", str(root), opening=Opening(num_classes=1000)).classes == ImageNetInfo().label_names()
+    )
 
 
 def test_a_wrong_number_of_images_is_said(write_config, copied, checkpoint, capfd):
@@ -515,7 +507,7 @@ def test_an_archive_with_a_tar_for_each_class(tmp_path, formats):
         add(deeper, "val/README.txt", b"left out, as in folders")
     folder = source("folder", formats, "train")
     for split in ("train", "val"):
-        ours = open_source("tar", split, str(tmp_path), 0, 0)
+        ours = open_source("tar", split, str(tmp_path))
         assert ours.fingerprint == folder.fingerprint and ours.classes == folder.classes
         assert all(ours.load(i)[0].tobytes() == folder.load(i)[0].tobytes() for i in range(60))
 
@@ -533,7 +525,7 @@ def test_a_zip_in_its_other_forms(tmp_path, formats):
             )
             archive.writestr(info, data)
     (tmp_path / "val_map.txt").write_text("".join(f"{label}/{name}\t{label}\n" for label, name, _ in reversed(files)))
-    ours, folder = open_source("zip", "val", str(tmp_path), 0, 0), source("folder", formats)
+    ours, folder = open_source("zip", "val", str(tmp_path)), source("folder", formats)
     assert [ours.key(i) for i in range(29)] == [folder.key(28 - i) for i in range(29)]
     assert all(ours.load(i)[0].tobytes() == folder.load(28 - i)[0].tobytes() for i in range(29))
 
@@ -545,14 +537,14 @@ def test_labels_without_folders(tmp_path, formats):
     (tmp_path / "val_map.txt").write_text(
         "".join(f"{label}_{name}\t{label}\n" for label, name, _ in files_of(formats / "folder", "val"))
     )
-    assert open_source("zip", "val", str(tmp_path), 0, 0).classes == ["0", "1", "2"]
-    assert open_source("zip", "val", str(tmp_path), 0, 0, class_to_idx={"c": 0, "a": 1, "b": 2}).classes == [
+    assert open_source("zip", "val", str(tmp_path)).classes == ["0", "1", "2"]
+    assert open_source("zip", "val", str(tmp_path), opening=Opening(class_to_idx={"c": 0, "a": 1, "b": 2})).classes == [
         "c",
         "a",
         "b",
     ]
     with pytest.raises(DataError, match="labels up to 2, but the class map names 2 classes"):
-        open_source("zip", "val", str(tmp_path), 0, 0, class_to_idx={"a": 0, "b": 1})
+        open_source("zip", "val", str(tmp_path), opening=Opening(class_to_idx={"a": 0, "b": 1}))
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -563,7 +555,7 @@ def test_an_evaluation_set_in_any_format(formats, name):
 
     spec = SetSpec(path=f"{name}/val", format=name, name="mine")
     found = (
-        open_sets({"mine": spec}, Task(), None, ["2", "1", "0"], str(formats), outside_links=True)["mine"]
+        open_sets({"mine": spec}, Task(), None, ["2", "1", "0"], str(formats), Opening(outside_links=True))["mine"]
         .parts[""]
         .source
     )
@@ -588,7 +580,7 @@ def test_swin_s_validation_images_lie_in_no_folders(tmp_path):
             for name in files:
                 archive.writestr(name, b"")
         (tmp_path / f"{split}_map.txt").write_text("".join(f"{name}\t{label}\n" for label, name in enumerate(files)))
-    train, val = (open_source("zip", split, str(tmp_path), 0, 0) for split in ("train", "val"))
+    train, val = (open_source("zip", split, str(tmp_path)) for split in ("train", "val"))
     assert train.classes == val.classes == names and val.labels.tolist() == list(range(1000))
 
 
@@ -601,7 +593,7 @@ def test_a_tar_whose_images_are_links_is_refused(tmp_path, kind):
         link.type, link.linkname = kind, "0/a.png"
         archive.addfile(link)
     with pytest.raises(DataError, match="'1/b.png' as a link to '0/a.png'; .* --hard-dereference"):
-        open_source("tar", "val", str(tmp_path), 0, 0)
+        open_source("tar", "val", str(tmp_path))
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -619,7 +611,7 @@ def test_a_zip_s_checksums_are_looked_at(tmp_path, formats, cached):
     data[start + 150] ^= 255
     (tmp_path / "val.zip").write_bytes(data)
     (tmp_path / "val_map.txt").write_text("0/a.bmp\t0\n1/a.bmp\t1\n")
-    ours = open_source("zip", "val", str(tmp_path), 0, 0)
+    ours = open_source("zip", "val", str(tmp_path))
     if cached:
         cache.plan_caches([ours], "full", 0, 1, lambda own: [own], 1, lambda line: None)()
     assert ours.load(0)[1] == 0
@@ -633,7 +625,7 @@ def test_another_number_of_processes_has_other_shares(formats):
 
     def orders(**shares):
         return {
-            TrainLoader(dataset, 1, 4, 0, world_size, seed=1, num_workers=0, **shares, **LOADING).order
+            TrainLoader(dataset, Schedule(1, 4, 0, world_size, seed=1), LOADING, **shares).order
             for world_size in (1, 2)
         }
 
@@ -700,7 +692,7 @@ def test_a_share_of_the_images_for_each_process(write_config, tmp_path, formats)
     for world_size in (1, 2, 3):
         seen = []
         for rank in range(world_size):
-            sampler = TrainBatchSampler(61, 5, 4, rank, world_size, seed=1, shares=True)
+            sampler = TrainBatchSampler(61, Schedule(5, 4, rank, world_size, seed=1), shares=True)
             sampler.set_position(2)
             own = [key.index for batch in sampler for key in batch]
             assert {index % world_size for index in own} == {rank} and len(own) == 20
@@ -786,7 +778,7 @@ def test_names_in_the_hub_s_imagenet(formats, tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["n01440764"])})
     rows = {"image": [{"bytes": data, "path": path} for path in paths], "label": [0] * 4}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data/validation-00000-of-00001.parquet")
-    ours = open_source("hfds", "val", str(tmp_path), 0, 0)
+    ours = open_source("hfds", "val", str(tmp_path))
     assert [ours.key(i) for i in range(4)] == [
         f"n01440764/{name}" for name in ("a.JPEG", "n01440764_10026.JPEG", "b.JPEG", "3")
     ]
@@ -907,9 +899,11 @@ def shard_of(path: Path, **members: bytes) -> None:
 def test_a_label_that_is_none(tmp_path, about):
     shard_of(tmp_path / "val-0.tar", json=about)
     with pytest.raises(DataError, match="a: has no label"):
-        list(open_source("wds", "val", str(tmp_path), 3, 0).read(0))
+        list(open_source("wds", "val", str(tmp_path), opening=Opening(num_classes=3)).read(0))
     shard_of(tmp_path / "val-0.tar", json=b"[1]", cls=b"2")
-    assert [sample.label for sample in open_source("wds", "val", str(tmp_path), 3, 0).read(0)] == [2]
+    assert [
+        sample.label for sample in open_source("wds", "val", str(tmp_path), opening=Opening(num_classes=3)).read(0)
+    ] == [2]
 
 
 @pytest.mark.parametrize("about", [
@@ -924,7 +918,7 @@ def test_an_info_that_cannot_be_trusted(copied, tmp_path, about):
     info["splits"]["val"].update(about)
     path.write_text(json.dumps(info))
     with pytest.raises(DataError, match="_info.json: its splits need"):
-        list(open_source("wds", "val", str(copied / "wds"), 0, 0).read(0))
+        list(open_source("wds", "val", str(copied / "wds")).read(0))
     assert not (tmp_path / "touched").exists()
 
 
@@ -932,7 +926,7 @@ def test_a_shard_cut_between_samples_without_an_info(tmp_path):
     shard_of(tmp_path / "val-0.tar", cls=b"0")
     os.truncate(tmp_path / "val-0.tar", 3 * 512)  # header, header, label
     with pytest.raises(DataError, match="no whole shard .it has no end"):
-        open_source("wds", "val", str(tmp_path), 3, 0)
+        open_source("wds", "val", str(tmp_path), opening=Opening(num_classes=3))
 
 
 @pytest.mark.parametrize("column, values, part", [
@@ -951,7 +945,7 @@ def test_parquet_that_cannot_be_trusted(tmp_path, column, values, part):
     table = {"image": [{"bytes": b"x", "path": "a.png"}] * 2, "label": [0, 1], column: values}
     pq.write_table(pa.table(table), root / "data/val-0.parquet")
     with pytest.raises(DataError, match=part):
-        open_source("hfds", "val", str(root), 3, 0).load(0)
+        open_source("hfds", "val", str(root), opening=Opening(num_classes=3)).load(0)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
@@ -965,7 +959,7 @@ def test_a_tar_with_sizes_that_are_none(copied):
         member.pax_headers = {"size": "9" * 30}
         archive.addfile(member)
     with pytest.raises(DataError, match="no whole tar file"):
-        open_source("tar", "val", str(copied / "tar"), 0, 0)
+        open_source("tar", "val", str(copied / "tar"))
 
 
 def test_a_deflated_image_that_grows_without_end(tmp_path, formats):
@@ -976,7 +970,7 @@ def test_a_deflated_image_that_grows_without_end(tmp_path, formats):
     data[place : place + 4] = (1000).to_bytes(4, "little")
     (tmp_path / "val.zip").write_bytes(data)
     (tmp_path / "val_map.txt").write_text("0/bomb.png\t0\n")
-    source = open_source("zip", "val", str(tmp_path), 0, 0)
+    source = open_source("zip", "val", str(tmp_path))
     tracemalloc.start()
     with pytest.raises(DataError, match="bad checksum"):
         source.load(0)

@@ -91,9 +91,9 @@ def test_formats_have_the_same_images_and_say_what_they_leave_out(mixed, kind):
         with zipfile.ZipFile(mixed / "val.zip", "w") as archive:
             for path in sorted(folder.rglob("*")):
                 archive.write(path, path.relative_to(folder))
-    source = open_source(kind, "val", str(mixed), 0, 0)
+    source = open_source(kind, "val", str(mixed))
     assert [source.key(index) for index in range(len(source))] == wanted(mixed) and source.classes == ["a", "b"]
-    assert source.fingerprint == open_source("folder", "val", str(mixed), 0, 0).fingerprint
+    assert source.fingerprint == open_source("folder", "val", str(mixed)).fingerprint
     colours = [np.asarray(source.load(index)[0])[20, 20, 0] for index in range(len(source))]
     assert (
         np.abs(np.array(colours) - [100 * label + 5 * n for label in range(2) for n in range(len(WRITTEN))]).max() <= 6
@@ -102,7 +102,7 @@ def test_formats_have_the_same_images_and_say_what_they_leave_out(mixed, kind):
     # folders are one each in a folder, in an archive their files are; a folder of its own lies in a
     hidden = 2 * len(TOOLS)
     assert len(lines) == 1 and f": {len(OTHERS) + hidden} (such as " in lines[0]
-    assert not open_source("folder", "train", str(mixed), 0, 0).notes
+    assert not open_source("folder", "train", str(mixed)).notes
 
 
 def test_check_and_training_and_evaluation_say_it(mixed, write_config, capsys):
@@ -123,7 +123,7 @@ def test_prepare_data_takes_them_and_says_what_it_leaves_out(mixed, tmp_path, ca
     assert (
         said.count("left out") == 1 and f": {len(OTHERS) + 2 * len(TOOLS)} (such as " in said and "is a whole" in said
     )
-    source = open_source(command, "val", str(output), 0, 0)
+    source = open_source(command, "val", str(output))
     assert [source.key(index) for index in range(len(source))] == wanted(mixed) and not source.notes
     assert prepare_data.main(["verify", str(mixed), "--workers", "0", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -145,11 +145,11 @@ def test_predictions_take_the_same_from_a_folder(mixed):
 def test_a_class_whose_files_are_no_images(mixed, tmp_path):
     picture(mixed / "train" / "c" / "photo", "PNG", 1)
     with pytest.raises(DataError, match="'c'.*left out.*1 .*c/photo.*DATA.CLASS_MAP"):
-        open_source("folder", "train", str(mixed), 0, 0)
+        open_source("folder", "train", str(mixed))
     with tarfile.open(mixed / "train.tar", "w") as archive:
         archive.add(mixed / "train", ".")
     with pytest.raises(DataError, match="'c'.*left out.*1 .*c/photo.*DATA.CLASS_MAP"):
-        open_source("tar", "train", str(mixed), 0, 0)
+        open_source("tar", "train", str(mixed))
 
 
 def test_avif_that_pillow_does_not_read_is_named(tmp_path, monkeypatch):
@@ -165,5 +165,5 @@ def test_zip_by_the_command_itself(mixed):
     if subprocess.run(["which", "zip"], capture_output=True).returncode:
         pytest.skip("no zip command on this machine")
     subprocess.run(["zip", "-qr", "val.zip", "val"], cwd=mixed, check=True)
-    source = open_source("zip", "val", str(mixed), 0, 0)
+    source = open_source("zip", "val", str(mixed))
     assert [source.key(index) for index in range(len(source))] == wanted(mixed)

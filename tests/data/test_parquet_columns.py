@@ -15,7 +15,7 @@ from PIL import Image
 import prepare_data
 from conftest import error_of, load, run
 from data.class_order import timm_order
-from data.sources import open_source
+from data.sources import Opening, open_source
 from utils.errors import ConfigError, DataError
 
 NAMES = [str(number) for number in range(11)] + ["Zebra", "apple"]
@@ -43,7 +43,7 @@ def write(root: Path, images, labels, split: str = "val", names=("image", "label
 
 
 def opened(root: Path, split: str = "val", num_classes: int = 0, **more):
-    return open_source("hfds", split, str(root), num_classes, 0, **more)
+    return open_source("hfds", split, str(root), opening=Opening(num_classes=num_classes, **more))
 
 
 def reds(source) -> list[int]:
@@ -93,7 +93,8 @@ def test_names_are_numbered_as_folders_are(tmp_path, kind):
     for order in ("torchvision", "timm"):
         source = opened(root, class_order=order)
         assert (
-            source.classes == open_source("folder", "val", str(tmp_path / "folders"), 0, 0, class_order=order).classes
+            source.classes
+            == open_source("folder", "val", str(tmp_path / "folders"), opening=Opening(class_order=order)).classes
         )
         assert labels(source) == [source.classes.index(name) for name in names] and reds(source) == list(
             range(len(names))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.samplers import EvalSampler, TrainBatchSampler
+from data.schedule import Schedule
 from engine.checkpoints.progress import Progress
 from engine.checkpoints.resume import fit_progress
 from engine.training.plan import BatchPlan
@@ -24,8 +25,12 @@ settings.register_profile("tests", deadline=None, max_examples=150)
 settings.load_profile("tests")
 
 
+def schedule(plan: BatchPlan, rank: int, seed: int, repeats: int = 1) -> Schedule:
+    return Schedule(plan.batches_per_epoch, plan.batch_size, rank, plan.world_size, seed, repeats)
+
+
 def sampler(plan: BatchPlan, rank: int, seed: int) -> TrainBatchSampler:
-    return TrainBatchSampler(plan.num_images, plan.batches_per_epoch, plan.batch_size, rank, plan.world_size, seed)
+    return TrainBatchSampler(plan.num_images, schedule(plan, rank, seed))
 
 
 def batches(plan, rank, seed, epoch, first=0):
@@ -137,10 +142,7 @@ FIRST_EPOCH = [(0, 1104671200), (4, 3445148934), (3, 1581207211), (2, 3514358936
 
 def repeated(plan, repeats, seed, epoch, first=0):
     """By process: its micro-batches of an epoch in which images stand several times."""
-    settings = (plan.num_images, plan.batches_per_epoch, plan.batch_size)
-    found = [
-        TrainBatchSampler(*settings, rank, plan.world_size, seed, repeats=repeats) for rank in range(plan.world_size)
-    ]
+    found = [TrainBatchSampler(plan.num_images, schedule(plan, rank, seed, repeats)) for rank in range(plan.world_size)]
     for one in found:
         one.set_position(epoch, first)
     return [list(one) for one in found]
@@ -186,7 +188,7 @@ def test_repeats_resume_anywhere(images, batch, world, repeats, seed, epoch, dat
 
 def test_without_repeats_nothing_is_as_with_them():
     """And nothing is other than it ever was: these seeds are of before there were repeats."""
-    found = TrainBatchSampler(5, 2, 2, 0, 1, seed=1)
+    found = TrainBatchSampler(5, Schedule(2, 2, 0, 1, seed=1))
     assert [key[:2] for batch in found for key in batch] == FIRST_EPOCH
     assert {key.seed for key in dealt(repeated(BatchPlan(5, 2, 1, 1), 2, 1, 0))}.isdisjoint(
         seed for _, seed in FIRST_EPOCH

@@ -16,7 +16,7 @@ import prepare_data
 from conftest import error_of, run
 from data.class_maps import read_class_map
 from data.decode import decode_image
-from data.sources import open_source
+from data.sources import Opening, open_source
 from data.transforms import eval_transform
 from engine.tasks import create_task
 from parts.prepare_data import verify
@@ -84,7 +84,7 @@ def members_of(layout: list[str], image=lambda n: b"image %d" % n, label=lambda 
 
 
 def opened(root: Path, columns=("image", "label"), num_classes=3, **more):
-    return open_source("wds", "val", str(root), num_classes, 0, columns=columns, **more)
+    return open_source("wds", "val", str(root), opening=Opening(num_classes=num_classes, columns=columns, **more))
 
 
 def read_all(source) -> list:
@@ -96,7 +96,7 @@ def refusal(root: Path, *members: str, columns=("image", "label")) -> str:
     write_shard(root / "val-0.tar", [(name, label_text(name, 1)) for name in members])
     with pytest.raises(DataError) as counted:
         opened(root, columns)
-    source = open_source("wds", "val-0.tar|1", str(root), 3, 0, columns=columns)
+    source = open_source("wds", "val-0.tar|1", str(root), opening=Opening(num_classes=3, columns=columns))
     with pytest.raises(DataError) as read:
         read_all(source)
     assert str(counted.value) == str(read.value) and "\n" not in str(read.value)
@@ -255,9 +255,11 @@ def test_an_image_of_a_longer_suffix_is_said(tmp_path, capsys):
         "DATA.COLUMNS names another"
     )
     assert opened(tmp_path).notes == [line]
-    assert open_source("wds", "val-{0..0}.tar|6", str(tmp_path), 3, 0).notes == [line]  # not counted
+    assert open_source("wds", "val-{0..0}.tar|6", str(tmp_path), opening=Opening(num_classes=3)).notes == [
+        line
+    ]  # not counted
     assert opened(tmp_path, ("image.jpg", "cls")).notes == []
-    piped = open_source("wds", f"pipe:cat {tmp_path}/val-{{0..0}}.tar|6", str(tmp_path), 3, 0)
+    piped = open_source("wds", f"pipe:cat {tmp_path}/val-{{0..0}}.tar|6", str(tmp_path), opening=Opening(num_classes=3))
     assert piped.notes == [] and len(read_all(piped)) == len(read_all(piped)) == COUNT
     assert capsys.readouterr().err == line.replace(f"{tmp_path}/val", f"pipe:cat {tmp_path}/val") + "\n"
 
@@ -335,7 +337,7 @@ def memorised(config: Path, path: Path) -> None:
     torch.manual_seed(0)
     model = create_task(cfg).build_model(3).eval()
     transform = eval_transform(cfg.DATA.IMG_SIZE, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT)
-    pictures = [transform(decode_image(io.BytesIO(png(n)))).pixels for n in range(COUNT)]
+    pictures = [transform.picture(decode_image(io.BytesIO(png(n)))).pixels for n in range(COUNT)]
     mean, std = (torch.tensor(values) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
     pixels = torch.stack([torch.as_tensor(picture) for picture in pictures]).float() / 255
     images = ((pixels - mean) / std).permute(0, 3, 1, 2)

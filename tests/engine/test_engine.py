@@ -15,6 +15,7 @@ from torch import nn
 
 import models  # noqa: F401
 from conftest import error_of, launch, run, run_processes
+from data.schedule import Schedule
 from engine.checkpoints.progress import Progress, Window
 from engine.setup.model import create_model, prepare_model
 from engine.setup.precision import NativePrecision, create_precision, resolve_dtype
@@ -25,11 +26,11 @@ from engine.training.recorder import Recorder
 from engine.training.saver import Saver
 from engine.training.trainer import Trainer
 from engine.training.waits import Waits
-from utils.distributed import Launch
 from utils.errors import ConfigError
 from utils.macs import measure_complexity
 from utils.metrics import ACC1
-from utils.peers import Peers
+from utils.processes.launch import Launch
+from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
 CPU = torch.device("cpu")
@@ -58,7 +59,14 @@ def make_trainer(model, batch_size, accumulation_steps, num_images, precision=No
     settings["log"].picture = lambda *_: None
     trainer = Trainer(**{**settings, **changes})
     trainer.task.preview = lambda *_: None
-    trainer.train_loader = type("Loader", (), {"dataset": type("D", (), {"classes": []}), "sizes": ()})
+    trainer.train_loader = type(
+        "Loader",
+        (),
+        {
+            "dataset": type("D", (), {"classes": []}),
+            "schedule": Schedule(plan.batches_per_epoch, plan.batch_size, 0, 1, 0),
+        },
+    )
     return trainer
 
 
@@ -507,7 +515,7 @@ def test_every_setting_reaches_its_place(write_config, monkeypatch):
     assert (saver.every_epochs, saver.every_steps, saver.every_minutes) == (4, 5, 7.5)
     assert (trainer.seed, trainer.print_freq, trainer.guard.policy) == (7, 3, "skip")
     for loader in (trainer.train_loader, trainer.val_loader):
-        dataset = loader.loader.dataset
+        dataset = loader.dataset
         assert (dataset.on_error, dataset.source.decode.keywords, dataset.source.inside) == (
             "skip",
             {"exif": False},
@@ -516,7 +524,7 @@ def test_every_setting_reaches_its_place(write_config, monkeypatch):
         assert loader.finish.memory_format is torch.contiguous_format
     assert (trainer.epochs, trainer.clip_grad, trainer.compile_mode) == (10, 1.5, "max-autotune")
     assert (trainer.plan.total_batch_size, trainer.plan.updates_per_epoch) == (8, 8)
-    assert trainer.train_loader.sampler.seed == 7
+    assert trainer.train_loader.schedule.seed == 7
 
     groups = trainer.optimizer.param_groups
     assert {g["weight_decay"] for g in groups} == {0.0, 0.11} and min(g["lr_scale"] for g in groups) < 0.1
@@ -536,12 +544,12 @@ def test_every_setting_reaches_its_place(write_config, monkeypatch):
     )
     assert trainer.model.layers[0].blocks[0].attn.interaction == "add"
 
-    steps = trainer.train_loader.loader.dataset.transform.steps
+    steps = trainer.train_loader.dataset.transform.steps
     crop, flip, policy, erasing = steps["crop and resize"], steps["flip"], steps["augment"], steps["erase"].erasing
     assert (crop.scale, crop.ratio, flip.p) == ((0.4, 0.9), (0.8, 1.2), 0.15)
     assert policy.num_layers == 3 and {op.magnitude for op in policy.ops} == {7}
     assert (erasing.probability, erasing.max_count) == (0.35, 2)
-    assert trainer.val_loader.loader.dataset.transform.steps["resize"].size in (64, (64, 64))
+    assert trainer.val_loader.dataset.transform.steps["resize"].size in (64, (64, 64))
 
 
 def test_label_smoothing_without_mixup(write_config, monkeypatch):

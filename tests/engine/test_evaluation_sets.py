@@ -492,7 +492,7 @@ def test_images_that_are_made_do_not_depend_on_the_split(evaluate, data, sets_fi
 @made
 def test_the_images_that_are_made(data):
     """Resized, cropped, corrupted with a seed of their own, compressed, and nothing else."""
-    source = open_source("folder", "val", str(data), 0, 0)
+    source = open_source("folder", "val", str(data))
     for index in (0, 1):
         image, label = source.load(index)
         seed = derive_seed(source.key(index), "gaussian_noise", 3)

@@ -16,9 +16,9 @@ from engine.evaluation.knn import Bank, Neighbours
 from engine.training import freeze
 from engine.training.optim import create_lr_scheduler, create_optimizer
 from utils.config import load_config
-from utils.distributed import Launch
 from utils.errors import ConfigError
-from utils.peers import Peers
+from utils.processes.launch import Launch
+from utils.processes.peers import Peers
 
 CPU = torch.device("cpu")
 DROP_PATHS = {"drop_path_rate": 0.5}
@@ -380,7 +380,9 @@ def test_the_run_s_votes_are_those_of_its_features_of_its_files(write_config, tm
         vectors = []
         for path in paths:
             with open(path, "rb") as file:
-                pixels = torch.from_numpy(transform(transform.decode(file)).pixels.copy()).permute(2, 0, 1) / 255
+                pixels = (
+                    torch.from_numpy(transform.picture(transform.decode(file)).pixels.copy()).permute(2, 0, 1) / 255
+                )
             with torch.inference_mode():
                 vectors.append(
                     model.forward_head(model.forward_features(((pixels - mean) / std)[None]), pre_logits=True)[0]

@@ -9,9 +9,9 @@ from data.batches import Finish, collate_items
 from engine.evaluation.mistakes import Mistakes
 from engine.tasks.classification import Classification
 from utils.config import config_from
-from utils.distributed import Launch
 from utils.metrics import ClassificationMetrics
-from utils.peers import Peers
+from utils.processes.launch import Launch
+from utils.processes.peers import Peers
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 ALONE = Peers(Launch(), 0, None, 60.0, on_loss=print)
@@ -85,7 +85,8 @@ def test_of_equal_losses_the_first_name_counts():
 def _in_two_processes(folder):
     import os
 
-    from utils.distributed import process_group, read_launch
+    from utils.processes.group import process_group
+    from utils.processes.launch import read_launch
 
     launch = read_launch(os.environ, None)
     with process_group(launch, torch.device("cpu"), os.getppid()) as store:

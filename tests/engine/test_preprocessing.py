@@ -60,7 +60,7 @@ def timm_s_logits(model, root):
 
 
 def our_logits(model, cfg):
-    batches = eval_loader(create_task(cfg).val_dataset(), batch_size=8, rank=0, world_size=1, **loading(cfg, CPU))
+    batches = eval_loader(create_task(cfg).val_dataset(), 8, rank=0, world_size=1, loading=loading(cfg, CPU))
     with torch.no_grad():
         return torch.cat([model(batch.images) for batch in batches])
 

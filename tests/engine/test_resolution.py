@@ -13,7 +13,8 @@ from torchvision import transforms
 from conftest import Stop, assert_same_run, error_of, launch, run, stop_at_update
 from data.batches import Examples
 from data.dataset import ImageDataset, SeededIndex
-from data.samplers import TrainBatchSampler, size_at
+from data.samplers import TrainBatchSampler
+from data.schedule import Schedule
 from data.sources import open_source
 from data.transforms import eval_transform
 from engine.evaluation.evaluators import ClassEvaluator
@@ -44,15 +45,15 @@ def note_sizes(monkeypatch):
 
 
 def test_a_size_is_a_function_of_the_epoch():
-    sampler = TrainBatchSampler(8, 2, 4, 0, 1, seed=0, sizes=STEPS)
-    plain = TrainBatchSampler(8, 2, 4, 0, 1, seed=0)
+    sampler = TrainBatchSampler(8, Schedule(2, 4, 0, 1, seed=0, sizes=STEPS))
+    plain = TrainBatchSampler(8, Schedule(2, 4, 0, 1, seed=0))
     for epoch, size in enumerate([32, 64, 64, 48, 48]):
         sampler.set_position(epoch)
         plain.set_position(epoch)
         keys = [key for batch in sampler for key in batch]
         # the same images and augmentation
         assert [key[:2] for key in keys] == [key[:2] for batch in plain for key in batch]
-        assert {key.size for key in keys} == {size} and size_at(plain.sizes, epoch) == 0
+        assert {key.size for key in keys} == {size} and plain.schedule.size_at(epoch) == 0
 
 
 @pytest.mark.parametrize("backend", ["pil", "cv2"])
@@ -60,7 +61,7 @@ def test_a_sized_picture_is_that_of_a_set_of_that_size(digits, backend):
     small, large = (augmentation(backend=backend, img_size=size) for size in (32, 64))
 
     def dataset(transform, **sized):
-        return ImageDataset(open_source("folder", "train", str(digits), 0, 0, transform.decode), transform, **sized)
+        return ImageDataset(open_source("folder", "train", str(digits), transform.decode), transform, **sized)
 
     both = dataset(small, sized={32: small, 64: large})
     for seed in range(5):
@@ -127,13 +128,13 @@ def result(tmp_path):
 
 
 def test_five_crops_are_torchvision_s(digits):
-    source = open_source("folder", "val", str(digits), 0, 0)
+    source = open_source("folder", "val", str(digits))
     resized = transforms.Resize(45, transforms.InterpolationMode.BICUBIC)(source.load(0)[0])
-    views = eval_transform(40, "bicubic", 0.875, crops=5)(source.load(0)[0])
+    views = eval_transform(40, "bicubic", 0.875, crops=5).picture(source.load(0)[0])
     wanted = [np.array(crop) for crop in transforms.FiveCrop(40)(resized)]
     assert len(views) == 5 and all(np.array_equal(view.pixels, crop) for view, crop in zip(views, wanted))
     assert len({crop.tobytes() for crop in wanted}) == 5
-    assert np.array_equal(views[4].pixels, eval_transform(40, "bicubic", 0.875)(source.load(0)[0]).pixels)
+    assert np.array_equal(views[4].pixels, eval_transform(40, "bicubic", 0.875).picture(source.load(0)[0]).pixels)
 
 
 def test_the_mean_of_probabilities_and_its_logarithm():

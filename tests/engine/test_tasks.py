@@ -3,19 +3,21 @@
 import inspect
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from conftest import ROOT, Stop, assert_same_run, run, stop_at_update
+from data.batches import collate_pictures
 from engine.evaluation.evaluators import ClassEvaluator, ClosingClassEvaluator
 from engine.evaluation.knn import Bank, Neighbours
 from engine.tasks import TASKS
 from engine.tasks.base import ClosingEvaluator, Evaluator, Task
 from engine.tasks.classification import Classification
-from utils.distributed import sum_over_ranks
 from utils.metrics import Metric
+from utils.processes.collectives import sum_over_ranks
 
 
 class Reading(Classification):
@@ -52,8 +54,12 @@ class Reading(Classification):
 
 
 def with_own_targets(dataset):
-    dataset.collate_targets = lambda digits: {"digits": [torch.tensor([digit]) for digit in digits]}
+    dataset.collate = partial(collate_pictures, collate_targets=in_a_list)
     return dataset
+
+
+def in_a_list(digits):
+    return {"digits": [torch.tensor([digit]) for digit in digits]}
 
 
 def errors(model, batch):

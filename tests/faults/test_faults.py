@@ -46,11 +46,11 @@ from engine.training import saver
 from engine.training.saver import Saver
 from engine.training.trainer import Trainer
 from utils import ending
-from utils.distributed import Launch
 from utils.errors import NonFiniteError, Stopped
 from utils.files import remove_unfinished
 from utils.lock import RunLock
-from utils.peers import _started
+from utils.processes.launch import Launch
+from utils.processes.members import when_started
 
 RUNS = "output/fat_tiny"
 
@@ -843,7 +843,7 @@ def test_loading_processes_end_with_theirs(write_config, monkeypatch, moment):
     workers = children.read_text().split()
     job.send(signal.SIGKILL, rank=0)
     assert job.wait() == [137]
-    job.until(lambda: not any(_started(int(worker)) for worker in workers), timeout=3)
+    job.until(lambda: not any(when_started(int(worker)) for worker in workers), timeout=3)
 
 
 def with_a_launcher_that_ends(seconds=4):
@@ -858,7 +858,7 @@ def test_processes_end_that_wait_for_a_launcher_which_was_killed(write_config, t
     """Killed before all have met: rank 1 of two, alone, would wait for minutes."""
     ended = tmp_path / "ended"
     monkeypatch.setattr(
-        "utils.distributed.os._exit", lambda status, leave=os._exit: (ended.write_text(str(status)), leave(status))
+        "utils.processes.group.os._exit", lambda status, leave=os._exit: (ended.write_text(str(status)), leave(status))
     )
     environment = {
         "TORCHELASTIC_RUN_ID": "x", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",

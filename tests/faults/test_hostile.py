@@ -98,7 +98,7 @@ def test_a_left_out_image_is_replaced_by_another_one_never_by_grey(images):
     from data.dataset import ImageDataset, SeededIndex
 
     path = corrupt(victim(images, "train"), "truncated")
-    source = open_source("folder", "train", str(images), 0, 0)
+    source = open_source("folder", "train", str(images))
     index = next(i for i in range(len(source)) if source.name(i) == str(path))
     dataset = ImageDataset(source, np.asarray, "skip")
     for seed in range(5):
@@ -306,7 +306,7 @@ def test_links_inside_are_followed_and_circles_are_not(images):
 
 def test_the_folder_itself_may_be_a_link(tmp_path, images):
     (tmp_path / "linked").symlink_to(images)
-    source = open_source("folder", "train", str(tmp_path / "linked"), 0, 0)
+    source = open_source("folder", "train", str(tmp_path / "linked"))
     assert source.load(0)[1] == 0
 
 

@@ -17,8 +17,8 @@ from conftest import Job, assert_same_run, free_port, launch, load, with_smalles
 from engine.training.trainer import Trainer
 from launcher import on_this_machine, torchrun
 from utils.errors import DataError
-from utils.meeting import meet
-from utils.restarts import restarts_left
+from utils.processes.meeting import meet
+from utils.processes.restarts import restarts_left
 from utils.signals import requested_stop
 
 RUNS = Path("output/fat_tiny")

@@ -18,8 +18,8 @@ import prepare_data
 from conftest import ROOT, Job, error_of, load, run
 from data.batches import Finish
 from data.dataset import ImageDataset
-from data.loader import EvalLoader
-from data.sources import open_source, wds
+from data.loader import EvalLoader, Loading
+from data.sources import Opening, open_source, wds
 from data.sources.folder import FolderSource
 from data.sources.image_paths import FileSource
 from data.transforms import eval_transform
@@ -204,7 +204,7 @@ def test_a_slow_opening_is_waited_for(shards, monkeypatch):
     count = wds.WdsSource._count
     monkeypatch.setattr(wds.WdsSource, "_count", lambda *args: (time.sleep(1), count(*args))[1])
     (shards / "_info.json").unlink()
-    assert len(open_source("wds", "train", str(shards), 3, 0, timeout=3.0)) == 60
+    assert len(open_source("wds", "train", str(shards), opening=Opening(num_classes=3, timeout=3.0))) == 60
 
 
 def test_a_signal_is_obeyed_while_a_data_set_is_opened(write_config, shards):
@@ -241,7 +241,7 @@ def test_a_pipe_in_a_shard_s_place_is_refused(shards):
     (shards / "train-000001.tar").unlink()
     (shards / "fifo").rename(shards / "train-000001.tar")
     with pytest.raises(DataError, match="train-000001.tar: no such shard"):
-        open_source("wds", "train", str(shards), 3, 0, timeout=2.0)
+        open_source("wds", "train", str(shards), opening=Opening(num_classes=3, timeout=2.0))
 
 
 # predict.py
@@ -291,7 +291,7 @@ def small_loader(digits: Path, **settings) -> EvalLoader:
     transform = eval_transform(32, "bicubic", 0.875, True, 1)
     dataset = ImageDataset(FolderSource(digits / "val", transform.decode), transform)
     finish = Finish([0.5] * 3, [0.5] * 3, torch.device("cpu"), False)
-    return EvalLoader(dataset, 4, 0, 1, finish, prefetch=2, pin_memory=False, **settings)
+    return EvalLoader(dataset, 4, 0, 1, Loading(finish, prefetch=2, pin_memory=False, **settings))
 
 
 def test_a_stopped_loading_process_is_named(digits):

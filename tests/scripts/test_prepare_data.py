@@ -758,7 +758,7 @@ def test_verify_takes_off_leading_folders_as_reading_does(digits, tmp_path, kind
     report, folder = found(tmp_path, form), found(digits, "folder")
     assert not report["problems"]
     assert report["splits"]["val"] == folder["splits"]["val"]
-    assert len(open_source(form, "val", str(tmp_path), 0, 0)) == 29
+    assert len(open_source(form, "val", str(tmp_path))) == 29
 
 
 def test_verify_finds_repeated_names(packed, tmp_path):

@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import ROOT, error_of, rest, run
 from utils.device import select_device
-from utils.distributed import Launch, read_launch
 from utils.errors import ConfigError
+from utils.processes.launch import Launch, read_launch
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 

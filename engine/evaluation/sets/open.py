@@ -4,13 +4,13 @@ import json
 import os
 import pkgutil
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
 from data.class_maps import IMAGENET, SUBSETS, read_class_map
 from data.corruptions import PACKAGE, CorruptedSource, failure_of, load_corruptions
-from data.sources import is_stream, keys_of, open_source
+from data.sources import Opening, is_stream, keys_of, open_source
 from data.sources.relabelled import relabelled
 from utils.errors import ConfigError, DataError, did_you_mean
 
@@ -45,7 +45,7 @@ def open_sets(
     val: Callable[[], Any],
     classes: Sequence[str],
     root: str,
-    **opening: Any,
+    opening: Opening = Opening(),
 ) -> dict[str, EvaluationSet]:
     """The sets, ready to be evaluated on: all are checked before the first is.
 
@@ -55,7 +55,7 @@ def open_sets(
         val: opens the validation images.
         classes: the model's, in label order.
         root: folder of the sets.
-        opening: how each set's images are opened, see `data.sources.open_source`.
+        opening: how each set's images are opened, its classes are counted here.
 
     Raises:
         ConfigError, DataError: a set is missing or does not fit the model.
@@ -72,7 +72,7 @@ def open_sets(
     return opened
 
 
-def _open_images(spec: SetSpec, task, val, classes, root, opening: dict[str, Any]) -> EvaluationSet:
+def _open_images(spec: SetSpec, task, val, classes, root, opening: Opening) -> EvaluationSet:
     subset = _subset(spec, classes)
     folder = Path(root, spec.path)
     found = EvaluationSet(spec, subset=subset, place=str(folder))
@@ -80,7 +80,7 @@ def _open_images(spec: SetSpec, task, val, classes, root, opening: dict[str, Any
     def opened(path: str):
         def source(decode: Callable):
             place, split = os.path.split(os.path.join(root, path).rstrip("/"))
-            inner = open_source(spec.format, split, place, len(classes), 0, decode=decode, **opening)
+            inner = open_source(spec.format, split, place, decode, replace(opening, num_classes=len(classes)))
             return relabelled(inner, label_folders(spec, inner.classes, classes, subset), classes)
 
         return task.set_dataset(source, spec.crop_pct)

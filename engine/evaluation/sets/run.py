@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from utils.metrics import Metric, corruption_errors
-from utils.peers import Peers
+from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
 from ..loop import summarize

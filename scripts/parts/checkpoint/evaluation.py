@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from yacs.config import CfgNode
 
 from data.loader import eval_loader, train_loader
+from data.schedule import Schedule
 from engine.checkpoints.load import load_weights
 from engine.evaluation.loop import evaluate
 from engine.setup.loading import loading
@@ -17,9 +18,9 @@ from engine.setup.precision import create_precision
 from engine.tasks import create_task
 from utils.conflicts import require_no_conflict
 from utils.device import select_device
-from utils.distributed import Launch
 from utils.errors import CheckpointError
-from utils.peers import Peers
+from utils.processes.launch import Launch
+from utils.processes.peers import Peers
 from utils.rng import seed_all
 from utils.run_log import RunLog
 
@@ -39,13 +40,14 @@ class Evaluation:
         self.task = create_task(cfg)
         model = self.task.build_model(len(classes))
         self.model = prepare_model(model, self.device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
-        self.placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=0, world_size=1, **loading(cfg, self.device))
+        self.placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=0, world_size=1)
+        self.loading = loading(cfg, self.device)
         self.loader = None
 
     def metrics(self, state: State) -> dict[str, Any]:
         """The task's metrics of these weights over all validation images."""
         if self.loader is None:
-            self.loader = eval_loader(self.task.val_dataset(self.classes), **self.placing)
+            self.loader = eval_loader(self.task.val_dataset(self.classes), **self.placing, loading=self.loading)
         load_weights(self.model, state, self.path)
         precision = create_precision(self.cfg.AMP.ENABLED, self.cfg.AMP.DTYPE, self.device)
         log = RunLog(Path(), enabled=True)
@@ -79,10 +81,9 @@ class Evaluation:
         require_no_conflict(cfg, "benchmark_data")  # which opens the training images, too
         seed_all(cfg.SEED)
         train_set = self.task.train_dataset()
-        images = train_loader(
-            train_set, num_batches=max(len(train_set) // cfg.DATA.BATCH_SIZE, 1), seed=cfg.SEED, repeats=cfg.AUG.REPEATS, sizes=(),
-            buffer=cfg.DATA.SHUFFLE_BUFFER, cache_mode="no", **self.placing,
-        )  # fmt: skip
+        in_epoch = max(len(train_set) // cfg.DATA.BATCH_SIZE, 1)
+        schedule = Schedule(num_batches=in_epoch, seed=cfg.SEED, repeats=cfg.AUG.REPEATS, **self.placing)
+        images = train_loader(train_set, schedule, self.loading, cfg.DATA.SHUFFLE_BUFFER, cache_mode="no")
         epochs = (images.epoch(epoch, 0) for epoch in itertools.count())
         for batch in itertools.islice(itertools.chain.from_iterable(epochs), batches):
             self.model(batch.images)

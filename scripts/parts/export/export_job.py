@@ -19,7 +19,7 @@ from torch.utils.data import Subset
 
 import models
 from data.batches import Finish
-from data.loader import Loader, eval_loader
+from data.loader import Loader, Loading, eval_loader
 from data.sources.image_paths import find_images
 from data.stream import StreamDataset
 from engine.inference.trained import Trained
@@ -97,12 +97,11 @@ class Job:
         if most and not isinstance(dataset, StreamDataset):
             count = min(most, len(dataset))
             spread = Subset(dataset, [i * len(dataset) // count for i in range(count)])
-            spread.collate_targets = dataset.collate_targets
+            spread.collate = dataset.collate
             dataset = spread
         finish = Finish(cfg.DATA.MEAN, cfg.DATA.STD, CPU)
-        return eval_loader(
-            dataset, batch_size=32, rank=0, world_size=1, finish=finish, num_workers=0, prefetch=1, pin_memory=False
-        )
+        loading = Loading(finish, num_workers=0, prefetch=1, pin_memory=False)
+        return eval_loader(dataset, batch_size=32, rank=0, world_size=1, loading=loading)
 
     def first(self, split: str, most: int) -> torch.Tensor:
         """So many of a split's images, or fewer: (N, 3, H, W)."""

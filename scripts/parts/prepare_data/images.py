@@ -8,10 +8,12 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from data.sources.folder import OR_MAP, OR_OTHER_FOLDER, FolderSource
-from utils.errors import DataError, UserError
+from data.sources.folder import FolderSource, Remedies
+from utils.errors import DataError
 from utils.rng import fingerprint
 
+# the script has a flag for one of them, and reads nothing but train/ and val/
+REMEDIES = Remedies(trust_links="give --outside-links", or_skip="", or_map="", or_other_folder="")
 READERS = 8  # threads; on network file systems a file's latency is most of its time
 
 
@@ -33,10 +35,7 @@ class Images:
             raise DataError(
                 f"{self.folder}: no such folder; give the folder that holds train/<class>/* and val/<class>/*"
             )
-        try:
-            self.source = FolderSource(self.folder, decode=lambda file: file.read(), outside_links=outside_links)
-        except UserError as error:
-            raise reworded(error) from error
+        self.source = read_folder(self.folder, outside_links)
         self.classes = self.source.classes
         self.sizes = np.empty(len(self), dtype=np.int64)
         times = np.empty(len(self), dtype=np.int64)
@@ -70,10 +69,7 @@ class Images:
         Raises:
             UserError: it cannot be read, or has another size than at the start.
         """
-        try:
-            data = self.source.load(index)[0]
-        except UserError as error:
-            raise reworded(error) from error
+        data = self.source.load(index)[0]
         if len(data) != self.sizes[index]:
             raise DataError(
                 f"{self.folder / self.key(index)}: has changed since the start; start again when nobody writes there"
@@ -84,6 +80,11 @@ class Images:
         """(index, bytes) in the order given, read ahead by threads."""
         with ThreadPoolExecutor(READERS) as pool:
             yield from zip(indices, in_order(pool, self.read, indices, 4 * READERS))
+
+
+def read_folder(folder: Path, outside_links: bool) -> FolderSource:
+    """The files of a split's folder, undecoded."""
+    return FolderSource(folder, decode=lambda file: file.read(), outside_links=outside_links, remedies=REMEDIES)
 
 
 def open_splits(root: Path, splits: Sequence[str], outside_links: bool) -> list[Images]:
@@ -123,11 +124,3 @@ def in_order(pool: Executor, function: Callable, items: Iterable, ahead: int, *a
     finally:
         for future in waiting:
             future.cancel()
-
-
-def reworded(error: UserError) -> UserError:
-    """FolderSource's errors name keys of a run's config; here they are flags, or not to be had."""
-    text = str(error).replace("set DATA.OUTSIDE_LINKS True", "give --outside-links")
-    for way_out in (", or set DATA.ON_ERROR skip", OR_MAP, OR_OTHER_FOLDER):
-        text = text.replace(way_out, "")
-    return type(error)(text)

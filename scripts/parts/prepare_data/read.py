@@ -16,13 +16,12 @@ from data.class_maps import wordnet_ids
 from data.image_files import is_image, notes_of
 from data.sources.archive import describe_leading, inner_name, leading_folders
 from data.sources.columns import file_in, key_of
-from data.sources.folder import FolderSource
 from data.sources.wds_members import USUAL, Parts, grouped
 from utils.cli import importing
 from utils.errors import DataError, UserError
 
 from .archives import require_end
-from .images import reworded
+from .images import read_folder
 from .parquet import NAMES
 from .shards import INFO
 
@@ -43,9 +42,9 @@ class Folder:
         path: Path, split: str, problems: list[str], notes: list[str]
     ) -> tuple[Optional[list[str]], Iterator[Item]]:
         try:
-            source = FolderSource(path / split, decode=lambda file: file.read(), outside_links=True)
+            source = read_folder(path / split, outside_links=True)
         except UserError as error:
-            problems.append(str(reworded(error)))
+            problems.append(str(error))
             return None, iter(())
 
         notes.extend(source.notes)
@@ -55,7 +54,7 @@ class Folder:
                 try:
                     data, label = source.load(i)
                 except UserError as error:
-                    problems.append(str(reworded(error)))
+                    problems.append(str(error))
                     continue
                 yield source.key(i), label, data
 

@@ -23,9 +23,9 @@ from engine.tasks import create_task
 from utils.cli import whole_number
 from utils.config import config_from, to_dict
 from utils.device import select_device
-from utils.distributed import Launch
-from utils.peers import Peers
 from utils.pictures import grid, titled
+from utils.processes.launch import Launch
+from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
 from . import inputs
@@ -103,7 +103,7 @@ def evaluated(trained: Trained, args: argparse.Namespace) -> tuple[dict[str, Any
     task = create_task(cfg)
     dataset = task.val_dataset(trained.classes)
     model = prepare_model(trained.model, device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
-    loader = eval_loader(dataset, batch_size=cfg.DATA.BATCH_SIZE, rank=0, world_size=1, **loading(cfg, device))
+    loader = eval_loader(dataset, cfg.DATA.BATCH_SIZE, rank=0, world_size=1, loading=loading(cfg, device))
     mistakes = Mistakes(device, cfg.DATA.MEAN, cfg.DATA.STD, args.number)
     alone, log = Peers(Launch()), Listing()
     metrics = evaluate(

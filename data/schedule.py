@@ -1,0 +1,24 @@
+"""What is trained on when, as far as the config says it."""
+
+from dataclasses import dataclass
+from typing import Sequence
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The micro-batches of one process of a run.
+
+    The images of each are a function of these values and the epoch, see `TrainBatchSampler` and `TrainStream`.
+    """
+
+    num_batches: int  # micro-batches in an epoch
+    batch_size: int  # images per process and micro-batch
+    rank: int  # this process
+    world_size: int  # how many there are
+    seed: int  # of orders and augmentations
+    repeats: int = 1  # how often an image stands in an epoch, each time with another augmentation
+    sizes: Sequence[tuple[int, int]] = ()  # (epoch, size) of images, each from its epoch on; none: the data set's own
+
+    def size_at(self, epoch: int) -> int:
+        """Of an epoch's images; 0: the data set's own."""
+        return next((size for first, size in reversed(self.sizes) if first <= epoch), 0)

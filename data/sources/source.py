@@ -1,0 +1,50 @@
+"""What a source of images is. Both kinds are read by any number of processes at the same time."""
+
+from typing import Any, Iterator, Protocol, Sequence
+
+
+class Source(Protocol):
+    """Images that are read by index.
+
+    It may have `notes`, lines to be said of it, such as what it leaves out; and `sizes`, `read` and `cache`, by which its
+    files can be held in memory, see `data.cache`.
+    """
+
+    classes: Sequence[str]  # names, in label order
+    fingerprint: str  # changes when its images or their order do
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> tuple[Any, Any]:
+        """What `decode` makes of an image, and its target: a label, or what the task that reads it agrees on with its
+        transform, such as a mask's path or a dictionary of boxes. Raises DataError: it cannot be read.
+        """
+
+    def key(self, index: int) -> str:
+        """Which image it is: `<class>/<file>` in each format of the same images."""
+
+    def name(self, index: int) -> str:
+        """For messages."""
+
+
+class Stored(Protocol):
+    """An image of a shard, read but not decoded. More of it is the source's own."""
+
+    key: str
+
+
+class StreamSource(Protocol):
+    """Images in shards that are read from the first byte to the last; see `data.stream`."""
+
+    classes: Sequence[str]
+    fingerprint: str
+    shards: Sequence[str]  # files, or what else names them
+
+    def __len__(self) -> int:
+        """Images in all shards, as far as that is known."""
+
+    def read(self, shard: int) -> Iterator[Stored]:
+        """The images of a shard, in order. Raises DataError: it is damaged."""
+
+    def load(self, stored: Stored) -> tuple[Any, Any]:
+        """As `Source.load`."""
