@@ -4,8 +4,10 @@ import contextlib
 import functools
 import json
 import os
+import runpy
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -111,17 +113,22 @@ def digits(tmp_path_factory) -> Path:
 @pytest.fixture
 def write_config(tmp_path, digits):
     """Writes a YAML file of `SMALL` with the given values over it; returns its path."""
+    return config_writer(tmp_path, digits)
+
+
+def config_writer(folder: Path, digits: Path):
+    """`write_config` for a folder: for fixtures that several tests share."""
 
     def write(name: str = "small.yaml", **sections) -> Path:
         config = {key: dict(value) if isinstance(value, dict) else value for key, value in SMALL.items()}
         config["DATA"]["DATA_PATH"] = str(digits)
-        config["OUTPUT"] = str(tmp_path / "output")
+        config["OUTPUT"] = str(folder / "output")
         for section, values in sections.items():
             if isinstance(values, dict):
                 config.setdefault(section, {}).update(values)
             else:
                 config[section] = values
-        path = tmp_path / name
+        path = folder / name
         path.write_text(yaml.safe_dump(config))
         return path
 
@@ -244,6 +251,26 @@ class Job:
     def said(self, text: str):
         """A condition for `until`."""
         return lambda: text in self.text()
+
+
+def run_program(script: str, *argv, folder: Path = ROOT) -> subprocess.CompletedProcess:
+    """`python script argv...` in a folder, in a process forked from this one; the script's path is the repository's."""
+    texts = [Path(tempfile.mkdtemp()) / name for name in ("stdout", "stderr")]
+
+    def in_place_of_main():
+        os.chdir(folder)
+        for number, text in enumerate(texts, 1):
+            os.dup2(os.open(text, os.O_WRONLY | os.O_CREAT), number)
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        sys.argv = [str(ROOT / script), *map(str, argv)]
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as ended:
+            os._exit(ended.code or 0)
+        os._exit(0)
+
+    (status,) = Job(prepare=in_place_of_main).wait()
+    return subprocess.CompletedProcess([script, *argv], status, *(text.read_text() for text in texts))
 
 
 @functools.cache

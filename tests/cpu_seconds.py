@@ -40,7 +40,9 @@ class CpuSeconds:
         for file, seconds in by_file.items():
             by_folder[file.rpartition("/")[0]] += seconds
         terminalreporter.section("CPU seconds")
-        terminalreporter.write_line(f"{sum(by_file.values()):8.1f}  all {len(self.by_test)} tests, without their imports")
+        terminalreporter.write_line(
+            f"{sum(by_file.values()):8.1f}  all {len(self.by_test)} tests, without their imports"
+        )
         for sums in (by_folder, by_file, self.by_test):
             for name, seconds in sums.most_common(60):
                 if seconds >= 0.5:
