@@ -7,11 +7,14 @@ from typing import Optional, Sequence
 
 from engine.arguments import command_of, config_flags, parse_args, require_cache_of_archives
 from engine.commands import load_command
+from engine.observer import Observer
 from utils import ending
 from utils.config import load_config
+from utils.conflicts import TRAIN
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Optional[Sequence[str]] = None, observers: Sequence[Observer] = ()) -> None:
+    """Does what the command line asks for; `observers` are told of a training run's events."""
     args = parse_args(argv, __doc__)
     name = command_of(args)
     cfg = load_config(args.cfg, args.opts, config_flags(args), name)
@@ -20,13 +23,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
     from engine.session import open_session
 
-    with open_session(cfg, args.opts[::2], args.local_rank) as session:
+    with open_session(cfg, args.opts[::2], args.local_rank, name in TRAIN, observers) as session:
         command(session)
 
 
-def run_and_leave(argv: Optional[Sequence[str]] = None) -> None:
+def run_and_leave(argv: Optional[Sequence[str]] = None, observers: Sequence[Observer] = ()) -> None:
     """`main`, with its errors as one line and an exit status."""
-    ending.run_rank(lambda: main(argv))
+    ending.run_rank(lambda: main(argv, observers))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ it is laid over the normalised batch. On the CPU the result has the bits of torc
 timm's `RandomErasing`, one image at a time.
 """
 
+import itertools
+from collections import Counter, defaultdict
 from typing import Any, Callable, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
@@ -112,6 +114,40 @@ def resize_examples(batch: Examples, size: int) -> Examples:
     )
 
 
+def erase_in_turn(images: torch.Tensor, boxes: Sequence[tuple[int, ...]], fills: torch.Tensor) -> None:
+    """Lays the fills over the images, box by box, as `Batch` has them."""
+    start = 0
+    for i, top, left, height, width, *shape in boxes:
+        fill = fills[start : start + 3 * shape[0] * shape[1]].view(3, *shape)
+        images[i, :, top : top + height, left : left + width] = fill
+        start += fill.numel()
+
+
+def erase_together(images: torch.Tensor, boxes: Sequence[tuple[int, ...]], fills: torch.Tensor) -> None:
+    """The same in a number of operators that does not depend on the number of boxes, for GPUs: value by value, each with
+    its place in the images and in the fills. Boxes of one image, which may lie over one another, come in turns.
+    """
+    starts = itertools.accumulate((3 * box[5] * box[6] for box in boxes), initial=0)
+    turns: dict[int, list[tuple[int, ...]]] = defaultdict(list)
+    seen: Counter[int] = Counter()  # boxes of each image
+    for box, start in zip(boxes, starts):
+        turns[seen[box[0]]].append((*box, start))
+        seen[box[0]] += 1
+    for rows in turns.values():
+        sizes = [3 * height * width for _, _, _, height, width, *_ in rows]
+        firsts = itertools.accumulate(sizes[:-1], initial=0)
+        table = torch.tensor([(*row, first, size) for row, first, size in zip(rows, firsts, sizes)])
+        table = table.to(images.device, non_blocking=True)
+        # With the length known, nothing waits for the device.
+        table = table.repeat_interleave(table[:, -1], dim=0, output_size=sum(sizes))  # a row for each value
+        image, top, left, height, width, fill_height, fill_width, start, first, _ = table.unbind(1)
+        inside = torch.arange(len(table), device=images.device) - first
+        channel, y, x = inside // (height * width), inside // width % height, inside % width
+        # a fill is as large as its box, or a single pixel
+        source = start + (channel * fill_height + y % fill_height) * fill_width + x % fill_width
+        images[image, channel, top + y, left + x] = fills[source]
+
+
 class Finish:
     """Makes a `Batch` what a model takes, `Examples`, on the device.
 
@@ -131,11 +167,9 @@ class Finish:
     def __call__(self, batch: Batch) -> Examples:
         images, fills, targets = to_device([batch.images, batch.fills, batch.targets], self.device)
         images = map_tensors(images, self._normalised)
-        start = 0
-        for i, top, left, height, width, *shape in batch.boxes:
-            fill = fills[start : start + 3 * shape[0] * shape[1]].view(3, *shape)
-            images[i][:, top : top + height, left : left + width] = fill
-            start += fill.numel()
+        if batch.boxes:
+            erase = erase_together if images.is_cuda else erase_in_turn
+            erase(images, batch.boxes, fills)
         return Examples(images, targets, batch.keys)
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:

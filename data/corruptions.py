@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, one_line
 from utils.rng import derive_seed
 
 # of those on PyPI the one that runs with numpy 2 and keeps the paper's strengths
@@ -32,7 +32,7 @@ def load_corruptions() -> dict[str, Any]:
     try:
         from imagecorruptions import corruption_dict
     except Exception as error:  # its imports fail in many ways beside packages that are too new
-        raise ConfigError(f"{PACKAGE}: cannot be imported ({' '.join(str(error).split())}); {INSTALL}") from error
+        raise ConfigError(f"{PACKAGE}: cannot be imported ({one_line(error)}); {INSTALL}") from error
     return corruption_dict
 
 
@@ -65,7 +65,7 @@ def failure_of(corruption: str, severity: int) -> Optional[str]:
         size = corrupt(image, corruption, severity, 0).size
         return None if size == image.size else f"its image has {size[0]} x {size[1]} pixels"
     except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return f"{type(error).__name__}: {one_line(error)}"
 
 
 class CorruptedSource:
@@ -97,7 +97,7 @@ class CorruptedSource:
         try:
             corrupted = corrupt(PLACE(image), self.corruption, self.severity, seed)
         except Exception as error:  # of the package's
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            reason = f"{type(error).__name__}: {one_line(error)}"
             raise DataError(f"{self.name(index)}: cannot be corrupted ({reason}); leave the corruption out") from error
         corrupted.save(file, "JPEG", quality=QUALITY)
         return Image.open(file).convert("RGB"), label

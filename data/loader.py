@@ -11,7 +11,7 @@ from typing import Any, Callable, Iterator, Optional, Sequence, Union
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from utils.errors import DataError, ShortageError
+from utils.errors import DataError, ShortageError, one_line
 from utils.rng import derive_seed
 from utils.signals import requested_stop
 
@@ -133,7 +133,7 @@ class Loader:
     def _shortage(self, error: Exception) -> Optional[ShortageError]:
         """What the machine lacks for the sending of batches, if that is what an error is about."""
         ended = next((line.removeprefix("ended: ") for line in self.lines.read() if line.startswith("ended: ")), "")
-        text = f"{ended} {' '.join(str(error).split())}"
+        text = f"{ended} {one_line(error)}"
         workers = f"DATA.NUM_WORKERS is {self.loader.num_workers}"
         again = "and start the same command again"
         if getattr(error, "errno", None) == errno.EMFILE or "Too many open files" in text:

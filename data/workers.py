@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Iterator, Optional
 
 from utils.ending import at_end
+from utils.errors import one_line
 from utils.signals import end_with_parent, ignore_stop_signals
 
 from .patience import patience
@@ -83,7 +84,7 @@ def waiting(timeout: float) -> Iterator[None]:
 def end_with_reason(error: BaseException, _) -> None:
     """A batch that cannot be sent would be dropped, and waited for without an end: this process ends instead."""
     if _line is not None:
-        _line.write(f"ended: {type(error).__name__}: {' '.join(str(error).split())}")
+        _line.write(f"ended: {type(error).__name__}: {one_line(error)}")
     os._exit(1)
 
 

@@ -8,6 +8,7 @@ from yacs.config import CfgNode
 
 from utils.cli import Parser
 from utils.errors import ConfigError
+from utils.schema import ENGINES
 
 
 def parse_args(argv: Optional[Sequence[str]] = None, description: str = "") -> argparse.Namespace:
@@ -42,6 +43,11 @@ def parse_args(argv: Optional[Sequence[str]] = None, description: str = "") -> a
         "--fused", action="store_true", help="with --eval or --throughput: the deployed form of the model"
     )
     parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="with --eval or --throughput, on a CPU: what computes; others than torch get the deployed form, exported in memory",
+    )
+    parser.add_argument(
         "--benchmark-data", nargs="?", type=float, const=0.0, metavar="IMAGES_PER_SECOND",
         help="time the loading of training images, say how many workers that many images/s of all GPUs take, and end",
     )  # fmt: skip
@@ -61,39 +67,36 @@ def parse_args(argv: Optional[Sequence[str]] = None, description: str = "") -> a
 
 def require_no_contradiction(args: argparse.Namespace, parser: Parser) -> None:
     """Raises ConfigError: flags that contradict, or values that no flag takes."""
-    if args.amp_opt_level == "O2":
-        parser.error(
-            "--amp-opt-level O2: was NVIDIA apex's, which has no amp since 2025; use O1, torch's autocast, or O0, float32"
-        )
-    if args.disable_amp and args.amp_opt_level == "O1":
-        parser.error(f"--disable_amp contradicts --amp-opt-level {args.amp_opt_level}; give one of them")
-    if args.check and (args.eval or args.throughput):
-        parser.error(
-            f"--check contradicts {'--eval' if args.eval else '--throughput'}, it checks a training run; give one of them"
-        )
-    for flag, given in (("--eval", args.eval), ("--resume", args.resume), ("--pretrained", args.pretrained)):
-        if args.throughput and given:
-            parser.error(f"{flag} contradicts --throughput, which times the model alone; give one of them")
-    if args.fused and not (args.eval or args.throughput):
-        parser.error("--fused: the deployed form cannot be trained; add --eval or --throughput")
-    others = {
-        "--eval": args.eval,
-        "--check": args.check,
-        "--throughput": args.throughput,
-        "--resume": args.resume,
-        "--pretrained": args.pretrained,
-    }
-    for flag, given in others.items():
-        if args.benchmark_data is not None and given:
-            parser.error(
-                f"{flag} contradicts --benchmark-data, which times the loading of images alone; give one of them"
-            )
-    if args.benchmark_data and not (0 < args.benchmark_data < math.inf):
-        parser.error(
-            f"--benchmark-data: {args.benchmark_data} is no speed; give the images/s that all GPUs together take, or nothing"
-        )
-    if args.eval and args.resume and args.pretrained:
-        parser.error("--eval: --resume contradicts --pretrained, either could be meant; give one of them")
+    for message, found in (
+        ("--amp-opt-level O2: was NVIDIA apex's, which has no amp since 2025; use O1, torch's autocast, or O0, float32",
+         args.amp_opt_level == "O2"),
+        ("--disable_amp contradicts --amp-opt-level O1; give one of them", args.disable_amp and args.amp_opt_level == "O1"),
+        ("--check contradicts --eval, it checks a training run; give one of them", args.check and args.eval),
+        ("--check contradicts --throughput, it checks a training run; give one of them", args.check and args.throughput),
+        *contradictions(args, "--throughput", "times the model alone", ("eval", "resume", "pretrained")),
+        ("--fused: the deployed form cannot be trained; add --eval or --throughput",
+         args.fused and not (args.eval or args.throughput)),
+        ("--engine: training is torch's; add --eval or --throughput", args.engine and not (args.eval or args.throughput)),
+        *contradictions(args, "--benchmark-data", "times the loading of images alone",
+                        ("eval", "check", "throughput", "resume", "pretrained")),
+        (f"--benchmark-data: {args.benchmark_data} is no speed; give the images/s that all GPUs together take, or nothing",
+         args.benchmark_data and not 0 < args.benchmark_data < math.inf),
+        ("--eval: --resume contradicts --pretrained, either could be meant; give one of them",
+         args.eval and args.resume and args.pretrained),
+    ):  # fmt: skip
+        if found:
+            parser.error(message)
+
+
+def contradictions(
+    args: argparse.Namespace, flag: str, what_it_does: str, others: Sequence[str]
+) -> list[tuple[str, bool]]:
+    """A message for each flag that must not stand beside `flag`, and whether it does."""
+    asked = vars(args)[flag.removeprefix("--").replace("-", "_")] not in (None, False)
+    return [
+        (f"--{other} contradicts {flag}, which {what_it_does}; give one of them", asked and bool(vars(args)[other]))
+        for other in others
+    ]
 
 
 def command_of(args: argparse.Namespace) -> str:
@@ -115,6 +118,7 @@ def config_flags(args: argparse.Namespace) -> dict[str, Any]:
         "TRAIN.USE_CHECKPOINT": True if args.use_checkpoint else None,
         "MODEL.PRETRAINED": args.pretrained,
         "MODEL.RESUME": args.resume,
+        "TEST.ENGINE": args.engine,
         "TEST.FUSED": True if args.fused else None,
         "OUTPUT": args.output,
         "TAG": args.tag,

@@ -11,8 +11,8 @@ from yacs.config import CfgNode
 
 from utils import ending
 from utils.config import to_dict
-from utils.device import is_out_of_memory, select_device, use_deterministic_algorithms
-from utils.errors import ConfigError, OutputError, ProcessError, ShortageError, Stopped
+from utils.device import choose_arithmetic, is_out_of_memory, select_device, use_deterministic_algorithms
+from utils.errors import ConfigError, OutputError, ProcessError, ShortageError, Stopped, one_line
 from utils.malloc import keep_freed_memory
 from utils.processes import backend_errors
 from utils.processes.group import process_group
@@ -22,6 +22,7 @@ from utils.processes.peers import Peers
 from utils.processes.sameness import facts_of, require_same_start
 from utils.run_log import RunLog
 
+from .observer import Observer
 from .setup.preprocessing import take_from_model
 
 
@@ -35,6 +36,8 @@ class Session:
     peers: Peers
     directory: Path
     log: RunLog
+    arithmetic: str = ""  # of a GPU, see `choose_arithmetic`
+    observers: Sequence[Observer] = ()  # who is told of a training run's events
 
     @property
     def is_first(self) -> bool:
@@ -44,7 +47,8 @@ class Session:
     @property
     def placement(self) -> str:
         """Where it runs, for the log."""
-        return f"{self.device} | {self.launch.world_size} process{'es' if self.launch.world_size > 1 else ''}"
+        processes = f"{self.launch.world_size} process{'es' if self.launch.world_size > 1 else ''}"
+        return f"{self.device} | {processes}" + (f" | {self.arithmetic}" if self.arithmetic else "")
 
 
 def run_directory(cfg: CfgNode) -> Path:
@@ -53,13 +57,21 @@ def run_directory(cfg: CfgNode) -> Path:
 
 
 @contextlib.contextmanager
-def open_session(cfg: CfgNode, given: Sequence[str], local_rank: Optional[int]) -> Iterator[Session]:
+def open_session(
+    cfg: CfgNode,
+    given: Sequence[str],
+    local_rank: Optional[int],
+    training: bool = False,
+    observers: Sequence[Observer] = (),
+) -> Iterator[Session]:
     """The processes meet, the block runs, they part. An error of torch or of the system becomes one of ours.
 
     Args:
         cfg: the config as loaded.
         given: keys that the user set on the command line, which DATA.FROM_MODEL leaves alone.
         local_rank: as old launchers pass it.
+        training: whether the command trains, for which float32 may be TF32.
+        observers: who is told of a training run's events.
 
     Raises:
         UserError: of every kind.
@@ -71,6 +83,8 @@ def open_session(cfg: CfgNode, given: Sequence[str], local_rank: Optional[int]) 
     device = select_device(cfg.DEVICE, launch.gpu)
     if cfg.DETERMINISTIC:
         use_deterministic_algorithms()
+    fixed_sizes = not (training and cfg.TRAIN.IMG_SIZES)
+    arithmetic = choose_arithmetic(device, not training, cfg.DETERMINISTIC, fixed_sizes)
     directory = run_directory(cfg)
     with process_group(launch, device, ending.LAUNCHER) as store:
         log = RunLog(directory, launch.rank == 0, cfg.LOGGERS, to_dict(cfg))
@@ -79,7 +93,7 @@ def open_session(cfg: CfgNode, given: Sequence[str], local_rank: Optional[int]) 
         together = False
         try:
             require_same_start(peers, cfg)
-            yield Session(cfg, launch, device, peers, directory, log)
+            yield Session(cfg, launch, device, peers, directory, log, arithmetic, observers)
             peers.meet()
             together = True
         except Stopped as stopped:
@@ -110,7 +124,7 @@ def raise_as_ours(error: Exception, cfg: CfgNode, device: torch.device) -> None:
         reason = " ".join(str(error).split(". ")[0].split())
         raise ConfigError(f"DETERMINISTIC: {reason}; switch it off") from error
     if "DataLoader worker" in str(error):
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise ShortageError(
             f"DATA.NUM_WORKERS is {cfg.DATA.NUM_WORKERS}: a loading process was killed, perhaps as memory ran out "
             f"({reason}); use fewer, and start the same command again"

@@ -11,11 +11,15 @@ from torch.utils.checkpoint import checkpoint
 
 @contextlib.contextmanager
 def frozen_running_stats(module: nn.Module):
-    """Within it, BatchNorm layers in training mode normalise by the batch and leave their buffers as they are."""
+    """Within it, BatchNorm layers in training mode normalise by the batch and leave their buffers as they are.
+
+    Means and variances stay by a momentum of 0. The counter has a copy count in its place: torch's SyncBatchNorm refuses to
+    do without one.
+    """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
     try:
         yield
     finally:

@@ -6,13 +6,13 @@ from typing import Any, Optional, Sequence, Union
 import torch
 from timm.layers import calculate_drop_path_rates, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
+from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import nn
 
 from .checkpointing import checkpointed
 from .layers import ConvStem, FATBlock, LayerNorm
 
-__all__ = ["FAT", "FATStage"]
+__all__ = ["FAT", "FATFeatures", "FATStage"]
 
 
 class FATStage(nn.Module):
@@ -156,6 +156,7 @@ class FAT(nn.Module):
             )
             for i in range(num_stages)
         )
+        self.norm0, self.norm1, self.norm2, self.norm3 = (nn.Identity() for _ in range(4))  # see add_feature_norms
         self.norm = LayerNorm(self.num_features)
         self.head_drop = nn.Dropout(drop_rate)
         self.distilled, self.distilled_training = distilled, False
@@ -200,7 +201,8 @@ class FAT(nn.Module):
         """Feature maps of the stages, at strides 4, 8, 16, 32.
 
         A stage's feature is Y of its last block (after FASA, before the ConvFFN that makes the map smaller); the last
-        stage, which does not make it smaller, gives its output. `norm` applies the final norm to that last one.
+        stage, which does not make it smaller, gives its output. `norm` applies the final norm to that last one. After
+        `add_feature_norms` each feature goes through its stage's own norm, whatever `norm` says.
         """
         if output_fmt != "NCHW":
             # as TorchScript knows it
@@ -216,10 +218,31 @@ class FAT(nn.Module):
         for i, stage in enumerate(stages):
             x, feature = stage.forward_with_feature(x)
             if i in take_indices:
-                intermediates.append(feature if stage.downsample or not norm else self.norm(feature))
+                if norm and not stage.downsample:
+                    feature = self.norm(feature)
+                intermediates.append(self._feature_norm(i, feature))
         if intermediates_only:
             return intermediates
         return (self.norm(x) if max_index == last or not stop_early else x), intermediates
+
+    def add_feature_norms(self) -> None:
+        """The dense form (the released segmentation code's): a norm for each stage's feature, `norm0` .. `norm3`.
+
+        They take the place of the final norm, which `prune_intermediate_layers` then leaves out.
+        """
+        other = next(self.parameters())  # whose device and dtype the norms have
+        for i, info in enumerate(self.feature_info):
+            setattr(self, f"norm{i}", LayerNorm(info["num_chs"]).to(other.device, other.dtype))
+
+    def _feature_norm(self, stage: int, feature: torch.Tensor) -> torch.Tensor:
+        # TorchScript finds no module by a name that is computed
+        if stage == 0:
+            return self.norm0(feature)
+        if stage == 1:
+            return self.norm1(feature)
+        if stage == 2:
+            return self.norm2(feature)
+        return self.norm3(feature)
 
     def prune_intermediate_layers(
         self, indices: Union[int, Sequence[int]] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -229,6 +252,9 @@ class FAT(nn.Module):
         self.layers = self.layers[: max_index + 1]
         if shorter:
             self.layers[-1].prune()
+        for i in range(len(self.feature_info)):
+            if i not in take_indices:
+                setattr(self, f"norm{i}", nn.Identity())
         if prune_norm or shorter:  # the norm is of the last stage's channels
             self.norm = nn.Identity()
         if prune_head:
@@ -268,14 +294,32 @@ class FAT(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
+        stages = r"^layers\.(\d+)" if coarse else r"^layers\.(\d+)\.blocks\.(\d+)"
+        with_the_one_before = (
+            99999,
+        )  # norm0 is of the first stage's group, or of its last block's; norm of the last one's
         return dict(
             stem=r"^patch_embed",
-            blocks=[(r"^layers\.(\d+)" if coarse else r"^layers\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))],
+            blocks=[(stages, None), (r"^norm(\d+)", with_the_one_before), (r"^norm\.", with_the_one_before)],
         )
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set:
         return set()  # biases and norms are one-dimensional, which timm's parameter groups leave out already
+
+
+class FATFeatures(FeatureGetterNet):
+    """What `features_only=True` gives: the dense form, each stage's feature through a norm of its own.
+
+    Its model, `.model`, has the keys and values of the backbone in the released segmentation code. The features
+    without those norms are those of timm's own class, `features_only=True, feature_cls="getter"`.
+
+    Shapes: (B, in_chans, H, W) -> a list of (B, C_i, ceil(H / 2^(i+2)), ceil(W / 2^(i+2))), for i in `out_indices`.
+    """
+
+    def __init__(self, model: FAT, *args: Any, **kwargs: Any):
+        model.add_feature_norms()
+        super().__init__(model, *args, **kwargs)
 
 
 def _cfg(**kwargs):
@@ -296,7 +340,7 @@ default_cfgs = generate_default_cfgs(
 def _create_fat(
     variant: str, pretrained: bool = False, device: Optional[str] = None, dtype: Optional[torch.dtype] = None, **kwargs
 ) -> FAT:
-    feature_cfg = dict(out_indices=(0, 1, 2, 3), feature_cls="getter")
+    feature_cfg = dict(out_indices=(0, 1, 2, 3), feature_cls=FATFeatures)
     with contextlib.nullcontext() if device is None else torch.device(device):
         model = build_model_with_cfg(FAT, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
     if dtype is not None:

@@ -38,6 +38,7 @@ import models  # noqa: E402
 from models.fuse import is_native_on_cpu  # noqa: E402
 from plain_fat import PlainFAT  # noqa: E402
 from utils import provenance  # noqa: E402
+from utils.device import choose_arithmetic  # noqa: E402
 from utils.malloc import keep_freed_memory  # noqa: E402
 from utils.markdown import markdown_table  # noqa: E402
 
@@ -200,14 +201,23 @@ def step(
 # How it is timed
 
 
+def warm_up(candidate: Candidate, device: torch.device, with_memory: bool) -> None:
+    """Calls a candidate for the first time, which compiles what is to be compiled, and once more to see what memory it takes."""
+    before = allocated(device) - bytes_of(candidate.run.parts) if with_memory else 0
+    started = time.perf_counter()
+    candidate.run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    candidate.first_seconds = time.perf_counter() - started
+    if with_memory:
+        candidate.memory_mib = peak_memory(candidate.run, device, before)
+
+
 def time_in_turns(candidates: Sequence[Candidate], rounds: int, device: torch.device, seconds: float) -> None:
-    """Warms all up, then times each once per round, for about `seconds` each."""
+    """Times each once per round, for about `seconds` each; they have been warmed up."""
     repeats = []
     for candidate in candidates:
-        started = time.perf_counter()
-        candidate.run()
         elapsed(candidate.run, 1, device)
-        candidate.first_seconds = time.perf_counter() - started
         repeats.append(max(1, round(seconds / elapsed(candidate.run, 1, device))))
     for _ in range(rounds):
         for candidate, number in zip(candidates, repeats):
@@ -231,12 +241,17 @@ def elapsed(run: Callable, number: int, device: torch.device) -> float:
     return (clock() - started) / number
 
 
-def peak_memory(run: Callable, device: torch.device) -> float:
-    """MiB of tensors at the fullest moment of a call, parameters, gradients and optimizer state among them."""
+def peak_memory(run: Callable, device: torch.device, others: int) -> float:
+    """MiB of tensors at the fullest moment of a call, parameters, gradients and optimizer state among them.
+
+    Args:
+        others: bytes on a GPU that are not the candidate's, as other candidates wait there for their turn.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         run()
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - others) / 2**20
     if getattr(run.parts[0], "_compiled_call_impl", None):
         return float("nan")  # the tracker sees eager operators only
     tracker = MemTracker()
@@ -244,6 +259,16 @@ def peak_memory(run: Callable, device: torch.device) -> float:
     with tracker:
         run()
     return sum(part["Total"] for part in tracker.get_tracker_snapshot("peak").values()) / 2**20
+
+
+def allocated(device: torch.device) -> int:
+    """Bytes of tensors on a GPU; a CPU has no such count, and needs none."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def bytes_of(parts: Sequence) -> int:
+    """Of a model's parameters and buffers, before its first call: an optimizer beside it has no state yet."""
+    return sum(tensor.nbytes for tensor in (*parts[0].parameters(), *parts[0].buffers()))
 
 
 # What comes of it
@@ -363,6 +388,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     facts, rows = environment(device, kept), []
     command = shlex.join(["python", "scripts/benchmark.py", *(sys.argv[1:] if argv is None else argv)])
     for task in args.tasks:
+        # as main.py has it
+        arithmetic = choose_arithmetic(device, exact=task == "inference", deterministic=False, fixed_sizes=True)
+        facts += [f"{task}: {arithmetic}"] if arithmetic else []
         for batch_size in args.batch_sizes if task == "inference" else args.train_batch_sizes:
             images = torch.randn(batch_size, 3, args.img_size, args.img_size, device=device)
             make = (
@@ -378,8 +406,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
                 candidates = list(
                     make(names, images, args.precisions, "" if number == len(args.models) else args.compile_mode)
                 )
-                for candidate in candidates if task == "train" or device.type == "cuda" else ():
-                    candidate.memory_mib = peak_memory(candidate.run, device)
+                for candidate in candidates:
+                    warm_up(candidate, device, with_memory=task == "train" or device.type == "cuda")
                 time_in_turns(candidates, args.rounds, device, args.seconds)
                 found = rows_of(task, batch_size, candidates)
                 if number == len(args.models):

@@ -19,6 +19,7 @@ from utils.errors import UserError, did_you_mean, printable
 
 FORMATS = {  # by name: what it is; a module of parts/export/ each
     "onnx": "ONNX file, for onnxruntime and other engines",
+    "openvino": "OpenVINO's form: .xml and .bin with float32 weights, compared in OpenVINO",
     "program": "torch.export program, for torch without this project's code",
     "aoti": "AOTInductor package: compiled for this kind of machine, for C++ or Python",
     "hub": "folder for the Hugging Face hub: safetensors weights, timm's config.json, model card",
@@ -65,9 +66,15 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--dynamic-size",
         action="store_true",
-        help="images of any height and width, not only the model's own (onnx, program, aoti)",
+        help="images of any height and width, not only the model's own (onnx, openvino, program, aoti)",
     )
     parser.add_argument("--opset", type=whole_number(1), default=20, help="of ONNX files (default: 20)")
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="in which openvino's form is to be run; the file says so (default: float32)",
+    )
     parser.add_argument(
         "--calibration-images", type=whole_number(1), default=512, help="training images for int8 (default: 512)"
     )
@@ -81,14 +88,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
     args = build_parser().parse_args(argv)
     from engine.inference.trained import load_trained
-    from parts.export.export_job import Job
+    from parts.export.export_job import Job, Options
 
     trained = load_trained(args.checkpoint, args.cfg, args.classes, args.weights)
     for line in trained.warnings:
         print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
-    job = Job(
-        trained, args.output, args.images, args.data_path, args.bound, args.dynamic_size, args.opset, args.calibration_images, args.max_drop,
-    )  # fmt: skip
+    options = Options(args.bound, args.dynamic_size, args.opset, args.calibration_images, args.max_drop, args.precision)
+    job = Job(trained, args.output, args.images, args.data_path, options)
     print(
         f"{args.checkpoint}: {job.cfg.MODEL.NAME}, {trained.weights} weights, {len(trained.classes)} classes, {job.size} px",
         flush=True,

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Iterable, Iterator, Mapping, Optional, Sequenc
 from command_line import Parser, add_weights, importing, run_script, whole_number
 from utils.errors import ConfigError, OutputError, printable
 from utils.files import atomic_write
+from utils.schema import ENGINES
 
 STANDARD = "-"  # input or output
 OUTPUTS = ("csv", "json", "sheet")
@@ -89,6 +90,7 @@ def predict_all(args: argparse.Namespace, paths: list[str], with_sheet: bool, wi
 
 def open_predictor(args: argparse.Namespace):
     """The checkpoint's model, ready for images, and what its predictions depend on, which is said."""
+    from engine.inference.engines import is_deployed
     from engine.inference.predictor import Predictor
     from engine.inference.trained import load_trained
     from utils.device import select_device
@@ -101,11 +103,14 @@ def open_predictor(args: argparse.Namespace):
         say(f"warning: {line}")
     device = select_device(args.device, 0)
     workers = min(8, available_cores(1)) if args.workers is None else args.workers
-    predictor = Predictor(trained, device, args.topk, args.img_size, args.batch_size, workers, args.fused, args.amp)
+    predictor = Predictor(
+        trained, device, args.topk, args.img_size, args.batch_size, workers, args.fused, args.amp, args.engine
+    )
     facts = {
         "checkpoint": str(args.checkpoint), "model": trained.cfg.MODEL.NAME, "weights": trained.weights,
         "classes": len(trained.classes), "img_size": predictor.img_size, "device": str(device),
-        "precision": str(predictor.precision), "fused": args.fused,
+        "precision": str(predictor.engine.precision), "fused": is_deployed(args.engine, trained.model, args.fused),
+        "engine": args.engine,
     }  # fmt: skip
     say(", ".join(f"{key} {value}" for key, value in facts.items()))
     if trained.note:
@@ -179,6 +184,12 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     )
     parser.add_argument("--fused", action="store_true", help="use the model's deployed form, which is faster")
     parser.add_argument("--amp", action="store_true", help="use 16 bits on a GPU, which is faster")
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="torch",
+        help="what computes on a CPU; others than torch get the deployed form, exported in memory (default: torch)",
+    )
     return parser.parse_args(argv)
 
 

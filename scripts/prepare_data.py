@@ -91,8 +91,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def folders(args: argparse.Namespace) -> None:
-    from parts.prepare_data.imagenet import ARCHIVES, unpack
-    from parts.prepare_data.preparation import holding
+    from data.prepare.imagenet import ARCHIVES, unpack
+    from data.prepare.preparation import holding
 
     arguments = {"--splits": args.splits}
     for split in args.splits:
@@ -107,11 +107,11 @@ def folders(args: argparse.Namespace) -> None:
 
 
 def pack(args: argparse.Namespace) -> None:
-    from parts.prepare_data.archives import Tar, Zip, write_archives
-    from parts.prepare_data.images import open_splits
-    from parts.prepare_data.parquet import NAMES, write_parquet
-    from parts.prepare_data.preparation import holding
-    from parts.prepare_data.shards import INFO, write_shards
+    from data.prepare.archives import Tar, Zip, write_archives
+    from data.prepare.images import open_splits
+    from data.prepare.parquet import NAMES, write_parquet
+    from data.prepare.preparation import holding
+    from data.prepare.shards import INFO, write_shards
 
     splits = open_splits(args.source, args.splits, args.outside_links)
     for note in (note for images in splits for note in images.source.notes):
@@ -146,7 +146,7 @@ def show(
     path: Path, kind: Optional[str], workers: int, as_json: bool = False, source: Optional[Path] = None, splits=SPLITS
 ) -> int:
     """Verifies, and compares with the source if there is one; returns the exit status."""
-    from parts.prepare_data.verify import as_text, verify
+    from data.prepare.verify import as_text, verify
 
     report = verify(path, kind, workers)
     if source:

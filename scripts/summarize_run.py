@@ -14,21 +14,31 @@ from utils.run_files import EVAL, Records, median_speed, read_figures, weights_i
 matplotlib.use("Agg")
 
 
+COUNTS = ("num_images", "unreadable")  # beside the figures of an evaluation, whatever the task
+
+
+def figures_in(records: Records) -> list[str]:
+    """What an evaluation of the run's task gives, the loss aside; first what the task goes by."""
+    return [name for name in records["epoch"][-1]["raw"] if name not in ("loss", *COUNTS)]
+
+
 def draw_curves(records: Records, path: Path) -> None:
-    """Loss and accuracy over epochs, as a PNG."""
+    """The loss and the task's first figure over epochs, as a PNG."""
     epochs = [r["epoch"] + 1 for r in records["epoch"]]
-    weights = weights_in(records)
-    figure, (loss_axes, accuracy_axes) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    loss_axes.plot(epochs, [r["train_loss"] for r in records["epoch"]], label="training (augmented, smoothed)")
-    for name in weights:
-        loss_axes.plot(epochs, [r[name]["loss"] for r in records["epoch"]], label=f"validation, {name}")
-        accuracy_axes.plot(epochs, [r[name]["acc1"] for r in records["epoch"]], label=f"top-1, {name}")
+    first = figures_in(records)[0]
+    figure, (loss_axes, figure_axes) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    training_loss = [r["train_loss"] for r in records["epoch"]]
+    loss_axes.plot(epochs, training_loss, color="grey", label="training (augmented, smoothed)")
+    for name in weights_in(records):  # of one colour in both
+        if "loss" in records["epoch"][-1][name]:  # not every task has one
+            loss_axes.plot(epochs, [r[name]["loss"] for r in records["epoch"]], label=f"validation, {name}")
+        figure_axes.plot(epochs, [r[name][first] for r in records["epoch"]], label=name)
     loss_axes.set(xlabel="epoch", ylabel="loss", title="Loss")
-    accuracy_axes.set(xlabel="epoch", ylabel="%", title="Validation accuracy")
-    for axes in (loss_axes, accuracy_axes):
+    figure_axes.set(xlabel="epoch", ylabel=first, title=f"Validation, {first}")
+    for axes in (loss_axes, figure_axes):
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
 
 
 def table_rows(run: Path, records: Records) -> list[tuple[str, str]]:
@@ -50,16 +60,18 @@ def table_rows(run: Path, records: Records) -> list[tuple[str, str]]:
     if evaluation.is_file():
         try:
             result = json.loads(evaluation.read_text())
-            result["raw"]["acc1"]
+            result["raw"][figures_in(records)[0]]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{evaluation}: is no evaluation's result; run main.py --eval again") from error
         rows.append(("evaluated checkpoint", result["checkpoint"]))
     else:
         result = records["epoch"][-1]
         rows.append(("evaluated", f"after epoch {result['epoch'] + 1}"))
+    figures = figures_in(records)
     for name in ("raw", "ema"):
         if name in result:
-            rows.append((f"{name} acc1 / acc5", f"{result[name]['acc1']:.2f} % / {result[name]['acc5']:.2f} %"))
+            values = [f"{result[name][key]:.2f}{' %' * key.startswith('acc')}" for key in figures]
+            rows.append((f"{name} {' / '.join(figures)}", " / ".join(values)))
     if result.get("unreadable") or result.get("raw", {}).get("unreadable"):
         missing = result.get("unreadable") or result["raw"]["unreadable"]
         rows.append(("NOT THE FULL SET", f"{missing} images could not be read and are in no metric"))
@@ -72,10 +84,12 @@ def table_rows(run: Path, records: Records) -> list[tuple[str, str]]:
 def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run")
-    run = parser.parse_args().run
-    records = read_figures(run)
-    draw_curves(records, run / "curves.png")
-    rows = [*table_rows(run, records), ("curves", str(run / "curves.png"))]
+    parser.add_argument("--curves", type=Path, help="PNG for the curves (default: curves.png in the run's folder)")
+    args = parser.parse_args()
+    curves = args.curves or args.run / "curves.png"
+    records = read_figures(args.run)
+    draw_curves(records, curves)
+    rows = [*table_rows(args.run, records), ("curves", str(curves))]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import runpy
@@ -149,9 +150,27 @@ def with_smallest_model(write_config):
     return write
 
 
+observers: list = []  # of every run that the tests start, see `watch`
+
+
 def run(*argv) -> None:
     """main.py in this process."""
-    cli.main([str(arg) for arg in argv])
+    cli.main([str(arg) for arg in argv], observers)
+
+
+def watch(monkeypatch, **events):
+    """Calls functions at events of the runs in this process, and in processes forked from it; see `engine.observer`.
+
+    Returns a function that ends this.
+    """
+    from engine.observer import Observer
+
+    assert all(hasattr(Observer, name) for name in events)
+    here, before = sys.modules[__name__], observers
+    monkeypatch.setattr(here, "observers", [*before, type("Watching", (Observer,), {
+        name: lambda self, *args, call=call: call(*args) for name, call in events.items()
+    })()])  # fmt: skip
+    return lambda: monkeypatch.setattr(here, "observers", before)
 
 
 def error_of(*argv) -> UserError:
@@ -203,7 +222,7 @@ class Job:
                 )
             os.environ.update(environment)
             prepare()
-            cli.run_and_leave(argv)
+            cli.run_and_leave(argv, observers)
         except BaseException:
             traceback.print_exc()
             sys.stderr.flush()
@@ -328,20 +347,14 @@ class Stop(Exception):
 
 
 def stop_at_update(monkeypatch, update):
-    """Makes the run in this process (and in processes forked from it) end at this update as if it were cut off."""
-    from engine.training.trainer import Trainer
+    """Makes the run in this process (and in processes forked from it) end before this update as if it were cut off."""
+    count = itertools.count()
 
-    original = Trainer.update
-    count = {"done": 0}
-
-    def limited(self, *args):
-        if count["done"] == update:
+    def stop(trainer, step):
+        if next(count) == update:
             raise Stop
-        count["done"] += 1
-        return original(self, *args)
 
-    monkeypatch.setattr(Trainer, "update", limited)
-    return lambda: monkeypatch.setattr(Trainer, "update", original)
+    return watch(monkeypatch, before_update=stop)
 
 
 def _process(rank: int, world_size: int, port: int, function, args) -> None:

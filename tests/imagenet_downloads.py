@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parts.prepare_data import devkit
+from data.prepare import devkit
 
 # ILSVRC2012's numbers are 1, 2, 3: not the sorted order
 SYNSETS = {"0": "n00000002", "1": "n00000001", "2": "n00000003"}

@@ -23,12 +23,13 @@ FLOORS = {  # what each room of engine/ may import of the others
     "checkpoints": set(),
     "evaluation": set(),
     "setup": {"checkpoints"},
-    "session": {"setup"},
+    "observer": set(),
+    "session": {"observer", "setup"},
     "tasks": {"checkpoints", "evaluation", "setup"},
     "inference": {"checkpoints", "evaluation", "setup", "tasks"},
-    "training": {"checkpoints", "evaluation", "session", "setup", "tasks"},
+    "training": {"checkpoints", "evaluation", "observer", "session", "setup", "tasks"},
     "report": {"tasks", "training"},
-    "commands": {"checkpoints", "evaluation", "report", "session", "setup", "tasks", "training"},
+    "commands": {"checkpoints", "evaluation", "inference", "report", "session", "setup", "tasks", "training"},
 }
 PARTS = {name.removesuffix(".py") for name in LAYERS} | {"tests", "configs"}
 
@@ -85,10 +86,89 @@ def test_ruff_finds_nothing(arguments):
     assert ended.returncode == 0, ended.stdout
 
 
+def nodes_of_code():
+    for part in LAYERS:
+        for path in files(part):
+            for node in ast.walk(ast.parse(path.read_text())):
+                yield path.relative_to(ROOT), node
+
+
+LONG = {
+    ("models/fat.py", "__init__"),  # a model's constructor, which has its architecture as arguments
+    ("data/sources/zip.py", "__init__"),
+}
+
+
+def test_functions_fit_on_a_screen():
+    """At most 60 lines; ruff counts their branches and parameters, see pyproject.toml."""
+    long = {
+        (str(path), node.name)
+        for path, node in nodes_of_code()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno >= 60
+    }
+    assert long == LONG
+
+
+def fields_of(node: ast.ClassDef) -> set[str]:
+    """What an object has: the fields that its class declares, and what its methods assign to self."""
+    declared = {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}
+    assigned = {
+        item.attr
+        for item in ast.walk(node)
+        if isinstance(item, ast.Attribute) and isinstance(item.ctx, ast.Store) and ast.unparse(item.value) == "self"
+    }
+    return declared | assigned
+
+
+MANY = {("models/fat.py", "FAT")}  # a model keeps its parts and what it was made of
+
+
+def test_classes_have_few_fields():
+    many = {
+        (str(path), node.name)
+        for path, node in nodes_of_code()
+        if isinstance(node, ast.ClassDef) and len(fields_of(node)) > 12
+    }
+    assert many == MANY
+
+
+def test_one_file_reads_what_torch_has_saved():
+    """Into which no code can come; see `engine.checkpoints.file`."""
+    readers = {
+        str(path)
+        for path, node in nodes_of_code()
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load"
+    }
+    assert readers == {"engine/checkpoints/unpickle.py"}
+
+
+ENDS = {  # where a process ends itself
+    "utils/ending.py",
+    "utils/signals.py",  # a loading process whose parent is gone
+    "utils/processes/group.py",  # one whose launcher is gone while it waits for the others
+    "data/workers.py",  # a loading process that cannot say its error
+    "scripts/predict.py",  # with a signal's status, after what it has done is said
+}
+
+
+def test_a_program_ends_in_one_place():
+    ends = {
+        str(path)
+        for path, node in nodes_of_code()
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("sys.exit", "os._exit", "exit")
+    }
+    assert ends == ENDS
+
+
 def test_models_need_only_torch_and_timm():
+    """Detectors are torchvision's own classes besides; nothing else of models imports them."""
     for path in files("models"):
-        others = imports(path) - {"torch", "timm"} - set(sys.stdlib_module_names) - {"models"}
-        assert not others, path
+        optional = {
+            *({"torchvision"} if path.is_relative_to(ROOT / "models" / "detection") else ()),
+            *({"triton"} if path.name == "norm_triton.py" else ()),  # which only a function imports
+        }
+        allowed = {"torch", "timm", "models"} | optional
+        assert not imports(path) - allowed - set(sys.stdlib_module_names), path
 
 
 def test_every_requirement_is_imported():
@@ -97,7 +177,8 @@ def test_every_requirement_is_imported():
     listed = {names.get(package, package) for package in listed if package}
     used = set().union(*(imports(path) for part in LAYERS for path in files(part)))
     # NVIDIA apex and nvImageCodec; ImageNet-C's images made here; the benchmark's, the quickstart's and prepare_data.py's own;
-    # pyarrow comes with datasets, huggingface_hub and safetensors with timm; LOGGERS wandb; scripts/export.py's onnxruntime
+    # pyarrow comes with datasets, huggingface_hub and safetensors with timm; LOGGERS wandb; engines and export: onnx, onnxscript, onnxruntime, openvino;
+    # triton comes with torch for GPUs
     optional = {
         "apex",
         "nvidia",
@@ -110,7 +191,10 @@ def test_every_requirement_is_imported():
         "huggingface_hub",
         "safetensors",
         "wandb",
+        "onnx",
+        "onnxscript",
         "onnxruntime",
+        "triton",
     }
     siblings = {path.relative_to(ROOT / "scripts").parts[0].removesuffix(".py") for path in files("scripts")}
     assert used - set(sys.stdlib_module_names) - PARTS - siblings - optional == listed - {"tensorboard"}
@@ -168,3 +252,27 @@ def test_every_script_ends_in_one_way():
         text = path.read_text()
         assert "__main__" not in text or "    run_script(" in text, path
         assert "ArgumentParser(description" not in text, path
+
+
+CUTS = ("split", "rsplit", "partition", "rpartition", "replace", "removeprefix", "removesuffix")
+
+
+def cuts_of_messages(tree: ast.AST) -> list[str]:
+    """Calls that take an error's line apart, or change words in it."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CUTS:
+            words = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            of_text = ast.unparse(node.func.value).startswith("str(error")
+            if any(word.startswith("; ") for word in words) or (of_text and node.func.attr == "replace"):
+                found.append(ast.unparse(node))
+    return found
+
+
+def test_no_message_is_cut():
+    """An error has parts for that: `reason`, `remedy`, `problem`, `with_remedy`."""
+    assert cuts_of_messages(ast.parse("str(error).rsplit('; ', 1)[0]"))
+    assert cuts_of_messages(ast.parse("str(error).replace('--tag', '--output')"))
+    for part in LAYERS:
+        for path in files(part):
+            assert not cuts_of_messages(ast.parse(path.read_text())), path

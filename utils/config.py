@@ -12,7 +12,8 @@ from yacs.config import CfgNode
 
 from .conflicts import require_no_conflict
 from .errors import ConfigError, did_you_mean
-from .schema import ALIASES, DEFAULTS, KEYS, PATH, RETIRED, is_finite
+from .schema import ALIASES, DEFAULTS, KEYS, PATH, RETIRED, SWITCH, is_finite
+from .yaml_files import read_yaml
 
 
 def load_config(
@@ -71,14 +72,7 @@ def _merge_file(cfg: CfgNode, path: Path, chain: tuple[Path, ...]) -> None:
     where = " from ".join(str(p) for p in (path, *reversed(chain)))
     if os.path.realpath(path) in [os.path.realpath(p) for p in chain]:
         raise ConfigError(f"{where}: BASE leads back to the same file; take one of them out")
-    try:
-        content = yaml.load(path.read_text(), UniqueKeyLoader)
-    except OSError as error:
-        raise ConfigError(f"{where}: cannot be read ({error.strerror}); check --cfg and BASE") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{where}: is no YAML file that can be read ({' '.join(str(error).split())}); correct it"
-        ) from error
+    content = read_yaml(path, where, "check --cfg and BASE")
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: holds no keys; a config has lines like 'MODEL: {{NAME: fat_b0}}'")
     bases = content.pop("BASE", None) or []
@@ -95,22 +89,6 @@ def _merge_file(cfg: CfgNode, path: Path, chain: tuple[Path, ...]) -> None:
             raise ConfigError(f"{where}: {key} and its other name say {values[name]!r} and {value!r}; keep one of them")
         values[name] = value
         _set(cfg, key, value, where)
-
-
-class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which no section and no key stands twice, as the second would silently replace the first."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                continue  # a list as a key, which SafeLoader refuses
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key_node.value!r} stands twice", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
 
 
 def _flatten(tree: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -160,45 +138,50 @@ def _suggest_key(key: str) -> str:
 
 
 def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
-    """`value` with the type of `default`: 5 is a float where one is wanted, null an empty string or list."""
-    kind = type(default)
-    result = value
-    if value is None and kind in (str, list):
-        result = kind()
-    elif kind is float and type(value) in (int, float, str):
-        try:
-            result = float(value)  # PyYAML reads 1e-3 as a string
-        except (ValueError, OverflowError):
-            pass
-    elif kind is list and isinstance(value, tuple):
-        result = list(value)
-    if key == "MODEL.TYPE" and isinstance(result, str):
-        result = result.lower()
-    if type(result) is not kind:
+    """`value` with the type of `default`, as the key's rule has it: see `_converted`."""
+    rule, kind = KEYS[key].rule, type(default)
+    result = _converted(key, value, kind)
+    if type(result) is not kind and not (rule is SWITCH and isinstance(result, str)):
         raise ConfigError(f"{where} is {value!r}; it must be of type {kind.__name__}, like {default!r}")
     if isinstance(result, str) and not result.isprintable():
         raise ConfigError(f"{where} is {value!r}; it must have printable characters only")
-    rule = KEYS[key].rule
     if rule is PATH and not result.startswith("pipe:"):  # a command, which its own shell expands
         result = _expand(result, where)
     if kind is int and abs(result) >= 2**31:
         raise ConfigError(f"{where} is {value}; it must be below 2147483648")
     if not is_finite(result):
         raise ConfigError(f"{where} is {value!r}; it must be a finite number")
-    try:
-        holds = rule.holds(result)
-    except TypeError:  # a list with something other than numbers
-        holds = False
-    if not holds:
-        near = (
-            did_you_mean(result, rule.text[7:].split(", "))
-            if isinstance(result, str) and rule.text.startswith("one of ")
-            else ""
-        )
-        raise ConfigError(
-            f"{where} is {value!r}; it must be {rule.text}" + (f"; {near}" if near.startswith("did") else "")
-        )
+    _require_rule(rule, result, f"{where} is {value!r}")
     return result
+
+
+def _converted(key: str, value: Any, kind: type) -> Any:
+    """5 is a float where one is wanted, null an empty string or list; what cannot be converted is as it was."""
+    if value is None and kind in (str, list):
+        return kind()
+    if kind is list and isinstance(value, tuple):
+        return list(value)
+    if key == "MODEL.TYPE" and isinstance(value, str):
+        return value.lower()
+    if kind is float and type(value) in (int, float, str):
+        try:
+            return float(value)  # PyYAML reads 1e-3 as a string
+        except (ValueError, OverflowError):
+            return value
+    return value
+
+
+def _require_rule(rule: Any, value: Any, where: str) -> None:
+    """Raises ConfigError: the value is not what the key's rule asks for; of a list of names, the nearest is said."""
+    try:
+        if rule.holds(value):
+            return
+    except TypeError:  # a list with something other than numbers
+        pass
+    near = ""
+    if isinstance(value, str) and rule.text.startswith("one of "):
+        near = did_you_mean(value, rule.text.removeprefix("one of ").split(", "))
+    raise ConfigError(f"{where}; it must be {rule.text}" + (f"; {near}" if near.startswith("did") else ""))
 
 
 def _expand(path: str, where: str) -> str:

@@ -11,6 +11,7 @@ TRAIN = ("train", "check")
 LOAD = (*TRAIN, "benchmark_data")  # those that open the training images
 READ = (*LOAD, "eval")  # those that open any
 EVAL = ("eval",)
+INFERENCE = ("eval", "throughput")
 
 INTERPOLATIONS_OF_CV2 = ("bilinear", "bicubic")
 
@@ -40,6 +41,11 @@ def format_of(c: CfgNode) -> str:
     return c.DATA.DATASET.partition("/")[0]
 
 
+def asks_for(c: CfgNode, *dtypes: str) -> bool:
+    """Whether the config says that such a number format is to be used."""
+    return c.AMP.ENABLED and c.AMP.DTYPE in dtypes
+
+
 def mixes(c: CfgNode) -> bool:
     """Whether training images are mixed with others of their batch."""
     return c.AUG.MIXUP > 0 or c.AUG.CUTMIX > 0 or bool(c.AUG.CUTMIX_MINMAX)
@@ -50,9 +56,17 @@ conflict(EVAL, lambda c: not (c.MODEL.RESUME or c.MODEL.PRETRAINED),
     "--eval: there are no weights to evaluate; add --resume path/to/best.pth")
 conflict(EVAL, lambda c: c.TEST.KNN and c.TEST.FUSED,
     "TEST.KNN compares features, which the deployed form (--fused) does not give; leave one of them out")
+conflict(EVAL, lambda c: c.TEST.KNN and c.TEST.ENGINE != "torch",
+    "TEST.KNN compares features, which --engine {c.TEST.ENGINE} does not give; leave one of them out")
+conflict(INFERENCE, lambda c: c.TEST.ENGINE == "onnxruntime" and asks_for(c, "bfloat16", "float16"),
+    "--engine onnxruntime computes in float32, but AMP.DTYPE is {c.AMP.DTYPE}; add --disable_amp, or use openvino for bfloat16")
+conflict(INFERENCE, lambda c: c.TEST.ENGINE == "openvino" and asks_for(c, "float16"),
+    "--engine openvino computes in float32 or bfloat16, but AMP.DTYPE is float16; set it to bfloat16, or add --disable_amp")
+conflict(("throughput",), lambda c: c.TRAIN.COMPILE is True and c.TEST.ENGINE != "torch",
+    "TRAIN.COMPILE compiles torch's model, which --engine {c.TEST.ENGINE} does not call; leave one of them out")
 conflict(EVAL, lambda c: c.TEST.KNN and c.TEST.SETS and "val" not in c.TEST.SETS,
     "TEST.KNN is about the validation images; add val to TEST.SETS, or leave it out")
-conflict(TRAIN, lambda c: c.TRAIN.COMPILE and c.TRAIN.USE_CHECKPOINT,
+conflict(TRAIN, lambda c: c.TRAIN.COMPILE is True and c.TRAIN.USE_CHECKPOINT,
     "TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkpoint); switch one of them off")
 conflict(TRAIN, lambda c: c.TRAIN.WARMUP_EPOCHS >= c.TRAIN.EPOCHS,
     "TRAIN.WARMUP_EPOCHS is {c.TRAIN.WARMUP_EPOCHS}, TRAIN.EPOCHS {c.TRAIN.EPOCHS}; the warmup must be shorter than "

@@ -32,12 +32,41 @@ def use_deterministic_algorithms() -> None:
     """Makes torch use only algorithms that give the same bits in each run; one that has none raises a RuntimeError."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA is first used
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over each new tensor, which all here write to
     torch.backends.cudnn.benchmark = False
+
+
+def choose_arithmetic(device: torch.device, exact: bool, deterministic: bool, fixed_sizes: bool) -> str:
+    """Decides what a GPU makes of float32 and how cuDNN finds its algorithms, which is undecided otherwise: torch takes
+    TF32 for convolutions and not for matrix products.
+
+    Args:
+        exact: products of float32 numbers in float32; else in TF32, whose numbers have 10 bits after the point.
+        deterministic: the same bits in each run, so exact, and without trying algorithms, whose times differ.
+        fixed_sizes: batches have one size, for which cuDNN times its algorithms once and keeps the fastest.
+
+    Returns:
+        What was decided, in words; '' on CPUs, where nothing is to decide.
+    """
+    if device.type != "cuda":
+        return ""
+    tf32, tries = not (exact or deterministic), fixed_sizes and not deterministic
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = tries
+    return ("TF32 for float32" if tf32 else "exact float32") + ", cuDNN's algorithms by trial" * tries
+
+
+# What allocators say of themselves: torch's on CPUs, CUDA's (also when a kernel or a graph asks for memory), cuDNN's and
+# cuBLAS', whose errors are plain RuntimeErrors.
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU's or this machine's memory is used up."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

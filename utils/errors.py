@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-from typing import Iterable
+from typing import Iterable, Optional
 
 
 class UserError(Exception):
@@ -88,6 +88,11 @@ class Stopped(Exception):
     status = 128 + 15  # as a shell says of SIGTERM
     reason = ""  # the signal's name, where it is known
     together = True  # whether all processes of the run end at the same step
+
+
+def one_line(error: object, most: Optional[int] = None) -> str:
+    """What another library's exception says, as a part of a line, of `most` characters."""
+    return " ".join(str(error).split())[:most]
 
 
 def printable(text: object) -> str:

@@ -56,6 +56,11 @@ def is_of_the_machine(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in OF_THE_MACHINE
 
 
+def unreadable_now(path: object, error: OSError) -> OutputError:
+    """The error of a file, where it `is_of_the_machine`."""
+    return OutputError(str(path), f"cannot be read just now ({error.strerror})", "start the same command again")
+
+
 def unwritable(path: os.PathLike, error: OSError, flag: str = "--output") -> OutputError:
     return OutputError(f"{path}: cannot be written ({error.strerror or error}); free space or change {flag}")
 

@@ -72,3 +72,30 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for parameter in learning:
             parameter.requires_grad_(True)
+
+
+def layer_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """What mmcv's counter, which papers of dense prediction quote, gives for one image, in evaluation mode.
+
+    It looks at layers, not at operators: a convolution counts with its bias, a BatchNorm twice and a ReLU once for each
+    value. Attention, GELU, GroupNorm and resizing count nothing.
+    """
+    counted = []
+
+    def count(layer: nn.Module, _: tuple, output: torch.Tensor) -> None:
+        if isinstance(layer, nn.Conv2d):
+            positions = output.numel() // layer.out_channels
+            counted.append(layer.weight.numel() * positions + (output.numel() if layer.bias is not None else 0))
+        else:
+            counted.append(output.numel() * (2 if isinstance(layer, nn.BatchNorm2d) else 1))
+
+    parameter = next(model.parameters())
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d, nn.ReLU))]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        with evaluation(model):
+            model(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(counted)

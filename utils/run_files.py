@@ -1,15 +1,16 @@
 """What lies in a run's folder besides its checkpoints: the names, and how each is read."""
 
+import functools
 import json
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 from yacs.config import CfgNode
 
 from .config import load_config
 from .ending import say
-from .errors import DataError
+from .errors import DataError, one_line
 from .files import require_no_device
 
 RECORDS = "metrics.jsonl"  # a line for each start, log line and end of an epoch
@@ -59,7 +60,7 @@ def require_object(path: Path, remedy: str) -> dict[str, Any]:
         require_no_device(path)
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}); {remedy}") from error
+        raise DataError(f"{path}: cannot be read ({one_line(error)}); {remedy}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}, no result; {remedy}")
     return content
@@ -98,13 +99,16 @@ def read_records(run: Path, is_record: Callable[[Any], bool]) -> tuple[Records, 
     return records, others
 
 
-def read_figures(run: Path) -> Records:
+def read_figures(run: Path, needed: Sequence[str] = ()) -> Records:
     """The records that have figures; lines that are no such ones are left out with a warning.
+
+    Args:
+        needed: figures that each evaluation must have, such as 'acc1'.
 
     Raises:
         DataError: there are none, or the first epoch is not finished.
     """
-    records, others = read_records(run, _has_figures)
+    records, others = read_records(run, functools.partial(_has_figures, needed=needed))
     for line in others:
         say(f"warning: {run / RECORDS}: left out a line that is no record: {line[:60]!r}")
     if not all(records.values()):
@@ -112,12 +116,14 @@ def read_figures(run: Path) -> Records:
     return records
 
 
-def _has_figures(record: Any) -> bool:
+def _has_figures(record: Any, needed: Sequence[str]) -> bool:
     values = {key: record[key] for key in NEEDED[record["kind"]]}
     figures = [value for key, value in values.items() if key not in ("model", "raw")]
     for weights in ("raw", "ema") if record["kind"] == "epoch" else ():
         if weights in record:
-            figures += [record[weights]["acc1"], record[weights]["loss"]]
+            evaluation = record[weights]
+            figures += evaluation.values() if isinstance(evaluation, dict) and evaluation else [None]
+            figures += [evaluation[name] for name in needed]
     whole = type(record.get("epoch", 0)) is int and isinstance(record.get("model", ""), str)
     return whole and all(type(figure) in (int, float) and abs(figure) < 1e300 for figure in figures)
 

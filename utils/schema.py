@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 BACKENDS = ("pil", "cv2", "nvimgcodec")
+ENGINES = ("torch", "onnxruntime", "openvino")
 FIXED = ("cifar10", "cifar100", "synthetic")  # formats whose classes have their order from elsewhere
 
 
@@ -101,6 +102,7 @@ def are_counts(values: list) -> bool:
 
 
 ANY = Rule("any value", lambda value: True)
+SWITCH = Rule("True, False or auto", lambda value: value in (True, False, "auto"))  # the one rule for two types
 PATH = Rule("a file or folder", lambda value: True)  # as a shell has it, with ~ and $VARIABLE
 NOT_EMPTY = Rule("a name", bool)
 POSITIVE = Rule("greater than 0", lambda value: value > 0)
@@ -242,8 +244,11 @@ key("TRAIN.FREEZE", [], PARTS, RECIPE,
 key("TRAIN.ACCUMULATION_STEPS", 1, POSITIVE, SPLIT, "micro-batches per update")
 key("TRAIN.TOTAL_BATCH_SIZE", 0, NOT_NEGATIVE, RECIPE,
     "images per update over all processes; derives the accumulation; 0: not used")
+key("TRAIN.SYNC_BN", "auto", one_of("auto", "all", "none", "torch"), RECIPE,
+    "whose images BatchNorm's statistics are of: auto (GPUs: all processes', CPUs: its own), all, none (its own), torch (as "
+    "all, by torch's own layer, which needs GPUs)")
 key("TRAIN.USE_CHECKPOINT", False, ANY, SPEED, "activation checkpointing")
-key("TRAIN.COMPILE", False, ANY, SPEED, "torch.compile")
+key("TRAIN.COMPILE", False, SWITCH, SPEED, "torch.compile; auto: on GPUs, where nothing known is in the way")
 key("TRAIN.COMPILE_MODE", "default", COMPILE_MODE, SPEED, "torch.compile's mode")
 key("TRAIN.CHANNELS_LAST", True, ANY, SPEED,
     "maps lie in memory position by position (NHWC), which convolutions are faster with")
@@ -301,6 +306,8 @@ key("AUG.MIXUP_MODE", "batch", one_of("batch", "pair", "elem"), RECIPE, "what ha
 
 key("TEST.FUSED", False, ANY, EVALUATION,
     "--eval, --throughput: the deployed form, models.fuse(model), instead of the trained one")
+key("TEST.ENGINE", "torch", one_of(*ENGINES), EVALUATION,
+    "--eval, --throughput: what computes on a CPU; others than torch get the deployed form, exported in memory")
 key("TEST.CROP_PCT", 0.875, CROP, VIEW, "evaluation resizes to its IMG_SIZE / CROP_PCT and crops the centre")
 key("TEST.IMG_SIZE", 0, SIDE_OR_0, VIEW, "of evaluation; 0: DATA.IMG_SIZE")
 key("TEST.CROPS", 1, CROPS, VIEW, "5: the corners of the resized image too; the mean of the probabilities counts")

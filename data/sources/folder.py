@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional
 
 import numpy as np
 
-from utils.errors import DataError
+from utils.errors import DataError, one_line
 from utils.rng import fingerprint
 
 from ..class_maps import unnamed_classes
@@ -76,9 +76,7 @@ class FolderSource:
                 )
             keys = {name: list(_files_of(root, name)) for name in labels}
         except (FileNotFoundError, PermissionError) as error:
-            raise DataError(
-                f"{root}: {' '.join(str(error).split())}; every class needs a folder with at least one image"
-            ) from error
+            raise DataError(f"{root}: {one_line(error)}; every class needs a folder with at least one image") from error
         images = {name: [key for key in keys[name] if is_image(key)] for name in labels}
         others += [key for name in labels for key in keys[name] if not is_image(key)]
         empty = [name for name in labels if not images[name]]

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional, Sequenc
 
 import numpy as np
 
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, one_line
 from utils.rng import fingerprint
 
 from ..class_maps import classes_for, unnamed_classes, wordnet_ids
@@ -164,7 +164,7 @@ def _load(root: Path, split: str):
             )
         return datasets.load_dataset(str(root), split=known)
     except (OSError, ValueError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        reason = one_line(error.__cause__ or error, 200)
         raise DataError(
             f"{root}: cannot be read by datasets ({reason}); give a folder of whole parquet files"
         ) from error

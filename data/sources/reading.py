@@ -2,8 +2,8 @@
 
 from typing import Any, BinaryIO, Callable, ContextManager
 
-from utils.errors import DataError, OutputError
-from utils.files import is_of_the_machine
+from utils.errors import DataError
+from utils.files import is_of_the_machine, unreadable_now
 
 OR_SKIP = ", or set DATA.ON_ERROR skip"  # what a run offers besides
 
@@ -33,8 +33,7 @@ def read_image(
         raise
     except Exception as error:  # Pillow's readers raise of many kinds at damaged files
         if is_of_the_machine(error):
-            reason = f"cannot be read just now ({error.strerror})"
-            raise OutputError(name, reason, "start the same command again") from error
+            raise unreadable_now(name, error) from error
         kind = type(error).__name__
         reason = f"{kind}: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
         if name.rsplit("/", 1)[-1].startswith("._"):

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Callable, Iterator, Mapping, NamedTuple, Optio
 
 import webdataset
 
-from utils.errors import DataError
+from utils.errors import DataError, one_line
 from utils.rng import fingerprint
 
 from ..class_maps import classes_for
@@ -344,7 +344,7 @@ def _headers(path: str, wanted: Wanted, others: list[str]) -> Iterator[Parts[Non
         with tarfile.open(path, "r:*") as archive:
             yield from samples(path, _names(archive), wanted, others)
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
-        reason = "no tar file" if "method tar" in str(error) else " ".join(str(error).split())
+        reason = "no tar file" if "method tar" in str(error) else one_line(error)
         raise DataError(f"{path}: is no whole shard ({reason}); fetch or make it again") from error
 
 

@@ -4,7 +4,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence
+from typing import Any, BinaryIO, Callable, Mapping, NamedTuple, Optional, Sequence
 
 from utils.errors import DataError
 
@@ -44,52 +44,20 @@ class ZipSource(ArchiveSource):
         map_path = path.with_name(path.stem + "_map.txt")
         prefix = leading_folders(filter(is_image, found), split, class_to_idx)
         if map_path.is_file():
-            classes, listed, members, unnamed = _by_map(map_path, path, found, prefix, split, class_to_idx)
-            others = sorted(set(found) - set(members.values()))
-            notes = (
-                [f"{path}: left out what {map_path.name} does not name: {len(others)} (such as {others[0]})"]
-                if others
-                else []
-            )
-            notes += unnamed
+            content = _by_map(map_path, path, found, prefix, split, class_to_idx)
         else:
-            members = {name[len(prefix) :]: name for name in found if is_image(name)}
-            others = [name for name in found if not is_image(name)]
-            rest = [name[len(prefix) :] for name in [*others, *folders] if name.startswith(prefix)]
-            try:
-                classes, listed, unnamed = by_class(path, members, class_to_idx, rest)
-            except DataError as error:
-                beside = f", or put {map_path.name} beside it, which labels the files"
-                raise error.with_remedy(error.remedy + beside) from error
-            notes = [
-                *notes_of(path, others),
-                *unnamed,
-                f"{map_path}: no such file; the classes are the folders in the zip",
-            ]
-        for member in members.values():
+            content = _by_folders(map_path, path, found, folders, prefix, class_to_idx)
+        for member in content.members.values():
             if found[member].compress_type not in METHODS or found[member].flag_bits & 1:
                 raise DataError(
                     f"{path}: {member!r} is encrypted or of a compression other than 'stored' and 'deflated'; make the zip anew"
                 )
         entries = [
-            Entry(
-                name,
-                label,
-                (
-                    info.header_offset,
-                    info.compress_size,
-                    info.compress_type,
-                    info.CRC,
-                    len(info.filename),
-                    info.file_size,
-                ),
-                info.file_size,
-            )
-            for name, label in listed
-            for info in [found[members[name]]]
+            Entry(name, label, _place(found[content.members[name]]), found[content.members[name]].file_size)
+            for name, label in content.listed
         ]
-        super().__init__(path, classes, entries, decode)
-        self.notes = [*backslashes, *notes, *describe_leading(path, prefix)]
+        super().__init__(path, content.classes, entries, decode)
+        self.notes = [*backslashes, *content.notes, *describe_leading(path, prefix)]
 
     @classmethod
     def open(cls, split: str, data_path: str, decode: Callable, class_to_idx, **_) -> "ZipSource":
@@ -115,6 +83,21 @@ class ZipSource(ArchiveSource):
         return content
 
 
+class Content(NamedTuple):
+    """The images of a zip, as a map or its folders say it."""
+
+    classes: list[str]
+    listed: list[tuple[str, int]]  # name and label of each image, in order
+    members: dict[str, str]  # the zip's members by these names
+    notes: list[str]  # lines of what is left out
+
+
+def _place(info: zipfile.ZipInfo) -> tuple[int, ...]:
+    """What `ZipSource.extract` needs."""
+    name_length = len(info.filename)
+    return info.header_offset, info.compress_size, info.compress_type, info.CRC, name_length, info.file_size
+
+
 def _content(path: Path, infos: Sequence[zipfile.ZipInfo]) -> tuple[dict[str, zipfile.ZipInfo], list[str], list[str]]:
     r"""The files by name, the folders' names, which end with '/', and a line if all names have Windows' \ in place of it,
     as .NET wrote them for years.
@@ -134,6 +117,27 @@ def _content(path: Path, infos: Sequence[zipfile.ZipInfo]) -> tuple[dict[str, zi
     )
 
 
+def _by_folders(
+    map_path: Path,
+    path: Path,
+    found: Mapping[str, Any],
+    folders: Sequence[str],
+    prefix: str,
+    class_to_idx: Optional[Mapping[str, int]],
+) -> Content:
+    """The content by the folders in the zip; for the arguments see `_by_map`."""
+    members = {name[len(prefix) :]: name for name in found if is_image(name)}
+    others = [name for name in found if not is_image(name)]
+    rest = [name[len(prefix) :] for name in [*others, *folders] if name.startswith(prefix)]
+    try:
+        classes, listed, unnamed = by_class(path, members, class_to_idx, rest)
+    except DataError as error:
+        beside = f", or put {map_path.name} beside it, which labels the files"
+        raise error.with_remedy(error.remedy + beside) from error
+    no_map = f"{map_path}: no such file; the classes are the folders in the zip"
+    return Content(classes, listed, members, [*notes_of(path, others), *unnamed, no_map])
+
+
 def _by_map(
     map_path: Path,
     path: Path,
@@ -141,9 +145,8 @@ def _by_map(
     prefix: str,
     split: str,
     class_to_idx: Optional[Mapping[str, int]],
-) -> tuple[list[str], list[tuple[str, int]], dict[str, str], list[str]]:
-    """The classes, (name, label) of each file that the map names, the members of the zip by these names, and lines of
-    what a class map leaves out.
+) -> Content:
+    """The content as the map names it, and in its order.
 
     Args:
         found: the zip's members by name.
@@ -168,7 +171,11 @@ def _by_map(
         classes = sorted(class_to_idx, key=class_to_idx.__getitem__)
     if not listed:
         raise DataError(f"{map_path}: names no image of a class; check it and DATA.CLASS_MAP")
-    return classes, listed, members, unnamed
+    others = sorted(set(found) - set(members.values()))
+    left_out = (
+        [f"{path}: left out what {map_path.name} does not name: {len(others)} (such as {others[0]})"] if others else []
+    )
+    return Content(classes, listed, members, left_out + unnamed)
 
 
 def _read_map(path: Path) -> list[tuple[str, int]]:

@@ -10,8 +10,8 @@ from typing import Any, Mapping, Optional, Union
 
 import torch
 
-from utils.errors import CheckpointError, OutputError
-from utils.files import is_of_the_machine, require_no_device
+from utils.errors import CheckpointError
+from utils.files import is_of_the_machine, require_no_device, unreadable_now
 
 from . import unpickle
 from .foreign import INDEX, WEIGHT_FILES, describe_archive, describe_folder, describe_start
@@ -150,9 +150,7 @@ def read_checkpoint(path: Union[str, Path]) -> dict[str, Any]:
         raise
     except OSError as error:
         if is_of_the_machine(error):
-            raise OutputError(
-                f"{path}: cannot be read just now ({error.strerror}); start the same command again"
-            ) from error
+            raise unreadable_now(path, error) from error
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "class" in str(error):

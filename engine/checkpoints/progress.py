@@ -12,6 +12,14 @@ import torch
 from utils.processes.launch import Launch
 
 
+@dataclass(frozen=True)
+class OpenWindow:
+    """What has been summed up since the last log line, where a save comes between two."""
+
+    sums: dict[str, list[float]] = field(default_factory=dict)  # of each process, by name: "loss", and more to log
+    images: int = 0  # of all processes
+
+
 @dataclass
 class Progress:
     """Where a run stands: `epoch` and, within it, `step` (updates done; all of them: only the evaluation is left)."""
@@ -21,9 +29,7 @@ class Progress:
     updates: int = 0  # done since the run began; what its records are numbered by
     loss_sum: float = 0.0  # over this epoch's logged images so far, of all processes
     images: int = 0  # how many those are
-    window_loss_sums: list[float] = field(default_factory=list)  # since the last log line, of each process
-    window_images: int = 0  # of all processes
-    window_parts: dict[str, list[float]] = field(default_factory=dict)  # as `window_loss_sums`, of what else is logged
+    window: OpenWindow = field(default_factory=OpenWindow)  # since the last log line
     left_out: list[int] = field(default_factory=lambda: [0, 0])  # updates that were not finite: in all, in a row
     rolled_back: list[list[int]] = field(default_factory=list)  # [epoch, step] of updates to be left out
     best: dict[str, Any] = field(default_factory=dict)  # {metric: value, "weights": "raw" or "ema", "epoch": number}
@@ -33,39 +39,55 @@ class Progress:
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch, self.step, self.loss_sum, self.images = epoch, 0, 0.0, 0
-        self.empty_window()
-
-    def empty_window(self) -> None:
-        self.window_loss_sums, self.window_images, self.window_parts = [], 0, {}
+        self.window = OpenWindow()
 
     def state_dict(self) -> dict[str, Any]:
-        state = asdict(self)
-        return state if self.window_parts else {key: state[key] for key in state if key != "window_parts"}
+        """Plain values, the window's beside the others: {"epoch": 0, "step": 0, ..., "window_loss_sums": [], ...}"""
+        state: dict[str, Any] = {}
+        for key, value in asdict(self).items():
+            if key != "window":
+                state[key] = value
+                continue
+            sums = dict(self.window.sums)
+            state |= {"window_loss_sums": sums.pop("loss", []), "window_images": self.window.images}
+            state |= {"window_parts": sums} if sums else {}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises KeyError, TypeError or ValueError for what is no place in a run."""
-        loaded = Progress(**{**state, "best": dict(state["best"]), "best_metrics": dict(state.get("best_metrics", {}))})
-        counts = (loaded.epoch, loaded.step, loaded.updates, loaded.images, loaded.window_images, *loaded.left_out)
-        sums = (loaded.loss_sum, *loaded.window_loss_sums, *itertools.chain(*loaded.window_parts.values()))
-        places = [operator.index(number) for place in loaded.rolled_back for number in place]
-        if not all(len(place) == 2 for place in loaded.rolled_back) or max(counts) > 2**53:
-            raise ValueError("no such place in a run")
-        if loaded.best:
-            metrics = [value for key, value in loaded.best.items() if key not in ("weights", "epoch")]
-            if loaded.best["weights"] not in ("raw", "ema") or not metrics or not all(map(math.isfinite, metrics)):
-                raise ValueError("no such best metric")
-            operator.index(loaded.best["epoch"])
-        if not all(type(value) in (int, float) and math.isfinite(value) for value in loaded.best_metrics.values()):
-            raise ValueError("no such metrics")
-        if not isinstance(loaded.changes, list) or not all(type(change) is str for change in loaded.changes):
-            raise ValueError("no such changes")
+        state = {**state, "best": dict(state["best"]), "best_metrics": dict(state.get("best_metrics", {}))}
+        losses, images = state.pop("window_loss_sums", []), state.pop("window_images", 0)
+        sums = {**({"loss": losses} if losses else {}), **state.pop("window_parts", {})}
+        loaded = Progress(**state, window=OpenWindow(sums, images))
+        loaded._require_place()
+        loaded._require_figures()
+        self.__dict__.update(loaded.__dict__)
+
+    def _require_place(self) -> None:
+        """Raises TypeError or ValueError for counts and sums that no run has."""
+        counts = (self.epoch, self.step, self.updates, self.images, self.window.images, *self.left_out)
+        sums = (self.loss_sum, *itertools.chain(*self.window.sums.values()))
+        places = [operator.index(number) for place in self.rolled_back for number in place]
         if (
-            min(*map(operator.index, counts), 0, *places) < 0
+            not all(len(place) == 2 for place in self.rolled_back)
+            or len(self.left_out) != 2
+            or max(counts) > 2**53
+            or min(*map(operator.index, counts), 0, *places) < 0
             or not all(map(math.isfinite, sums))
-            or len(loaded.left_out) != 2
         ):
             raise ValueError("no such place in a run")
-        self.__dict__.update(loaded.__dict__)
+
+    def _require_figures(self) -> None:
+        """Raises KeyError, TypeError or ValueError for a best evaluation, or changes, that no run has."""
+        if self.best:
+            metrics = [value for key, value in self.best.items() if key not in ("weights", "epoch")]
+            if self.best["weights"] not in ("raw", "ema") or not metrics or not all(map(math.isfinite, metrics)):
+                raise ValueError("no such best metric")
+            operator.index(self.best["epoch"])
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in self.best_metrics.values()):
+            raise ValueError("no such metrics")
+        if not isinstance(self.changes, list) or not all(type(change) is str for change in self.changes):
+            raise ValueError("no such changes")
 
 
 class Window:
@@ -76,9 +98,9 @@ class Window:
     """
 
     def __init__(self, device: torch.device, progress: Progress, launch: Launch):
-        before = {"loss": progress.window_loss_sums, **progress.window_parts}
+        before = {"loss": [], **progress.window.sums}
         self.sums = {name: own_share(sums, launch, device) for name, sums in before.items()}  # of this process
-        self.images = progress.window_images  # of all processes
+        self.images = progress.window.images  # of all processes
         self.started = time.perf_counter()
         self.timed = 0  # images since then
         self.wait = 0.0  # seconds spent waiting for data

@@ -5,7 +5,7 @@ import pickle
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import BinaryIO, Iterator, Optional, Union
+from typing import Any, BinaryIO, Iterator, Optional, Union
 
 from utils.errors import CheckpointError
 
@@ -52,45 +52,71 @@ def _is_newer(start: bytes) -> bool:
 
 
 def _translated(file: BinaryIO, path: Path) -> bytes:
-    """The pickle at the file's position, in protocol 2.
+    """The pickle at the file's position, in protocol 2."""
+    translation = _Translation(path)
+    for name, argument, raw in _operations(file):
+        translation.add(name, argument, raw)
+    return translation.content()
+
+
+class _Translation:
+    """A pickle in protocol 2, operation by operation.
 
     A text is written out wherever it is used, instead of once and then by its number: so the two in front of
     STACK_GLOBAL, which are the name of a type, can be taken back for a GLOBAL. What stands beside the weights may change
     its type: sets become lists, frozen ones tuples, bytearrays bytes.
     """
-    written: list[Union[str, bytes]] = []  # texts as str
-    texts: dict[int, str] = {}  # by their numbers
-    numbered = 0  # values that have a number
-    for name, argument, raw in _operations(file):
+
+    def __init__(self, path: Path):
+        self.path = path  # of the file, for errors
+        self.written: list[Union[str, bytes]] = []  # texts as str
+        self.texts: dict[int, str] = {}  # by their numbers
+        self.numbered = 0  # values that have a number
+
+    def content(self) -> bytes:
+        return b"".join(_encoded(value) if isinstance(value, str) else value for value in self.written)
+
+    def add(self, name: str, argument: Any, raw: bytes) -> None:
+        """An operation, its argument, and both as they are in the file.
+
+        Raises:
+            CheckpointError: protocol 2 cannot say it.
+        """
         if name in PUT:
-            number = numbered if name == "MEMOIZE" else argument
-            numbered += 1
-            if isinstance(written[-1], str):
-                texts[number] = written[-1]
-            else:
-                written.append(pickle.LONG_BINPUT + number.to_bytes(4, "little"))
+            self._number(self.numbered if name == "MEMOIZE" else argument)
         elif name in TEXT:
-            written.append(argument)
-        elif name in GET and argument in texts:
-            written.append(texts[argument])
+            self.written.append(argument)
+        elif name in GET and argument in self.texts:
+            self.written.append(self.texts[argument])
         elif name in BYTES:
             text = _encoded(argument.decode("latin1")) + _encoded("latin1")
-            written.append(b"c_codecs\nencode\n" + text + pickle.TUPLE2 + pickle.REDUCE)
-        elif name == "STACK_GLOBAL" and all(isinstance(value, str) for value in written[-2:]):
-            kind, module = written.pop(), written.pop()
-            written.append(f"c{module}\n{kind}\n".encode())
-        elif name in SETS:
-            written.append(SETS[name])
+            self.written.append(b"c_codecs\nencode\n" + text + pickle.TUPLE2 + pickle.REDUCE)
+        elif name == "STACK_GLOBAL" and all(isinstance(value, str) for value in self.written[-2:]):
+            kind, module = self.written.pop(), self.written.pop()
+            self.written.append(f"c{module}\n{kind}\n".encode())
         elif name == "PROTO":
-            written.append(pickle.PROTO + bytes([KNOWN]))
-        elif pickletools.code2op[raw[:1].decode("latin1")].proto <= KNOWN:
-            written.append(raw)
+            self.written.append(pickle.PROTO + bytes([KNOWN]))
         elif name != "FRAME":
+            self.written.append(self._in_protocol_2(name, raw))
+
+    def _number(self, number: int) -> None:
+        """The value before this gets a number, by which it is asked for again."""
+        self.numbered += 1
+        value = self.written[-1]
+        if isinstance(value, str):
+            self.texts[number] = value
+        else:
+            self.written.append(pickle.LONG_BINPUT + number.to_bytes(4, "little"))
+
+    def _in_protocol_2(self, name: str, raw: bytes) -> bytes:
+        if name in SETS:
+            return SETS[name]
+        if pickletools.code2op[raw[:1].decode("latin1")].proto > KNOWN:
             raise CheckpointError(
-                f"{path}: was saved with a newer pickle protocol, whose {name} torch.load knows only where it may run "
+                f"{self.path}: was saved with a newer pickle protocol, whose {name} torch.load knows only where it may run "
                 "code; load it where it was saved, and save its state_dict() alone, without pickle_protocol"
             )
-    return b"".join(_encoded(value) if isinstance(value, str) else value for value in written)
+        return raw
 
 
 def _operations(file: BinaryIO) -> Iterator[tuple[str, object, bytes]]:

@@ -12,6 +12,8 @@ from .file import read_checkpoint
 from .progress import Progress
 from .store import checkpoints_of
 
+ORDER = ("num_images", "images", "seed", "repeats")  # of a plan: what the order of an epoch's images depends on
+
 
 @dataclass
 class Found:
@@ -91,36 +93,39 @@ def fit_progress(progress: Progress, old: dict[str, Any], new: dict[str, Any], p
         )
     # checkpoints of before there were repeats
     before, after = ({"repeats": 1, **entry["plan"]} for entry in (old, new))
-    changes = [
-        f"{key.replace('_', ' ')} changed from {before.get(key)} to {after[key]}"
-        for key in ("num_images", "images", "total_batch_size", "seed", "repeats")
-        if before.get(key) != after[key]
-    ]
-    if progress.step:
-        for key in ("num_images", "images", "seed", "repeats"):
-            if before.get(key) != after[key]:
-                raise ConfigError(
-                    f"{path}: is from within epoch {progress.epoch}, with {key} {before.get(key)}; now it is {after[key]}. "
-                    "Finish the epoch with the old one, or start with another --tag"
-                )
-        if progress.step >= before["updates_per_epoch"]:
-            progress.step = after["updates_per_epoch"]  # only the evaluation is left
-        elif before["total_batch_size"] != after["total_batch_size"]:
-            seen = progress.step * before["total_batch_size"]
-            if seen % after["total_batch_size"]:
-                raise ConfigError(
-                    f"{path}: is from within epoch {progress.epoch}, after {seen} images in updates of total_batch_size "
-                    f"{before['total_batch_size']}; now it is {after['total_batch_size']}, of which {seen} is no multiple. "
-                    f"Finish the epoch with TRAIN.TOTAL_BATCH_SIZE {before['total_batch_size']}"
-                )
-            progress.step = min(seen // after["total_batch_size"], after["updates_per_epoch"])
-            here = [place for place in progress.rolled_back if place[0] == progress.epoch]
-            if here:  # they are other images now
-                progress.rolled_back = [place for place in progress.rolled_back if place not in here]
-                changes.append(
-                    f"updates of epoch {progress.epoch} are others: those left out by a rollback are no more"
-                )
-    return changes
+    keys = ("num_images", "images", "total_batch_size", "seed", "repeats")
+    changed = [key for key in keys if before.get(key) != after[key]]
+    changes = [f"{key.replace('_', ' ')} changed from {before.get(key)} to {after[key]}" for key in changed]
+    return changes + _fit_step(progress, before, after, path) if progress.step else changes
+
+
+def _fit_step(progress: Progress, before: dict[str, Any], after: dict[str, Any], path: Path) -> list[str]:
+    """The place within an epoch; see `fit_progress`."""
+    for key in ORDER:
+        if before.get(key) != after[key]:
+            raise ConfigError(
+                f"{path}: is from within epoch {progress.epoch}, with {key} {before.get(key)}; now it is {after[key]}. "
+                "Finish the epoch with the old one, or start with another --tag"
+            )
+    if progress.step >= before["updates_per_epoch"]:
+        progress.step = after["updates_per_epoch"]  # only the evaluation is left
+        return []
+    if before["total_batch_size"] == after["total_batch_size"]:
+        return []
+    seen = progress.step * before["total_batch_size"]
+    if seen % after["total_batch_size"]:
+        raise ConfigError(
+            f"{path}: is from within epoch {progress.epoch}, after {seen} images in updates of total_batch_size "
+            f"{before['total_batch_size']}; now it is {after['total_batch_size']}, of which {seen} is no multiple. "
+            f"Finish the epoch with TRAIN.TOTAL_BATCH_SIZE {before['total_batch_size']}"
+        )
+    progress.step = min(seen // after["total_batch_size"], after["updates_per_epoch"])
+    here = [place for place in progress.rolled_back if place[0] == progress.epoch]
+    if not here:
+        return []
+    # they are other images now
+    progress.rolled_back = [place for place in progress.rolled_back if place not in here]
+    return [f"updates of epoch {progress.epoch} are others: those left out by a rollback are no more"]
 
 
 def _require_plan(checkpoint: dict[str, Any], path: Path) -> None:

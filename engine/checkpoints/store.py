@@ -8,7 +8,7 @@ from typing import Any, Callable, Mapping
 import torch
 from torch import nn
 
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, one_line
 from utils.files import atomic_write
 from utils.rng import get_rng_state, set_rng_state
 
@@ -82,5 +82,5 @@ class Checkpointer:
             load(checkpoint[key])
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
-                f"{path}: its {key!r} does not fit this run ({' '.join(str(error).split())}); start with another --tag"
+                f"{path}: its {key!r} does not fit this run ({one_line(error)}); start with another --tag"
             ) from error

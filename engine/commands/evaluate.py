@@ -1,15 +1,16 @@
 """`--eval`: the accuracy of a checkpoint, on the validation images or on evaluation sets."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 import torch
+from yacs.config import CfgNode
 
-from data.loader import Loader, eval_loader
+from data.loader import Loader
 from data.sources import Opening
-from utils.errors import Stopped
+from utils.errors import ConfigError
 from utils.files import write_json, write_text
 from utils.run_files import EVAL
 from utils.signals import stop_signals
@@ -18,21 +19,23 @@ from ..checkpoints.download import local_file
 from ..checkpoints.file import CheckpointFile, open_checkpoint
 from ..checkpoints.load import load_weights, require_fit
 from ..evaluation.knn import Bank, Neighbours, require_neighbours
-from ..evaluation.loop import describe, evaluate, summarize
-from ..evaluation.sets.open import EvaluationSet, open_sets
-from ..evaluation.sets.predictions import Predictions
-from ..evaluation.sets.run import evaluate_sets
+from ..evaluation.loop import describe, summarize
+from ..evaluation.sets.open import EvaluationSet, SetsOpening, open_sets
+from ..evaluation.sets.predictions import Predictions, Records
+from ..evaluation.sets.run import SetsEvaluation
 from ..evaluation.sets.spec import VAL, SetSpec, read_sets
-from ..evaluation.sets.tables import is_imagenet, table
+from ..evaluation.sets.tables import SetFiles, is_imagenet, table
+from ..inference.engines import InferenceEngine, is_deployed, open_engine, require_engine
+from ..inference.engines import describe as describe_engine
+from ..inference.examination import Examination
 from ..session import Session
 from ..setup.data_notes import order_note, source_notes
-from ..setup.loading import caches, loading
-from ..setup.model import deploy_model, prepare_model
+from ..setup.loading import caches
 from ..setup.precision import create_precision
 from ..setup.preprocessing import describe as describe_inputs
 from ..setup.preprocessing import input_warnings
 from ..tasks import create_task
-from ..tasks.base import Evaluator, Task
+from ..tasks.base import ClassTask, Task
 
 
 def evaluate_checkpoint(session: Session) -> None:
@@ -63,19 +66,30 @@ def open_evaluation(session: Session) -> "Evaluation":
         Path(local_file(cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED, session.launch, session.peers))
     )
     precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, session.device)
+    require_engine(cfg.TEST.ENGINE, session.device, precision)
     task = create_task(cfg)
+    if cfg.TEST.SETS or cfg.TEST.KNN:
+        require_classes(task, cfg)
     val_set = functools.cache(lambda: task.val_dataset(checkpoint.classes))
     classes = checkpoint.classes or list(val_set().classes)  # other tools' files may have none
     root = cfg.TEST.SETS_PATH or cfg.DATA.DATA_PATH
     opening = Opening(outside_links=cfg.DATA.OUTSIDE_LINKS, columns=cfg.DATA.COLUMNS, timeout=cfg.DATA.TIMEOUT)
-    sets = open_sets(specs, task, val_set, classes, root, opening)
-    model = prepare_model(task.build_model(len(classes)), session.device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
-    fitted = {name: require_fit(model, checkpoint, name) for name in checkpoint.weights}
+    sets = open_sets(specs, SetsOpening(task, val_set, classes, root, opening))
+    model = task.build_model(len(classes))
+    examination = Examination(cfg, model, session.device, session.log, session.peers, precision)
+    fitted = {name: require_fit(examination.model, checkpoint, name) for name in checkpoint.weights}
     compared = task.feature_datasets(classes) if cfg.TEST.KNN else ()
     if compared:
         require_neighbours(cfg.TEST.KNN, len(compared[0]))
-        task.features(model)  # or it refuses now
-    return Evaluation(session, checkpoint, task, precision, model, fitted, classes, val_set, specs, sets, compared)
+        task.features(examination.model)  # or it refuses now
+    return Evaluation(session, checkpoint, task, examination, fitted, classes, val_set, specs, sets, compared)
+
+
+def require_classes(task: Task, cfg: CfgNode) -> None:
+    """Raises ConfigError: evaluation sets or neighbours are asked for of a task that is not about images' classes."""
+    if not isinstance(task, ClassTask):
+        key = "TEST.SETS" if cfg.TEST.SETS else "TEST.KNN"
+        raise ConfigError(f"{key}: is about images' classes, which TASK {cfg.TASK} does not give; leave it out")
 
 
 @dataclass
@@ -84,23 +98,27 @@ class Evaluation:
 
     session: Session
     checkpoint: CheckpointFile
-    task: Task
-    precision: Any
-    model: torch.nn.Module
+    task: Any  # a `Task`; with TEST.SETS or TEST.KNN a `ClassTask`
+    examination: Examination
     fitted: dict[str, Any]  # name of the weights ('raw', 'ema') -> their state, and what was done to make it fit
     classes: list[str]
     val_set: Callable[[], Any]  # opened when it is first asked for
     specs: dict[str, SetSpec]
     sets: dict[str, EvaluationSet]
     compared: tuple  # training and validation images, of TEST.KNN
+    # by name of the weights, of other engines than torch, which have a copy of their own of them
+    exported: dict[str, InferenceEngine] = field(default_factory=dict)
+
+    def __post_init__(self):
+        # The workers of the data set before end with its loader; of one data set, several weights use the same.
+        self.loader = functools.lru_cache(maxsize=1)(self.open_loader)
 
     def introduce(self) -> None:
         """Says what is evaluated on what, and what the figures rest on that nobody has set."""
         cfg, log, path = self.session.cfg, self.session.log, self.checkpoint.path
         images = f"{len(self.val_set())} images" if not cfg.TEST.SETS else f"the sets {', '.join(cfg.TEST.SETS)}"
-        log.info(
-            f"evaluating {path} on {images} | {self.session.placement} | {self.precision}{' | fused' * cfg.TEST.FUSED}"
-        )
+        form = describe_engine(cfg.TEST.ENGINE, self.examination.model, cfg.TEST.FUSED)
+        log.info(f"evaluating {path} on {images} | {self.session.placement} | {self.examination.precision}{form}")
         notes = [f"{name}: {fitted.note}" for name, fitted in self.fitted.items() if fitted.note]
         if notes:
             log.info(f"{path}: {'; '.join(notes)}")
@@ -119,63 +137,76 @@ class Evaluation:
         Raises:
             Stopped: the run was asked to stop.
         """
-        cfg, session, weights = self.session.cfg, self.session, list(self.fitted)
-        load = functools.lru_cache(maxsize=1)(self.loader)  # the workers of the one before end
-        results: dict[str, dict[str, Any]] = {}
+        cfg, directory = self.session.cfg, self.session.directory
         summaries: dict[str, dict[str, Any]] = {}
         if cfg.TEST.SETS:
-            results, summaries = evaluate_sets(
-                self.sets, cfg.TEST.SETS, weights, self.checkpoint.better, self.metrics_of, load, self.classes,
-                self.task.primary, session.device, session.log, session.peers, session.directory / "eval", self.facts(),
-                cfg.TEST.PREDICTIONS,
-            )  # fmt: skip
+            files = SetFiles(directory / "eval", self.classes, self.facts(), cfg.TEST.PREDICTIONS)
+            results, summaries = SetsEvaluation(
+                self.sets, cfg.TEST.SETS, list(self.fitted), self.checkpoint.better, self.predictions_of, self.task.primary,
+                files, self.session.log,
+            ).run()  # fmt: skip
         else:
-            results = {name: self.metrics_of(name, load(self.val_set())) for name in weights}
+            results = {name: self.figures_of(name) for name in self.fitted}
         if cfg.TEST.KNN:
-            results = {name: {**metrics, **self.neighbours_of(name, load)} for name, metrics in results.items()}
+            results = {name: {**figures, **self.neighbours_of(name)} for name, figures in results.items()}
         return results, summaries
 
-    def loader(self, dataset) -> Loader:
+    def open_loader(self, dataset) -> Loader:
         """This process' share of a data set's images."""
         cfg, session = self.session.cfg, self.session
         mode = "no" if cfg.DATA.CACHE_MODE == "no" else "part"  # nobody reads another's share
         caches(mode, [dataset], session.peers, session.log)()
-        placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=session.launch.rank, world_size=session.launch.world_size)
-        return eval_loader(dataset, **placing, loading=loading(cfg, session.device))
+        return self.examination.loader(dataset)
 
-    def metrics_of(self, name: str, images: Loader, predictions: Optional[Predictions] = None) -> dict[str, Any]:
-        """The metrics of one of the checkpoint's weights over a loader's images, whose `predictions` are kept."""
-        load_weights(self.model, self.fitted[name].state, self.checkpoint.path)
-        fused = self.session.cfg.TEST.FUSED
-        model = deploy_model(self.model, self.precision.dtype) if fused else self.model
-        keeping = self.task.set_evaluator(predictions) if predictions else None
-        return self.run(model, images, keeping or self.task.evaluator("figures", self.session.device))
+    def load(self, name: str) -> torch.nn.Module:
+        """The model with these of the checkpoint's weights."""
+        load_weights(self.examination.model, self.fitted[name].state, self.checkpoint.path)
+        return self.examination.model
 
-    def neighbours_of(self, name: str, load: Callable[[Any], Loader]) -> dict[str, Any]:
+    def engine_of(self, name: str) -> torch.nn.Module:
+        """What computes one of the checkpoint's weights; an exported model is kept for the next set."""
+        if name in self.exported:
+            return self.exported[name]
+        cfg, precision = self.session.cfg, self.examination.precision
+        engine = open_engine(cfg.TEST.ENGINE, self.load(name), precision, self.task.eval_size, cfg.TEST.FUSED)
+        if cfg.TEST.ENGINE != "torch":
+            self.exported[name] = engine
+        return engine
+
+    def figures_of(self, name: str) -> dict[str, Any]:
+        """The figures of the validation images with one of the checkpoint's weights."""
+        evaluator = self.task.evaluator("figures", self.session.device)
+        return self.examination.run(self.loader(self.val_set()), evaluator, self.engine_of(name))
+
+    def predictions_of(self, name: str, dataset, subset: Optional[list[int]]) -> tuple[dict[str, Any], Records]:
+        """The figures of a set's images with one of the checkpoint's weights, and what was said of each image.
+
+        Args:
+            subset: labels of the classes that the model chooses among; None: all.
+        """
+        predictions = Predictions(self.session.device, subset, len(self.classes))
+        evaluator = self.task.set_evaluator(predictions)
+        figures = self.examination.run(self.loader(dataset), evaluator, self.engine_of(name))
+        parts = self.session.peers.gather(predictions.records())
+        return figures, Records.join(parts).in_order() if self.session.is_first else predictions.records()
+
+    def neighbours_of(self, name: str) -> dict[str, Any]:
         """The accuracy of one of the checkpoint's weights by the nearest training images."""
         cfg, session = self.session.cfg, self.session
         training, validation = self.compared
-        load_weights(self.model, self.fitted[name].state, self.checkpoint.path)
-        features, bank = self.task.features(self.model), Bank(session.device, session.peers)
-        self.run(features, load(training), bank)
+        features, bank = self.task.features(self.load(name)), Bank(session.device, session.peers)
+        self.examination.run(self.loader(training), bank, features)
         votes = Neighbours(bank, cfg.TEST.KNN, cfg.TEST.KNN_TEMPERATURE, len(self.classes))
-        return self.run(features, load(validation), votes)
-
-    def run(self, model: torch.nn.Module, images: Loader, evaluator: Evaluator) -> dict[str, Any]:
-        log, peers = self.session.log, self.session.peers
-        results = evaluate(model, evaluator, images, self.precision, log, peers)
-        if results is None:
-            log.info(f"stopped by {peers.stop.reason or 'a signal'}; nothing is written of what was not done")
-            raise Stopped
-        return results
+        return self.examination.run(self.loader(validation), votes, features)
 
     def facts(self) -> dict[str, Any]:
         """What the figures are of, for eval.json and the sets' files."""
         cfg = self.session.cfg
         facts = {
             "checkpoint": str(self.checkpoint.path),
-            "precision": str(self.precision),
-            "fused": cfg.TEST.FUSED,
+            "precision": str(self.examination.precision),
+            "engine": cfg.TEST.ENGINE,
+            "fused": is_deployed(cfg.TEST.ENGINE, self.examination.model, cfg.TEST.FUSED),
             "img_size": self.task.eval_size,
             "crops": cfg.TEST.CROPS,
             "flip": cfg.TEST.FLIP,
@@ -203,8 +234,8 @@ class Evaluation:
             write_json(directory / EVAL, value)
             log.info(f"wrote {directory / EVAL}")
         if cfg.TEST.SETS:
-            columns = {name: spec.published for name, spec in self.specs.items()}
-            size = sum(parameter.numel() for parameter in self.model.parameters())
+            columns = {name: spec.expected.published for name, spec in self.specs.items()}
+            size = sum(parameter.numel() for parameter in self.examination.model.parameters())
             text = table(
                 cfg.MODEL.NAME, size, self.task.eval_size, summaries, cfg.TEST.SETS, columns, is_imagenet(self.classes)
             )

@@ -3,15 +3,17 @@
 import time
 from dataclasses import dataclass
 from statistics import median
+from typing import Callable
 
 import torch
-from torch import nn
 
 from utils.device import memory_mib, to_device
 
+from ..inference.engines import describe, open_engine, require_engine
 from ..session import Session
+from ..setup.compilation import compile_model, decide_compilation
 from ..setup.complexity import complexity_of
-from ..setup.model import deploy_model, prepare_model
+from ..setup.model import prepare_model
 from ..setup.precision import create_precision
 from ..tasks import create_task
 
@@ -22,17 +24,19 @@ def throughput(session: Session) -> None:
     """Prints the model's inference speed on synthetic images; reads and writes no files."""
     cfg, device, log = session.cfg, session.device, session.log
     precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, device)
+    require_engine(cfg.TEST.ENGINE, device, precision)
     model = create_task(cfg).build_model(cfg.MODEL.NUM_CLASSES or 1000)
     log.info(f"{cfg.MODEL.NAME} at {cfg.DATA.IMG_SIZE} px: {complexity_of(model, cfg)}")
     model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
-    if cfg.TEST.FUSED:
-        model = deploy_model(model, precision.dtype)
-    if cfg.TRAIN.COMPILE:
-        model.compile(mode=cfg.TRAIN.COMPILE_MODE)
-    log.info(f"{device} | {precision}{' | fused' * cfg.TEST.FUSED} | batch {cfg.DATA.BATCH_SIZE}")
-    speed = measure_throughput(
-        model, precision, device, cfg.DATA.BATCH_SIZE, cfg.DATA.IMG_SIZE, cfg.TRAIN.CHANNELS_LAST
-    )
+    form = describe(cfg.TEST.ENGINE, model, cfg.TEST.FUSED)
+    engine = open_engine(cfg.TEST.ENGINE, model.eval(), precision, cfg.DATA.IMG_SIZE, cfg.TEST.FUSED)
+    compilation = decide_compilation(cfg, device)
+    if compilation.mode:
+        compile_model(engine, compilation.mode)
+    compiled = f" | {compilation.reason}" if compilation.reason else ""
+    log.info(f"{session.placement} | {engine.precision}{form}{compiled} | batch {cfg.DATA.BATCH_SIZE}")
+    channels_last = cfg.TRAIN.CHANNELS_LAST and engine.name == "torch"
+    speed = measure_throughput(engine, device, cfg.DATA.BATCH_SIZE, cfg.DATA.IMG_SIZE, channels_last)
     log.info(str(speed))
 
 
@@ -54,16 +58,18 @@ class Throughput:
 
 @torch.inference_mode()
 def measure_throughput(
-    model: nn.Module, precision, device: torch.device, batch_size: int, img_size: int, channels_last: bool
+    model: Callable[[torch.Tensor], torch.Tensor],
+    device: torch.device,
+    batch_size: int,
+    img_size: int,
+    channels_last: bool,
 ) -> Throughput:
     """Times forward passes of batches (batch_size, 3, img_size, img_size) after a warm-up."""
-    model.eval()
     images = to_device(torch.randn(batch_size, 3, img_size, img_size), device, channels_last)
 
     def timed_batch() -> float:
         started = time.perf_counter()
-        with precision.autocast():
-            model(images)
+        model(images)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - started

@@ -1,6 +1,6 @@
 """Exact evaluation: every image once, whatever the number of processes and the batch size."""
 
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Mapping, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    forward = fill_up(model, whole_batches)
+    forward = fill_up(model, whole_batches) if whole_batches else model
     peers.at("evaluation: waits for images", may_last=True)
     for number, batch in enumerate(log.progress(loader, len(loader), "evaluate"), start=1):
         if peers.stop:
@@ -52,10 +52,10 @@ def evaluate(
     if len(failures) == loader.num_images:
         raise DataError(f"{failures[0]}; none of the {len(failures)} images could be read")
     results = evaluator.compute()
-    found = results.get("num_images", loader.num_images) + len(failures)
-    if found != loader.num_images:
+    read = results.get("num_images", loader.num_images) + len(failures)
+    if read != loader.num_images:
         log.warning(
-            f"{found} images were read, {loader.num_images} were said to be there: check what says so of the shards"
+            f"{read} images were read, {loader.num_images} were said to be there: check what says so of the shards"
         )
     if failures:
         results["unreadable"] = len(failures)
@@ -66,14 +66,39 @@ def evaluate(
     return results
 
 
-def fill_up(model: Callable, batch_size: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The model, called with `batch_size` images (or more) and asked for the logits of those it was given."""
+Images = Union[torch.Tensor, list[torch.Tensor]]  # (B, 3, H, W), or B of sizes of their own
 
-    def forward(images: torch.Tensor) -> torch.Tensor:
-        missing = max(batch_size - len(images), 0)
-        return model(F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)))[: len(images)] if missing else model(images)
+
+def fill_up(model: Callable[[Images], Any], batch_size: int) -> Callable[[Images], Any]:
+    """The model, called with `batch_size` images (or more) and asked for what it says of those it was given."""
+
+    def forward(images: Images) -> Any:
+        missing = batch_size - len(images)
+        if missing <= 0:
+            return model(images)
+        if isinstance(images, torch.Tensor):
+            filled = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing))
+        else:
+            filled = [*images, *(torch.zeros_like(images[-1]) for _ in range(missing))]
+        return first_of(model(filled), len(images), batch_size)
 
     return forward
+
+
+def first_of(outputs: Any, count: int, total: int) -> Any:
+    """Of what a model says of `total` images, what is about the first `count`.
+
+    Tensors have the images along their first dimension; a list of `total` entries has one for each image, as torchvision's
+    detectors give it. Both may lie in dictionaries, tuples and other lists, at any depth.
+    """
+    if isinstance(outputs, torch.Tensor):
+        return outputs[:count]
+    if isinstance(outputs, Mapping):
+        return {key: first_of(value, count, total) for key, value in outputs.items()}
+    if isinstance(outputs, list) and len(outputs) == total:
+        return outputs[:count]
+    values = [first_of(value, count, total) for value in outputs]
+    return type(outputs)(*values) if hasattr(outputs, "_fields") else type(outputs)(values)
 
 
 def summarize(results: dict[str, dict[str, Any]], metric: Metric) -> dict[str, Any]:

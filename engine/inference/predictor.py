@@ -1,6 +1,6 @@
 """What a trained model takes image files for."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Iterator, Optional, Sequence
 
 import numpy as np
@@ -8,15 +8,14 @@ import torch
 
 from data.batches import Batch
 from data.dataset import ImageDataset
-from data.loader import EvalLoader
 from data.sources.image_paths import FileSource
 from utils.device import is_out_of_memory
-from utils.errors import CheckpointError, ConfigError, OutputError
+from utils.errors import CheckpointError, ConfigError, OutputError, one_line
 
 from ..evaluation.views import predict_views
-from ..setup.loading import loading
-from ..setup.model import deploy_model, prepare_model
 from ..setup.precision import create_precision
+from .engines import open_engine, require_engine
+from .examination import Examination
 from .trained import Trained
 
 
@@ -46,9 +45,10 @@ class Predictor:
         workers: loading processes; 0: this one loads. A single batch is always loaded by this one.
         fused: whether the deployed form predicts, see `models.fuse`.
         amp: whether a GPU computes in 16 bits, see `engine.setup.precision`.
+        engine: what computes, see `engine.inference.engines`.
 
     Raises:
-        ConfigError: the model has no deployed form.
+        ConfigError: the model has no deployed form, or the engine is not there or does not take it.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Predictor:
         workers: int = 0,
         fused: bool = False,
         amp: bool = False,
+        engine: str = "torch",
     ):
         self.trained = trained
         self.device = device
@@ -68,9 +69,10 @@ class Predictor:
         self.img_size = img_size or trained.own_size
         self.batch_size = batch_size
         self.workers = workers
-        self.precision = create_precision(amp, "auto", device)
-        model = prepare_model(trained.model, device, trained.cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
-        self.model = deploy_model(model, self.precision.dtype) if fused else model
+        precision = create_precision(amp, "auto", device)
+        require_engine(engine, device, precision)
+        self.examination = Examination(trained.cfg, trained.model, device, precision=precision)
+        self.engine = open_engine(engine, self.examination.model, precision, self.img_size, fused)
         self.failures: list[str] = []  # a line for each file that could not be read
 
     def __call__(self, paths: Sequence[str]) -> Iterator[Prediction]:
@@ -85,8 +87,7 @@ class Predictor:
         transform = self.trained.transform(self.img_size, cfg.TEST.CROPS)
         dataset = ImageDataset(FileSource(paths, transform.decode), transform, on_error="skip")
         workers = self.workers if len(paths) > self.batch_size else 0
-        how = replace(loading(cfg, self.device), num_workers=workers)
-        loader = EvalLoader(dataset, self.batch_size, rank=0, world_size=1, loading=how)
+        loader = self.examination.loader(dataset, batch_size=self.batch_size, num_workers=workers)
         try:
             for batch in loader.batches():
                 yield from self._predict(batch, loader.finish)
@@ -101,17 +102,17 @@ class Predictor:
     @torch.inference_mode()
     def _predict(self, batch: Batch, finish) -> list[Prediction]:
         images, targets, paths = finish(batch)
-        with self.precision.autocast():
-            logits = predict_views(self.model, images.split(len(paths)), self.trained.cfg.TEST.FLIP)
-        found = logits.float().softmax(dim=1).topk(self.topk, dim=1)
-        if not found.values.isfinite().all():
+        logits = predict_views(self.engine, images.split(len(paths)), self.trained.cfg.TEST.FLIP)
+        likeliest = logits.float().softmax(dim=1).topk(self.topk, dim=1)
+        if not likeliest.values.isfinite().all():
             raise CheckpointError(f"{self.trained.path}: the model's outputs are not finite; use another checkpoint")
         pixels = batch.images[-len(paths) :].permute(0, 2, 3, 1).numpy()  # torchvision's last crop is the centre
-        return list(map(Prediction, paths, found.indices.tolist(), found.values.tolist(), targets.tolist(), pixels))
+        labels, probabilities = likeliest.indices.tolist(), likeliest.values.tolist()
+        return list(map(Prediction, paths, labels, probabilities, targets.tolist(), pixels))
 
     def _explain(self, error: BaseException) -> Optional[ConfigError]:
         """What the user can do about an error; None if nothing."""
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         if is_out_of_memory(error):
             return ConfigError(f"--batch-size is {self.batch_size}: {self.device} is out of memory; use a smaller one")
         if "DataLoader worker" in reason:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import models
+from models.sync_batchnorm import synchronise_batchnorm
 from utils.errors import ConfigError, did_you_mean
 
 ARCHITECTURE = ("embed_dims", "depths", "num_heads")  # what a FAT that is not registered must say of itself
@@ -105,11 +106,13 @@ class PooledFeatures(nn.Module):
         return self.model.forward_head(self.model.forward_features(images), pre_logits=True)
 
 
-def prepare_model(model: nn.Module, device: torch.device, channels_last: bool, use_checkpoint: bool) -> nn.Module:
-    """Moves the model; BatchNorm is synchronised where a process group spans GPUs.
+def prepare_model(
+    model: nn.Module, device: torch.device, channels_last: bool, use_checkpoint: bool, sync_bn: str = "none"
+) -> nn.Module:
+    """Moves the model; BatchNorm is synchronised over processes as `sync_bn`, TRAIN.SYNC_BN, says.
 
     Raises:
-        ConfigError: activation checkpointing is asked for and the model has none.
+        ConfigError: activation checkpointing is asked for and the model has none; torch's own layer, and no GPU.
     """
     if use_checkpoint:
         try:
@@ -118,8 +121,13 @@ def prepare_model(model: nn.Module, device: torch.device, channels_last: bool, u
             raise ConfigError(
                 f"TRAIN.USE_CHECKPOINT: {type(model).__name__} has no activation checkpointing; leave it off"
             ) from error
-    if device.type == "cuda" and dist.is_initialized():
-        model = convert_sync_batchnorm(model)  # timm's: torch's own would lose the activations of BatchNormAct2d
+    if dist.is_initialized():
+        if sync_bn == "torch":
+            if device.type != "cuda":
+                raise ConfigError("TRAIN.SYNC_BN torch: torch's own layer works on GPUs only; use all")
+            model = convert_sync_batchnorm(model)  # timm's, which keeps the activations of BatchNormAct2d
+        elif sync_bn == "all" or (sync_bn == "auto" and device.type == "cuda"):
+            model = synchronise_batchnorm(model)
     return place(model, device, channels_last)
 
 

@@ -12,7 +12,7 @@ A run asks in this order:
     evaluator.gather(peers), .sections(classes)        after the last epoch: what the report shows besides
 """
 
-from typing import Any, Literal, Optional, Protocol, Sequence
+from typing import Any, Callable, Literal, Optional, Protocol, Sequence, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,7 +34,9 @@ class Evaluator(Protocol):
         """Adds what the model says of a batch."""
 
     def compute(self) -> dict[str, Any]:
-        """The figures over all processes, all of which call this; "num_images" says how many images they are of."""
+        """The figures over all processes, all of which call this: finite numbers by name, the task's first one first.
+        "num_images" says how many images they are of; a "loss" is shown beside the training's, and need not be there.
+        """
 
 
 class ClosingEvaluator(Evaluator, Protocol):
@@ -73,10 +75,29 @@ class Task(Protocol):
         """A new one, of 'figures' alone or, for the evaluation after the last epoch, a `ClosingEvaluator`."""
 
     def resized(self, batch: Batch, size: int) -> Batch:
-        """A batch of training with images of another size, to rehearse with: the pixels do not matter."""
+        """A batch of training with images of another size, and what of its targets lies on them (masks, boxes), to
+        rehearse with: the pixels do not matter.
+        """
 
     def evaluation_like(self, batch: Batch) -> Batch:
         """A batch of evaluation's shape, made of one of training, to rehearse with."""
 
     def preview(self, batch: Batch, classes: Sequence[str]) -> np.ndarray:
         """A picture, uint8 (H, W, 3), of a batch's first images as the model gets them, with their targets."""
+
+
+@runtime_checkable
+class ClassTask(Protocol):
+    """What TEST.SETS and TEST.KNN ask of a task besides: its targets are labels of whole images."""
+
+    def set_dataset(self, open_: Callable[[Callable], Any], crop_pct: float = 0.0) -> Any:
+        """The images of an evaluation set; `open_` makes the set's source of a decoder of files."""
+
+    def set_evaluator(self, metrics: Any) -> Evaluator:
+        """One that adds to such metrics, a `utils.metrics.ClassificationMetrics`."""
+
+    def feature_datasets(self, classes: Sequence[str]) -> tuple[Any, Any]:
+        """The training and validation images, both as evaluation sees them."""
+
+    def features(self, model: nn.Module) -> nn.Module:
+        """The model that gives what images are compared by: (B, 3, H, W) -> (B, D)."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import models  # noqa: F401  (registers FAT with timm)
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError, ConfigError, one_line
 
 from ..checkpoints.file import CheckpointFile
 from ..checkpoints.load import fit
@@ -98,7 +98,7 @@ def pretrained_teacher(name: str, num_classes: int) -> tuple[nn.Module, Inputs]:
     except MemoryError:
         raise
     except Exception as error:  # timm, its hub and the network have many
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ConfigError(
             f"DISTILL.TEACHER: timm's weights of {name} cannot be had ({reason}); check the network, or give a file with "
             "DISTILL.WEIGHTS"

@@ -1,15 +1,13 @@
 """A training run from its config: data, model, optimizer, schedule and state, each given the values that it uses."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 from yacs.config import CfgNode
 
-from data.loader import Loader, eval_loader, train_loader
+from data.loader import eval_loader, train_loader
 from data.schedule import Schedule
 from utils.config import to_dict
 from utils.errors import ConfigError
@@ -26,6 +24,7 @@ from ..checkpoints.progress import Progress
 from ..checkpoints.store import Checkpointer
 from ..evaluation.sets.tables import is_imagenet
 from ..session import Session
+from ..setup.compilation import decide_compilation
 from ..setup.complexity import complexity_of
 from ..setup.loading import loading
 from ..setup.model import place, prepare_model, require_layout, wrap_model
@@ -41,12 +40,16 @@ from ..tasks.distill import (
     trained_teacher,
 )
 from .freeze import freeze
+from .model_ema import WeightAverage
+from .networks import Networks
 from .nonfinite import FiniteGuard
-from .optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
+from .observers import CompileTime, TrainBatchPicture
+from .optim import LearningRate, Optimisation, create_lr_scheduler, create_optimizer
 from .plan import BatchPlan, accumulation_for, plan_batches
 from .recorder import Recorder
 from .saver import Saver
 from .trainer import Trainer
+from .training_data import TrainingData
 from .waits import Waits
 
 
@@ -62,61 +65,37 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
     Raises:
         UserError: settings, data or weights that cannot be used.
     """
-    cfg, device = session.cfg, session.device
+    cfg = session.cfg
     accumulation_for(  # refuses before the data set is read
         cfg.TRAIN.TOTAL_BATCH_SIZE, cfg.TRAIN.ACCUMULATION_STEPS, cfg.DATA.BATCH_SIZE, session.launch.world_size
     )
-    precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, device)
     task = create_task(cfg)
     data = build_data(session, task)
     distillation = build_distillation(session, data.classes)
     task.prepare_training(len(data.classes), distillation)
     model, complexity, notes = build_model(session, task, len(data.classes), bool(distillation), pretrained)
-    optimizer = build_optimizer(cfg, model, data.plan.scale_lr(cfg.TRAIN.BASE_LR))
-    model_ema = ModelEmaV3(model, decay=cfg.EMA.DECAY, use_warmup=cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
-    lr_scheduler = build_scheduler(cfg, optimizer, data.plan)
+    optim = build_optimisation(session, model, data.plan)
+    average = WeightAverage(model, cfg.EMA.DECAY, cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
+    compile_mode = decide_compilation(cfg, session.device).mode
+    networks = Networks(model, wrap_model(model, session.device), average, compile_mode)
     progress = Progress()
-    averaged, saved_optimizer = model_ema and model_ema.module, ResumableOptimizer(optimizer)
-    states = dict(model=model, ema=averaged, optimizer=saved_optimizer, scaler=precision, progress=progress)
-    checkpointer = Checkpointer(session.directory, metadata_of(session, data, lr_scheduler), **states)
     trainer = Trainer(
-        model=model,
-        wrapped_model=wrap_model(model, device),
-        task=task,
-        optimizer=optimizer,
-        lr_scheduler=lr_scheduler,
-        precision=precision,
-        model_ema=model_ema,
-        train_loader=data.train_loader,
-        val_loader=data.val_loader,
-        plan=data.plan,
-        progress=progress,
-        saver=build_saver(session, checkpointer, progress),
-        recorder=build_recorder(session, data, progress, str(precision)),
-        log=session.log,
-        device=device,
-        peers=session.peers,
-        guard=FiniteGuard(cfg.TRAIN.NONFINITE, precision.skips_overflows, model, device),
+        session,
+        task,
+        data,
+        networks,
+        optim,
+        progress,
+        recorder=build_recorder(session, data, progress, str(optim.precision)),
+        saver=build_saver(session, data, networks, optim, progress),
+        observers=[TrainBatchPicture(), *([CompileTime()] if compile_mode else []), *session.observers],
         epochs=cfg.TRAIN.EPOCHS,
         seed=cfg.SEED,
-        clip_grad=cfg.TRAIN.CLIP_GRAD,
-        compile_mode=cfg.TRAIN.COMPILE_MODE if cfg.TRAIN.COMPILE else "",
-        print_freq=cfg.PRINT_FREQ,
     )
     return trainer, complexity, notes
 
 
 # Data
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The images of a run, and how many make an update."""
-
-    train_loader: Loader
-    val_loader: Loader
-    plan: BatchPlan
-    classes: list[str]  # in label order
 
 
 def build_data(session: Session, task: Task) -> TrainingData:
@@ -155,7 +134,7 @@ def build_model(
     complexity = complexity_of(model, cfg)
     notes = start_from(model, pretrained, cfg)
     require_layout(model, device, cfg.TRAIN.CHANNELS_LAST)
-    model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, cfg.TRAIN.USE_CHECKPOINT)
+    model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, cfg.TRAIN.USE_CHECKPOINT, sync_bn=cfg.TRAIN.SYNC_BN)
     freeze(model, cfg.TRAIN.FREEZE)
     return model, complexity, notes
 
@@ -222,9 +201,11 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module, lr: float) -> torch.op
     )
 
 
-def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer, plan: BatchPlan):
-    return create_lr_scheduler(
-        optimizer,
+def build_optimisation(session: Session, model: torch.nn.Module, plan: BatchPlan) -> Optimisation:
+    cfg = session.cfg
+    precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, session.device)
+    optimizer = build_optimizer(cfg, model, plan.scale_lr(cfg.TRAIN.BASE_LR))
+    learning_rate = LearningRate(
         name=cfg.TRAIN.LR_SCHEDULER.NAME,
         epochs=cfg.TRAIN.EPOCHS,
         warmup_epochs=cfg.TRAIN.WARMUP_EPOCHS,
@@ -233,17 +214,23 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer, plan: BatchP
         warmup_prefix=cfg.TRAIN.LR_SCHEDULER.WARMUP_PREFIX,
         decay_epochs=cfg.TRAIN.LR_SCHEDULER.DECAY_EPOCHS,
         decay_rate=cfg.TRAIN.LR_SCHEDULER.DECAY_RATE,
-        updates_per_epoch=plan.updates_per_epoch,
     )
+    lr_scheduler = create_lr_scheduler(optimizer, learning_rate, plan.updates_per_epoch)
+    guard = FiniteGuard(cfg.TRAIN.NONFINITE, precision.skips_overflows, model, session.device)
+    return Optimisation(optimizer, lr_scheduler, precision, guard, cfg.TRAIN.CLIP_GRAD)
 
 
 # State and records
 
 
-def build_saver(session: Session, checkpointer: Checkpointer, progress: Progress) -> Saver:
+def build_saver(
+    session: Session, data: TrainingData, networks: Networks, optim: Optimisation, progress: Progress
+) -> Saver:
     cfg = session.cfg
+    states = {**networks.states(), **optim.states(), "progress": progress}
+    checkpointer = Checkpointer(session.directory, metadata_of(session, data, optim.lr_scheduler), **states)
     when = (cfg.SAVE_FREQ, cfg.TRAIN.SAVE_EVERY_STEPS, cfg.TRAIN.SAVE_EVERY_MINUTES)
-    return Saver(checkpointer, session.log, progress, session.launch.rank, *when)
+    return Saver(checkpointer, session.log, progress, session.peers, *when)
 
 
 def build_recorder(session: Session, data: TrainingData, progress: Progress, precision: str) -> Recorder:
@@ -251,8 +238,7 @@ def build_recorder(session: Session, data: TrainingData, progress: Progress, pre
     cores = available_cores(session.launch.local_size)
     waits = Waits(cfg.DATA.NUM_WORKERS, cfg.DATA.BACKEND, cores)
     facts = facts_of(session, data, precision)
-    epochs = cfg.TRAIN.EPOCHS
-    return Recorder(session.log, session.directory, progress, data.plan, epochs, waits, session.device, facts)
+    return Recorder(session.log, progress, data.plan, cfg.TRAIN.EPOCHS, cfg.PRINT_FREQ, waits, session.device, facts)
 
 
 def metadata_of(session: Session, data: TrainingData, lr_scheduler) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What happens when a loss or a gradient is infinite or not a number: TRAIN.NONFINITE."""
 
-from typing import Iterable, Optional
+import math
+from typing import Any, Iterable, Mapping, Optional
 
 import torch
 from torch import nn
@@ -8,7 +9,7 @@ from torch import nn
 from utils.errors import NonFiniteError
 from utils.processes.collectives import min_over_ranks, sum_over_ranks
 
-NEVER = 2**62
+NEVER = 2**62  # later than any update
 MAX_IN_A_ROW = 50  # left-out updates after which a run no longer learns
 MAX_ROLLBACKS = 10
 
@@ -95,3 +96,21 @@ class NonFinite(Exception):
     def __init__(self, message: str, place: list[int]):
         super().__init__(message)
         self.place = place
+
+
+def require_finite_results(results: Mapping[str, Mapping[str, Any]], epoch: int) -> None:
+    """Refuses weights that are not worth keeping.
+
+    Args:
+        results: an evaluation's figures by weights.
+
+    Raises:
+        NonFiniteError: a figure, such as the loss, is infinite or not a number.
+    """
+    for name, figures in results.items():
+        for key, value in figures.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise NonFiniteError(
+                    f"epoch {epoch}, validation: the {key} of the {name} weights is {value}; checkpoints are kept as "
+                    "they were. Try a smaller TRAIN.BASE_LR, AMP.DTYPE bfloat16 or --disable_amp"
+                )

@@ -1,6 +1,7 @@
 """Optimizer and learning rate schedule, by timm's factories."""
 
-from typing import Sequence
+from dataclasses import dataclass
+from typing import Any, Sequence
 
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
@@ -8,6 +9,9 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 from utils.errors import ConfigError, did_you_mean
+
+from ..setup.precision import NativePrecision
+from .nonfinite import FiniteGuard
 
 
 def create_optimizer(
@@ -61,18 +65,21 @@ def create_optimizer(
         ) from error
 
 
-def create_lr_scheduler(
-    optimizer: torch.optim.Optimizer,
-    name: str,
-    epochs: int,
-    warmup_epochs: int,
-    warmup_lr: float,
-    min_lr: float,
-    warmup_prefix: bool,
-    decay_epochs: int,
-    decay_rate: float,
-    updates_per_epoch: int,
-):
+@dataclass(frozen=True)
+class LearningRate:
+    """How it goes over a run: TRAIN.LR_SCHEDULER's and TRAIN's keys, for this batch."""
+
+    name: str  # 'cosine', 'linear' or 'step'
+    epochs: int
+    warmup_epochs: int = 0
+    warmup_lr: float = 0.0
+    min_lr: float = 0.0
+    warmup_prefix: bool = False
+    decay_epochs: int = 30  # of 'step'
+    decay_rate: float = 0.1
+
+
+def create_lr_scheduler(optimizer: torch.optim.Optimizer, curve: LearningRate, updates_per_epoch: int):
     """A schedule over updates: `step_update(n)` sets the learning rate of update n, whatever came before.
 
     Linear warmup from `warmup_lr`, then 'cosine' or 'linear' to `min_lr`, or 'step' by `decay_rate` every
@@ -83,25 +90,45 @@ def create_lr_scheduler(
         ConfigError: the warmup starts, or the run ends, above the peak rate.
     """
     peak = max(group["lr"] for group in optimizer.param_groups)
-    if max(warmup_lr, min_lr) > peak:
+    if max(curve.warmup_lr, curve.min_lr) > peak:
         raise ConfigError(
-            f"TRAIN.WARMUP_LR and TRAIN.MIN_LR: {warmup_lr:.3g} and {min_lr:.3g} for this batch; they must not be above "
-            f"TRAIN.BASE_LR's {peak:.3g}"
+            f"TRAIN.WARMUP_LR and TRAIN.MIN_LR: {curve.warmup_lr:.3g} and {curve.min_lr:.3g} for this batch; they "
+            f"must not be above TRAIN.BASE_LR's {peak:.3g}"
         )
     lr_scheduler, _ = create_scheduler_v2(
         optimizer,
-        sched={"linear": "poly"}.get(name, name),
-        num_epochs=epochs - warmup_epochs if warmup_prefix else epochs,
-        warmup_epochs=warmup_epochs,
-        warmup_lr=warmup_lr,
-        min_lr=min_lr,
-        warmup_prefix=warmup_prefix,
-        decay_epochs=decay_epochs,
-        decay_rate=1.0 if name == "linear" else decay_rate,  # poly's power
+        sched={"linear": "poly"}.get(curve.name, curve.name),
+        num_epochs=curve.epochs - curve.warmup_epochs if curve.warmup_prefix else curve.epochs,
+        warmup_epochs=curve.warmup_epochs,
+        warmup_lr=curve.warmup_lr,
+        min_lr=curve.min_lr,
+        warmup_prefix=curve.warmup_prefix,
+        decay_epochs=curve.decay_epochs,
+        decay_rate=1.0 if curve.name == "linear" else curve.decay_rate,  # poly's power
         step_on_epochs=False,
         updates_per_epoch=updates_per_epoch,
     )
     return lr_scheduler
+
+
+@dataclass
+class Optimisation:
+    """How the gradients of micro-batches become an update."""
+
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: Any
+    precision: NativePrecision
+    guard: FiniteGuard
+    clip_grad: float  # largest norm of the gradient; 0: not clipped
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the parameters that learn fastest."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def states(self) -> dict[str, Any]:
+        """What a checkpoint keeps, by its keys there."""
+        return {"optimizer": ResumableOptimizer(self.optimizer), "scaler": self.precision}
 
 
 class ResumableOptimizer:

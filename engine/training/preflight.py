@@ -11,7 +11,7 @@ import torch
 
 from data.batches import collate_items
 from utils.device import forget_memory, is_out_of_memory, memory_mib
-from utils.errors import ConfigError, OutputError
+from utils.errors import ConfigError, OutputError, one_line
 from utils.rng import get_rng_state, seed_all, set_rng_state
 
 from ..checkpoints.store import BEST, LAST, PREVIOUS
@@ -59,8 +59,8 @@ def rehearse(trainer: Trainer, optimizer_of: Callable[[torch.nn.Module], torch.o
         step_seconds, forward_seconds, state_bytes = _dry_step(trainer, optimizer_of, batch)
     finally:
         set_rng_state(random_state)
-    findings = Findings(load_seconds, step_seconds, forward_seconds, memory_mib(trainer.device), state_bytes)
-    forget_memory(trainer.device)
+    findings = Findings(load_seconds, step_seconds, forward_seconds, memory_mib(trainer.session.device), state_bytes)
+    forget_memory(trainer.session.device)
     return findings
 
 
@@ -71,11 +71,11 @@ def look_ahead(trainer: Trainer, findings: Findings) -> list[str]:
         OutputError: the disk has no room for the checkpoints to come, or the folder cannot be written to.
     """
     needed, free = _disk(trainer, findings.checkpoint_bytes)
-    plan, progress = trainer.plan, trainer.progress
+    plan, progress = trainer.data.plan, trainer.progress
     epochs = trainer.epochs - progress.epoch
     micro_batches = epochs * plan.batches_per_epoch - progress.step * plan.accumulation_steps
-    evaluations = epochs * len(trainer.val_loader) * (2 if trainer.model_ema else 1)
-    loading = findings.load_seconds * plan.batch_size / max(trainer.train_loader.loader.num_workers, 1)
+    evaluations = epochs * len(trainer.data.val_loader) * len(trainer.networks.evaluated())
+    loading = findings.load_seconds * plan.batch_size / max(trainer.data.train_loader.loader.num_workers, 1)
     seconds = micro_batches * max(findings.step_seconds, loading) + evaluations * max(findings.forward_seconds, loading)
     return [
         f"checkpoints: {findings.checkpoint_bytes / 2**20:.1f} MiB each, {needed / 2**20:.0f} MiB still to be written, "
@@ -86,60 +86,58 @@ def look_ahead(trainer: Trainer, findings: Findings) -> list[str]:
 
 def _read_images(trainer: Trainer):
     """A micro-batch of the largest size, made of a few training images, and the seconds that each took."""
-    size = trainer.plan.batch_size
+    size = trainer.data.plan.batch_size
     pixels = max(_sizes(trainer), default=0)
     started = time.perf_counter()
-    items = trainer.train_loader.first(min(SAMPLES, size), pixels)
+    items = trainer.data.train_loader.first(min(SAMPLES, size), pixels)
     seconds = (time.perf_counter() - started) / len(items)
     repeated = (items * -(-size // len(items)))[:size]
-    batch, _ = collate_items(repeated, trainer.train_loader.dataset.collate)
+    batch, _ = collate_items(repeated, trainer.data.train_loader.dataset.collate)
     return batch, seconds
 
 
 def _sizes(trainer: Trainer) -> set[int]:
     """Of training images, if they change."""
-    return {size for _, size in trainer.train_loader.schedule.sizes}
+    return {size for _, size in trainer.data.train_loader.schedule.sizes}
 
 
 def _dry_step(trainer: Trainer, optimizer_of, batch):
     """Seconds of a training step and of an evaluation batch, the second of two each, and the size of the run's state."""
-    model = copy.deepcopy(trainer.model)
+    model = copy.deepcopy(trainer.networks.model)
     optimizer = optimizer_of(model)
-    precision = trainer.precision.rehearsal()
-    evaluator = trainer.task.evaluator("figures", trainer.device)
-    batch = trainer.train_loader.finish(batch)
+    precision = trainer.optim.precision.rehearsal()
+    evaluator = trainer.task.evaluator("figures", trainer.session.device)
+    batch = trainer.data.train_loader.finish(batch)
     try:
         for _ in range(2):
-            started = _now(trainer.device)
+            started = _now(trainer.session.device)
             seed_all(0)
             freeze.train(model)
             with precision.autocast():
                 loss = trainer.task.loss(model, batch)["loss"]
             precision.backward(loss)
-            precision.clip(optimizer, model.parameters(), trainer.clip_grad)
+            precision.clip(optimizer, model.parameters(), trainer.optim.clip_grad)
             precision.step(optimizer)
             optimizer.zero_grad()
-            step_seconds = _now(trainer.device) - started
+            step_seconds = _now(trainer.session.device) - started
         for size in _sizes(trainer):
             with torch.no_grad(), precision.autocast():
                 trainer.task.loss(model, trainer.task.resized(batch, size))
         batch = trainer.task.evaluation_like(batch)
         for _ in range(2):
-            started = _now(trainer.device)
+            started = _now(trainer.session.device)
             model.eval()
             with torch.inference_mode(), precision.autocast():
                 evaluator.step(model, batch)
-            forward_seconds = _now(trainer.device) - started
+            forward_seconds = _now(trainer.session.device) - started
     except RuntimeError as error:
         if "deterministic" in str(error) or is_out_of_memory(error):
             raise
         raise ConfigError(
-            f"MODEL.NAME: a training step fails ({' '.join(str(error).split())[:300]}); check MODEL and DATA"
+            f"MODEL.NAME: a training step fails ({one_line(error, 300)}); check MODEL and DATA"
         ) from error
-    parts = [model.state_dict(), optimizer.state_dict()] + (
-        [trainer.model_ema.module.state_dict()] if trainer.model_ema else []
-    )
-    return step_seconds, forward_seconds, sum(map(_bytes, parts))
+    states = [optimizer.state_dict(), *(network.state_dict() for network in trainer.networks.evaluated().values())]
+    return step_seconds, forward_seconds, sum(map(_bytes, states))
 
 
 def _now(device: torch.device) -> float:

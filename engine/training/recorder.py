@@ -2,7 +2,6 @@
 
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from utils.provenance import record
 from utils.run_files import MISTAKES, RESULT
 from utils.run_log import RunLog
 
-from ..checkpoints.progress import Progress, Window
+from ..checkpoints.progress import OpenWindow, Progress, Window
 from ..evaluation.loop import describe
 from ..tasks.base import ClosingEvaluator
 from .plan import BatchPlan
@@ -25,31 +24,43 @@ class Recorder:
     """Writes a run's figures into its log and records.
 
     Args:
-        directory: the run's folder.
         progress: where the run stands; the sums since the last log line are counted to its epoch here.
         epochs: of the whole run.
+        every: updates between log lines.
         facts: of the run, for its result.
     """
 
     def __init__(
         self,
         log: RunLog,
-        directory: Path,
         progress: Progress,
         plan: BatchPlan,
         epochs: int,
+        every: int,
         waits: Waits,
         device: torch.device,
         facts: dict[str, Any],
     ):
         self.log = log
-        self.directory = directory
         self.progress = progress
         self.plan = plan
         self.epochs = epochs
+        self.every = every
         self.waits = waits
         self.device = device
         self.facts = facts
+        self.img_size = 0  # px of the training images, where it changes
+
+    def start_epoch(self, img_size: int) -> None:
+        """Says from which epoch on training images have another size; 0: it never changes."""
+        self.waits.start_epoch()
+        if img_size != self.img_size:
+            self.log.info(f"epoch {self.progress.epoch}: training images of {img_size} px")
+            self.img_size = img_size
+
+    def is_due(self, steps: int) -> bool:
+        """Whether so many updates of an epoch are a time for a log line."""
+        return steps % self.every == 0 or steps == self.plan.updates_per_epoch
 
     def window(self, window: Window, grad_norm: torch.Tensor, lr: float) -> None:
         """Logs what happened since the last log line, and counts it to the epoch; all processes call this."""
@@ -58,7 +69,7 @@ class Recorder:
         seconds = time.perf_counter() - window.started
         progress.loss_sum += sums["loss"]
         progress.images += window.images
-        progress.empty_window()
+        progress.window = OpenWindow()
         losses = {name: value / window.images if window.images else math.nan for name, value in sums.items()}
         learning = {**losses, "lr": lr, "grad_norm": grad_norm.item(), "left_out": progress.left_out[0]}
         speed = {
@@ -108,7 +119,7 @@ class Recorder:
         try:
             weights = {name: evaluator.sections(classes) for name, evaluator in evaluators.items()}
             value = {"epoch": self.progress.epoch, "update": self.progress.updates, "weights": weights}
-            write_json(self.directory / MISTAKES, value)
+            write_json(self.log.directory / MISTAKES, value)
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             self.log.warning(f"{MISTAKES} is not written ({reason[:300]}); the report will do without")
@@ -131,7 +142,7 @@ class Recorder:
             "unreadable": self.log.count_unreadable(),
             "changes": progress.changes,
         }
-        write_json(self.directory / RESULT, {**record(self.device), **self.facts, **figures})
+        write_json(self.log.directory / RESULT, {**record(self.device), **self.facts, **figures})
 
 
 def describe_best(best: dict[str, Any]) -> str:

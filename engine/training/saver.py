@@ -1,11 +1,15 @@
 """When a training run is saved, and saving it."""
 
 import time
+from pathlib import Path
+from typing import Any, Mapping
 
+from utils.errors import CheckpointError
+from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
 from ..checkpoints.progress import Progress
-from ..checkpoints.store import BEST, LAST, Checkpointer
+from ..checkpoints.store import BEST, LAST, Checkpointer, checkpoints_of
 
 
 class Saver:
@@ -13,7 +17,7 @@ class Saver:
 
     Args:
         progress: where the run stands.
-        rank: of this process: the first one's clock counts, and it writes.
+        peers: the processes, of which the first one's clock counts, and which writes.
         every_epochs: after so many a file stays that nothing replaces.
     """
 
@@ -22,7 +26,7 @@ class Saver:
         checkpointer: Checkpointer,
         log: RunLog,
         progress: Progress,
-        rank: int,
+        peers: Peers,
         every_epochs: int,
         every_steps: int,
         every_minutes: float,
@@ -30,7 +34,7 @@ class Saver:
         self.checkpointer = checkpointer
         self.log = log
         self.progress = progress
-        self.rank = rank
+        self.peers = peers
         self.every_epochs = every_epochs
         self.every_steps = every_steps
         self.every_minutes = every_minutes
@@ -41,7 +45,7 @@ class Saver:
 
     def is_due(self) -> bool:
         """Once when the minutes have passed since the last save."""
-        if self.rank or not self.every_minutes or self.asked:
+        if self.peers.launch.rank or not self.every_minutes or self.asked:
             return False
         self.asked = time.monotonic() - self.saved_at >= 60 * self.every_minutes
         return self.asked
@@ -50,15 +54,31 @@ class Saver:
         """Whether so many updates of an epoch are a time to save."""
         return self.every_steps > 0 and steps % self.every_steps == 0
 
+    def names_after_epoch(self, improved: bool) -> list[str]:
+        """The files to save at the beginning of an epoch; `improved` says whether the one before it was the best so far."""
+        names = [BEST] if improved else []
+        if self.every_epochs and self.progress.epoch % self.every_epochs == 0:
+            names.append(f"epoch_{self.progress.epoch}.pth")
+        return [*names, LAST]  # the last one counts: the run goes on from it
+
     def save(self, *names: str) -> None:
         self.start_clock()
         if self.log.enabled:
             self.log.flush()  # a resumed run repeats no update before this
             self.checkpointer.save(*names)
 
-    def save_epoch(self, improved: bool) -> None:
-        """Saves the beginning of an epoch; `improved` says whether the one before it was the best so far."""
-        names = [BEST] if improved else []
-        if self.every_epochs and self.progress.epoch % self.every_epochs == 0:
-            names.append(f"epoch_{self.progress.epoch}.pth")
-        self.save(*names, LAST)
+    def restore(self, checkpoint: Mapping[str, Any], path: Path) -> None:
+        """Gives the run the state of a checkpoint that every process has read from this path.
+
+        Raises:
+            CheckpointError: it does not fit the run, or the processes read different ones, as a file system's caches can
+                make them.
+        """
+        self.checkpointer.restore(checkpoint, path)
+        places = self.peers.gather([self.progress.epoch, self.progress.step, self.progress.updates])
+        if any(place != places[0] for place in places):
+            raise CheckpointError(f"{path}: is another one for some processes ({places}); start the same command again")
+
+    def newest(self) -> list[Path]:
+        """The run's checkpoints, the newest first."""
+        return checkpoints_of(self.checkpointer.directory)

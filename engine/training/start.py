@@ -14,6 +14,7 @@ from ..checkpoints.download import local_file
 from ..checkpoints.file import progress_of, read_checkpoint
 from ..checkpoints.resume import Found, config_changes, find_checkpoint, fit_progress
 from ..session import Session
+from ..setup.compilation import decide_compilation
 from ..setup.data_notes import order_note, source_notes
 from ..setup.loading import caches
 from ..setup.model import has_drop_path
@@ -22,7 +23,7 @@ from .build import build_optimizer, build_trainer
 from .freeze import describe as describe_frozen
 from .preflight import look_ahead, rehearse
 from .recorder import describe_best
-from .trainer import Trainer, require_same_place
+from .trainer import Trainer
 
 
 @dataclass
@@ -67,10 +68,12 @@ def prepare(session: Session, found: Found) -> PreparedRun:
     require_loggers(cfg.LOGGERS)
     pretrained = "" if found.path else local_file(cfg.MODEL.PRETRAINED, session.launch, peers)
     trainer, complexity, notes = build_trainer(session, pretrained)
-    findings = rehearse(trainer, lambda model: build_optimizer(cfg, model, trainer.plan.scale_lr(cfg.TRAIN.BASE_LR)))
+    findings = rehearse(
+        trainer, lambda model: build_optimizer(cfg, model, trainer.data.plan.scale_lr(cfg.TRAIN.BASE_LR))
+    )
     changes = restore(trainer, found) if found.path else []
     forecast = look_ahead(trainer, findings)
-    datasets = [trainer.train_loader.dataset, trainer.val_loader.dataset]
+    datasets = [trainer.data.train_loader.dataset, trainer.data.val_loader.dataset]
     fill_caches = caches(cfg.DATA.CACHE_MODE, datasets, peers, log)
 
     def introduce() -> None:
@@ -80,7 +83,7 @@ def prepare(session: Session, found: Found) -> PreparedRun:
         record_start(session, trainer, complexity)
         warn_of_settings(session, trainer, has_weights=bool(pretrained or found.path))
         by_names = found.path and not cfg.DISTILL.TEACHER  # the checkpoint's classes were compared with the data set's
-        order = "" if by_names else order_note(cfg, trainer.train_loader.dataset.classes)
+        order = "" if by_names else order_note(cfg, trainer.data.train_loader.dataset.classes)
         for line in filter(None, [order, *notes, *describe_start(session, found, changes, trainer)]):
             log.info(line)
 
@@ -94,11 +97,10 @@ def restore(trainer: Trainer, found: Found) -> list[str]:
         CheckpointError: it does not fit the run.
         ConfigError: its place in the run does not, or it is that of a finished run.
     """
-    progress, checkpointer = trainer.progress, trainer.saver.checkpointer
-    checkpointer.restore(found.checkpoint, found.path)
-    require_same_place(progress, trainer.peers, found.path)
-    changes = config_changes(found.checkpoint["config"], checkpointer.metadata["config"])
-    changes += fit_progress(progress, found.checkpoint, checkpointer.metadata, found.path)
+    progress, metadata = trainer.progress, trainer.saver.checkpointer.metadata
+    trainer.saver.restore(found.checkpoint, found.path)
+    changes = config_changes(found.checkpoint["config"], metadata["config"])
+    changes += fit_progress(progress, found.checkpoint, metadata, found.path)
     progress.changes = progress.changes + changes
     if progress.epoch >= trainer.epochs:
         raise ConfigError(
@@ -110,10 +112,11 @@ def restore(trainer: Trainer, found: Found) -> list[str]:
 
 def introduce_run(session: Session, trainer: Trainer, complexity: Complexity) -> None:
     """Says what runs where on what."""
-    cfg, log, plan, device = session.cfg, session.log, trainer.plan, session.device
-    train_set, val_set = trainer.train_loader.dataset, trainer.val_loader.dataset
+    cfg, log, plan, device = session.cfg, session.log, trainer.data.plan, session.device
+    train_set, val_set = trainer.data.train_loader.dataset, trainer.data.val_loader.dataset
+    compilation = decide_compilation(cfg, device).reason
     log.info(
-        f"{session.placement} | {trainer.precision} | global batch "
+        f"{session.placement} | {trainer.optim.precision}{f' | {compilation}' * bool(compilation)} | global batch "
         f"{session.launch.world_size} x {plan.batch_size} x {plan.accumulation_steps} accumulated = {plan.total_batch_size} | "
         f"lr {plan.scale_lr(cfg.TRAIN.BASE_LR):.3e}"
     )
@@ -121,7 +124,7 @@ def introduce_run(session: Session, trainer: Trainer, complexity: Complexity) ->
         log.warning("no GPU found, training on the CPU")
     log.info(f"{cfg.MODEL.NAME} at {cfg.DATA.IMG_SIZE} px: {complexity}")
     if cfg.TRAIN.FREEZE:
-        log.info(describe_frozen(trainer.model, cfg.TRAIN.FREEZE))
+        log.info(describe_frozen(trainer.networks.model, cfg.TRAIN.FREEZE))
     log.info(
         f"{cfg.DATA.DATA_PATH or cfg.DATA.DATASET}: {len(train_set)} training and {len(val_set)} validation images, "
         f"{len(train_set.classes)} classes; {plan.updates_per_epoch} updates per epoch; run in {log.directory}"
@@ -130,8 +133,8 @@ def introduce_run(session: Session, trainer: Trainer, complexity: Complexity) ->
 
 def record_start(session: Session, trainer: Trainer, complexity: Complexity) -> None:
     """Writes the same, as data, into the run's records."""
-    cfg, plan = session.cfg, trainer.plan
-    train_set, val_set = trainer.train_loader.dataset, trainer.val_loader.dataset
+    cfg, plan = session.cfg, trainer.data.plan
+    train_set, val_set = trainer.data.train_loader.dataset, trainer.data.val_loader.dataset
     values = {
         "model": cfg.MODEL.NAME,
         "img_size": cfg.DATA.IMG_SIZE,
@@ -144,7 +147,7 @@ def record_start(session: Session, trainer: Trainer, complexity: Complexity) -> 
         "classes": len(train_set.classes),
         "device": f"{session.launch.world_size} x {session.device.type}",
         "processes": session.launch.world_size,
-        "precision": str(trainer.precision),
+        "precision": str(trainer.optim.precision),
         "total_batch_size": plan.total_batch_size,
         "changes": trainer.progress.changes,
         **provenance.record(session.device),
@@ -157,7 +160,7 @@ def warn_of_settings(session: Session, trainer: Trainer, has_weights: bool) -> N
     cfg, log = session.cfg, session.log
     if cfg.MODEL.TYPE == "timm":
         log.info(describe_inputs(cfg))
-    if cfg.MODEL.DROP_PATH_RATE and not has_drop_path(trainer.model):
+    if cfg.MODEL.DROP_PATH_RATE and not has_drop_path(trainer.networks.model):
         rate, name = cfg.MODEL.DROP_PATH_RATE, cfg.MODEL.NAME
         log.warning(f"MODEL.DROP_PATH_RATE is {rate}, but {name} has no drop path: it is left out")
     if cfg.TRAIN.FREEZE and not has_weights:

@@ -62,9 +62,9 @@ class FATBlock(nn.Module):
             raise ValueError(f"ffn is {ffn!r}; known: {', '.join(FFNS)}")
         hidden_dim = int(mlp_ratio * dim)
         self.cpe = DepthwiseConv2d(dim, kernel_size, residual=True) if cpe else nn.Identity()
-        self.norm1 = LayerNorm(dim)
+        self.norm1 = LayerNorm(dim, before_convolution=True)
         self.attn = FASA(dim, num_heads, kernel_size, window_size, interaction, downsampling, self_modulation)
-        self.norm2 = LayerNorm(dim)
+        self.norm2 = LayerNorm(dim, before_convolution=True)
         self.downsample = StridedShortcut(dim, out_dim) if stride == 2 else nn.Identity()
         if ffn == "mlp" and stride == 1:
             self.ffn = MLP(dim, hidden_dim)

@@ -29,7 +29,7 @@ from data.schedule import Schedule
 from data.sources import Opening, keys_of, open_source
 from data.stream import TrainStream
 from data.transforms import eval_transform
-from engine.evaluation.sets.open import open_sets
+from engine.evaluation.sets.open import SetsOpening, open_sets
 from engine.evaluation.sets.spec import SetSpec
 from engine.training.trainer import Trainer
 from loading import LOADING, augmentation
@@ -554,11 +554,8 @@ def test_an_evaluation_set_in_any_format(formats, name):
             return dataset_of(open_(lambda file: file.read()), eval_transform(32, "bicubic", 1.0), "raise")
 
     spec = SetSpec(path=f"{name}/val", format=name, name="mine")
-    found = (
-        open_sets({"mine": spec}, Task(), None, ["2", "1", "0"], str(formats), Opening(outside_links=True))["mine"]
-        .parts[""]
-        .source
-    )
+    opening = SetsOpening(Task(), None, ["2", "1", "0"], str(formats), Opening(outside_links=True))
+    found = open_sets({"mine": spec}, opening)["mine"].parts[""].source
     folder = source("folder", formats)
     assert sorted(keys_of(found)) == sorted(map(folder.key, range(29)))
     read = (
@@ -704,7 +701,7 @@ def test_a_share_of_the_images_for_each_process(write_config, tmp_path, formats)
         original = Trainer.fit
 
         def without_files(self):
-            for loader in (self.train_loader, self.val_loader):
+            for loader in (self.data.train_loader, self.data.val_loader):
                 os.close(loader.dataset.source.file)
             original(self)
 

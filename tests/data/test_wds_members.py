@@ -16,10 +16,10 @@ import prepare_data
 from conftest import error_of, run
 from data.class_maps import read_class_map
 from data.decode import decode_image
+from data.prepare import verify
 from data.sources import Opening, open_source
 from data.transforms import eval_transform
 from engine.tasks import create_task
-from parts.prepare_data import verify
 from utils.config import load_config
 from utils.errors import DataError
 

@@ -15,16 +15,18 @@ from torch import nn
 
 import models  # noqa: F401
 from conftest import error_of, launch, run, run_processes
-from data.schedule import Schedule
 from engine.checkpoints.progress import Progress, Window
+from engine.session import Session
 from engine.setup.model import create_model, prepare_model
 from engine.setup.precision import NativePrecision, create_precision, resolve_dtype
+from engine.training.networks import Networks
 from engine.training.nonfinite import FiniteGuard
-from engine.training.optim import ResumableOptimizer, create_lr_scheduler, create_optimizer
+from engine.training.optim import LearningRate, Optimisation, ResumableOptimizer, create_lr_scheduler, create_optimizer
 from engine.training.plan import BatchPlan
 from engine.training.recorder import Recorder
 from engine.training.saver import Saver
 from engine.training.trainer import Trainer
+from engine.training.training_data import TrainingData
 from engine.training.waits import Waits
 from utils.errors import ConfigError
 from utils.macs import measure_complexity
@@ -44,30 +46,27 @@ class Regression:
         return {"loss": (model(images).squeeze(1) - targets).square().mean()}
 
 
-def make_trainer(model, batch_size, accumulation_steps, num_images, precision=None, clip_grad=0.0, log=None, **changes):
+def make_trainer(
+    model, batch_size, accumulation_steps, num_images, precision=None, clip_grad=0.0, average=None, rank=0, **changes
+):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     plan = BatchPlan(num_images, batch_size, 1, accumulation_steps)
-    scheduler = create_lr_scheduler(optimizer, "step", 10, 0, 0.0, 0.0, False, 100, 1.0, plan.updates_per_epoch)
-    progress, log, peers = Progress(), log or RunLog(None, enabled=False), Peers(Launch())
-    settings = dict(
-        model=model, wrapped_model=model, task=Regression(), optimizer=optimizer, lr_scheduler=scheduler,
-        precision=precision or NativePrecision(CPU, None), model_ema=None, train_loader=None, val_loader=None, plan=plan,
-        progress=progress, saver=Saver(None, log, progress, 0, 0, 0, 0.0), log=log, device=CPU, peers=peers, epochs=10, seed=0,
-        recorder=Recorder(log, None, progress, plan, 10, Waits(0, "pil", 1), CPU, {}), clip_grad=clip_grad, compile_mode="", print_freq=1,
-    )  # fmt: skip
-    settings["guard"] = FiniteGuard("raise", settings["precision"].skips_overflows, model, CPU)
-    settings["log"].picture = lambda *_: None
-    trainer = Trainer(**{**settings, **changes})
-    trainer.task.preview = lambda *_: None
-    trainer.train_loader = type(
-        "Loader",
-        (),
-        {
-            "dataset": type("D", (), {"classes": []}),
-            "schedule": Schedule(plan.batches_per_epoch, plan.batch_size, 0, 1, 0),
-        },
+    scheduler = create_lr_scheduler(optimizer, LearningRate("step", 10, decay_epochs=100), plan.updates_per_epoch)
+    launch, log, progress = (
+        Launch(rank, 1 + (rank > 0)),
+        RunLog(None, enabled=False),
+        changes.get("progress", Progress()),
     )
-    return trainer
+    session = Session(None, launch, CPU, Peers(launch), None, log)
+    precision = precision or NativePrecision(CPU, None)
+    guard = FiniteGuard("raise", precision.skips_overflows, model, CPU)
+    settings = dict(
+        session=session, task=Regression(), data=TrainingData(None, None, plan, []), networks=Networks(model, model, average),
+        optim=Optimisation(optimizer, scheduler, precision, guard, clip_grad), progress=progress,
+        recorder=Recorder(log, progress, plan, 10, 1, Waits(0, "pil", 1), CPU, {}),
+        saver=Saver(None, log, progress, session.peers, 0, 0, 0.0), observers=[], epochs=10, seed=0,
+    )  # fmt: skip
+    return Trainer(**{**settings, **changes})
 
 
 def data(num_images):
@@ -88,9 +87,9 @@ def test_accumulation_is_the_large_batch_also_for_the_rest_of_the_epoch(accumula
     batches = iter(zip(images.split(4), targets.split(4)))
     reference = linear()
     position = 0
-    for step in range(trainer.plan.updates_per_epoch):
+    for step in range(trainer.data.plan.updates_per_epoch):
         norm = trainer.update(step, batches, Window(CPU, Progress(), Launch()))
-        size = 4 * trainer.plan.batches_in_update(step)
+        size = 4 * trainer.data.plan.batches_in_update(step)
         loss = (
             (reference(images[position : position + size]).squeeze(1) - targets[position : position + size])
             .square()
@@ -103,7 +102,7 @@ def test_accumulation_is_the_large_batch_also_for_the_rest_of_the_epoch(accumula
                 parameter -= 0.1 * gradient
         position += size
     assert position == num_images
-    for ours, theirs in zip(trainer.model.parameters(), reference.parameters()):
+    for ours, theirs in zip(trainer.networks.model.parameters(), reference.parameters()):
         assert torch.allclose(ours, theirs, rtol=1e-12)
 
 
@@ -154,9 +153,8 @@ def test_precision_by_config():
 def learning_rates(name="cosine", warmup_prefix=False, epochs=300, updates=10, **changes):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
     settings = dict(warmup_epochs=20, warmup_lr=1e-6, min_lr=1e-5, decay_epochs=30, decay_rate=0.1)
-    scheduler = create_lr_scheduler(
-        optimizer, name, epochs, warmup_prefix=warmup_prefix, updates_per_epoch=updates, **{**settings, **changes}
-    )
+    schedule = LearningRate(name, epochs, warmup_prefix=warmup_prefix, **{**settings, **changes})
+    scheduler = create_lr_scheduler(optimizer, schedule, updates)
     rates = []
     for update in range(epochs * updates):
         scheduler.step_update(update)
@@ -187,7 +185,7 @@ def test_linear_and_step():
 
 def test_the_rate_depends_on_the_update_alone():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
-    scheduler = create_lr_scheduler(optimizer, "cosine", 300, 20, 1e-6, 1e-5, False, 30, 0.1, 10)
+    scheduler = create_lr_scheduler(optimizer, LearningRate("cosine", 300, 20, 1e-6, 1e-5), 10)
     scheduler.step_update(1234)
     assert optimizer.param_groups[0]["lr"] == learning_rates()[1234]
 
@@ -252,7 +250,7 @@ def test_sgd_has_momentum_and_no_betas():
 def test_layer_decay_reaches_the_learning_rates():
     model = timm.create_model("fat_tiny")
     optimizer = optimizer_for(model=model, layer_decay=0.5)
-    scheduler = create_lr_scheduler(optimizer, "cosine", 10, 0, 0.0, 0.0, True, 1, 0.1, 10)
+    scheduler = create_lr_scheduler(optimizer, LearningRate("cosine", 10, warmup_prefix=True), 10)
     scheduler.step_update(0)
     rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
     assert rates[id(model.head.weight)] == 1e-3 and rates[id(model.patch_embed.conv1.conv[0].weight)] < 1e-4
@@ -344,7 +342,7 @@ def test_batchnorm_is_not_synchronised_without_gpus():
 def test_average_follows_the_weights():
     model = linear()
     ema = ModelEmaV3(model, decay=0.9)
-    trainer = make_trainer(model, 4, 1, 8, model_ema=ema)
+    trainer = make_trainer(model, 4, 1, 8, average=ema)
     images, targets = (t.double() for t in data(8))
     batches = iter(zip(images.split(4), targets.split(4)))
     trainer.update(0, batches, Window(CPU, Progress(), Launch()))
@@ -411,7 +409,7 @@ def test_the_compiler_s_mode_reaches_it(write_config, monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: calls.append(how))
     path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "COMPILE": True, "COMPILE_MODE": "reduce-overhead"})
     run("--cfg", path)
-    assert calls == [{"mode": "reduce-overhead"}] * 2  # the model and its average
+    assert calls == [{"mode": "reduce-overhead", "dynamic": False}] * 2  # the model and its average
 
 
 def test_timm_model_trains_with_the_same_engine(write_config, tmp_path):
@@ -473,9 +471,7 @@ def test_draws_are_a_function_of_epoch_update_micro_batch_and_rank():
                 found.append((torch.rand(1).item(), random.random(), numpy.random.rand()))
                 return super().loss(model, batch)
 
-        trainer = make_trainer(
-            linear(), 4, 2, 16, task=Drawing(), peers=Peers(Launch(rank, 2)), progress=Progress(epoch=epoch)
-        )
+        trainer = make_trainer(linear(), 4, 2, 16, rank=rank, task=Drawing(), progress=Progress(epoch=epoch))
         images, targets = (t.double() for t in data(16))
         batches = iter(zip(images.split(4), targets.split(4)))
         for step in range(2):
@@ -511,10 +507,11 @@ def test_every_setting_reaches_its_place(write_config, monkeypatch):
     )  # fmt: skip
     run("--cfg", path)
     trainer = caught["trainer"]
+    optim, networks = trainer.optim, trainer.networks
     saver = trainer.saver
     assert (saver.every_epochs, saver.every_steps, saver.every_minutes) == (4, 5, 7.5)
-    assert (trainer.seed, trainer.print_freq, trainer.guard.policy) == (7, 3, "skip")
-    for loader in (trainer.train_loader, trainer.val_loader):
+    assert (trainer.seed, trainer.recorder.every, optim.guard.policy) == (7, 3, "skip")
+    for loader in (trainer.data.train_loader, trainer.data.val_loader):
         dataset = loader.dataset
         assert (dataset.on_error, dataset.source.decode.keywords, dataset.source.inside) == (
             "skip",
@@ -522,34 +519,34 @@ def test_every_setting_reaches_its_place(write_config, monkeypatch):
             "",
         )
         assert loader.finish.memory_format is torch.contiguous_format
-    assert (trainer.epochs, trainer.clip_grad, trainer.compile_mode) == (10, 1.5, "max-autotune")
-    assert (trainer.plan.total_batch_size, trainer.plan.updates_per_epoch) == (8, 8)
-    assert trainer.train_loader.schedule.seed == 7
+    assert (trainer.epochs, optim.clip_grad, networks.compile_mode) == (10, 1.5, "max-autotune")
+    assert (trainer.data.plan.total_batch_size, trainer.data.plan.updates_per_epoch) == (8, 8)
+    assert trainer.data.train_loader.schedule.seed == 7
 
-    groups = trainer.optimizer.param_groups
+    groups = optim.optimizer.param_groups
     assert {g["weight_decay"] for g in groups} == {0.0, 0.11} and min(g["lr_scale"] for g in groups) < 0.1
     assert all((g["eps"], g["betas"]) == (1e-5, (0.7, 0.8)) for g in groups)
-    head = next(g for g in groups if any(p is trainer.model.head.weight for p in g["params"]))
+    head = next(g for g in groups if any(p is networks.model.head.weight for p in g["params"]))
     for update, rate in [(0, 0.001), (8, 0.0055), (79, 0.0001)]:  # per 512 images, for 8
-        trainer.lr_scheduler.step_update(update)
+        optim.lr_scheduler.step_update(update)
         assert head["lr"] == pytest.approx(rate, rel=0.05)
 
-    ema = trainer.model_ema
+    ema = networks.average
     assert (ema.decay, ema.use_warmup) == (0.77, True)
     mixup = trainer.task.mixup
     assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.mix_prob, mixup.switch_prob) == (0.3, 0.6, 0.7, 0.4)
     assert (mixup.mode, mixup.label_smoothing, mixup.num_classes) == ("pair", 0.2, 3)
-    assert trainer.model.head_drop.p == 0.25 and trainer.model.layers[3].blocks[0].drop_path.drop_prob == pytest.approx(
-        0.3
-    )
-    assert trainer.model.layers[0].blocks[0].attn.interaction == "add"
+    assert networks.model.head_drop.p == 0.25 and networks.model.layers[3].blocks[
+        0
+    ].drop_path.drop_prob == pytest.approx(0.3)
+    assert networks.model.layers[0].blocks[0].attn.interaction == "add"
 
-    steps = trainer.train_loader.dataset.transform.steps
+    steps = trainer.data.train_loader.dataset.transform.steps
     crop, flip, policy, erasing = steps["crop and resize"], steps["flip"], steps["augment"], steps["erase"].erasing
     assert (crop.scale, crop.ratio, flip.p) == ((0.4, 0.9), (0.8, 1.2), 0.15)
     assert policy.num_layers == 3 and {op.magnitude for op in policy.ops} == {7}
     assert (erasing.probability, erasing.max_count) == (0.35, 2)
-    assert trainer.val_loader.dataset.transform.steps["resize"].size in (64, (64, 64))
+    assert trainer.data.val_loader.dataset.transform.steps["resize"].size in (64, (64, 64))
 
 
 def test_label_smoothing_without_mixup(write_config, monkeypatch):

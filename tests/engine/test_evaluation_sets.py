@@ -245,7 +245,7 @@ def test_validation_is_the_plain_evaluation(evaluate, tmp_path, checkpoint, sets
             "crop_pct",
             "complete",
         ),
-        *("checkpoint", "precision", "fused", "img_size", "crops", "flip", "cell", "classes", "imagenet"),
+        *("checkpoint", "precision", "engine", "fused", "img_size", "crops", "flip", "cell", "classes", "imagenet"),
     ]
     found = json.loads((folder / "val.json").read_text())
     better = max(("raw", "ema"), key=lambda name: (expected[name]["acc1"], name == "raw"))
@@ -438,10 +438,13 @@ def test_mean_corruption_error_by_hand():
         None,
     )
     spec = read_sets("", ["c"])["c"]
-    alexnet = {name: dict.fromkeys(range(1, 6), error) for name, error in spec.corruptions.items()}
-    assert corruption_errors(alexnet, spec.corruptions, spec.severities)[1] == pytest.approx(100)
-    assert len(spec.corruptions) == 15 and len(spec.extra) == 4 and spec.crop_pct == 1.0
-    assert (spec.corruptions["gaussian_noise"], spec.corruptions["jpeg_compression"]) == (0.886428, 0.6065)
+    alexnet = {name: dict.fromkeys(range(1, 6), error) for name, error in spec.corrupted.corruptions.items()}
+    assert corruption_errors(alexnet, spec.corrupted.corruptions, spec.corrupted.severities)[1] == pytest.approx(100)
+    assert len(spec.corrupted.corruptions) == 15 and len(spec.corrupted.extra) == 4 and spec.crop_pct == 1.0
+    assert (spec.corrupted.corruptions["gaussian_noise"], spec.corrupted.corruptions["jpeg_compression"]) == (
+        0.886428,
+        0.6065,
+    )
 
 
 @made
@@ -461,9 +464,9 @@ def test_corruptions_that_are_made():
         "gaussian_blur",
         "saturate",
     }
-    for name in [*spec.corruptions, *spec.extra]:
+    for name in [*spec.corrupted.corruptions, *spec.corrupted.extra]:
         changes = []
-        for severity in spec.severities:
+        for severity in spec.corrupted.severities:
             assert failure_of(name, severity) is None, name
             state = np.random.get_state()[1].copy()
             first, again, other = (np.asarray(corrupt(photo, name, severity, seed)) for seed in (1, 1, 2))
@@ -606,7 +609,7 @@ def test_real_labels_belong_to_file_names():
     spec = read_sets("", ["real"])["real"]
     found = match_labels(spec, Source(), ImageNetInfo("imagenet-1k").label_names())
     assert [found[key] for key in Source.keys[:-5:-1]] == [[], [970, 795], [230, 231], [809]]
-    assert sum(map(bool, found.values())) == spec.images == 46837
+    assert sum(map(bool, found.values())) == spec.expected.images == 46837
 
 
 def test_imagenet_s_numbers_for_a_model_with_more_classes_in_another_order():
@@ -639,7 +642,7 @@ def test_published_figures_beside_imagenet_s_classes_only():
         "val": {"acc1": 77.0, "acc5": 93.0, "complete": True, "weights": "ema"},
         "a": {"acc1": 9.5, "complete": False, "weights": "ema"},
     }
-    columns = {name: spec.published for name, spec in read_sets("", ["val", "a", "r"]).items()}
+    columns = {name: spec.expected.published for name, spec in read_sets("", ["val", "a", "r"]).items()}
     text = table("fat_b0", 4_490_000, 224, summaries, ["val", "a"], columns, imagenet=True)
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
@@ -714,9 +717,9 @@ def test_refused_before_anything_is_evaluated(data, checkpoint, tmp_path, monkey
     (tmp_path / "other.json").write_text('{"x.png": [3]}')
     path = tmp_path / "sets.yaml"
     path.write_text(sets if isinstance(sets, str) else yaml.safe_dump(sets))
-    import engine.commands.evaluate
+    import engine.inference.examination
 
-    monkeypatch.setattr(engine.commands.evaluate, "evaluate", lambda *_, **__: pytest.fail("it was evaluated"))
+    monkeypatch.setattr(engine.inference.examination, "evaluate", lambda *_, **__: pytest.fail("it was evaluated"))
     error = error_of(*arguments_for(tmp_path / "out", checkpoint, path, names))
     assert message in str(error) and error.status == 2
     assert not (tmp_path / "out").exists()

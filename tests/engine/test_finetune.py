@@ -14,7 +14,7 @@ import models  # noqa: F401
 from conftest import ROOT, Stop, assert_same_run, error_of, launch, load, run, stop_at_update
 from engine.evaluation.knn import Bank, Neighbours
 from engine.training import freeze
-from engine.training.optim import create_lr_scheduler, create_optimizer
+from engine.training.optim import LearningRate, create_lr_scheduler, create_optimizer
 from utils.config import load_config
 from utils.errors import ConfigError
 from utils.processes.launch import Launch
@@ -129,7 +129,7 @@ def test_layer_decay_of_every_group_in_and_after_the_warmup(parts):
     """FAT-B0 has 14 layers: the stem, 12 blocks (the norm with the last), the head."""
     model = frozen(*parts, name="fat_b0")
     optimizer = optimizer_of(model, 0.8)
-    scheduler = create_lr_scheduler(optimizer, "cosine", 10, 2, 1e-6, 1e-5, True, 1, 0.1, 10)
+    scheduler = create_lr_scheduler(optimizer, LearningRate("cosine", 10, 2, 1e-6, 1e-5, warmup_prefix=True), 10)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     depths, blocks = [2, 2, 6, 2], {}
     for stage, depth in enumerate(depths):
@@ -254,7 +254,7 @@ def test_compiled_training_leaves_frozen_parts_alone(write_config, tmp_path, mon
     """Traced as ever, but not turned into C++, which would take a minute."""
     original, calls = torch.nn.Module.compile, []
     monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self, mode: calls.append(mode) or original(self, backend="eager")
+        torch.nn.Module, "compile", lambda self, mode, dynamic: calls.append(mode) or original(self, backend="eager")
     )
     torch._dynamo.reset()
     one_stage = dict(

@@ -20,6 +20,7 @@ from conftest import (
     rest,
     run,
     stop_at_update,
+    watch,
     with_smallest_model,
 )
 from engine.checkpoints.file import interpret, open_checkpoint, read_checkpoint
@@ -250,17 +251,13 @@ def test_content_and_files_of_a_run(write_config, tmp_path):
 
 
 def test_best_is_the_best_and_a_worse_one_never_replaces_it(write_config, tmp_path, monkeypatch):
-    import engine.training.trainer
-
     scores = iter([(40.0, 30.0), (35.0, 50.0), (45.0, 50.0), (10.0, 20.0)])  # raw, ema
-    pending = []
 
-    def scored(*args, **kwargs):
-        if not pending:
-            pending.extend(next(scores))
-        return {"acc1": pending.pop(0), "acc5": 100.0, "loss": 1.0, "num_images": 29}
+    def scored(trainer, results):
+        for figures, acc1 in zip(results.values(), next(scores), strict=True):
+            figures["acc1"] = acc1
 
-    monkeypatch.setattr(engine.training.trainer, "evaluate", scored)
+    watch(monkeypatch, after_evaluation=scored)
     path = write_config()
     best = tmp_path / "output/fat_tiny/default/best.pth"
     run("--cfg", path, "--opts", "TRAIN.EPOCHS", 3)

@@ -33,17 +33,16 @@ from conftest import (
     rest,
     run,
     stop_at_update,
+    watch,
     with_smallest_model,
 )
 from data.workers import Lines
-from engine.checkpoints.progress import Progress, Window
+from engine.checkpoints.progress import OpenWindow, Progress, Window
 from engine.checkpoints.store import Checkpointer
 from engine.evaluation.evaluators import ClassEvaluator
 from engine.setup.precision import NativePrecision
 from engine.tasks.classification import Classification
 from engine.training import saver
-from engine.training.saver import Saver
-from engine.training.trainer import Trainer
 from launcher import on_this_machine, torchrun
 from utils import ending
 from utils.errors import NonFiniteError, Stopped
@@ -364,10 +363,7 @@ def test_a_signal_in_evaluation(write_config, tmp_path, monkeypatch, world_size,
         return original(self, *args)
 
     place = {}
-    update = Trainer.update
-    monkeypatch.setattr(
-        Trainer, "update", lambda self, *args: (place.update(epoch=self.progress.epoch), update(self, *args))[1]
-    )
+    watch(monkeypatch, before_update=lambda trainer, step: place.update(epoch=trainer.progress.epoch))
     monkeypatch.setattr(ClassEvaluator, "step", slow)
     folder = tmp_path / RUNS / "stopped"
     job = Job("--cfg", path, "--tag", "stopped", world_size=world_size, environment={"SLOW": str(epoch)})
@@ -385,14 +381,12 @@ def test_a_signal_in_evaluation(write_config, tmp_path, monkeypatch, world_size,
 def test_a_signal_in_the_last_update_of_the_run(write_config, tmp_path, monkeypatch):
     path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
     run("--cfg", path, "--tag", "whole")
-    original = Trainer.update
 
-    def stopping(self, step, *args):
+    def stopping(trainer, step):
         if step == 6:
-            self.peers.stop.make("a test")
-        return original(self, step, *args)
+            trainer.session.peers.stop.make("a test")
 
-    monkeypatch.setattr(Trainer, "update", stopping)
+    watch(monkeypatch, before_update=stopping)
     with pytest.raises(Stopped):
         run("--cfg", path, "--tag", "stopped")
     monkeypatch.undo()
@@ -421,31 +415,27 @@ def test_saving_by_the_clock_changes_nothing(write_config, tmp_path):
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_the_clock_asks_for_a_save_once(write_config, tmp_path, monkeypatch, world_size):
     path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "SAVE_EVERY_MINUTES": 0.5 / 60}, DATA={"BATCH_SIZE": 2})
-    original, save = Trainer.update, Saver.save
     clock = itertools.count(step=0.2)
     now = [0.0]
 
-    def slow(self, *args):
+    def slow(trainer, step):
         now[0] = next(clock)
-        return original(self, *args)
 
     def own_clock():
         saver.time = types.SimpleNamespace(monotonic=lambda: now[0])
 
-    def noted(self, *names):
+    def noted(trainer, names):
         with open(tmp_path / "saves", "a") as file:
-            file.write(f"{self.progress.step}\n" if self.log.enabled else "")
-        save(self, *names)
+            file.write(f"{trainer.progress.step}\n" if trainer.session.is_first else "")
 
-    monkeypatch.setattr(Trainer, "update", slow)
-    monkeypatch.setattr(Saver, "save", noted)
+    watch(monkeypatch, before_update=slow, before_save=noted)
     assert Job("--cfg", path, world_size=world_size, prepare=own_clock).wait() == [0] * world_size
     steps = [int(step) for step in (tmp_path / "saves").read_text().split()]
     assert len(steps) > 2 and all(b - a in (3, 4) for a, b in zip(steps, steps[1:-1]))
 
 
 def test_window_sums_go_to_other_processes():
-    cut = Progress(window_loss_sums=[1.0, 2.0], window_images=24)
+    cut = Progress(window=OpenWindow({"loss": [1.0, 2.0]}, 24))
     for launch, own in (
         (Launch(0, 2), 1.0),
         (Launch(1, 2), 2.0),
@@ -466,21 +456,18 @@ def test_window_sums_go_to_other_processes():
 def test_another_number_of_processes_goes_on_with_the_next_image(write_config, tmp_path, monkeypatch, first, then):
     """(processes, batch, accumulated): every image of the epoch once, before and after the change together."""
     path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 4}, PRINT_FREQ=1)
-    original = Trainer.update
     seen = tmp_path / "seen"
 
-    def noted(self, step, batches, window):
-        if os.environ.get("CUT") == str(self.progress.updates):
+    def noted(trainer, step):
+        if os.environ.get("CUT") == str(trainer.progress.updates):
             while not (tmp_path / RUNS / "default/last.pth").exists():  # rank 0 would end in the middle of its save
                 time.sleep(0.01)
             os._exit(9)
-        count = self.plan.batches_in_update(step)
-        images = self.train_loader.images_of(self.progress.epoch, step * self.plan.accumulation_steps, count)
+        images = trainer.data.images_of(trainer.progress.epoch, step)
         with open(seen, "a") as file:
-            file.writelines(f"{i['image']}\n" for i in images if i["rank"] == self.peers.launch.rank)
-        return original(self, step, batches, window)
+            file.writelines(f"{i['image']}\n" for i in images if i["rank"] == trainer.session.launch.rank)
 
-    monkeypatch.setattr(Trainer, "update", noted)
+    watch(monkeypatch, before_update=noted)
     flags = lambda plan: ["--batch-size", plan[1], "--accumulation-steps", plan[2]]  # noqa: E731
     Job("--cfg", path, *flags(first), world_size=first[0], environment={"CUT": "4"}).wait()
     assert load(tmp_path / RUNS / "default/last.pth")["progress"]["step"] == 4
@@ -528,14 +515,7 @@ def test_the_best_checkpoint_has_the_metric_that_it_says(write_config, tmp_path)
 def poison(monkeypatch, places, what, rank=0):
     """Makes the loss, the gradient alone, or the loss alone ('value') of these (epoch, step) not finite on one process."""
     place = {}
-    update, loss = Trainer.update, Classification.loss
-
-    def noted(self, step, *args):
-        place["now"] = (self.progress.epoch, step)
-        try:
-            return update(self, step, *args)
-        finally:
-            place["now"] = None
+    loss = Classification.loss
 
     def poisoned(self, model, batch):
         losses = loss(self, model, batch)
@@ -548,7 +528,11 @@ def poison(monkeypatch, places, what, rank=0):
         nothing = (next(model.parameters()).sum() * 0).sqrt()  # 0, whose gradient is inf * 0
         return {"loss": losses["loss"] + nothing}
 
-    monkeypatch.setattr(Trainer, "update", noted)
+    watch(
+        monkeypatch,
+        before_update=lambda trainer, step: place.update(now=(trainer.progress.epoch, step)),
+        after_update=lambda trainer, step: place.update(now=None),
+    )
     monkeypatch.setattr(Classification, "loss", poisoned)
 
 
@@ -606,23 +590,24 @@ def test_not_finite_skip(write_config, tmp_path, monkeypatch, what, world_size):
 
     monkeypatch.undo()
     rejected = {(0, 2), (1, 4)}
-    update, step_ = Trainer.update, NativePrecision.step
+    step_ = NativePrecision.step
     place = {}
 
-    def noted(self, step, *args):
-        place["now"], place["buffers"] = (self.progress.epoch, step), [b.clone() for b in self.model.buffers()]
-        ema = self.model_ema
+    def before(trainer, step):
+        networks = trainer.networks
+        place.update(now=(trainer.progress.epoch, step), average=networks.average)
+        place["buffers"] = [buffer.clone() for buffer in networks.model.buffers()]
         if place["now"] in rejected:
-            self.model_ema = None
-        result = update(self, step, *args)
+            networks.average = None
+
+    def after(trainer, step):
         if place["now"] in rejected:
-            self.model_ema = ema
-            for buffer, kept in zip(self.model.buffers(), place["buffers"]):
+            trainer.networks.average = place["average"]
+            for buffer, kept in zip(trainer.networks.model.buffers(), place["buffers"]):
                 buffer.copy_(kept)
         place["now"] = None
-        return result
 
-    monkeypatch.setattr(Trainer, "update", noted)
+    watch(monkeypatch, before_update=before, after_update=after)
     monkeypatch.setattr(
         NativePrecision, "step", lambda self, o: None if place.get("now") in rejected else step_(self, o)
     )
@@ -697,9 +682,7 @@ def test_not_finite_weights_of_the_validation_are_not_saved(write_config, tmp_pa
     run("--cfg", path)
     last = tmp_path / RUNS / "default/last.pth"
     before = last.read_bytes()
-    monkeypatch.setattr(
-        "engine.training.trainer.evaluate", lambda *a, **k: {"acc1": 1.0, "loss": math.nan, "num_images": 29}
-    )
+    watch(monkeypatch, after_evaluation=lambda trainer, results: results["raw"].update(loss=math.nan))
     error = error_of("--cfg", path, "--opts", "TRAIN.EPOCHS", 2)
     assert isinstance(error, NonFiniteError) and last.read_bytes() == before
 
@@ -810,15 +793,13 @@ def test_a_stopped_process_ends_the_others_after_the_timeout_and_is_named(write_
 
 def test_a_killed_process_is_found_by_others_that_hang(write_config, monkeypatch):
     """As in a collective operation of NCCL, which does not fail; the default timeout is 60 s. All name the same one."""
-    original = Trainer.update
 
-    def hanging(self, *args):
-        if self.progress.updates == 2:
+    def hanging(trainer, step):
+        if trainer.progress.updates == 2:
             print("hangs", flush=True)
             time.sleep(120)
-        return original(self, *args)
 
-    monkeypatch.setattr(Trainer, "update", hanging)
+    watch(monkeypatch, before_update=hanging)
     job = Job("--cfg", write_config(DATA={"BATCH_SIZE": 4}), world_size=3)
     job.until(lambda: job.text().count("hangs") == 3)
     job.send(signal.SIGKILL, rank=2)
@@ -922,14 +903,11 @@ def test_three_processes_one_lost(write_config):
 def test_an_error_of_one_process_is_said_once(write_config, monkeypatch):
     from utils.errors import DataError
 
-    original = Trainer.update
-
-    def failing(self, *args):
-        if self.peers.launch.rank == 1 and self.progress.updates == 3:
+    def failing(trainer, step):
+        if trainer.session.launch.rank == 1 and trainer.progress.updates == 3:
             raise DataError("x.png: cannot be read; replace it")
-        return original(self, *args)
 
-    monkeypatch.setattr(Trainer, "update", failing)
+    watch(monkeypatch, before_update=failing)
     job = Job("--cfg", write_config(DATA={"BATCH_SIZE": 4}), world_size=2)
     job.until(job.said("error: x.png"))
     time.sleep(1)

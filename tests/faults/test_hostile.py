@@ -100,9 +100,9 @@ def test_a_left_out_image_is_replaced_by_another_one_never_by_grey(images):
     path = corrupt(victim(images, "train"), "truncated")
     source = open_source("folder", "train", str(images))
     index = next(i for i in range(len(source)) if source.name(i) == str(path))
-    dataset = ImageDataset(source, np.asarray, "skip")
+    dataset = ImageDataset(source, lambda sample: sample._replace(image=np.asarray(sample.image)), "skip")
     for seed in range(5):
-        (image, label), failures, _ = dataset[SeededIndex(index, seed)]
+        (image, label, _), failures = dataset[SeededIndex(index, seed)]
         matches = [i for i in range(len(source)) if i != index and np.array_equal(np.asarray(source.load(i)[0]), image)]
         assert label in {source.load(i)[1] for i in matches} and len(failures) == 1
         assert np.array_equal(dataset[SeededIndex(index, seed)].sample[0], image)

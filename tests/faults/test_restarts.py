@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from datetime import timedelta
@@ -14,7 +15,7 @@ import torch.distributed as dist
 
 import main as cli
 from conftest import Job, assert_same_run, free_port, launch, load, with_smallest_model
-from engine.training.trainer import Trainer
+from engine.observer import Observer
 from launcher import on_this_machine, torchrun
 from utils.errors import DataError
 from utils.processes.meeting import meet
@@ -61,20 +62,18 @@ def faulty(starts: Path, faults: dict, argv) -> None:
     """main.py, and what happens to this rank before an update of this attempt. It notes its start."""
     rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     note(starts, attempt, rank)
-    original = Trainer.update
 
-    def update(self, *args):
-        happens = faults.get((attempt, rank, self.progress.updates))
-        if happens == "error":
-            raise DataError("x.png: cannot be read; replace it")
-        if happens == "disk":
-            raise OSError(5, "Input/output error", "x.png")
-        if happens:
-            os.kill(os.getpid(), happens)
-        return original(self, *args)
+    class Faults(Observer):
+        def before_update(self, trainer, step):
+            happens = faults.get((attempt, rank, trainer.progress.updates))
+            if happens == "error":
+                raise DataError("x.png: cannot be read; replace it")
+            if happens == "disk":
+                raise OSError(5, "Input/output error", "x.png")
+            if happens:
+                os.kill(os.getpid(), happens)
 
-    Trainer.update = update
-    cli.run_and_leave([str(arg) for arg in argv])
+    cli.run_and_leave([str(arg) for arg in argv], [Faults()])
 
 
 def test_restarts_go_on_to_the_same_bits(write_config, tmp_path):
@@ -154,21 +153,20 @@ def leaving(node: str, starts: Path, killed: Path, alone: Path, argv) -> None:
     """
     world_size = int(os.environ["WORLD_SIZE"])
     note(starts, node, world_size)
-    original = Trainer.update
 
-    def update(self, *args):
-        while world_size == 1 and not requested_stop() and (self.progress.updates == 12 or not killed.exists()):
-            if self.progress.updates == 12:
-                alone.touch()
-            time.sleep(0.05)
-        if world_size == 2 and node == "comes and goes" and self.progress.updates == 9:
-            killed.touch()
-            os.kill(os.getppid(), signal.SIGKILL)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, *args)
+    class Leaving(Observer):
+        def before_update(self, trainer, step):
+            updates = trainer.progress.updates
+            while world_size == 1 and not requested_stop() and (updates == 12 or not killed.exists()):
+                if updates == 12:
+                    alone.touch()
+                time.sleep(0.05)
+            if world_size == 2 and node == "comes and goes" and updates == 9:
+                killed.touch()
+                os.kill(os.getppid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    Trainer.update = update
-    cli.run_and_leave(argv)
+    cli.run_and_leave(argv, [Leaving()])
 
 
 class Nodes:
@@ -210,13 +208,18 @@ class Nodes:
             time.sleep(0.1)
 
 
+def is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def test_nodes_come_and_go(write_config, tmp_path):
     """One of two agents is killed with its process, within an epoch, and started again."""
     settings = {**SHORT, "TRAIN": {**SHORT["TRAIN"], "TOTAL_BATCH_SIZE": 8}}
     nodes = Nodes(tmp_path, "--cfg", write_config(**settings))
     try:
         stays = nodes.start("stays")
-        time.sleep(2)  # it holds the rendezvous, as it is the first at the port
+        nodes.until(lambda: is_taken(nodes.port))  # it holds the rendezvous, as it is the first at the port
         nodes.start("comes and goes")
         nodes.until(nodes.killed.exists)
         nodes.until(nodes.alone.exists)

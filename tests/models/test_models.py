@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import models
 from known_weights import PARITY, released_weights
 from models.layers import FASA, INTERACTIONS, FATBlock
+from models.sync_batchnorm import synchronise_batchnorm
 
 SIZES = ["fat_b0", "fat_b1", "fat_b2", "fat_b3"]
 
@@ -200,6 +203,22 @@ def test_activation_checkpointing_changes_nothing():
         assert torch.allclose(gradient, results[1][0][name], rtol=1e-10, atol=1e-12), name
     for name, buffer in results[0][1].items():
         assert torch.equal(buffer, results[1][1][name]), name
+
+
+@pytest.mark.parametrize("convert", [convert_sync_batchnorm, synchronise_batchnorm], ids=["torch", "ours"])
+def test_activation_checkpointing_with_synchronised_batchnorm(convert):
+    """torch's layer asserts that it has its counter. To the bit; the counters count each batch once."""
+    results = []
+    for enable in (False, True):
+        torch.manual_seed(0)
+        model = convert(timm.create_model("fat_tiny", num_classes=3).train())
+        model.set_grad_checkpointing(enable)
+        images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+        model(images).square().sum().backward()
+        assert all(m.num_batches_tracked == 1 for m in model.modules() if isinstance(m, _BatchNorm))
+        results.append({**{n: p.grad for n, p in model.named_parameters()}, **dict(model.named_buffers())})
+    for name, value in results[0].items():
+        assert torch.equal(value, results[1][name]), name
 
 
 def test_channels_last_gives_the_same_logits():

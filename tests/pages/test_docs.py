@@ -38,8 +38,9 @@ import engine.commands.evaluate
 import engine.commands.train  # noqa: F401  (with the packages that they need, so that no command has to import them again)
 from conftest import ROOT, free_port
 from make_quickstart_data import digits as all_digits
-from markdown_pages import PAGES, anchors_of, blocks, commands_of, links_of, markdown_files, words_of
+from markdown_pages import PAGES, anchors_of, blocks, commands_of, links_of, markdown_files, prose, words_of
 from models.fuse import is_native_on_cpu
+from utils.config import load_config
 
 matplotlib.use("Agg")
 import matplotlib.pyplot  # noqa: E402, F401  (once here, instead of in each command)
@@ -83,7 +84,8 @@ MADE = [
     (TRAINS, ["output/*/*/last.pth", "output/*/*/best.pth", "output/*/*/result.json"]),
     (r"--eval", ["output/*/*/eval.json"]),
     (r"TEST\.SETS ", ["output/*/*/eval/table.md", "output/*/*/eval/val.json"]),
-    (r"summarize_run\.py (\S+)", [r"\1/curves.png"]),
+    (r"summarize_run\.py (\S+)$", [r"\1/curves.png"]),
+    (r"summarize_run\.py \S+ --curves (\S+)", [r"\1"]),
     (r"reproduce\.py (\w+)", [r"results/\1.md"]),
     (r"scripts/benchmark\.py", [f"results/benchmark_cpu.{suffix}" for suffix in ("csv", "md")]),
     (r"prepare_data\.py \w+ .*--output (\S+)", [r"\1/*"]),
@@ -469,3 +471,44 @@ def test_every_link_leads_somewhere(page):
             target = (page.parent / path).resolve() if path else page
             assert target.exists() and target.is_relative_to(ROOT), f"{page.name}: {link}: is not there"
             assert not anchor or anchor in anchors_of(target), f"{page.name}: {link}: there is no such heading"
+
+
+@pytest.mark.parametrize("page", markdown_files(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_that_the_text_names_is_there(page):
+    """Files of the repository in code spans, of which no link is made."""
+    folders = "configs|data|docs|engine|models|scripts|tests|utils"
+    named = re.findall(rf"`((?:{folders})/[\w./-]+\.(?:py|sh|yaml))`", prose(page))
+    missing = [name for name in named if not (ROOT / name).is_file()]
+    assert not missing
+
+
+def test_the_first_screen_of_the_readme():
+    """What it is, two commands, a picture, then how to train, evaluate and resume."""
+    screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:50])
+    places = [
+        screen.find(text)
+        for text in (
+            "Lightweight Vision Transformer with Bidirectional Interaction",
+            "\nbash scripts/quickstart.sh ",
+            "\nbash scripts/test.sh ",
+            "![",
+            "\n# Train ",
+            "\n# Evaluate",
+            "\n# Resume",
+        )
+    ]
+    assert -1 not in places and places == sorted(places)
+
+
+def test_limits_are_one_list_and_pictures_are_small():
+    readme = (ROOT / "README.md").read_text()
+    limits = readme.split("## Not built or not measured here\n")[1].split("\n## ")[0].strip().splitlines()
+    assert 0 < len(limits) <= 10 and all(line.startswith("- ") and len(line) < 160 for line in limits)
+    pictures = [ROOT / link for link in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", readme)]
+    assert pictures and all(picture.stat().st_size < 150_000 for picture in pictures)
+
+
+@pytest.mark.parametrize("name", ["fat_quickstart", "fat_quickstart_emoji"])
+def test_the_readme_says_how_long_the_quickstart_trains(name):
+    [epochs] = re.findall(r"Quickstart, (\d+) epochs", (ROOT / "README.md").read_text())
+    assert load_config(ROOT / f"configs/{name}.yaml").TRAIN.EPOCHS == int(epochs)

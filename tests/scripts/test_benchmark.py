@@ -38,6 +38,42 @@ def test_every_form_has_a_figure(tmp_path, monkeypatch):
     assert torch.__version__ in text and text.count("| fat_tiny | fused |") == 4
 
 
+def test_a_gpu_s_candidates_have_their_own_memory_and_their_first_call(monkeypatch):
+    """On a pretended GPU: others wait there with their tensors, and the first call is what compiles."""
+    gpu, now, clock, MIB = torch.device("cuda", 0), {"held": 0, "peak": 0}, [0.0], 2**20
+    for name, function in {
+        "memory_allocated": lambda device: now["held"],
+        "max_memory_allocated": lambda device: now["peak"],
+        "reset_peak_memory_stats": lambda device: now.update(peak=now["held"]),
+        "synchronize": lambda device: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
+
+    def candidate(mib):
+        """A model of so many MiB, whose optimizer's state takes as much from the first call on, its activations 10 times."""
+        model, calls = torch.nn.Linear(MIB // 4, mib, bias=False), []
+
+        def run():
+            calls.append(1)
+            if len(calls) == 1:
+                clock[0] += 50
+                now["peak"] = now["held"] + 1000 * MIB  # what the compiler tries
+                now["held"] += mib * MIB
+            clock[0] += 1
+            now["peak"] = max(now["peak"], now["held"] + 10 * mib * MIB)
+
+        run.parts = (model,)
+        now["held"] += mib * MIB
+        return benchmark.Candidate("model", "form", "float32", run)
+
+    candidates = [candidate(2), candidate(3)]
+    for each in candidates:
+        benchmark.warm_up(each, gpu, with_memory=True)
+    assert [each.memory_mib for each in candidates] == [12 * 2, 12 * 3]
+    assert [each.first_seconds for each in candidates] == [51, 51]
+
+
 def test_the_picture_has_the_published_models(tmp_path, monkeypatch):
     rows = [
         {

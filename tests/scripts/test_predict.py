@@ -234,7 +234,7 @@ def test_another_size_and_the_deployed_form(checkpoint, digits, tmp_path, capsys
     assert found["own"] == pytest.approx(found["fused"], abs=1e-4) and found["own"] == found["amp"]  # on the CPU
     assert found["own"] != pytest.approx(found["large"], abs=1e-3)
     kinds = [
-        {type(module).__name__ for module in Predictor(load_trained(checkpoint), fused=fused).model.modules()}
+        {type(module).__name__ for module in Predictor(load_trained(checkpoint), fused=fused).engine.modules()}
         for fused in (False, True)
     ]
     assert "BatchNorm2d" in kinds[0] and "BatchNorm2d" not in kinds[1]
@@ -665,7 +665,7 @@ def test_memory_and_workers_that_are_lost(checkpoint, digits, monkeypatch, capsy
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     predictor = Predictor(trained)
-    predictor.model = used_up
+    predictor.engine = used_up
     with pytest.raises(ConfigError, match="--batch-size is 64: cpu is out of memory; use a smaller one"):
         next(predictor(images))
     parent = os.getpid()

@@ -19,6 +19,7 @@ import pytest
 
 import prepare_data
 from conftest import rest
+from data.prepare import archives, devkit, imagenet, images, preparation, read, shards, verify
 from data.sources import open_source
 from imagenet_downloads import (
     SYNSETS,
@@ -30,7 +31,6 @@ from imagenet_downloads import (
     write_devkit,
     write_downloads,
 )
-from parts.prepare_data import archives, devkit, imagenet, images, preparation, read, shards, verify
 from utils.errors import ConfigError, DataError, OutputError, UserError
 
 PACKED = ("zip", "tar", "shards", "parquet")
@@ -549,7 +549,7 @@ def test_an_image_that_goes_or_grows_meanwhile(kind, copy, tmp_path, monkeypatch
         (lambda: victim.write_bytes(data + b"x"), "has changed since the start"),
     ):
         out = tmp_path / reason[:5]
-        for module in (archives, shards, sys.modules["parts.prepare_data.parquet"]):
+        for module in (archives, shards, sys.modules["data.prepare.parquet"]):
             monkeypatch.setattr(module, "require_room", lambda *args: (harm(), room(*args)))
         said = refused(DataError, kind, copy, "--output", out)
         assert said.startswith(f"{victim}: {reason}") and "DATA.ON_ERROR" not in said

@@ -10,10 +10,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import ROOT, Job, error_of, rest, run, run_program
+from conftest import ROOT, error_of, rest, run, run_program
 from utils.device import select_device
 from utils.errors import ConfigError
-from utils.processes.launch import Launch, read_launch
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -37,6 +36,8 @@ def command(*argv, launcher=()):
     (["--cfg", "x.yaml", "--disable_amp", "--amp-opt-level", "O1"], ["--disable_amp contradicts --amp-opt-level"]),
     (["--cfg", "x.yaml", "--eval", "--throughput"], ["--eval contradicts --throughput"]),
     (["--cfg", "x.yaml", "--eval", "--resume", "a", "--pretrained", "b"], ["--resume contradicts --pretrained"]),
+    (["--cfg", "x.yaml", "--engine", "openvino"], ["--engine: training is torch's"]),
+    (["--cfg", "x.yaml", "--eval", "--engine", "tensorrt"], ["--engine", "tensorrt", "onnxruntime"]),
     (["--cfg", "x.yaml", "--resume", "a", "--throughput"], ["--resume contradicts --throughput"]),
     (["--cfg", "configs/fat_b0.yaml", "--cache-mode", "full"], ["--cache-mode full", "--zip"]),
     (["--cfg", "x.yaml"], ["x.yaml", "cannot be read"]),
@@ -94,38 +95,6 @@ def test_launchers_train_b0_itself(tmp_path, module):
     assert "4.49 M parameters" in ended.stdout
     checkpoint = torch.load(tmp_path / "fat_b0/default/last.pth", weights_only=True)
     assert checkpoint["progress"]["epoch"] == 1
-
-
-def test_who_am_i():
-    assert read_launch({}) == Launch(0, 1, 0)
-    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-    assert read_launch(torchrun) == Launch(5, 8, 1)
-    del torchrun["LOCAL_RANK"]
-    assert read_launch(torchrun, local_rank=3) == Launch(5, 8, 3)  # torch.distributed.launch's --local-rank
-    with pytest.raises(ConfigError, match="LOCAL_RANK"):
-        read_launch(torchrun)
-    srun = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "2", "SLURM_NTASKS": "4"}
-    assert read_launch(srun) == Launch(2, 4, 2)
-    # A batch script's own shell has the job's variables but is no task of a step.
-    assert read_launch({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) == Launch(0, 1, 0)
-    assert read_launch({**srun, "CUDA_VISIBLE_DEVICES": "2"}) == Launch(2, 4, 0)  # --gpus-per-task=1
-    for wrong in ({"RANK": "a"}, {"RANK": "8"}, {"WORLD_SIZE": "-1"}, {"MASTER_PORT": "x"}):
-        with pytest.raises(ConfigError):
-            read_launch({**torchrun, "LOCAL_RANK": "0", **wrong})
-    with pytest.raises(ConfigError, match="MASTER_ADDR"):
-        read_launch({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
-
-
-def test_srun_starts_a_process_group(write_config, tmp_path):
-    """Two tasks with srun's variables, and none of torchrun's."""
-    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}, DATA={"BATCH_SIZE": 4})
-    job = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(os.getpid())}
-    tasks = [
-        Job("--cfg", path, environment={**job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
-        for rank in range(2)
-    ]
-    assert [task.wait() for task in tasks] == [[0], [0]]
-    assert "2 processes" in tasks[0].text() and tasks[1].text() == ""
 
 
 def test_no_gpu_is_no_silent_cpu_run(monkeypatch):
@@ -190,6 +159,9 @@ def test_summary_of_a_run(write_config, tmp_path, digits):
     assert rows["raw acc1 / acc5"] == f"{result['raw']['acc1']:.2f} % / 100.00 %"
     assert rows["ema acc1 / acc5"] == f"{result['ema']['acc1']:.2f} % / 100.00 %"
     assert cv2.imread(str(folder / "curves.png")) is not None
+    named = run_program("scripts/summarize_run.py", folder, "--curves", tmp_path / "named.png")
+    assert f"{tmp_path}/named.png" in named.stdout
+    assert (tmp_path / "named.png").read_bytes() == (folder / "curves.png").read_bytes()
     ended = run_program("scripts/summarize_run.py", tmp_path)
     assert ended.returncode == 2 and ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
 

@@ -272,6 +272,10 @@ def recipe(write):
 CASES = [
     ("eval", "TAG b", "--eval: there are no weights to evaluate; add --resume"),
     ("eval", f"{WEIGHTS} TEST.KNN [3] TEST.FUSED True", "TEST.KNN compares features, which the deployed form (--fused) does"),
+    ("eval", f"{WEIGHTS} TEST.KNN [3] TEST.ENGINE openvino", "TEST.KNN compares features, which --engine openvino does not"),
+    ("eval", f"{WEIGHTS} TEST.ENGINE onnxruntime AMP.DTYPE bfloat16", "--engine onnxruntime computes in float32, but AMP.DTYPE"),
+    ("throughput", "TEST.ENGINE openvino AMP.DTYPE float16", "--engine openvino computes in float32 or bfloat16, but AMP.DTYPE"),
+    ("throughput", "TEST.ENGINE openvino TRAIN.COMPILE True", "TRAIN.COMPILE compiles torch's model, which --engine openvino"),
     ("eval", f"{WEIGHTS} TEST.KNN [3] TEST.SETS [imagenet_v2]", "TEST.KNN is about the validation images; add val to"),
     ("train", "TRAIN.COMPILE True TRAIN.USE_CHECKPOINT True", "TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkp"),
     ("train", "TRAIN.WARMUP_EPOCHS 5 TRAIN.EPOCHS 5", "TRAIN.WARMUP_EPOCHS is 5, TRAIN.EPOCHS 5; the warmup must be shorter"),

@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 
-from conftest import Job, Stop, error_of, run, stop_at_update, with_smallest_model
+from conftest import Job, Stop, error_of, run, stop_at_update, watch, with_smallest_model
 from utils.errors import ConfigError, OutputError
 from utils.loggers import wandb_run
 from utils.loggers.csv_files import CsvFiles, flat
@@ -182,11 +182,9 @@ def test_a_full_disk_does_not_hide_another_error(tmp_path):
 
 
 def test_an_error_ends_the_run_at_w_and_b_too(write_config, monkeypatch):
-    from engine.training.trainer import Trainer
-
     whole = Broken(calls=10**9)
     fake_wandb(monkeypatch, lambda **how: whole)
-    monkeypatch.setattr(Trainer, "evaluate", lambda self: 1 / 0)
+    watch(monkeypatch, after_evaluation=lambda trainer, results: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("--cfg", write_config(LOGGERS=["wandb"], **QUICK))
     assert whole.finished == [1]

@@ -9,7 +9,7 @@ from typing import Any, Callable, Mapping
 
 import numpy as np
 
-from ..errors import ConfigError, OutputError
+from ..errors import ConfigError, OutputError, one_line
 from ..files import write_text
 from .logger import Logger
 
@@ -55,7 +55,7 @@ class WandbRun(Logger):
             # W&B's own step only rises; a resumed run repeats updates
             self.run.define_metric("*", step_metric="update")
         except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise ConfigError(
                 f"LOGGERS: wandb refuses ({reason[:200]}); `wandb login`, or set WANDB_MODE=offline"
             ) from error

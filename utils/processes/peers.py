@@ -5,7 +5,7 @@ from typing import Any, Callable, Mapping, Optional, Sequence
 
 import torch.distributed as dist
 
-from ..errors import ProcessError
+from ..errors import ProcessError, one_line
 from ..signals import StopRequest
 from .exchange import Exchange
 from .launch import Launch
@@ -62,7 +62,7 @@ class Peers:
             members.members = [Member(*member) for member in self.gather(tuple(me))]
         except RuntimeError as error:
             raise ProcessError(
-                f"the processes did not meet ({' '.join(str(error).split())[:200]}); one has ended, start all again"
+                f"the processes did not meet ({one_line(error, 200)}); one has ended, start all again"
             ) from error
         return members
 

@@ -12,7 +12,7 @@ from data.class_maps import IMAGENET, SUBSETS, read_class_map
 from data.corruptions import PACKAGE, CorruptedSource, failure_of, load_corruptions
 from data.sources import Opening, is_stream, keys_of, open_source
 from data.sources.relabelled import relabelled
-from utils.errors import ConfigError, DataError, did_you_mean
+from utils.errors import ConfigError, DataError, did_you_mean, one_line
 
 from .spec import VAL, SetSpec
 
@@ -39,23 +39,29 @@ class EvaluationSet:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def open_sets(
-    specs: dict[str, SetSpec],
-    task,
-    val: Callable[[], Any],
-    classes: Sequence[str],
-    root: str,
-    opening: Opening = Opening(),
-) -> dict[str, EvaluationSet]:
-    """The sets, ready to be evaluated on: all are checked before the first is.
+@dataclass(frozen=True)
+class SetsOpening:
+    """What all sets are opened with."""
 
-    Args:
-        specs: see `read_sets`.
-        task: see `engine.tasks`.
-        val: opens the validation images.
-        classes: the model's, in label order.
-        root: folder of the sets.
-        opening: how each set's images are opened, its classes are counted here.
+    task: Any  # see `engine.tasks`
+    val: Callable[[], Any]  # opens the validation images
+    classes: Sequence[str]  # the model's, in label order
+    root: str  # folder of the sets
+    how: Opening = Opening()  # how each set's images are opened; its classes are counted here
+
+    def images(self, spec: SetSpec, path: str, subset: Optional[Sequence[int]]) -> Any:
+        """The data set of a folder or file below the root."""
+
+        def source(decode: Callable):
+            place, split = os.path.split(os.path.join(self.root, path).rstrip("/"))
+            inner = open_source(spec.format, split, place, decode, replace(self.how, num_classes=len(self.classes)))
+            return relabelled(inner, label_folders(spec, inner.classes, self.classes, subset), self.classes)
+
+        return self.task.set_dataset(source, spec.crop_pct)
+
+
+def open_sets(specs: dict[str, SetSpec], opening: SetsOpening) -> dict[str, EvaluationSet]:
+    """The sets (see `read_sets`), ready to be evaluated on: all are checked before the first is.
 
     Raises:
         ConfigError, DataError: a set is missing or does not fit the model.
@@ -64,76 +70,84 @@ def open_sets(
     for name, spec in specs.items():
         if spec.of:
             source = opened[spec.of].parts[""].source
-            opened[name] = EvaluationSet(spec, labels=match_labels(spec, source, classes), place=spec.labels)
+            opened[name] = EvaluationSet(spec, labels=match_labels(spec, source, opening.classes), place=spec.labels)
         elif name == VAL:
-            opened[name] = EvaluationSet(spec, {"": val()})
+            opened[name] = EvaluationSet(spec, {"": opening.val()})
         else:
-            opened[name] = _open_images(spec, task, val, classes, root, opening)
+            opened[name] = _open_images(spec, opening)
     return opened
 
 
-def _open_images(spec: SetSpec, task, val, classes, root, opening: Opening) -> EvaluationSet:
-    subset = _subset(spec, classes)
-    folder = Path(root, spec.path)
-    found = EvaluationSet(spec, subset=subset, place=str(folder))
-
-    def opened(path: str):
-        def source(decode: Callable):
-            place, split = os.path.split(os.path.join(root, path).rstrip("/"))
-            inner = open_source(spec.format, split, place, decode, replace(opening, num_classes=len(classes)))
-            return relabelled(inner, label_folders(spec, inner.classes, classes, subset), classes)
-
-        return task.set_dataset(source, spec.crop_pct)
-
-    if spec.corruptions and spec.generate and not folder.exists():
-        load_corruptions()
-        found.place = f"made from the validation images by {PACKAGE}"
-        clean = val().source
-        if is_stream(clean):
-            raise ConfigError(
-                f"{spec}.generate: images are made from indexed formats, not from shards; set DATA.DATASET to another, or lay out {folder}"
-            )
-        for corruption in [*spec.corruptions, *spec.extra]:
-            reasons = filter(None, (failure_of(corruption, severity) for severity in spec.severities))
-            found.left_out.update({corruption: reason for reason in [next(reasons, None)] if reason})
-            for severity in spec.severities if corruption not in found.left_out else ():
-                corrupted = CorruptedSource(clean, corruption, severity)
-                found.parts[f"{corruption}/{severity}"] = task.set_dataset(
-                    lambda _, made=corrupted: made, spec.crop_pct
-                )
-        if not measured_corruptions(found):
-            raise ConfigError(
-                f"{spec}: none of its corruptions can be made ({next(iter(found.left_out.values()))}); check their names"
-            )
-    elif spec.format in ("folder", "imagenet") and not folder.is_dir():
-        layout = "<corruption>/<severity>/<class>/*" if spec.corruptions else "<class>/*"
+def _open_images(spec: SetSpec, opening: SetsOpening) -> EvaluationSet:
+    folder = Path(opening.root, spec.path)
+    opened = EvaluationSet(spec, subset=_subset(spec, opening.classes), place=str(folder))
+    if spec.corrupted.corruptions and spec.corrupted.generate and not folder.exists():
+        _make_corrupted(opened, opening)
+        return opened
+    if spec.format in ("folder", "imagenet") and not folder.is_dir():
+        layout = "<corruption>/<severity>/<class>/*" if spec.corrupted.corruptions else "<class>/*"
+        source = f" ({spec.expected.source})" if spec.expected.source else ""
         raise DataError(
             f"{folder}: no such folder, which set {spec.name!r} of TEST.SETS needs; lay it out as {spec.path}/{layout} in "
-            f"TEST.SETS_PATH or DATA.DATA_PATH{f' ({spec.source})' if spec.source else ''}, or leave the set out"
+            f"TEST.SETS_PATH or DATA.DATA_PATH{source}, or leave the set out"
         )
-    elif spec.corruptions:
-        for corruption in [*spec.corruptions, *spec.extra]:
-            for severity in spec.severities:
-                part = f"{corruption}/{severity}"
-                place = next((p for p in [folder / part, *sorted(folder.glob(f"*/{part}"))] if p.is_dir()), None)
-                if place is None:
-                    found.left_out.setdefault(corruption, f"there is no folder {part} in {folder}")
-                    continue
-                found.parts[part] = opened(str(Path(spec.path) / place.relative_to(folder)))
-        if not measured_corruptions(found):
-            raise DataError(
-                f"{folder}: holds none of the corruptions of set {spec.name!r}; lay it out as "
-                f"{spec.path}/<corruption>/<severity>/<class>/*"
-            )
+    if spec.corrupted.corruptions:
+        _open_corrupted(opened, opening)
     else:
-        found.parts[""] = opened(spec.path)
-    return found
+        opened.parts[""] = opening.images(spec, spec.path, opened.subset)
+    return opened
 
 
-def measured_corruptions(found: EvaluationSet) -> list[str]:
+def _make_corrupted(opened: EvaluationSet, opening: SetsOpening) -> None:
+    """Takes the validation images, which are corrupted while they are read."""
+    spec, wanted = opened.spec, opened.spec.corrupted
+    load_corruptions()
+    clean = opening.val().source
+    if is_stream(clean):
+        raise ConfigError(
+            f"{spec}.generate: images are made from indexed formats, not from shards; set DATA.DATASET to another, or lay "
+            f"out {opened.place}"
+        )
+    opened.place = f"made from the validation images by {PACKAGE}"
+    for corruption in [*wanted.corruptions, *wanted.extra]:
+        reasons = filter(None, (failure_of(corruption, severity) for severity in wanted.severities))
+        reason = next(reasons, None)
+        if reason:
+            opened.left_out[corruption] = reason
+            continue
+        for severity in wanted.severities:
+            corrupted = CorruptedSource(clean, corruption, severity)
+            images = opening.task.set_dataset(lambda _, made=corrupted: made, spec.crop_pct)
+            opened.parts[f"{corruption}/{severity}"] = images
+    if not measured_corruptions(opened):
+        raise ConfigError(
+            f"{spec}: none of its corruptions can be made ({next(iter(opened.left_out.values()))}); check their names"
+        )
+
+
+def _open_corrupted(opened: EvaluationSet, opening: SetsOpening) -> None:
+    """Opens the folders of corruptions and severities, which may lie in others, as those of ImageNet-C's archives."""
+    spec, folder = opened.spec, Path(opened.place)
+    for corruption in [*spec.corrupted.corruptions, *spec.corrupted.extra]:
+        for severity in spec.corrupted.severities:
+            part = f"{corruption}/{severity}"
+            place = next((p for p in [folder / part, *sorted(folder.glob(f"*/{part}"))] if p.is_dir()), None)
+            if place is None:
+                opened.left_out.setdefault(corruption, f"there is no folder {part} in {folder}")
+                continue
+            inner = str(Path(spec.path) / place.relative_to(folder))
+            opened.parts[part] = opening.images(spec, inner, opened.subset)
+    if not measured_corruptions(opened):
+        raise DataError(
+            f"{folder}: holds none of the corruptions of set {spec.name!r}; lay it out as "
+            f"{spec.path}/<corruption>/<severity>/<class>/*"
+        )
+
+
+def measured_corruptions(opened: EvaluationSet) -> list[str]:
     """Those with images, of the ones that a mean is taken over."""
-    there = {part.split("/")[0] for part in found.parts}
-    return [corruption for corruption in found.spec.corruptions if corruption in there]
+    there = {part.split("/")[0] for part in opened.parts}
+    return [corruption for corruption in opened.spec.corrupted.corruptions if corruption in there]
 
 
 def _names(spec: SetSpec, key: str, value: Any) -> list[str]:
@@ -179,42 +193,43 @@ def label_folders(
     Raises:
         DataError: a folder is no class, or none of those that the model may choose among, or the same one as another.
     """
-    numbers = spec.folders == "numbers"
-    named = (
-        _numbers(spec, classes)
-        if numbers
-        else classes
-        if spec.folders == "names"
-        else _names(spec, "folders", spec.folders)
-    )
-    if not numbers and len(named) > len(classes):
-        raise ConfigError(f"{spec}.folders: names {len(named)} classes, but the model has {len(classes)}; correct it")
-    known = (
-        {str(number): label for number, label in enumerate(named)}
-        if numbers
-        else {name: label for label, name in enumerate(named)}
-    )
-    seen: dict[int, str] = {}
+    labels = _labels_by_folder(spec, classes)
+    folder_of: dict[int, str] = {}
     for folder in folders:
-        name = str(int(folder)) if numbers and folder.isdecimal() else folder
-        label = known.get(name)
+        name = _folder_name(spec, folder)
+        label = labels.get(name)
         problem = ""
-        if name in known and label is None:
+        if name in labels and label is None:
             problem = "is a class that the model does not have"
+        elif label is None and spec.folders == "numbers":
+            problem = f"is no label from 0 to {len(labels) - 1}"
         elif label is None:
-            problem = (
-                f"is no label from 0 to {len(named) - 1}" if numbers else f"is no class; {did_you_mean(folder, known)}"
-            )
+            problem = f"is no class; {did_you_mean(folder, labels)}"
         elif subset is not None and label not in subset:
             problem = "is no class that `only` names"
-        elif label in seen:
-            problem = f"is the same class as {seen[label]!r}"
+        elif label in folder_of:
+            problem = f"is the same class as {folder_of[label]!r}"
         if problem:
             raise DataError(
                 f"{spec.path}: its folder {folder!r} {problem}; correct it, or `folders` and `only` of {spec}"
             )
-        seen[label] = folder
-    return [known[str(int(folder)) if numbers else folder] for folder in folders]
+        folder_of[label] = folder
+    return list(folder_of)
+
+
+def _labels_by_folder(spec: SetSpec, classes: Sequence[str]) -> dict[str, Optional[int]]:
+    """The model's labels by what a set's folders may be called; None where the model has no such class."""
+    if spec.folders == "numbers":
+        return {str(number): label for number, label in enumerate(_numbers(spec, classes))}
+    names = classes if spec.folders == "names" else _names(spec, "folders", spec.folders)
+    if len(names) > len(classes):
+        raise ConfigError(f"{spec}.folders: names {len(names)} classes, but the model has {len(classes)}; correct it")
+    return {name: label for label, name in enumerate(names)}
+
+
+def _folder_name(spec: SetSpec, folder: str) -> str:
+    """A folder's name as it is looked up: of numbers, 007 is 7."""
+    return str(int(folder)) if spec.folders == "numbers" and folder.isdecimal() else folder
 
 
 def match_labels(spec: SetSpec, source, classes: Sequence[str]) -> dict[str, list[int]]:
@@ -261,7 +276,7 @@ def _read_labels(spec: SetSpec, numbers: Sequence[Optional[int]]) -> dict[str, l
         try:
             given = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
         except (OSError, ValueError, RecursionError) as error:
-            reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+            reason = error.strerror if isinstance(error, OSError) else one_line(error)
             raise ConfigError(
                 f"{path}: cannot be read as JSON ({reason}); it must hold {{file name: [labels]}}"
             ) from error

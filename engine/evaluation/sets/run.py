@@ -1,21 +1,18 @@
 """Evaluation on several sets: each image once, each set's figures from what was said of its images."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 import numpy as np
-import torch
 
 from utils.metrics import Metric, corruption_errors
-from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
 from ..loop import summarize
 from .open import EvaluationSet, measured_corruptions
-from .predictions import Predictions, Records, by_target, score, with_labels
+from .predictions import Records, by_target, score, with_labels
 from .spec import VAL
-from .tables import write_set
+from .tables import SetFiles
 
 
 @dataclass
@@ -27,125 +24,133 @@ class Outcome:
     records: dict[str, Records] = field(default_factory=dict)
 
 
-def evaluate_sets(
-    sets: Mapping[str, EvaluationSet],
-    asked: Sequence[str],
-    weights: Sequence[str],
-    better: str,
-    measured: Callable[..., dict[str, Any]],
-    loader: Callable,
-    classes: Sequence[str],
-    metric: Metric,
-    device: torch.device,
-    log: RunLog,
-    peers: Peers,
-    folder: Path,
-    facts: Mapping[str, Any],
-    predictions: bool,
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Evaluates on the sets, the validation images first, and writes each one's files as soon as it is done.
+@dataclass
+class SetsEvaluation:
+    """The evaluation of a checkpoint on several sets.
 
     Args:
         sets: see `open_sets`.
         asked: names of those whose figures are wanted; the others only give images.
         weights: names of the checkpoint's weights; all are evaluated on the validation images if these are asked for.
         better: the ones for the other sets, unless the validation has said which are.
-        measured: (weights, loader, predictions) -> results of the one evaluation, see `engine.evaluation.loop`.
-        loader: data set -> its loader.
+        measure: (weights, data set, labels that the model chooses among or None for all) -> the figures, and on rank 0
+            the records of all processes' images, in order.
         metric: what the weights are compared by.
-        folder: where the files go.
-        facts: goes into each set's JSON.
-        predictions: whether each image's is written.
-
-    Returns:
-        The evaluation's results on the validation images by weights, empty if they were not asked for; and on rank 0 the sets'.
+        files: what is written of each set.
     """
-    validation: dict[str, dict[str, Any]] = {}
-    outcomes: dict[str, Outcome] = {}
-    summaries: dict[str, dict[str, Any]] = {}
-    for name, found in sets.items():
-        if found.parts:
-            tried = []
-            for used in weights if name == VAL and name in asked else [better]:
-                outcome = Outcome(used)
-                for part, dataset in found.parts.items():
-                    collected = Predictions(device, found.subset, len(classes))
-                    outcome.metrics[part] = measured(used, loader(dataset), collected)
-                    gathered = peers.gather(collected.records())
-                    if log.enabled:  # ImageNet-C's take gigabytes
-                        outcome.records[part] = Records.join(gathered).in_order().within(part)
-                    value = outcome.metrics[part][metric.key]
-                    log.info(f"{'/'.join(filter(None, [name, part]))} {used}: {metric.key} {value:.3f}")
-                tried.append(outcome)
-            if name == VAL and name in asked:
-                validation = {outcome.weights: outcome.metrics[""] for outcome in tried}
-                better = summarize(validation, metric)["weights"]
-            outcomes[name] = next(outcome for outcome in tried if outcome.weights == better)
-        if name in asked and log.enabled:
-            summary, records, right, everything = figures(found, sets, outcomes)
-            summaries[name] = {"set": name, **summary, **facts}
-            if name == VAL:
-                summaries[name].update(validation)
-            write_set(folder, name, summaries[name], records, right, classes, everything if predictions else None)
-            log.info(f"wrote {folder / name}.json{'' if summary['complete'] else ': it is not complete'}")
-    return validation, summaries
+
+    sets: Mapping[str, EvaluationSet]
+    asked: Sequence[str]
+    weights: Sequence[str]
+    better: str
+    measure: Callable[[str, Any, Optional[list[int]]], tuple[dict[str, Any], Records]]
+    metric: Metric
+    files: SetFiles
+    log: RunLog
+
+    def run(self) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+        """Evaluates on the sets, the validation images first, and writes each one's files as soon as it is done.
+
+        Returns:
+            The figures of the validation images by weights, empty if they were not asked for; and on rank 0 the sets'.
+        """
+        validation: dict[str, dict[str, Any]] = {}
+        outcomes: dict[str, Outcome] = {}
+        summaries: dict[str, dict[str, Any]] = {}
+        for name, opened in self.sets.items():
+            if opened.parts:
+                compared = name == VAL and name in self.asked
+                tried = [self._outcome(opened, used) for used in (self.weights if compared else [self.better])]
+                if compared:
+                    validation = {outcome.weights: outcome.metrics[""] for outcome in tried}
+                    self.better = summarize(validation, self.metric)["weights"]
+                outcomes[name] = next(outcome for outcome in tried if outcome.weights == self.better)
+            if name in self.asked and self.log.enabled:
+                summary, records, right, everything = figures(opened, outcomes)
+                summaries[name] = {"set": name, **summary, **self.files.facts}
+                if name == VAL:
+                    summaries[name].update(validation)
+                self.files.write(name, summaries[name], records, right, everything)
+                path = self.files.folder / f"{name}.json"
+                self.log.info(f"wrote {path}{'' if summary['complete'] else ': it is not complete'}")
+        return validation, summaries
+
+    def _outcome(self, opened: EvaluationSet, weights: str) -> Outcome:
+        outcome = Outcome(weights)
+        for part, dataset in opened.parts.items():
+            outcome.metrics[part], records = self.measure(weights, dataset, opened.subset)
+            if self.log.enabled:  # ImageNet-C's take gigabytes
+                outcome.records[part] = records.within(part)
+            name, value = "/".join(filter(None, [opened.spec.name, part])), outcome.metrics[part][self.metric.key]
+            self.log.info(f"{name} {weights}: {self.metric.key} {value:.3f}")
+        return outcome
+
+
+Everything = tuple[Records, list[list[int]]]  # images, and the labels that are right for each
 
 
 def figures(
-    found: EvaluationSet, sets: Mapping[str, EvaluationSet], outcomes: Mapping[str, Outcome]
-) -> tuple[dict[str, Any], Records, np.ndarray, tuple[Records, list[list[int]]]]:
+    opened: EvaluationSet, outcomes: Mapping[str, Outcome]
+) -> tuple[dict[str, Any], Records, np.ndarray, Everything]:
     """A set's figures; the images they are of, and which of their classes are right; all its images and their labels."""
-    spec = found.spec
-    if spec.of:
-        outcome = outcomes[spec.of]
-        records, right = with_labels(outcome.records[""], found.labels)
-        images = sum(map(bool, found.labels.values()))
-        summary = score(records, right) if len(records) else {"num_images": 0}
-        summary |= {
-            "weights": outcome.weights,
-            "of": spec.of,
-            "not_counted": len(found.labels) - images,
-            "labels": found.place,
-        }
-        summary["complete"] = len(records) == images and spec.images in (0, images)
-        return summary, records, right, (records, [found.labels[key] for key in records.keys])
+    if opened.spec.of:
+        return _by_other_labels(opened, outcomes[opened.spec.of])
+    return _by_own_labels(opened, outcomes[opened.spec.name])
 
-    outcome = outcomes[spec.name]
-    counted = [part for part in found.parts if not spec.extra or part.split("/")[0] in spec.corruptions]
+
+def _by_other_labels(opened: EvaluationSet, outcome: Outcome) -> tuple[dict[str, Any], Records, np.ndarray, Everything]:
+    spec = opened.spec
+    records, right = with_labels(outcome.records[""], opened.labels)
+    images = sum(map(bool, opened.labels.values()))
+    summary = {
+        **(score(records, right) if len(records) else {"num_images": 0}),
+        "weights": outcome.weights,
+        "of": spec.of,
+        "not_counted": len(opened.labels) - images,
+        "labels": opened.place,
+        "complete": len(records) == images and spec.expected.images in (0, images),
+    }
+    return summary, records, right, (records, [opened.labels[key] for key in records.keys])
+
+
+def _by_own_labels(opened: EvaluationSet, outcome: Outcome) -> tuple[dict[str, Any], Records, np.ndarray, Everything]:
+    spec, wanted = opened.spec, opened.spec.corrupted
+    counted = [part for part in opened.parts if not wanted.extra or part.split("/")[0] in wanted.corruptions]
     records = Records.join([outcome.records[part] for part in counted])
     right = by_target(records)
     losses = sum(outcome.metrics[part]["loss"] * len(outcome.records[part]) for part in counted) / len(records)
-    summary = {**score(records, right), "loss": round(losses, 6), "weights": outcome.weights, "path": found.place}
     whole = [
-        len(outcome.records[part]) == len(dataset) and spec.images in (0, len(dataset))
-        for part, dataset in found.parts.items()
+        len(outcome.records[part]) == len(dataset) and spec.expected.images in (0, len(dataset))
+        for part, dataset in opened.parts.items()
     ]
-    summary["complete"] = all(whole) and len(measured_corruptions(found)) == len(spec.corruptions)
-    summary["classes"] = (
-        len(found.subset) if found.subset is not None else len(next(iter(found.parts.values())).classes)
-    )
+    summary = {
+        **score(records, right),
+        "loss": round(losses, 6),
+        "weights": outcome.weights,
+        "path": opened.place,
+        "complete": all(whole) and len(measured_corruptions(opened)) == len(wanted.corruptions),
+        "classes": len(next(iter(opened.parts.values())).classes if opened.subset is None else opened.subset),
+    }
     unreadable = sum(metrics.get("unreadable", 0) for metrics in outcome.metrics.values())
     summary |= {"unreadable": unreadable} if unreadable else {}
-    if spec.corruptions:
-        summary |= _under_corruption(found, outcome)
-    else:
-        summary.update(outcome.metrics[""])  # the sums of the one evaluation
+    # of one part, the sums of the evaluation itself
+    summary |= _under_corruption(opened, outcome) if wanted.corruptions else outcome.metrics[""]
     everything = Records.join(list(outcome.records.values()))
     return summary, records, right, (everything, everything.targets[:, None].tolist())
 
 
-def _under_corruption(found: EvaluationSet, outcome: Outcome) -> dict[str, Any]:
-    spec = found.spec
+def _under_corruption(opened: EvaluationSet, outcome: Outcome) -> dict[str, Any]:
+    wanted = opened.spec.corrupted
     errors: dict[str, dict[int, float]] = {}
     for part, metrics in outcome.metrics.items():
         corruption, severity = part.split("/")
         errors.setdefault(corruption, {})[int(severity)] = 1 - metrics["acc1"] / 100
-    each, mean = corruption_errors(errors, spec.corruptions, spec.severities)
-    others, _ = corruption_errors(errors, spec.extra, spec.severities)
+    each, mean = corruption_errors(errors, wanted.corruptions, wanted.severities)
+    others, _ = corruption_errors(errors, wanted.extra, wanted.severities)
     return {
         "mce": mean,
         "corruption_errors": each,
         "extra_corruption_errors": others,
-        "not_measured": found.left_out,
+        "not_measured": opened.left_out,
         "parts": outcome.metrics,
     }

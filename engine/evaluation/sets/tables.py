@@ -3,8 +3,9 @@
 import csv
 import io
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Iterable, Mapping, Optional, Sequence
+from typing import Any, BinaryIO, Iterable, Mapping, Sequence
 
 import numpy as np
 from timm.data import ImageNetInfo
@@ -18,47 +19,66 @@ from .predictions import Records, confusions, per_class
 PUBLISHED = CONFIGS / "published.csv"
 
 
-def write_set(
-    folder: Path,
-    name: str,
-    summary: Mapping[str, Any],
-    records: Records,
-    right: np.ndarray,
-    classes: Sequence[str],
-    predictions: Optional[tuple[Records, list[list[int]]]],
-) -> None:
-    """Writes <name>.json, <name>_classes.csv, <name>_confusions.csv and, if there are any, <name>_predictions.csv.
+@dataclass(frozen=True)
+class SetFiles:
+    """What is written of evaluation sets.
 
     Args:
-        records, right: the images that the figures are of, see `engine.evaluation.sets.predictions`.
+        folder: where the files go.
         classes: the model's.
-        predictions: images, and the labels that are right for each.
-
-    Raises:
-        OutputError: a file cannot be written; it is then as it was.
+        facts: goes into each set's JSON.
+        predictions: whether each image's is written.
     """
-    told = meanings(classes)
-    rows = [
-        [classes[r["label"]], told[r["label"]], r["images"], r["acc1"], r["acc5"]] for r in per_class(records, right)
-    ]
-    write_csv(folder / f"{name}_classes.csv", ["class", "name", "images", "acc1", "acc5"], rows)
-    pairs = [[classes[t], told[t], classes[p], told[p], images] for t, p, images in confusions(records, right)]
-    write_csv(folder / f"{name}_confusions.csv", ["class", "name", "predicted", "predicted_name", "images"], pairs)
-    if predictions:
-        said, labels = predictions
-        numbers = range(1, said.top.shape[1] + 1)
+
+    folder: Path
+    classes: Sequence[str]
+    facts: Mapping[str, Any]
+    predictions: bool
+
+    def write(
+        self,
+        name: str,
+        summary: Mapping[str, Any],
+        records: Records,
+        right: np.ndarray,
+        everything: tuple[Records, list[list[int]]],
+    ) -> None:
+        """Writes <name>.json, <name>_classes.csv, <name>_confusions.csv and, if asked for, <name>_predictions.csv.
+
+        Args:
+            records, right: the images that the figures are of, see `engine.evaluation.sets.predictions`.
+            everything: all images, and the labels that are right for each.
+
+        Raises:
+            OutputError: a file cannot be written; it is then as it was.
+        """
+        classes, told = self.classes, meanings(self.classes)
+        rows = [
+            [classes[r["label"]], told[r["label"]], r["images"], r["acc1"], r["acc5"]]
+            for r in per_class(records, right)
+        ]
+        write_csv(self.folder / f"{name}_classes.csv", ["class", "name", "images", "acc1", "acc5"], rows)
+        header = ["class", "name", "predicted", "predicted_name", "images"]
+        pairs = [[classes[t], told[t], classes[p], told[p], images] for t, p, images in confusions(records, right)]
+        write_csv(self.folder / f"{name}_confusions.csv", header, pairs)
+        if self.predictions:
+            self._write_predictions(name, *everything)
+        write_json(self.folder / f"{name}.json", summary)  # the last one: where it is, the others are
+
+    def _write_predictions(self, name: str, records: Records, labels: list[list[int]]) -> None:
+        numbers = range(1, records.top.shape[1] + 1)
         header = ["image", "right", *(f"top{n}" for n in numbers), *(f"probability{n}" for n in numbers)]
+        tops, probabilities = records.top.tolist(), records.probabilities.tolist()
         images = (
             [
                 key,
-                "|".join(classes[label] for label in own),
-                *(classes[label] for label in top),
+                "|".join(self.classes[label] for label in right),
+                *(self.classes[label] for label in top),
                 *(f"{p:.4f}" for p in shares),
             ]
-            for key, own, top, shares in zip(said.keys, labels, said.top.tolist(), said.probabilities.tolist())
+            for key, right, top, shares in zip(records.keys, labels, tops, probabilities)
         )
-        write_csv(folder / f"{name}_predictions.csv", header, images)
-    write_json(folder / f"{name}.json", summary)  # the last one: where it is, the others are
+        write_csv(self.folder / f"{name}_predictions.csv", header, images)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

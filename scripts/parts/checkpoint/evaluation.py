@@ -8,21 +8,16 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from yacs.config import CfgNode
 
-from data.loader import eval_loader, train_loader
+from data.loader import train_loader
 from data.schedule import Schedule
 from engine.checkpoints.load import load_weights
-from engine.evaluation.loop import evaluate
+from engine.inference.examination import Examination
 from engine.setup.loading import loading
-from engine.setup.model import prepare_model
-from engine.setup.precision import create_precision
 from engine.tasks import create_task
 from utils.conflicts import require_no_conflict
 from utils.device import select_device
 from utils.errors import CheckpointError
-from utils.processes.launch import Launch
-from utils.processes.peers import Peers
 from utils.rng import seed_all
-from utils.run_log import RunLog
 
 from .weight_files import State
 
@@ -36,23 +31,18 @@ class Evaluation:
 
     def __init__(self, cfg: CfgNode, classes: Sequence[str], path: Path):
         self.cfg, self.classes, self.path = cfg, list(classes), path
-        self.device = select_device(cfg.DEVICE, 0)
         self.task = create_task(cfg)
-        model = self.task.build_model(len(classes))
-        self.model = prepare_model(model, self.device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
-        self.placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=0, world_size=1)
-        self.loading = loading(cfg, self.device)
+        device = select_device(cfg.DEVICE, 0)
+        self.examination = Examination(cfg, self.task.build_model(len(classes)), device)
+        self.model = self.examination.model
         self.loader = None
 
     def metrics(self, state: State) -> dict[str, Any]:
         """The task's metrics of these weights over all validation images."""
         if self.loader is None:
-            self.loader = eval_loader(self.task.val_dataset(self.classes), **self.placing, loading=self.loading)
+            self.loader = self.examination.loader(self.task.val_dataset(self.classes))
         load_weights(self.model, state, self.path)
-        precision = create_precision(self.cfg.AMP.ENABLED, self.cfg.AMP.DTYPE, self.device)
-        log = RunLog(Path(), enabled=True)
-        evaluator = self.task.evaluator("figures", self.device)
-        return evaluate(self.model, evaluator, self.loader, precision, log, Peers(Launch()))
+        return self.examination.run(self.loader, self.task.evaluator("figures", self.examination.device))
 
     @torch.no_grad()
     def recompute_bn(self, state: State, batches: int) -> State:
@@ -82,8 +72,9 @@ class Evaluation:
         seed_all(cfg.SEED)
         train_set = self.task.train_dataset()
         in_epoch = max(len(train_set) // cfg.DATA.BATCH_SIZE, 1)
-        schedule = Schedule(num_batches=in_epoch, seed=cfg.SEED, repeats=cfg.AUG.REPEATS, **self.placing)
-        images = train_loader(train_set, schedule, self.loading, cfg.DATA.SHUFFLE_BUFFER, cache_mode="no")
+        schedule = Schedule(in_epoch, cfg.DATA.BATCH_SIZE, rank=0, world_size=1, seed=cfg.SEED, repeats=cfg.AUG.REPEATS)
+        how = loading(cfg, self.examination.device)
+        images = train_loader(train_set, schedule, how, cfg.DATA.SHUFFLE_BUFFER, cache_mode="no")
         epochs = (images.epoch(epoch, 0) for epoch in itertools.count())
         for batch in itertools.islice(itertools.chain.from_iterable(epochs), batches):
             self.model(batch.images)

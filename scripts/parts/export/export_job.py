@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -18,11 +19,13 @@ from torch import nn
 from torch.utils.data import Subset
 
 import models
-from data.batches import Finish
-from data.loader import Loader, Loading, eval_loader
+from data.loader import Loader
 from data.sources.image_paths import find_images
 from data.stream import StreamDataset
+from engine.inference.engines.tracing import MAX_BATCH, first_line  # noqa: F401  (for the formats)
+from engine.inference.examination import Examination
 from engine.inference.trained import Trained
+from engine.setup.precision import create_precision
 from engine.tasks import create_task
 from utils.errors import ConfigError, DataError, UserError, printable
 from utils.files import unwritable, write_json
@@ -30,7 +33,6 @@ from utils.provenance import record
 
 CPU = torch.device("cpu")
 MOST_IMAGES = 64  # to compare logits of
-MAX_BATCH = 4096  # of programs and packages, for which torch wants a limit
 # px where sizes are dynamic: to torch.export a last map of a single row or column is another program
 SIZES = (33, 4096)
 
@@ -41,6 +43,18 @@ class ExportError(UserError):
     status = 1
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a model is exported, and what is asked of the result."""
+
+    bound: float = 1e-3  # largest difference between logits, in their standard deviation over images and classes
+    dynamic_size: bool = False  # whether the exported model takes images of any height and width
+    opset: int = 20  # of ONNX files
+    calibration_images: int = 512  # of int8
+    max_drop: float = 1.0  # of int8: points of top-1 that it may lose
+    precision: str = "float32"  # or 'bfloat16', in which the exported model is to be run (openvino)
+
+
 class Job:
     """One model to be exported.
 
@@ -49,10 +63,7 @@ class Job:
         output: folder of the files.
         images: files and folders of images to compare logits of; none: the model's validation images.
         data_path: in place of the checkpoint's DATA.DATA_PATH.
-        bound: largest difference between logits, in units of their standard deviation over images and classes.
-        dynamic_size: whether the exported model takes images of any height and width.
-        opset: of ONNX files.
-        calibration_images, max_drop: see `exports.int8`.
+        options: see there.
     """
 
     def __init__(
@@ -61,18 +72,12 @@ class Job:
         output: Path,
         images: Sequence[Path] = (),
         data_path: str = "",
-        bound: float = 1e-3,
-        dynamic_size: bool = False,
-        opset: int = 20,
-        calibration_images: int = 512,
-        max_drop: float = 1.0,
+        options: Options = Options(),
     ):
-        self.trained, self.output, self.paths = trained, output, images
+        self.trained, self.output, self.paths, self.options = trained, output, images, options
         self.cfg = trained.cfg.clone()
         self.cfg.defrost()
         self.cfg.DATA.DATA_PATH = data_path or self.cfg.DATA.DATA_PATH
-        self.bound, self.dynamic_size, self.opset = bound, dynamic_size, opset
-        self.calibration_images, self.max_drop = calibration_images, max_drop
         self.name = "".join(c if c.isalnum() or c in "-_." else "_" for c in self.cfg.MODEL.NAME)
         self.fused = isinstance(trained.model, models.FAT)
         self.size = trained.own_size
@@ -99,9 +104,13 @@ class Job:
             spread = Subset(dataset, [i * len(dataset) // count for i in range(count)])
             spread.collate = dataset.collate
             dataset = spread
-        finish = Finish(cfg.DATA.MEAN, cfg.DATA.STD, CPU)
-        loading = Loading(finish, num_workers=0, prefetch=1, pin_memory=False)
-        return eval_loader(dataset, batch_size=32, rank=0, world_size=1, loading=loading)
+        return self.examination(self.trained.model).loader(dataset, batch_size=32, num_workers=0)
+
+    def examination(self, model: nn.Module) -> Examination:
+        """A model's evaluation as exports are compared: on the CPU, in float32, the model's weights as they lie."""
+        cfg = self.cfg.clone()
+        cfg.TRAIN.CHANNELS_LAST = False
+        return Examination(cfg, model, CPU, precision=create_precision(False, "auto", CPU))
 
     def first(self, split: str, most: int) -> torch.Tensor:
         """So many of a split's images, or fewer: (N, 3, H, W)."""
@@ -149,7 +158,7 @@ class Job:
     def shapes(self, smallest: int) -> list[tuple[int, int]]:
         """Heights and widths to compare at: the model's own and, if they are dynamic, others, in no relation to each other."""
         own = self.size
-        if not self.dynamic_size:
+        if not self.options.dynamic_size:
             return [(own, own)]
         return list(
             dict.fromkeys(
@@ -169,12 +178,18 @@ class Job:
                 yield batch if at_own else F.interpolate(batch, (height, width), mode="bilinear", antialias=True)
 
     @torch.inference_mode()
-    def compare(self, exported: Callable[[torch.Tensor], torch.Tensor], smallest: int = SIZES[0]) -> dict[str, Any]:
+    def compare(
+        self, exported: Callable[[torch.Tensor], torch.Tensor], smallest: int = SIZES[0], bound: Optional[float] = None
+    ) -> dict[str, Any]:
         """How far an exported model's logits are from those of the model as it was trained; prints it.
 
+        Args:
+            bound: in place of the job's.
+
         Raises:
-            ExportError: further than `bound`.
+            ExportError: further than the bound.
         """
+        bound = self.options.bound if bound is None else bound
         worst, spread, same, seen, shapes = 0.0, 0.0, 0, 0, []
         for batch in self.batches(smallest):
             expected, logits = self.trained.model(batch), exported(batch)
@@ -189,13 +204,13 @@ class Job:
             seen += len(batch)
             shapes.append("x".join(map(str, batch.shape)))
         relative = worst / spread if spread else math.inf * worst if worst else 0.0
-        if not relative <= self.bound:
+        if not relative <= bound:
             raise ExportError(
                 f"--bound: the exported model's logits differ by up to {worst:.3g}, {relative:.3g} of their standard deviation, more than "
-                f"{self.bound:g}; nothing is written"
+                f"{bound:g}; nothing is written"
             )
         print(
-            f"  largest difference {worst:.3g}, {relative:.3g} of the logits' standard deviation (bound {self.bound:g}); same class {same} of {seen}"
+            f"  largest difference {worst:.3g}, {relative:.3g} of the logits' standard deviation (bound {bound:g}); same class {same} of {seen}"
         )
         print(f"  compared at {', '.join(shapes)}")
         return {
@@ -203,7 +218,7 @@ class Job:
             "shapes": shapes,
             "max_difference": worst,
             "relative": relative,
-            "bound": self.bound,
+            "bound": bound,
             "same_class": [same, seen],
         }
 
@@ -212,7 +227,7 @@ class Job:
     def description(self) -> dict[str, Any]:
         """What a user of the file must know: its images, how to prepare them, its classes, and where it comes from."""
         trained, cfg = self.trained, self.cfg
-        sides = ["height", "width"] if self.dynamic_size else [self.size, self.size]
+        sides = ["height", "width"] if self.options.dynamic_size else [self.size, self.size]
         return {
             "model": cfg.MODEL.NAME,
             "fused": self.fused,
@@ -317,9 +332,3 @@ def needed(*packages: str) -> list[ModuleType]:
         raise ConfigError(
             f"{error.name or packages[0]}: cannot be imported ({error}); pip install {' '.join(packages)}"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """An error of another package, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]

@@ -10,9 +10,10 @@ import io
 import json
 import logging
 from pathlib import Path
-from typing import Callable, Iterator, Optional
+from typing import Any, Iterator, Optional
 
 import torch
+from torch import nn
 
 from engine.tasks import create_task
 from utils.errors import DataError, UserError
@@ -39,14 +40,16 @@ def export(job: Job) -> None:
             quantise(plain, folder / file, images)
             check_weights(folder / file)
             sizes = {"bytes": (folder / file).stat().st_size, "bytes_float32": plain.stat().st_size}
-        before, after = accuracy(job, job.trained.model), accuracy(job, session(folder / file))
+        before, after = figures(job, job.trained.model), figures(job, session(folder / file))
         drop = before["acc1"] - after["acc1"]
         print(
-            f"  top-1 {before['acc1']:.2f} % before, {after['acc1']:.2f} % after, on {after['num_images']} validation images; calibrated on {len(images)} training images"
+            f"  top-1 {before['acc1']:.2f} % before, {after['acc1']:.2f} % after, on {after['num_images']} validation "
+            f"images; calibrated on {len(images)} training images"
         )
-        if not drop <= job.max_drop:
+        if not drop <= job.options.max_drop:
             raise ExportError(
-                f"--max-drop: 8 bits lose {drop:.2f} points of top-1 accuracy, more than {job.max_drop:g}; nothing is written"
+                f"--max-drop: 8 bits lose {drop:.2f} points of top-1 accuracy, more than {job.options.max_drop:g}; nothing "
+                "is written"
             )
         print(f"  {sizes['bytes'] / 2**20:.2f} MiB, {sizes['bytes_float32'] / 2**20:.2f} MiB in float32")
         quantised = {
@@ -59,16 +62,16 @@ def export(job: Job) -> None:
             "before": before,
             "after": after,
             "drop": drop,
-            "max_drop": job.max_drop,
+            "max_drop": job.options.max_drop,
             "split": job.cfg.DATA.VAL_SPLIT,
         }
-        job.describe(folder, file, compared, quantised=quantised, opset=job.opset, **sizes)
+        job.describe(folder, file, compared, quantised=quantised, opset=job.options.opset, **sizes)
 
 
 def training_images(job: Job) -> torch.Tensor:
     """Real training images, as the evaluation would see them: (N, 3, H, W)."""
     try:
-        return job.first(job.cfg.DATA.TRAIN_SPLIT, job.calibration_images)
+        return job.first(job.cfg.DATA.TRAIN_SPLIT, job.options.calibration_images)
     except UserError as error:
         raise DataError(f"--data-path: int8 needs training images to calibrate on ({error})") from error
 
@@ -135,15 +138,11 @@ def check_weights(path: Path) -> None:
             )
 
 
-@torch.inference_mode()
-def accuracy(job: Job, model: Callable[[torch.Tensor], torch.Tensor]) -> dict:
-    """The metrics on the validation split.
+def figures(job: Job, model: nn.Module) -> dict[str, Any]:
+    """The task's figures of the validation split.
 
     Raises:
         UserError: its images are not there.
     """
-    task = create_task(job.cfg)
-    evaluator = task.evaluator("figures", CPU)
-    for batch in job.loader(job.cfg.DATA.VAL_SPLIT):
-        evaluator.step(model, batch)
-    return evaluator.compute()
+    examination, task = job.examination(model), create_task(job.cfg)
+    return examination.run(job.loader(job.cfg.DATA.VAL_SPLIT), task.evaluator("figures", CPU))

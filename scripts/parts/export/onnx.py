@@ -1,16 +1,16 @@
 """An ONNX file, compared in onnxruntime."""
 
-import io
 import json
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Callable
 
 import torch
 
+from engine.inference.engines.onnx_engine import OnnxruntimeEngine, to_onnx
+from engine.inference.engines.tracing import ConversionError
 from utils.errors import ConfigError
 
-from .export_job import ExportError, Job, first_line, needed
+from .export_job import ExportError, Job, needed
 from .program import trace
 
 OPSETS = (18, 23)  # that torch's exporter writes
@@ -26,35 +26,24 @@ def export(job: Job) -> None:
     file = f"{job.name}.onnx"
     with job.staged() as folder:
         write(job, folder / file)
-        job.describe(folder, file, job.compare(session(folder / file), SMALLEST), opset=job.opset)
+        job.describe(folder, file, job.compare(session(folder / file), SMALLEST), opset=job.options.opset)
 
 
 def write(job: Job, path: Path) -> None:
     """Writes the model with its description in its metadata; onnx has checked it."""
     onnx, _ = needed("onnx", "onnxscript")
     least, most = OPSETS
-    if not least <= job.opset <= most:
-        raise ConfigError(f"--opset is {job.opset}, and can be {least} to {most}; leave it out, or give one of them")
-    program = trace(job, {"min": 33, "max": 4096})
-    said = io.StringIO()
+    if not least <= job.options.opset <= most:
+        raise ConfigError(
+            f"--opset is {job.options.opset}, and can be {least} to {most}; leave it out, or give one of them"
+        )
     try:
-        with redirect_stdout(said), redirect_stderr(said):
-            exported = torch.onnx.export(
-                program,
-                dynamo=True,
-                input_names=["images"],
-                output_names=["logits"],
-                opset_version=job.opset,
-                verbose=False,
-            )
-        model = exported.model_proto
-    except Exception as error:  # of the exporter's many kinds
-        raise ExportError(
-            f"--checkpoint: {job.cfg.MODEL.NAME} cannot be written as ONNX ({first_line(error)})"
-        ) from error
+        model = to_onnx(trace(job, {"min": 33, "max": 4096}), job.options.opset)
+    except ConversionError as error:
+        raise ExportError(f"--checkpoint: {job.cfg.MODEL.NAME} {error}") from error
     written = next(entry.version for entry in model.opset_import if not entry.domain)
-    if written != job.opset:
-        raise ConfigError(f"--opset is {job.opset}, and this model can only be written in {written}; give that")
+    if written != job.options.opset:
+        raise ConfigError(f"--opset is {job.options.opset}, and this model can only be written in {written}; give that")
     description = job.description()
     properties = {key: value if isinstance(value, str) else json.dumps(value) for key, value in description.items()}
     onnx.helper.set_model_props(model, properties)
@@ -65,13 +54,7 @@ def write(job: Job, path: Path) -> None:
 
 def session(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     """An ONNX file as a function of images, by onnxruntime on this machine's CPU with as many threads as torch has."""
-    (onnxruntime,) = needed("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
     try:
-        run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run
-    except Exception as error:  # onnxruntime's own kinds
-        raise ExportError(
-            f"--opset: onnxruntime {onnxruntime.__version__} cannot read the file ({first_line(error)}); give an older one"
-        ) from error
-    return lambda images: torch.from_numpy(run(["logits"], {"images": images.contiguous().numpy()})[0])
+        return OnnxruntimeEngine(path)
+    except ConversionError as error:
+        raise ExportError(f"--opset: {error}; give an older one") from error

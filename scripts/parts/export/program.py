@@ -5,9 +5,11 @@ import warnings
 from typing import Any
 
 import torch
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
-from .export_job import MAX_BATCH, SIZES, ExportError, Job, first_line
+from engine.inference.engines import tracing
+
+from .export_job import MAX_BATCH, SIZES, ExportError, Job
 
 
 def export(job: Job) -> None:
@@ -29,7 +31,7 @@ def traced(job: Job) -> ExportedProgram:
     Raises:
         ExportError: the model cannot be traced, or its own size is none of the dynamic ones.
     """
-    if job.dynamic_size and job.size < SIZES[0]:
+    if job.options.dynamic_size and job.size < SIZES[0]:
         raise ExportError(
             f"--dynamic-size: a program takes images from {SIZES[0]} px on, and the model's own have {job.size}; leave it out, or export to onnx"
         )
@@ -38,21 +40,12 @@ def traced(job: Job) -> ExportedProgram:
 
 def trace(job: Job, sizes: dict[str, int]) -> ExportedProgram:
     """As `traced`, with given limits of the sizes."""
-    dims: dict[int, Any] = {0: Dim("batch", min=1, max=MAX_BATCH)}
-    example = torch.zeros(2, 3, job.size, job.size)
-    if job.dynamic_size:
-        dims |= {2: Dim("height", **sizes), 3: Dim("width", **sizes)}
-        example = torch.zeros(2, 3, 96, 160)  # a square one would be taken for always square
     try:
-        with torch.no_grad():
-            return torch.export.export(job.model, (example,), dynamic_shapes=(dims,))
-    except Exception as error:  # torch raises of many kinds
-        what = "for images of any size" if job.dynamic_size else "for any number of images"
-        raise ExportError(
-            f"--checkpoint: {job.cfg.MODEL.NAME} cannot be exported {what} ({first_line(error)})"
-        ) from error
+        return tracing.trace(job.model, job.size, sizes if job.options.dynamic_size else None)
+    except tracing.ConversionError as error:
+        raise ExportError(f"--checkpoint: {job.cfg.MODEL.NAME} {error}") from error
 
 
 def limits(job: Job) -> dict[str, Any]:
     """The numbers and sizes of images that a program takes."""
-    return {"batch": [1, MAX_BATCH], "sizes": list(SIZES) if job.dynamic_size else [job.size, job.size]}
+    return {"batch": [1, MAX_BATCH], "sizes": list(SIZES) if job.options.dynamic_size else [job.size, job.size]}

@@ -113,7 +113,7 @@ def figures_of(directory: Path) -> dict[str, Any]:
     Raises:
         DataError: its record or result is not there or incomplete.
     """
-    records, result = read_figures(directory), require_object(directory / RESULT, AGAIN)
+    records, result = read_figures(directory, ("acc1", "loss")), require_object(directory / RESULT, AGAIN)
     last, start = records["epoch"][-1], records["start"][-1]
     return {
         "acc1": last["raw"]["acc1"], "loss": last["raw"]["loss"], "train_loss": last["train_loss"], "epochs": last["epoch"] + 1,

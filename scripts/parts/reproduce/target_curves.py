@@ -95,7 +95,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         raise ConfigError(f"curves: {len(paths)} run(s); give between 2 and {MOST_RUNS} to compare")
     runs = []
     for path in paths:
-        records = read_figures(path)
+        records = read_figures(path, ("acc1", "loss"))
         cfg = to_dict(read_config(path))
         runs.append(Run(path, records, {key: value_of(cfg, key) for key in KEYS if key != "BASE"}))
     length = 1

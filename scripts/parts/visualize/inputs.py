@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from engine.inference.trained import Trained, load_trained
 from models import FAT
 from utils.cli import add_weights, whole_number
-from utils.errors import CheckpointError, ConfigError, DataError, printable
+from utils.errors import CheckpointError, ConfigError, DataError, one_line, printable
 from utils.files import atomic_write, unwritable
 from utils.pictures import encode_png, titled
 from utils.schema import SIDE
@@ -222,7 +222,7 @@ def take(path: Path, name: str, trained: Trained, img_size: int) -> Shot:
     try:
         predictions = predict(trained, image)
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ConfigError(
             f"--img-size: {trained.cfg.MODEL.NAME} cannot take images of {img_size} px ({reason}); use another size"
         ) from error

@@ -11,21 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from data.loader import eval_loader
-from engine.evaluation.loop import describe, evaluate
+from engine.evaluation.loop import describe
 from engine.evaluation.mistakes import Errors, Mistakes
 from engine.evaluation.sets.tables import meanings, write_csv
+from engine.inference.examination import Examination
 from engine.inference.trained import Trained
-from engine.setup.loading import loading
-from engine.setup.model import prepare_model
-from engine.setup.precision import create_precision
 from engine.tasks import create_task
 from utils.cli import whole_number
 from utils.config import config_from, to_dict
 from utils.device import select_device
 from utils.pictures import grid, titled
-from utils.processes.launch import Launch
-from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
 from . import inputs
@@ -99,22 +94,12 @@ def evaluated(trained: Trained, args: argparse.Namespace) -> tuple[dict[str, Any
     }
     config["DATA"] |= {key: value for key, value in asked.items() if value is not None}
     cfg = config_from(config, "command line")
-    device = select_device(args.device, local_rank=0)
-    task = create_task(cfg)
+    task, device, log = create_task(cfg), select_device(args.device, local_rank=0), Listing()
     dataset = task.val_dataset(trained.classes)
-    model = prepare_model(trained.model, device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
-    loader = eval_loader(dataset, cfg.DATA.BATCH_SIZE, rank=0, world_size=1, loading=loading(cfg, device))
+    examination = Examination(cfg, trained.model, device, log)
     mistakes = Mistakes(device, cfg.DATA.MEAN, cfg.DATA.STD, args.number)
-    alone, log = Peers(Launch()), Listing()
-    metrics = evaluate(
-        model,
-        task.set_evaluator(mistakes),
-        loader,
-        create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, device),
-        log,
-        alone,
-    )
-    return metrics, mistakes.gather(alone), log.unreadable
+    metrics = examination.run(examination.loader(dataset), task.set_evaluator(mistakes))
+    return metrics, mistakes.gather(examination.peers), log.unreadable
 
 
 def pairs_of(errors: Errors, classes: list[str]) -> list[list[Any]]:

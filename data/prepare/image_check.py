@@ -4,7 +4,7 @@ import hashlib
 from io import BytesIO
 from typing import Optional
 
-from data.decode import decode_image
+from ..decode import decode_image
 
 
 def check(item: tuple[str, Optional[int], bytes], decode: bool) -> tuple[str, Optional[int], str, int, str]:

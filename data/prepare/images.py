@@ -8,9 +8,10 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from data.sources.folder import FolderSource, Remedies
 from utils.errors import DataError
 from utils.rng import fingerprint
+
+from ..sources.folder import FolderSource, Remedies
 
 # the script has a flag for one of them, and reads nothing but train/ and val/
 REMEDIES = Remedies(trust_links="give --outside-links", or_skip="", or_map="", or_other_folder="")

@@ -87,17 +87,6 @@ class Zip:
         return int(images.sizes.sum()) + len(images) * (LOCAL_HEADER + DIRECTORY) + 2 * names
 
 
-def require_end(archive: tarfile.TarFile) -> None:
-    """To be called after the last member: tarfile takes any end of the file there for the end of the archive.
-
-    Raises:
-        tarfile.ReadError: no empty block is there, so the file was cut off between two members or in a header.
-    """
-    archive.fileobj.seek(archive.offset)
-    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError("unexpected end of data")
-
-
 def write_archives(kind: type, splits: list[Images], output: Path) -> None:
     """
     Raises:

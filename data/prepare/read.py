@@ -12,15 +12,14 @@ import zipfile
 from pathlib import Path
 from typing import Iterator, Optional
 
-from data.class_maps import wordnet_ids
-from data.image_files import is_image, notes_of
-from data.sources.archive import describe_leading, inner_name, leading_folders
-from data.sources.columns import file_in, key_of
-from data.sources.wds_members import USUAL, Parts, grouped
 from utils.cli import importing
 from utils.errors import DataError, UserError
 
-from .archives import require_end
+from ..class_maps import wordnet_ids
+from ..image_files import is_image, notes_of
+from ..sources.archive import describe_leading, inner_name, leading_folders, require_end
+from ..sources.columns import file_in, key_of
+from ..sources.wds_members import USUAL, Parts, grouped
 from .images import read_folder
 from .parquet import NAMES
 from .shards import INFO

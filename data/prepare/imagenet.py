@@ -11,10 +11,10 @@ import tarfile
 from pathlib import Path
 from typing import Iterator, Sequence
 
-from data.class_maps import read_class_map
 from utils.errors import DataError
 
-from .archives import require_end
+from ..class_maps import read_class_map
+from ..sources.archive import require_end
 from .devkit import NAME as DEVKIT
 from .devkit import read_devkit
 from .images import require_same_classes

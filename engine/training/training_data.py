@@ -1,0 +1,31 @@
+"""The images of a run, and how many make an update."""
+
+from dataclasses import dataclass
+from typing import Any, Iterator
+
+from data.loader import Loader
+
+from .plan import BatchPlan
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """This process' share of the images."""
+
+    train_loader: Loader
+    val_loader: Loader
+    plan: BatchPlan
+    classes: list[str]  # in label order
+
+    def batches(self, epoch: int, step: int) -> Iterator[Any]:
+        """An epoch's micro-batches from update `step` on."""
+        return self.train_loader.epoch(epoch, step * self.plan.accumulation_steps)
+
+    def img_size(self, epoch: int) -> int:
+        """px of an epoch's training images, where they change; else 0."""
+        return self.train_loader.schedule.size_at(epoch)
+
+    def images_of(self, epoch: int, step: int) -> list[dict[str, Any]]:
+        """Which images, with which augmentation, an update has on all processes."""
+        plan = self.plan
+        return self.train_loader.images_of(epoch, step * plan.accumulation_steps, plan.batches_in_update(step))

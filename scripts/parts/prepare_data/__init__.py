@@ -1,1 +1,0 @@
-"""The parts of prepare_data.py: one format a file."""
