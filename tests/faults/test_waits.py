@@ -1,11 +1,13 @@
 """Nothing waits for ever on images, and a request to stop is obeyed while a run waits."""
 
 import contextlib
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -326,14 +328,20 @@ def test_slow_images_are_waited_for(digits, monkeypatch):
     assert sum(len(batch.targets) for batch in loader.batches()) == 29
 
 
-def test_tmpdir_that_is_too_long_for_sockets(write_config, tmp_path):
-    folder = tmp_path / ("x" * 120)
-    folder.mkdir()
-    train_in(write_config(DATA={"NUM_WORKERS": 2}), TMPDIR=str(folder))
+@pytest.mark.parametrize(
+    "name, exists", [("x" * 120, True), ("missing", False)], ids=["too long for sockets", "missing"]
+)
+def test_tmpdir_that_cannot_be_used(write_config, tmp_path, name, exists):
+    if exists:
+        (tmp_path / name).mkdir()
 
+    def forget_the_folder():
+        tempfile.tempdir = None
+        multiprocessing.current_process()._config.pop("tempdir", None)
 
-def test_tmpdir_that_is_missing(write_config, tmp_path):
-    train_in(write_config(DATA={"NUM_WORKERS": 2}), TMPDIR=str(tmp_path / "missing"))
+    config = write_config(DATA={"NUM_WORKERS": 2}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
+    job = Job("--cfg", config, environment={"TMPDIR": str(tmp_path / name)}, prepare=forget_the_folder)
+    assert job.wait() == [0], job.text()
 
 
 def train_in(config: Path, *before: str, status: int = 0, **environment: str) -> str:
