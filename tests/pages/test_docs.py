@@ -36,7 +36,7 @@ from timm.data import ImageNetInfo
 
 import engine.commands.evaluate
 import engine.commands.train  # noqa: F401  (with the packages that they need, so that no command has to import them again)
-from conftest import ROOT, free_port
+from conftest import ROOT, free_port, speak_into
 from make_quickstart_data import digits as all_digits
 from markdown_pages import PAGES, anchors_of, blocks, commands_of, links_of, markdown_files, prose, words_of
 from models.fuse import is_native_on_cpu
@@ -282,10 +282,7 @@ def fork(work: Callable[[], None], environment: dict[str, str], place: Path) -> 
     status = 1
     try:
         os.setsid()
-        with open(output, "w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = (os.fdopen(os.dup(fd), "w", buffering=1) for fd in (1, 2))
+        speak_into(output)
         os.chdir(place)
         os.environ.update(environment)
         forget_the_checkout()

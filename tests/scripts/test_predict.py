@@ -26,7 +26,7 @@ from timm.data import ImageNetInfo
 import data.sources.image_paths
 import predict
 from command_line import run_script
-from conftest import ROOT, SMALL, run
+from conftest import ROOT, SMALL, run, speak_into
 from data.decode import frames_of, open_image
 from data.image_files import IMAGE_SUFFIXES
 from data.sources.image_paths import find_images
@@ -703,10 +703,7 @@ def test_ctrl_c_leaves_no_file_and_no_process(checkpoint, digits, tmp_path, monk
     others = set(multiprocessing.active_children())  # of other tests' loaders
     child = os.fork()
     if not child:
-        with open(tmp_path / "said", "w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        speak_into(tmp_path / "said")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         status = 99
         try:
