@@ -251,6 +251,16 @@ def test_every_script_ends_in_one_way():
         assert "ArgumentParser(description" not in text, path
 
 
+def test_errors_keep_their_cause():
+    """Whoever looks for it with FAT_TRACEBACK=1 finds the line that failed first."""
+    hiding = {
+        str(path)
+        for path, node in nodes_of_code()
+        if isinstance(node, ast.Raise) and isinstance(node.cause, ast.Constant) and node.cause.value is None
+    }
+    assert not hiding
+
+
 CUTS = ("split", "rsplit", "partition", "rpartition", "replace", "removeprefix", "removesuffix")
 
 

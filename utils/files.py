@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator, Optional
 
-from .errors import OutputError
+from .errors import DataError, OutputError, UserError
 
 OF_THE_MACHINE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)
 
@@ -61,8 +61,21 @@ def unreadable_now(path: object, error: OSError) -> OutputError:
     return OutputError(str(path), f"cannot be read just now ({error.strerror})", "start the same command again")
 
 
+def unreadable(where: object, error: OSError, remedy: str, kind: type[UserError] = DataError) -> UserError:
+    """The error of a file that cannot be read: of this `kind`, unless it `is_of_the_machine`."""
+    if is_of_the_machine(error):
+        return unreadable_now(where, error)
+    return kind(str(where), f"cannot be read ({error.strerror or error})", remedy)
+
+
 def unwritable(path: os.PathLike, error: OSError, flag: str = "--output") -> OutputError:
-    return OutputError(f"{path}: cannot be written ({error.strerror or error}); free space or change {flag}")
+    return OutputError(str(path), f"cannot be written ({error.strerror or error})", f"free space or change {flag}")
+
+
+def unwritable_folder(path: os.PathLike, error: OSError) -> OutputError:
+    """The error of a run's folder."""
+    reason = f"cannot be written to ({error.strerror or error})"
+    return OutputError(str(path), reason, "change --output or its permissions")
 
 
 def require_no_device(path: os.PathLike) -> None:

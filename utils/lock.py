@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from .errors import OutputError
+from .files import unwritable_folder
 
 NAME = ".lock"
 
@@ -58,9 +59,7 @@ class RunLock:
 
     def _refuse(self, error: OSError):
         self.release()
-        raise OutputError(
-            f"{self.path.parent}: cannot be written to or locked ({error.strerror or error}); change --output or its permissions"
-        ) from None
+        raise unwritable_folder(self.path.parent, error) from error
 
 
 def _describe(holder: str) -> str:

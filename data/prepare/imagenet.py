@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Iterator, Sequence
 
 from utils.errors import DataError
+from utils.files import unreadable
 
 from ..class_maps import read_class_map
 from ..sources.archive import require_end
@@ -129,7 +130,7 @@ def _members(path: Path) -> dict[str, tarfile.TarInfo]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; put ImageNet's {path.name} there, or choose among --splits") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        raise unreadable(path, error, "check its permissions") from error
     if not members:
         raise DataError(f"{path}: is empty; fetch it again")
     return members

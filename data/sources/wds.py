@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Callable, Iterator, Mapping, NamedTuple, Optio
 import webdataset
 
 from utils.errors import DataError, one_line
+from utils.files import unreadable
 from utils.rng import fingerprint
 
 from ..class_maps import classes_for
@@ -257,7 +258,7 @@ def _read_info(folder: str) -> dict[str, Any]:
                 text = file.read()
     except OSError as error:
         if not REMOTE.match(folder) and not isinstance(error, FileNotFoundError):
-            raise DataError(f"{path}: cannot be read ({error.strerror}); check it and its permissions") from error
+            raise unreadable(path, error, "check it and its permissions") from error
         return {}
     try:
         info = json.loads(text)

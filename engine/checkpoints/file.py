@@ -11,7 +11,7 @@ from typing import Any, Mapping, Optional, Union
 import torch
 
 from utils.errors import CheckpointError
-from utils.files import is_of_the_machine, require_no_device, unreadable_now
+from utils.files import require_no_device, unreadable
 
 from . import unpickle
 from .foreign import INDEX, WEIGHT_FILES, describe_archive, describe_folder, describe_start
@@ -149,9 +149,7 @@ def read_checkpoint(path: Union[str, Path]) -> dict[str, Any]:
     except (MemoryError, CheckpointError):
         raise
     except OSError as error:
-        if is_of_the_machine(error):
-            raise unreadable_now(path, error) from error
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+        raise unreadable(path, error, "check the path", CheckpointError) from error
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "class" in str(error):
             raise CheckpointError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import ConfigError, DataError
-from utils.files import atomic_write, require_no_device
+from utils.files import atomic_write, require_no_device, unreadable
 from utils.markdown import markdown_table
 
 from .results import ROOT, Outcome, read_published, write_results
@@ -83,7 +83,7 @@ def read_speed(path: Path) -> list[dict[str, Any]]:
             and all(0 < float(row["images_per_second"]) < math.inf for row in rows)
         )
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); {what}") from error
+        raise unreadable(path, error, what) from error
     except (ValueError, TypeError, csv.Error):
         good = False
     if not good:
