@@ -37,6 +37,7 @@ def to_onnx(program: ExportedProgram, opset: int = OPSET) -> Any:
                 opset_version=opset,
                 verbose=False,
             )
+        assert exported is not None  # as it is without dynamo
         return exported.model_proto
     except Exception as error:  # of the exporter's many kinds
         raise ConversionError(f"cannot be written as ONNX ({first_line(error)})") from error
