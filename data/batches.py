@@ -104,13 +104,19 @@ class Examples(NamedTuple):
     targets: Any  # see `Batch`
     keys: list[str]
 
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The images of a task whose images all have one size."""
+        assert isinstance(self.images, torch.Tensor)
+        return self.images
+
 
 def resize_examples(batch: Examples, size: int) -> Examples:
     """The batch with images of another size, for rehearsals, in which the pixels do not matter."""
     return (
         batch
-        if batch.images.shape[2:] == (size, size)
-        else batch._replace(images=F.interpolate(batch.images, (size, size)))
+        if batch.tensor.shape[2:] == (size, size)
+        else batch._replace(images=F.interpolate(batch.tensor, (size, size)))
     )
 
 

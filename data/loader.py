@@ -18,15 +18,18 @@ from utils.signals import requested_stop
 from .batches import Batch, Finish, Item, collate_items
 from .cache import can_be_cached
 from .caught import Caught, CaughtDataset, CaughtStream
-from .dataset import ImageDataset, Samples, SeededIndex
+from .dataset import ImageDataset, SeededIndex
 from .patience import patience, stopped_while
 from .prefetch import Prefetcher
 from .sample import Sample
 from .samplers import EvalSampler, TrainBatchSampler
 from .schedule import Schedule
 from .sources import is_stream
+from .sources.source import AnySource
 from .stream import EvalStream, StreamDataset, TrainStream
 from .workers import Lines, describe_wait, reading
+
+AnyDataset = Union[ImageDataset, StreamDataset]
 
 
 @dataclass(frozen=True)
@@ -267,7 +270,7 @@ def endless_batches(dataset, batch_size: int, seed: int, buffer: int, loading: L
     return Loader(dataset, loading, batch_sampler=keys()).batches()
 
 
-def dataset_of(source, *settings: Any, **more: Any) -> Samples:
+def dataset_of(source: AnySource, *settings: Any, **more: Any) -> AnyDataset:
     """The samples of a source of either kind; the settings are those of `Samples`."""
     return (StreamDataset if is_stream(source) else ImageDataset)(source, *settings, **more)
 

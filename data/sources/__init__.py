@@ -6,7 +6,7 @@ new format is a new file and a line in `SOURCES`.
 
 import os
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence
+from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence, TypeGuard
 
 from utils.errors import ConfigError, did_you_mean
 from utils.schema import FIXED
@@ -17,12 +17,13 @@ from ..workers import waiting
 from .cifar import CIFARSource
 from .folder import FolderSource
 from .hfds import HfdsSource
+from .source import AnySource, Format, StreamSource
 from .synthetic import SyntheticSource
 from .tar import TarSource
 from .wds import WdsSource
 from .zip import ZipSource
 
-SOURCES = {
+SOURCES: dict[str, Format] = {
     "imagenet": FolderSource,
     "folder": FolderSource,
     "zip": ZipSource,
@@ -38,16 +39,16 @@ SOURCES = {
 UNSEEN = ("hfds",)  # formats whose library does not say how far it is
 
 
-def is_stream(source) -> bool:
+def is_stream(source: AnySource) -> TypeGuard[StreamSource[Any]]:
     """Whether a source is read in streams, not by index."""
-    return hasattr(source, "shards")
+    return isinstance(source, StreamSource)
 
 
-def keys_of(source) -> list[str]:
+def keys_of(source: AnySource) -> list[str]:
     """The keys of all images; shards are read for them."""
-    if not is_stream(source):
-        return [source.key(index) for index in range(len(source))]
-    return [sample.key for shard in range(len(source.shards)) for sample in source.read(shard)]
+    if isinstance(source, StreamSource):
+        return [sample.key for shard in range(len(source.shards)) for sample in source.read(shard)]
+    return [source.key(index) for index in range(len(source))]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def open_source(
     data_path: str,
     decode: Callable[[BinaryIO], Any] = decode_image,
     opening: Opening = Opening(),
-):
+) -> AnySource:
     """The images of one split.
 
     Args:
@@ -93,7 +94,7 @@ def open_source(
             f"DATA.CLASS_ORDER is {opening.class_order!r}; {did_you_mean(opening.class_order, CLASS_ORDERS)}"
         )
 
-    def opened(labels: Optional[Mapping[str, int]]):
+    def opened(labels: Optional[Mapping[str, int]]) -> AnySource:
         return SOURCES[name].open(
             dataset=name,
             split=split,

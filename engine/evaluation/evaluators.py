@@ -27,7 +27,7 @@ class ClassEvaluator:
         self.flip = flip
 
     def step(self, model: nn.Module, batch: Examples) -> None:
-        views = batch.images.chunk(len(batch.images) // len(batch.targets))
+        views = batch.tensor.chunk(len(batch.images) // len(batch.targets))
         logits = predict_views(model, views, self.flip)
         self.metrics.update(logits, batch.targets, batch.keys, views[-1])  # of five crops the centre
 
@@ -39,10 +39,11 @@ class ClosingClassEvaluator(ClassEvaluator):
     """The same figures; and the images that the model was most wrong about, and the classes that it took for others."""
 
     def __init__(self, device: torch.device, mean: Sequence[float], std: Sequence[float], flip: bool):
-        super().__init__(Mistakes(device, mean, std), flip)
+        self.mistakes = Mistakes(device, mean, std)
+        super().__init__(self.mistakes, flip)
 
     def gather(self, peers: Peers) -> None:
-        self.errors = self.metrics.gather(peers)
+        self.errors = self.mistakes.gather(peers)
 
     def sections(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         return [worst_mistakes(self.errors, classes), frequent_confusions(self.errors, classes)]

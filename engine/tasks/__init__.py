@@ -3,6 +3,8 @@
 `base.Task` is all that training, evaluation and reports know of one. A new task is a new file and a line in `TASKS`.
 """
 
+from typing import Callable
+
 from yacs.config import CfgNode
 
 from utils.errors import ConfigError, did_you_mean
@@ -10,7 +12,7 @@ from utils.errors import ConfigError, did_you_mean
 from .base import Task
 from .classification import Classification
 
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+TASKS: dict[str, Callable[[CfgNode], Task]] = {"classification": Classification}
 
 
 def create_task(cfg: CfgNode) -> Task:

@@ -12,19 +12,22 @@ A run asks in this order:
     evaluator.gather(peers), .sections(classes)        after the last epoch: what the report shows besides
 """
 
-from typing import Any, Callable, Literal, Optional, Protocol, Sequence, runtime_checkable
+from typing import Any, BinaryIO, Callable, Literal, Optional, Protocol, Sequence, runtime_checkable
 
 import numpy as np
 import torch
 from torch import nn
 
-from utils.metrics import Metric
+from data.loader import AnyDataset
+from data.sources.source import AnySource
+from utils.metrics import ClassificationMetrics, Metric
 from utils.processes.peers import Peers
 
 from .distill import Distillation
 
 Batch = Any  # what the task's data sets give, collated, on the device: see `data.batches.Examples`
 Purpose = Literal["figures", "closing"]
+Decode = Callable[[BinaryIO], Any]  # an open file -> its image
 
 
 class Evaluator(Protocol):
@@ -39,6 +42,7 @@ class Evaluator(Protocol):
         """
 
 
+@runtime_checkable
 class ClosingEvaluator(Evaluator, Protocol):
     """Gathers on the way what a run's report shows besides figures."""
 
@@ -53,13 +57,19 @@ class Task(Protocol):
     """What is learned, from which images, and how well."""
 
     primary: Metric  # says which weights are better
-    figures: Sequence[Metric]  # what an evaluation gives, as reports show it
-    eval_size: int  # px of the images in evaluation
 
-    def train_dataset(self) -> Any:
-        """The augmented training images, a `data.dataset.Samples`. Raises ConfigError, DataError."""
+    @property
+    def figures(self) -> Sequence[Metric]:
+        """What an evaluation gives, as reports show it."""
 
-    def val_dataset(self, classes: Optional[Sequence[str]] = None) -> Any:
+    @property
+    def eval_size(self) -> int:
+        """px of the images in evaluation."""
+
+    def train_dataset(self) -> AnyDataset:
+        """The augmented training images. Raises ConfigError, DataError."""
+
+    def val_dataset(self, classes: Optional[Sequence[str]] = None) -> AnyDataset:
         """The validation images; `classes` are those the model knows, in label order. Raises ConfigError, DataError."""
 
     def build_model(self, num_classes: int) -> nn.Module:
@@ -87,16 +97,16 @@ class Task(Protocol):
 
 
 @runtime_checkable
-class ClassTask(Protocol):
+class ClassTask(Task, Protocol):
     """What TEST.SETS and TEST.KNN ask of a task besides: its targets are labels of whole images."""
 
-    def set_dataset(self, open_: Callable[[Callable], Any], crop_pct: float = 0.0) -> Any:
+    def set_dataset(self, open_: Callable[[Decode], AnySource], crop_pct: float = 0.0) -> AnyDataset:
         """The images of an evaluation set; `open_` makes the set's source of a decoder of files."""
 
-    def set_evaluator(self, metrics: Any) -> Evaluator:
-        """One that adds to such metrics, a `utils.metrics.ClassificationMetrics`."""
+    def set_evaluator(self, metrics: ClassificationMetrics) -> Evaluator:
+        """One that adds to such metrics."""
 
-    def feature_datasets(self, classes: Sequence[str]) -> tuple[Any, Any]:
+    def feature_datasets(self, classes: Sequence[str]) -> tuple[AnyDataset, AnyDataset]:
         """The training and validation images, both as evaluation sees them."""
 
     def features(self, model: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import nn
 
 from utils.errors import ConfigError, did_you_mean
 
-from ..setup.precision import NativePrecision
+from ..setup.precision import Precision
 from .nonfinite import FiniteGuard
 
 
@@ -117,7 +117,7 @@ class Optimisation:
 
     optimizer: torch.optim.Optimizer
     lr_scheduler: Any
-    precision: NativePrecision
+    precision: Precision
     guard: FiniteGuard
     clip_grad: float  # largest norm of the gradient; 0: not clipped
 

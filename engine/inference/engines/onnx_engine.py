@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Union
 
 import torch
-from torch import nn
 from torch.export import ExportedProgram
 
 from utils.cli import importing
 
+from .inference_engine import InferenceEngine
 from .tracing import ConversionError, first_line
 
 OPSET = 20  # that is written where nobody asks for another
@@ -43,7 +43,7 @@ def to_onnx(program: ExportedProgram, opset: int = OPSET) -> Any:
         raise ConversionError(f"cannot be written as ONNX ({first_line(error)})") from error
 
 
-class OnnxruntimeEngine(nn.Module):
+class OnnxruntimeEngine(InferenceEngine):
     """See `InferenceEngine`. It has as many threads as torch.
 
     Args:
