@@ -6,7 +6,7 @@ new format is a new file and a line in `SOURCES`.
 
 import os
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence, TypeGuard
+from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence
 
 from utils.errors import ConfigError, did_you_mean
 from utils.schema import FIXED
@@ -37,11 +37,6 @@ SOURCES: dict[str, Format] = {
 
 
 UNSEEN = ("hfds",)  # formats whose library does not say how far it is
-
-
-def is_stream(source: AnySource) -> TypeGuard[StreamSource[Any]]:
-    """Whether a source is read in streams, not by index."""
-    return isinstance(source, StreamSource)
 
 
 def keys_of(source: AnySource) -> list[str]:

@@ -127,6 +127,13 @@ def inner_name(path: Union[str, Path], name: str) -> str:
     return "/".join(parts)
 
 
+def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a plain file."""
+    file = archive.extractfile(member)
+    assert file is not None  # as it is of a folder
+    return file.read()
+
+
 def require_end(archive: tarfile.TarFile) -> None:
     """To be called after the last member, as tarfile itself takes any end of the file for the archive's.
 

@@ -1,9 +1,8 @@
 """Evaluators of classification: what a model says of images goes into metrics."""
 
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
-from torch import nn
 
 from data.batches import Examples
 from utils.metrics import ClassificationMetrics
@@ -26,7 +25,7 @@ class ClassEvaluator:
         self.metrics = metrics
         self.flip = flip
 
-    def step(self, model: nn.Module, batch: Examples) -> None:
+    def step(self, model: Callable[[Any], Any], batch: Examples) -> None:
         views = batch.tensor.chunk(len(batch.images) // len(batch.targets))
         logits = predict_views(model, views, self.flip)
         self.metrics.update(logits, batch.targets, batch.keys, views[-1])  # of five crops the centre

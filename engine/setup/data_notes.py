@@ -1,6 +1,6 @@
 """What is to be said of a data set before a run or an evaluation begins: what its figures rest on that nobody has set."""
 
-from typing import Any, Iterable
+from typing import Any, Iterable, Sequence
 
 from yacs.config import CfgNode
 
@@ -13,7 +13,7 @@ def source_notes(datasets: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(note for dataset in datasets for note in getattr(dataset.source, "notes", ())))
 
 
-def order_note(cfg: CfgNode, classes: list[str]) -> str:
+def order_note(cfg: CfgNode, classes: Sequence[str]) -> str:
     """A line of the order that the labels have, if another one is usual and DATA.CLASS_MAP does not settle it; else ''.
 
     To be said where weights may come from elsewhere, and no checkpoint names its classes.

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from typing import Any, Optional, Protocol, TypeVar, cast
+from typing import Any, Mapping, Optional, Protocol, TypeVar, cast
 
 import timm
 import torch
@@ -98,6 +98,10 @@ class TimmModel(Protocol):
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor: ...
 
     def set_grad_checkpointing(self, enable: bool = True) -> None: ...
+
+    def group_matcher(self, coarse: bool = False) -> Mapping[str, Any]: ...
+
+    def set_distilled_training(self, enable: bool = True) -> None: ...
 
 
 class PooledFeatures(nn.Module):

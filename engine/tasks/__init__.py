@@ -3,16 +3,14 @@
 `base.Task` is all that training, evaluation and reports know of one. A new task is a new file and a line in `TASKS`.
 """
 
-from typing import Callable
-
 from yacs.config import CfgNode
 
 from utils.errors import ConfigError, did_you_mean
 
-from .base import Task
+from .base import Task, TaskKind
 from .classification import Classification
 
-TASKS: dict[str, Callable[[CfgNode], Task]] = {"classification": Classification}
+TASKS: dict[str, TaskKind] = {"classification": Classification}
 
 
 def create_task(cfg: CfgNode) -> Task:

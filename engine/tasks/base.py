@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Callable, Literal, Optional, Protocol, Sequenc
 import numpy as np
 import torch
 from torch import nn
+from yacs.config import CfgNode
 
 from data.loader import AnyDataset
 from data.sources.source import AnySource
@@ -33,8 +34,8 @@ Decode = Callable[[BinaryIO], Any]  # an open file -> its image
 class Evaluator(Protocol):
     """Goes once over a data set's batches; each process sees its share."""
 
-    def step(self, model: nn.Module, batch: Batch) -> None:
-        """Adds what the model says of a batch."""
+    def step(self, model: Callable[[Any], Any], batch: Batch) -> None:
+        """Adds what the model, or what calls it with whole batches, says of a batch."""
 
     def compute(self) -> dict[str, Any]:
         """The figures over all processes, all of which call this: finite numbers by name, the task's first one first.
@@ -94,6 +95,19 @@ class Task(Protocol):
 
     def preview(self, batch: Batch, classes: Sequence[str]) -> np.ndarray:
         """A picture, uint8 (H, W, 3), of a batch's first images as the model gets them, with their targets."""
+
+
+class TaskKind(Protocol):
+    """A class of tasks, as `engine.tasks.TASKS` lists them. A report asks it without a task."""
+
+    primary: Metric
+
+    @property
+    def figures(self) -> Sequence[Metric]:
+        """As `Task.figures`."""
+
+    def __call__(self, cfg: CfgNode) -> Task:
+        """Raises ConfigError: settings that the task refuses."""
 
 
 @runtime_checkable

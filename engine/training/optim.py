@@ -6,6 +6,7 @@ from typing import Any, Sequence
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from utils.errors import ConfigError, did_you_mean
@@ -33,11 +34,11 @@ def create_optimizer(
     """
     name = name.lower()
     if name not in list_optimizers():
-        raise ConfigError(f"TRAIN.OPTIMIZER.NAME is {name!r}; {did_you_mean(name, list_optimizers())}")
+        raise ConfigError(f"TRAIN.OPTIMIZER.NAME is {name!r}; {did_you_mean(name, map(str, list_optimizers()))}")
     info = get_optimizer_info(name)
     if info.second_order:
         raise ConfigError(f"TRAIN.OPTIMIZER.NAME {name!r} needs second derivatives, which are not computed; use adamw")
-    options = {}
+    options: dict[str, Any] = {}
     if info.has_eps:
         options["eps"] = eps
     if info.has_betas:
@@ -79,7 +80,7 @@ class LearningRate:
     decay_rate: float = 0.1
 
 
-def create_lr_scheduler(optimizer: torch.optim.Optimizer, curve: LearningRate, updates_per_epoch: int):
+def create_lr_scheduler(optimizer: torch.optim.Optimizer, curve: LearningRate, updates_per_epoch: int) -> Scheduler:
     """A schedule over updates: `step_update(n)` sets the learning rate of update n, whatever came before.
 
     Linear warmup from `warmup_lr`, then 'cosine' or 'linear' to `min_lr`, or 'step' by `decay_rate` every
@@ -116,7 +117,7 @@ class Optimisation:
     """How the gradients of micro-batches become an update."""
 
     optimizer: torch.optim.Optimizer
-    lr_scheduler: Any
+    lr_scheduler: Scheduler
     precision: Precision
     guard: FiniteGuard
     clip_grad: float  # largest norm of the gradient; 0: not clipped
