@@ -19,7 +19,9 @@ class Observer:
         """A micro-batch is on the device, and its loss comes next."""
 
     def after_update(self, trainer: "Trainer", step: int) -> None:
-        """The weights have changed; `trainer.progress` does not count the update yet."""
+        """Update `step` is done: the weights have changed, unless it was left out as not finite. `trainer.progress` does not
+        count it yet.
+        """
 
     def before_save(self, trainer: "Trainer", names: Sequence[str]) -> None:
         """`trainer.progress` is what checkpoints of these file names will say."""

@@ -248,6 +248,12 @@ def test_no_two_files_have_the_same_name():
     assert len(paths) > 150 and not [path for path in paths if names[path.name] > 1]
 
 
+def test_tests_are_in_folders_named_after_what_they_are_of():
+    """A part of the code, or `pages` and `faults`, which are of all of it; this file is of the folders themselves."""
+    folders = {path.relative_to(ROOT / "tests").parts[0] for path in (ROOT / "tests").rglob("test_*.py")}
+    assert folders - {"pages", "faults", "test_structure.py"} <= LAYERS.keys()
+
+
 def test_one_file_of_the_scripts_finds_the_repository():
     """The others import it, and the parts of a script one another by relative names."""
     paths = files("scripts")

@@ -1,6 +1,6 @@
 """Every config key, once: its name, default, rule, role and meaning.
 
-The defaults are the paper's ImageNet recipe for 8 processes. Names follow Swin's config, which the released FAT code
+The defaults are the paper's ImageNet recipe for 8 processes, but for what differs between its models (see configs/). Names follow Swin's config, which the released FAT code
 uses; `MODEL.FAT` has the released lower-case names. What keys must not say together is in `utils.conflicts`.
 """
 
@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 BACKENDS = ("pil", "cv2", "nvimgcodec")
 ENGINES = ("torch", "onnxruntime", "openvino")
-FIXED = ("cifar10", "cifar100", "synthetic")  # formats whose classes have their order from elsewhere
+FORMATS_WITH_OWN_ORDER = ("cifar10", "cifar100", "synthetic")  # formats whose classes have their order from elsewhere
 
 
 class Role(enum.Enum):
@@ -141,6 +141,7 @@ CELL = Rule(
     "empty, or a config's path below configs/ without .yaml, such as fat_b0", lambda value: not value or is_cell(value)
 )
 SECONDS = Rule("between 3 and 86400 seconds", lambda value: 3 <= value <= 86400)
+# The names of `utils.loggers.LOGGERS`, which is imported only when a run begins.
 LOGGERS = Rule("names among csv, wandb, each once", lambda v: len(set(v)) == len(v) and set(v) <= {"csv", "wandb"})
 MODEL_NAME = Rule(
     "a model's name", lambda value: value and not {".", ".."} & set(value.split("/")) and not value.startswith("/")

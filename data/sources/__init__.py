@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence
 
 from utils.errors import ConfigError, did_you_mean
-from utils.schema import FIXED
+from utils.schema import FORMATS_WITH_OWN_ORDER
 
 from ..class_order import CLASS_ORDERS, timm_map
 from ..decode import decode_image
@@ -36,7 +36,7 @@ SOURCES: dict[str, Format] = {
 }
 
 
-UNSEEN = ("hfds",)  # formats whose library does not say how far it is
+WITHOUT_PROGRESS = ("hfds",)  # formats whose library does not say how far it is
 
 
 def keys_of(source: AnySource) -> list[str]:
@@ -102,9 +102,9 @@ def open_source(
             columns=opening.columns,
         )
 
-    with waiting(0.0 if name in UNSEEN else opening.timeout):
+    with waiting(0.0 if name in WITHOUT_PROGRESS else opening.timeout):
         source = opened(opening.class_to_idx)
-        if opening.class_order == "timm" and opening.class_to_idx is None and name not in FIXED:
+        if opening.class_order == "timm" and opening.class_to_idx is None and name not in FORMATS_WITH_OWN_ORDER:
             labels = timm_map(source.classes)
             if labels is not None:  # the names are known when the set has been read, which is why it is read again
                 source = opened(labels)

@@ -5,7 +5,7 @@ from typing import Any, Iterable, Sequence
 from yacs.config import CfgNode
 
 from data.class_order import describe_order
-from utils.schema import FIXED
+from utils.schema import FORMATS_WITH_OWN_ORDER
 
 
 def source_notes(datasets: Iterable[Any]) -> list[str]:
@@ -18,6 +18,6 @@ def order_note(cfg: CfgNode, classes: Sequence[str]) -> str:
 
     To be said where weights may come from elsewhere, and no checkpoint names its classes.
     """
-    if cfg.DATA.CLASS_MAP or cfg.DATA.DATASET.partition("/")[0] in FIXED:
+    if cfg.DATA.CLASS_MAP or cfg.DATA.DATASET.partition("/")[0] in FORMATS_WITH_OWN_ORDER:
         return ""
     return describe_order(classes, cfg.DATA.CLASS_ORDER)

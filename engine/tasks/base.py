@@ -3,8 +3,8 @@
 A run asks in this order:
 
     task.train_dataset(), task.val_dataset(classes)    what is learned from, and what is measured on
-    task.build_model(num_classes)                      what learns
     task.prepare_training(num_classes, distillation)
+    task.build_model(num_classes)                      what learns
     task.loss(model, batch)                            for each micro-batch
     evaluator = task.evaluator(purpose, device)        after each epoch
     evaluator.step(model, batch)                       for each batch of the validation images

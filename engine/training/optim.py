@@ -86,16 +86,7 @@ def create_lr_scheduler(optimizer: torch.optim.Optimizer, curve: LearningRate, u
     Linear warmup from `warmup_lr`, then 'cosine' or 'linear' to `min_lr`, or 'step' by `decay_rate` every
     `decay_epochs`. With `warmup_prefix` the schedule begins after the warmup; without, the warmup covers its start, so
     the learning rate jumps from the peak to where the schedule already is (the released code's way).
-
-    Raises:
-        ConfigError: the warmup starts, or the run ends, above the peak rate.
     """
-    peak = max(group["lr"] for group in optimizer.param_groups)
-    if max(curve.warmup_lr, curve.min_lr) > peak:
-        raise ConfigError(
-            f"TRAIN.WARMUP_LR and TRAIN.MIN_LR: {curve.warmup_lr:.3g} and {curve.min_lr:.3g} for this batch; they "
-            f"must not be above TRAIN.BASE_LR's {peak:.3g}"
-        )
     lr_scheduler, _ = create_scheduler_v2(
         optimizer,
         sched={"linear": "poly"}.get(curve.name, curve.name),

