@@ -163,7 +163,7 @@ ENDS = {  # where a process ends itself
     "utils/signals.py",  # a loading process whose parent is gone
     "utils/processes/group.py",  # one whose launcher is gone while it waits for the others
     "data/workers.py",  # a loading process that cannot say its error
-    "scripts/predict.py",  # with a signal's status, after what it has done is said
+    "scripts/parts/predict/predicting.py",  # with a signal's status, after what it has done is said
 }
 
 

@@ -80,7 +80,12 @@ class Task(Protocol):
         """Makes what `loss` needs; `distillation` is what a teacher adds to it."""
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Means over the batch: "loss", which is minimised, and more to log, such as its parts."""
+        """Means over the batch: "loss", which is minimised, and more to log, such as its parts.
+
+        Training has whole batches only, of equally many images in each process, so that the mean of such means, as of
+        gradients over processes and micro-batches, weights each image alike. A task that counts something else (pixels,
+        boxes) gives the mean over what its batch has, as the published ones of its kind do.
+        """
 
     def evaluator(self, purpose: Purpose, device: torch.device) -> Evaluator:
         """A new one, of 'figures' alone or, for the evaluation after the last epoch, a `ClosingEvaluator`."""
