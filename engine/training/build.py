@@ -214,6 +214,7 @@ def build_optimisation(session: Session, model: torch.nn.Module, plan: BatchPlan
         warmup_prefix=cfg.TRAIN.LR_SCHEDULER.WARMUP_PREFIX,
         decay_epochs=cfg.TRAIN.LR_SCHEDULER.DECAY_EPOCHS,
         decay_rate=cfg.TRAIN.LR_SCHEDULER.DECAY_RATE,
+        power=cfg.TRAIN.LR_SCHEDULER.POWER,
     )
     lr_scheduler = create_lr_scheduler(optimizer, learning_rate, plan.updates_per_epoch)
     guard = FiniteGuard(cfg.TRAIN.NONFINITE, precision.skips_overflows, model, session.device)
