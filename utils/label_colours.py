@@ -12,9 +12,7 @@ GREY = (127, 127, 127)
 @lru_cache
 def colours(count: int) -> np.ndarray:
     """RGB of so many classes and, last, of what has none: (count + 1, 3), uint8."""
-    rows = [
-        colorsys.hsv_to_rgb(i * GOLDEN % 1, 0.55 + 0.4 * (i % 2), 0.95 - 0.2 * (i // 2 % 3)) for i in range(count)
-    ]
+    rows = [colorsys.hsv_to_rgb(i * GOLDEN % 1, 0.55 + 0.4 * (i % 2), 0.95 - 0.2 * (i // 2 % 3)) for i in range(count)]
     return np.array([*(tuple(round(255 * level) for level in row) for row in rows), GREY], np.uint8)
 
 
