@@ -79,8 +79,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def benchmark_of(kind):
     """What the stages use of benchmark.py, by functions that another process can import."""
-    import benchmark
     from plain_fat import PlainFAT
+
+    import benchmark
 
     return kind(
         PlainFAT, benchmark.Candidate, benchmark.call, benchmark.step, benchmark.compiled, benchmark.warm_up, benchmark.time_in_turns

@@ -146,6 +146,14 @@ LOGGERS = Rule("names among csv, wandb, each once", lambda v: len(set(v)) == len
 MODEL_NAME = Rule(
     "a model's name", lambda value: value and not {".", ".."} & set(value.split("/")) and not value.startswith("/")
 )
+POSITIVES = Rule(
+    "a list of numbers greater than 0, each once",
+    lambda v: bool(v) and all(isinstance(n, (int, float)) and n > 0 for n in v) and len(set(v)) == len(v),
+)
+LONG_SHORT = Rule(
+    "two whole numbers between 32 and 16384, the larger first",
+    lambda v: len(v) == 2 and all(type(n) is int for n in v) and 32 <= v[1] <= v[0] <= 16384,
+)
 COMPILE_MODE = one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -202,6 +210,7 @@ key("DATA.SYNTHETIC_IMAGES", 1024, POSITIVE, IMAGES, "images in each split of th
 
 key("MODEL.TYPE", "fat", one_of("fat", "timm"), MODEL, "fat, or timm for any timm model by name")
 key("MODEL.NAME", "fat_b0", MODEL_NAME, MODEL, "registered name")
+key("MODEL.HEAD", "", ANY, MODEL, "what stands on the backbone MODEL.NAME: semantic_fpn, upernet (TASK segmentation)")
 key("MODEL.NUM_CLASSES", 0, NOT_NEGATIVE, IMAGES, "0: as many as the data set has")
 key("MODEL.PRETRAINED", "", PATH, RECIPE, "weights to start from; a head of another size is initialised anew")
 key("MODEL.RESUME", "", PATH, RUN,
@@ -259,11 +268,12 @@ key("TRAIN.SAVE_EVERY_STEPS", 0, NOT_NEGATIVE, RUN,
 key("TRAIN.SAVE_EVERY_MINUTES", 30.0, NOT_NEGATIVE, RUN, "the same by the clock; 0: not")
 key("TRAIN.NONFINITE", "raise", one_of("raise", "skip", "rollback"), NUMERICS,
     "loss or gradient not finite: raise, skip (that update), rollback (to the last save, without it)")
-key("TRAIN.LR_SCHEDULER.NAME", "cosine", one_of("cosine", "linear", "step"), RECIPE, "cosine, linear, step")
+key("TRAIN.LR_SCHEDULER.NAME", "cosine", one_of("cosine", "linear", "poly", "step"), RECIPE, "cosine, linear, poly, step")
 key("TRAIN.LR_SCHEDULER.WARMUP_PREFIX", False, ANY, RECIPE,
     "False: the warmup hides the schedule's start, so the LR jumps after it")
 key("TRAIN.LR_SCHEDULER.DECAY_EPOCHS", 30, POSITIVE, RECIPE, "step: epochs between two")
 key("TRAIN.LR_SCHEDULER.DECAY_RATE", 0.1, FRACTION, RECIPE, "step: factor of each")
+key("TRAIN.LR_SCHEDULER.POWER", 0.9, POSITIVE, RECIPE, "poly: the LR falls with (1 - progress) to this power")
 key("TRAIN.OPTIMIZER.NAME", "adamw", ANY, RECIPE, "any of timm's; fused* ones need NVIDIA apex")
 key("TRAIN.OPTIMIZER.EPS", 1e-8, POSITIVE, RECIPE, "optimizers with epsilon")
 key("TRAIN.OPTIMIZER.BETAS", [0.9, 0.999], BETAS, RECIPE, "optimizers with two betas")
@@ -304,6 +314,19 @@ key("AUG.CUTMIX_MINMAX", [], MINMAX, RECIPE, "least and largest side of a patch,
 key("AUG.MIXUP_PROB", 1.0, PROBABILITY, RECIPE, "of mixup or cutmix")
 key("AUG.MIXUP_SWITCH_PROB", 0.5, PROBABILITY, RECIPE, "of cutmix where both are on")
 key("AUG.MIXUP_MODE", "batch", one_of("batch", "pair", "elem"), RECIPE, "what has one share: batch, pair, elem")
+
+# TASK segmentation
+key("SEG.CLASSES", "", PATH, IMAGES,
+    "names of the classes: a text file with a name per line, or ade20k, cityscapes, voc")
+key("SEG.IGNORE", 255, NOT_NEGATIVE, IMAGES, "the value of pixels in a mask that count nowhere")
+key("SEG.REDUCE_ZERO_LABEL", False, ANY, IMAGES, "0 in a mask counts nowhere too, and 1 is the first class")
+key("SEG.SCALE", [2048, 512], LONG_SHORT, VIEW, "images are resized to fit into a longer and a shorter side of so many px")
+key("SEG.RATIO_RANGE", [0.5, 2.0], RANGE, RECIPE, "in training SCALE times a factor between these; DATA.IMG_SIZE is the crop")
+key("SEG.CAT_MAX_RATIO", 0.75, FRACTION, RECIPE, "largest share of a class in a crop, of ten tries; 1: any")
+key("SEG.PHOTOMETRIC", True, ANY, RECIPE, "brightness, contrast, saturation and hue are changed, each for half of the images")
+key("SEG.MODE", "whole", one_of("whole", "slide"), VIEW, "evaluation sees the image whole, or through windows of DATA.IMG_SIZE")
+key("SEG.STRIDE", 0, NOT_NEGATIVE, VIEW, "px from a window to the next; 0: two thirds of DATA.IMG_SIZE")
+key("SEG.SCALES", [1.0], POSITIVES, VIEW, "factors of SCALE at which evaluation sees an image; the mean of the probabilities counts")
 
 key("TEST.FUSED", False, ANY, EVALUATION,
     "--eval, --throughput: the deployed form, models.fuse(model), instead of the trained one")

@@ -18,6 +18,6 @@ def order_note(cfg: CfgNode, classes: Sequence[str]) -> str:
 
     To be said where weights may come from elsewhere, and no checkpoint names its classes.
     """
-    if cfg.DATA.CLASS_MAP or cfg.DATA.DATASET.partition("/")[0] in FORMATS_WITH_OWN_ORDER:
+    if cfg.DATA.CLASS_MAP or cfg.SEG.CLASSES or cfg.DATA.DATASET.partition("/")[0] in FORMATS_WITH_OWN_ORDER:
         return ""
     return describe_order(classes, cfg.DATA.CLASS_ORDER)

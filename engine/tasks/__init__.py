@@ -9,8 +9,9 @@ from utils.errors import ConfigError, did_you_mean
 
 from .base import Task, TaskKind
 from .classification import Classification
+from .segmentation import Segmentation
 
-TASKS: dict[str, TaskKind] = {"classification": Classification}
+TASKS: dict[str, TaskKind] = {"classification": Classification, "segmentation": Segmentation}
 
 
 def create_task(cfg: CfgNode) -> Task:

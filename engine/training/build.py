@@ -148,7 +148,7 @@ def start_from(model: torch.nn.Module, pretrained: str, cfg: CfgNode) -> list[st
     name = checkpoint.better
     skipped, how = load_pretrained(model, checkpoint, name)
     note = f"started from {checkpoint.path} ({name} weights{how and ': '}{how})"
-    note += f"; of another size and initialised anew: {', '.join(skipped)}" if skipped else ""
+    note += f"; not in it or of another size, and initialised anew: {', '.join(skipped)}" if skipped else ""
     warnings = input_warnings(checkpoint.config, cfg, training=True)
     return [note, *(f"warning: {line}" for line in warnings)]
 
@@ -215,6 +215,7 @@ def build_optimisation(session: Session, model: torch.nn.Module, plan: BatchPlan
         warmup_prefix=cfg.TRAIN.LR_SCHEDULER.WARMUP_PREFIX,
         decay_epochs=cfg.TRAIN.LR_SCHEDULER.DECAY_EPOCHS,
         decay_rate=cfg.TRAIN.LR_SCHEDULER.DECAY_RATE,
+        power=cfg.TRAIN.LR_SCHEDULER.POWER,
     )
     lr_scheduler = create_lr_scheduler(optimizer, learning_rate, plan.updates_per_epoch)
     guard = FiniteGuard(cfg.TRAIN.NONFINITE, precision.skips_overflows, model, session.device)
