@@ -6,7 +6,7 @@ from typing import Any, Iterator, Protocol, Sequence
 class Source(Protocol):
     """Images that are read by index.
 
-    It may have `notes`, lines to be said of it, such as what it leaves out; and `sizes`, `read` and `cache`, by which its
+    It may have `groups`, a number of each image, of which a training batch has one alone (see `data.samplers`); `notes`, lines to be said of it, such as what it leaves out; and `sizes`, `read` and `cache`, by which its
     files can be held in memory, see `data.cache`.
     """
 
