@@ -54,7 +54,9 @@ def read_coco_file(path: Path) -> CocoFile:
         for key, known in (("image_id", images), ("category_id", categories)):
             if type(entry.get(key)) is not int or entry[key] not in known:
                 what = f"annotation {entry['id']} names {key} {entry.get(key)!r}, which is not in the file"
-                raise DataError(str(path), what, f"add it, or remove the annotation{_more(lists['annotations'], key, known)}")
+                raise DataError(
+                    str(path), what, f"add it, or remove the annotation{_more(lists['annotations'], key, known)}"
+                )
         _require_box(entry, path)
         objects[entry["image_id"]].append(entry)
     return CocoFile(path, [categories[key] for key in sorted(categories)], [images[key] for key in objects], objects)
@@ -70,7 +72,9 @@ def _read(path: Path) -> Entry:
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(str(path), f"cannot be read as JSON ({one_line(error, 120)})", "copy it again") from error
     if not isinstance(content, dict):
-        raise DataError(str(path), f"holds a {type(content).__name__}, no annotations", "give an instances file of COCO's kind")
+        raise DataError(
+            str(path), f"holds a {type(content).__name__}, no annotations", "give an instances file of COCO's kind"
+        )
     return content
 
 
@@ -90,7 +94,9 @@ def _by_id(entries: Iterable[Entry], what: str, path: Path) -> dict[int, Entry]:
         if type(number) is not int:
             raise DataError(str(path), f"the id {number!r} of an {what} is no whole number", REMEDY)
         if number in found:
-            raise DataError(str(path), f"the id {number} stands at two entries of its kind ({what})", "give each one its own")
+            raise DataError(
+                str(path), f"the id {number} stands at two entries of its kind ({what})", "give each one its own"
+            )
         found[number] = entry
     return found
 
@@ -98,7 +104,9 @@ def _by_id(entries: Iterable[Entry], what: str, path: Path) -> dict[int, Entry]:
 def _require_image(image: Entry, path: Path) -> None:
     name, sides = image.get("file_name"), [image.get("width"), image.get("height")]
     if not isinstance(name, str) or not name or name.startswith("/") or ".." in name.split("/"):
-        raise DataError(str(path), f"image {image['id']} has the file_name {name!r}, no path below the split's folder", REMEDY)
+        raise DataError(
+            str(path), f"image {image['id']} has the file_name {name!r}, no path below the split's folder", REMEDY
+        )
     if not all(type(side) is int and side > 0 for side in sides):
         raise DataError(str(path), f"image {image['id']} ({name}) has width and height {sides}", "give both in px")
 
@@ -108,7 +116,11 @@ def _require_box(entry: Entry, path: Path) -> None:
     good = isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
     if not good or not _is_number(entry.get("area", 0)):
         what = "bbox" if not good else "area"
-        raise DataError(str(path), f"annotation {entry['id']} has the {what} {entry.get(what)!r}", "give finite numbers, a bbox as x, y, width, height")
+        raise DataError(
+            str(path),
+            f"annotation {entry['id']} has the {what} {entry.get(what)!r}",
+            "give finite numbers, a bbox as x, y, width, height",
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -44,7 +44,12 @@ def _of_run_lengths(segmentation: dict[str, Any], size: tuple[int, int]) -> Opti
         return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size) if whole else None
     if not isinstance(counts, (str, bytes)) or not counts:
         return None
-    return {"size": list(size), "counts": counts.encode("ascii", "replace") if isinstance(counts, str) else counts}
+    lengths = {"size": list(size), "counts": counts.encode("ascii", "replace") if isinstance(counts, str) else counts}
+    try:
+        coco_mask.decode(lengths)
+    except ValueError:  # they do not add up to the image
+        return None
+    return lengths
 
 
 def decode_masks(masks: list[RunLengths], size: tuple[int, int]) -> np.ndarray:

@@ -59,7 +59,11 @@ class CocoSource:
         self.category_ids = [ids.get(label) for label in range(len(self.classes))]
         images = [image for image in file.images if with_empty or any(map(is_object, file.objects[image["id"]]))]
         if not any(is_object(entry) for entries in file.objects.values() for entry in entries):
-            raise DataError(str(path), "has no object (that is no crowd)", "there is nothing to learn or to measure; give another file")
+            raise DataError(
+                str(path),
+                "has no object (that is no crowd)",
+                "there is nothing to learn or to measure; give another file",
+            )
         _require_files(root / split, [image["file_name"] for image in images], path)
         self.notes = _notes(path, file, len(images))
         # Arrays, not lists of objects: workers share their memory, as no reference counts in it change.
@@ -69,6 +73,19 @@ class CocoSource:
         self.ends = np.cumsum([0, *map(len, targets)])
         self.targets = np.frombuffer(b"".join(targets), np.uint8)
         self.fingerprint = fingerprint([*self.names.tolist(), self.targets.tobytes(), repr(self.classes).encode()])
+
+    @classmethod
+    def open(
+        cls,
+        dataset: str,
+        data_path: str,
+        split: str,
+        decode: Callable[[BinaryIO], Any],
+        classes: Optional[Sequence[str]],
+        with_empty: bool,
+    ) -> "CocoSource":
+        """The split of DATA.DATASET, `coco` or `coco/<path>`, which adds a path to `data_path`."""
+        return cls(Path(data_path) / dataset.partition("/")[2], split, decode, classes, with_empty)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -127,7 +144,8 @@ def _require_files(folder: Path, names: list[str], annotations: Path) -> None:
 
 def _target(image: dict[str, Any], entries: list[dict[str, Any]], labels: dict[int, int]) -> bytes:
     objects = [
-        {"label": labels[entry["category_id"]], **{key: entry[key] for key in KEPT if key in entry}} for entry in entries
+        {"label": labels[entry["category_id"]], **{key: entry[key] for key in KEPT if key in entry}}
+        for entry in entries
     ]
     target = {"image_id": image["id"], "height": image["height"], "width": image["width"], "objects": objects}
     return json.dumps(target).encode()

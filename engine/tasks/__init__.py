@@ -9,8 +9,9 @@ from utils.errors import ConfigError, did_you_mean
 
 from .base import Task
 from .classification import Classification
+from .detection import Detection
 
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {"classification": Classification, "detection": Detection}
 
 
 def create_task(cfg: CfgNode) -> Task:
