@@ -16,13 +16,13 @@ from data.object_targets import objects_to_learn, objects_to_measure
 from data.sources.coco import CocoSource
 from models.detection import DETECTORS, create_detector
 from utils.conflicts import mixes
-from utils.errors import ConfigError, DataError, did_you_mean, one_line
+from utils.errors import ConfigError, DataError, did_you_mean
 from utils.metrics import NUM_IMAGES, Metric
 from utils.pictures import colour_of, draw_boxes, fitted, grid, pixels_of
 
 from ..evaluation.average_precision import FIGURES
 from ..evaluation.detections import ClosingDetectionEvaluator, DetectionEvaluator
-from ..setup.dense_model import backbone_arguments
+from ..setup.dense_model import create_dense_model
 from .base import Purpose
 from .distill import Distillation
 
@@ -113,23 +113,13 @@ class Detection:
 
     def build_model(self, num_classes: int) -> nn.Module:
         cfg = self.cfg
-        smallest = cfg.DET.MIN_SIZE or cfg.DATA.IMG_SIZE
+        sizes = tuple(range(cfg.DET.MIN_SIZE or cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE + 1))
         self.num_classes = num_classes
-        try:
-            return create_detector(
-                cfg.MODEL.HEAD,
-                cfg.MODEL.NAME,
-                num_classes,
-                tuple(range(smallest, cfg.DATA.IMG_SIZE + 1)),
-                cfg.DET.MAX_SIZE,
-                image_mean=(0.0, 0.0, 0.0),  # batches are normalised already
-                image_std=(1.0, 1.0, 1.0),
-                **backbone_arguments(cfg),
-            )
-        except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
-            raise ConfigError(
-                f"MODEL.NAME: {cfg.MODEL.NAME} cannot be the backbone of {cfg.MODEL.HEAD} ({one_line(error, 200)}); give another"
-            ) from error
+        plain = {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}  # batches are normalised already
+        create = partial(
+            create_detector, num_classes=num_classes, min_size=sizes, max_size=cfg.DET.MAX_SIZE, **plain
+        )
+        return create_dense_model(cfg, DETECTORS, create)
 
     # Learning
 

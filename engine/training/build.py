@@ -147,7 +147,7 @@ def start_from(model: torch.nn.Module, pretrained: str, cfg: CfgNode) -> list[st
     name = checkpoint.better
     skipped, how = load_pretrained(model, checkpoint, name)
     note = f"started from {checkpoint.path} ({name} weights{how and ': '}{how})"
-    note += f"; of another size and initialised anew: {', '.join(skipped)}" if skipped else ""
+    note += f"; not in it or of another size, and initialised anew: {', '.join(skipped)}" if skipped else ""
     warnings = input_warnings(checkpoint.config, cfg, training=True)
     return [note, *(f"warning: {line}" for line in warnings)]
 
