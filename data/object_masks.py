@@ -42,14 +42,34 @@ def _of_run_lengths(segmentation: dict[str, Any], size: tuple[int, int]) -> Opti
     if isinstance(counts, list):
         whole = all(type(count) is int and count >= 0 for count in counts) and sum(counts) == size[0] * size[1]
         return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size) if whole else None
-    if not isinstance(counts, (str, bytes)) or not counts:
+    if not isinstance(counts, str) or not counts.isascii():
         return None
-    lengths = {"size": list(size), "counts": counts.encode("ascii", "replace") if isinstance(counts, str) else counts}
-    try:
-        coco_mask.decode(lengths)
-    except ValueError:  # they do not add up to the image
-        return None
-    return lengths
+    runs = runs_in(counts)
+    whole = bool(runs) and min(runs) >= 0 and sum(runs) == size[0] * size[1]
+    return {"size": list(size), "counts": counts.encode()} if whole else None
+
+
+def runs_in(counts: str) -> list[int]:
+    """The lengths in COCO's compressed form; [] if it is none. pycocotools reads any text, and pixels beyond a short one at random.
+
+    A number is a row of characters with five bits each above '0', the lowest first; the sixth says that more follow, the last
+    one's fifth that the number is below 0. From the fourth on, numbers are differences to the length before the last.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - ord("0")
+        if not 0 <= bits < 64:
+            return []
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs if shift == 0 else []
 
 
 def decode_masks(masks: list[RunLengths], size: tuple[int, int]) -> np.ndarray:

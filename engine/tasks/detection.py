@@ -116,9 +116,7 @@ class Detection:
         sizes = tuple(range(cfg.DET.MIN_SIZE or cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE + 1))
         self.num_classes = num_classes
         plain = {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}  # batches are normalised already
-        create = partial(
-            create_detector, num_classes=num_classes, min_size=sizes, max_size=cfg.DET.MAX_SIZE, **plain
-        )
+        create = partial(create_detector, num_classes=num_classes, min_size=sizes, max_size=cfg.DET.MAX_SIZE, **plain)
         return create_dense_model(cfg, DETECTORS, create)
 
     # Learning
