@@ -165,21 +165,25 @@ class Loader:
 
 
 class TrainLoader(Loader):
-    """Shuffled, augmented batches; see `TrainBatchSampler`."""
+    """Shuffled, augmented batches; see `TrainBatchSampler`. A source may have `groups` of images that go together."""
 
     dataset: ImageDataset
 
     def __init__(self, dataset: ImageDataset, schedule: Schedule, loading: Loading, shares: bool = False):
         self.schedule = schedule
-        self.sampler = TrainBatchSampler(len(dataset), schedule, shares)
+        groups = getattr(dataset.source, "groups", None)
+        self.sampler = TrainBatchSampler(len(dataset), schedule, shares, groups)
         super().__init__(dataset, loading, batch_sampler=self.sampler)
 
     @property
     def order(self) -> str:
         """What the order of an epoch's images depends on, besides the seed."""
-        return self.dataset.source.fingerprint + (
-            f" in {self.schedule.world_size} shares" if self.sampler.shares else ""
-        )
+        order = self.dataset.source.fingerprint
+        if self.sampler.shares:
+            order += f" in {self.schedule.world_size} shares"
+        if self.sampler.groups is not None:
+            order += f" in groups of {self.schedule.batch_size}"
+        return order
 
     def epoch(self, epoch: int, first_batch: int) -> Prefetcher:
         """The epoch's finished batches from `first_batch` on."""

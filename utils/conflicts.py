@@ -73,6 +73,11 @@ conflict(TRAINING, lambda c: c.TRAIN.COMPILE is True and c.TRAIN.USE_CHECKPOINT,
 conflict(TRAINING, lambda c: c.TRAIN.WARMUP_EPOCHS >= c.TRAIN.EPOCHS,
     "TRAIN.WARMUP_EPOCHS is {c.TRAIN.WARMUP_EPOCHS}, TRAIN.EPOCHS {c.TRAIN.EPOCHS}; the warmup must be shorter than "
     "the run")
+conflict(TRAINING, lambda c: c.TRAIN.WARMUP_UPDATES and c.TRAIN.WARMUP_EPOCHS,
+    "TRAIN.WARMUP_UPDATES is {c.TRAIN.WARMUP_UPDATES}, TRAIN.WARMUP_EPOCHS {c.TRAIN.WARMUP_EPOCHS}; set one of them to 0")
+conflict(TRAINING, lambda c: (c.TRAIN.LR_SCHEDULER.NAME == "multistep") != bool(c.TRAIN.LR_SCHEDULER.MILESTONES),
+    "TRAIN.LR_SCHEDULER.MILESTONES belong to TRAIN.LR_SCHEDULER.NAME multistep, which is {c.TRAIN.LR_SCHEDULER.NAME}; set both, or "
+    "neither")
 conflict(TRAINING, lambda c: c.DISTILL.WEIGHTS and not c.DISTILL.TEACHER,
     "DISTILL.WEIGHTS are given, but no DISTILL.TEACHER, timm's name of the model; add it")
 conflict(LOADING, lambda c: mixes(c) and c.AUG.SPLITS,

@@ -6,8 +6,9 @@ from typing import Any, Iterator, Protocol, Sequence, TypeVar, Union, runtime_ch
 class Source(Protocol):
     """Images that are read by index.
 
-    It may have `notes`, lines to be said of it, such as what it leaves out; and `sizes`, `read` and `cache`, by which its
-    files can be held in memory, see `data.cache`.
+    It may have `notes`, lines to be said of it, such as what it leaves out; `groups`, a number of each image, such as whether
+    it is high or wide, see `TrainBatchSampler`; and `sizes`, `read` and `cache`, by which its files can be held in memory,
+    see `data.cache`.
     """
 
     @property

@@ -9,9 +9,14 @@ from utils.errors import ConfigError, did_you_mean
 
 from .base import Task, TaskKind
 from .classification import Classification
+from .detection import Detection
 from .segmentation import Segmentation
 
-TASKS: dict[str, TaskKind] = {"classification": Classification, "segmentation": Segmentation}
+TASKS: dict[str, TaskKind] = {
+    "classification": Classification,
+    "segmentation": Segmentation,
+    "detection": Detection,
+}
 
 
 def create_task(cfg: CfgNode) -> Task:

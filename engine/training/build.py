@@ -209,13 +209,14 @@ def build_optimisation(session: Session, model: torch.nn.Module, plan: BatchPlan
     learning_rate = LearningRate(
         name=cfg.TRAIN.LR_SCHEDULER.NAME,
         epochs=cfg.TRAIN.EPOCHS,
-        warmup_epochs=cfg.TRAIN.WARMUP_EPOCHS,
+        warmup_epochs=cfg.TRAIN.WARMUP_EPOCHS or cfg.TRAIN.WARMUP_UPDATES / plan.updates_per_epoch,
         warmup_lr=plan.scale_lr(cfg.TRAIN.WARMUP_LR),
         min_lr=plan.scale_lr(cfg.TRAIN.MIN_LR),
         warmup_prefix=cfg.TRAIN.LR_SCHEDULER.WARMUP_PREFIX,
         decay_epochs=cfg.TRAIN.LR_SCHEDULER.DECAY_EPOCHS,
         decay_rate=cfg.TRAIN.LR_SCHEDULER.DECAY_RATE,
         power=cfg.TRAIN.LR_SCHEDULER.POWER,
+        milestones=cfg.TRAIN.LR_SCHEDULER.MILESTONES,
     )
     lr_scheduler = create_lr_scheduler(optimizer, learning_rate, plan.updates_per_epoch)
     guard = FiniteGuard(cfg.TRAIN.NONFINITE, precision.skips_overflows, model, session.device)

@@ -70,22 +70,24 @@ def create_optimizer(
 class LearningRate:
     """How it goes over a run: TRAIN.LR_SCHEDULER's and TRAIN's keys, for this batch."""
 
-    name: str  # 'cosine', 'linear', 'poly' or 'step'
+    name: str  # 'cosine', 'linear', 'poly', 'step' or 'multistep'
     epochs: int
-    warmup_epochs: int = 0
+    warmup_epochs: float = 0
     warmup_lr: float = 0.0
     min_lr: float = 0.0
     warmup_prefix: bool = False
     decay_epochs: int = 30  # of 'step'
     decay_rate: float = 0.1
     power: float = 0.9  # of 'poly'
+    milestones: Sequence[float] = ()  # of 'multistep', epochs
 
 
 def create_lr_scheduler(optimizer: torch.optim.Optimizer, curve: LearningRate, updates_per_epoch: int) -> Scheduler:
     """A schedule over updates: `step_update(n)` sets the learning rate of update n, whatever came before.
 
     Linear warmup from `warmup_lr`, then 'cosine', 'linear' or 'poly' ('linear' to a power) to `min_lr`, or 'step' by
-    `decay_rate` every `decay_epochs`. With `warmup_prefix` the schedule begins after the warmup; without, the warmup covers its start, so
+    `decay_rate` every `decay_epochs`, or 'multistep' by it after each of the `milestones`. With `warmup_prefix` the
+    schedule begins after the warmup; without, the warmup covers its start, so
     the learning rate jumps from the peak to where the schedule already is (the released code's way).
     """
     lr_scheduler, _ = create_scheduler_v2(
@@ -97,6 +99,8 @@ def create_lr_scheduler(optimizer: torch.optim.Optimizer, curve: LearningRate, u
         min_lr=curve.min_lr,
         warmup_prefix=curve.warmup_prefix,
         decay_epochs=curve.decay_epochs,
+        # timm's lower the rate an update before a milestone
+        decay_milestones=[milestone + 0.5 / updates_per_epoch for milestone in curve.milestones],
         decay_rate={"linear": 1.0, "poly": curve.power}.get(curve.name, curve.decay_rate),  # of timm's poly its power
         step_on_epochs=False,
         updates_per_epoch=updates_per_epoch,
