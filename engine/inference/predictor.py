@@ -102,14 +102,14 @@ class Predictor:
 
     @torch.inference_mode()
     def _predict(self, batch: Batch, finish: Finish, topk: int) -> list[Prediction]:
-        images, targets, paths = finish(batch)
-        logits = predict_views(self.engine, images.split(len(paths)), self.trained.cfg.TEST.FLIP)
+        examples, paths = finish(batch), batch.keys
+        logits = predict_views(self.engine, examples.tensor.split(len(paths)), self.trained.cfg.TEST.FLIP)
         likeliest = logits.float().softmax(dim=1).topk(topk, dim=1)
         if not likeliest.values.isfinite().all():
             raise CheckpointError(f"{self.trained.path}: the model's outputs are not finite; use another checkpoint")
-        pixels = batch.images[-len(paths) :].permute(0, 2, 3, 1).numpy()  # torchvision's last crop is the centre
+        pixels = batch.tensor[-len(paths) :].permute(0, 2, 3, 1).numpy()  # torchvision's last crop is the centre
         labels, probabilities = likeliest.indices.tolist(), likeliest.values.tolist()
-        return list(map(Prediction, paths, labels, probabilities, targets.tolist(), pixels))
+        return list(map(Prediction, paths, labels, probabilities, examples.targets.tolist(), pixels))
 
     def _explain(self, error: BaseException) -> Optional[ConfigError]:
         """What the user can do about an error; None if nothing."""
