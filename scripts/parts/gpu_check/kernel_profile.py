@@ -45,7 +45,7 @@ def kernels_of(setting: Setting, run) -> list[dict]:
     if setting.dry_run:
         events = [(event.key, event.count, event.self_cpu_time_total) for event in averages]
     else:  # an operator of the CPU has its kernels' time, too
-        kernels = [event for event in averages if event.device_type is DeviceType.CUDA]
+        kernels = [event for event in averages if event.device_type == DeviceType.CUDA]
         events = [(event.key, event.count, event.self_device_time_total) for event in kernels]
     events.sort(key=lambda event: -event[2])
     return [{"name": name, "calls": calls, "us": round(us, 1)} for name, calls, us in events if us > 0]
