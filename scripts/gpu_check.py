@@ -24,13 +24,13 @@ from utils.files import write_json
 
 class Stage(NamedTuple):
     module: str  # of parts/gpu_check/
-    seconds: float  # that it may take on a GPU
+    seconds: float  # that it may take on a GPU, if so much is left
     text: str
 
 
 STAGES = {  # in this order; what is left of the time is speed's
     "environment": Stage("surroundings", 40, "machine, versions, what float32 is"),
-    "values": Stage("values", 60, "logits, gradients and pixels are the CPU's"),
+    "values": Stage("values", 80, "logits, gradients and pixels are the CPU's"),
     "layouts": Stage("memory_layouts", 40, "maps stay channels_last, attention copies none"),
     "fused": Stage("deployed_form", 40, "the deployed form has the model's logits"),
     "norm": Stage("norm_kernel", 50, "the Triton kernel: in use, right, and how fast"),
@@ -38,9 +38,9 @@ STAGES = {  # in this order; what is left of the time is speed's
     "eval": Stage("equal_evaluation", 70, "--eval counts the same on CPU and GPU"),
     "waits": Stage("waits_for_gpu", 60, "an update has no wait for the GPU"),
     "processes": Stage("process_group", 70, "NCCL, DDP, BatchNorm over processes, checkpointing"),
-    "compile": Stage("compiled_models", 120, "compiled models have the eager one's losses"),
+    "compile": Stage("compiled_models", 150, "compiled models have the eager one's losses"),
     "profile": Stage("kernel_profile", 50, "the 25 longest kernels"),
-    "speed": Stage("model_speed", 200, "images/s of every form beside the plain form"),
+    "speed": Stage("model_speed", 86400, "images/s of every form beside the plain form"),
 }
 WHEELS = "yacs termcolor webdataset braceexpand"  # what a machine with torch, torchvision and timm may lack
 
@@ -48,7 +48,6 @@ WHEELS = "yacs termcolor webdataset braceexpand"  # what a machine with torch, t
 def main(argv: Optional[Sequence[str]] = None) -> int:
     args = build_parser().parse_args(argv)
     until = time.monotonic() + args.seconds
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # looking for a GPU does not begin to use it
     if args.dry_run:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with importing(f"{WHEELS} (docs/performance.md says how without a network)"):

@@ -41,7 +41,8 @@ def checks(setting: Setting) -> Iterator[Check]:
             f"{mode} graph breaks", sum(breaks.values()), 0, reasons={str(key)[:200]: n for key, n in breaks.items()}
         )
         if mode == "reduce-overhead":
-            yield at_least("reduce-overhead CUDA graphs", recorded_graphs(), 1)
+            yield equal("CUDA graphs left out", torch._dynamo.utils.counters["inductor"]["cudagraph_skips"], 0)
+            yield at_least("CUDA graphs recorded", recorded_graphs(), 1)
 
 
 def placed(setting: Setting) -> nn.Module:

@@ -6,7 +6,7 @@ from typing import Iterator
 from utils.run_files import EVAL
 
 from .main_runs import MainRun, command, run_folder
-from .setting import Check, Setting, equal
+from .setting import Check, Setting, below, equal
 
 
 def checks(setting: Setting) -> Iterator[Check]:
@@ -23,4 +23,4 @@ def checks(setting: Setting) -> Iterator[Check]:
     for name in ("raw", "ema"):
         for figure in ("num_images", "acc1", "acc5"):
             yield equal(f"{name} {figure}", there[name][figure], here[name][figure])
-        yield equal(f"{name} loss to 5 digits", f"{there[name]['loss']:.5g}", f"{here[name]['loss']:.5g}")
+        yield below(f"{name} loss, relative", abs(there[name]["loss"] / here[name]["loss"] - 1), 1e-5)

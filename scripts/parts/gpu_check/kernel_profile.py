@@ -3,6 +3,7 @@
 from typing import Iterator
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from utils.device import choose_arithmetic
@@ -40,7 +41,11 @@ def kernels_of(setting: Setting, run) -> list[dict]:
         for _ in range(RUNS):
             run()
         setting.wait()
-    kind = "self_cpu_time_total" if setting.dry_run else "self_device_time_total"
-    events = [(event.key, event.count, getattr(event, kind)) for event in profiler.key_averages()]
+    averages = profiler.key_averages()
+    if setting.dry_run:
+        events = [(event.key, event.count, event.self_cpu_time_total) for event in averages]
+    else:  # an operator of the CPU has its kernels' time, too
+        kernels = [event for event in averages if event.device_type == DeviceType.CUDA]
+        events = [(event.key, event.count, event.self_device_time_total) for event in kernels]
     events.sort(key=lambda event: -event[2])
     return [{"name": name, "calls": calls, "us": round(us, 1)} for name, calls, us in events if us > 0]

@@ -14,13 +14,13 @@ import torch
 from engine.checkpoints.file import read_checkpoint
 from utils.provenance import ROOT
 
-from .setting import Setting
+from .setting import Setting, last_line
 
 CLASSES = 5
 
 
 class MainRun:
-    """One command. Its process leads a group of its own, which a kill takes as a whole."""
+    """One command, whose output goes to a file."""
 
     def __init__(self, setting: Setting, argv: Sequence[str], log: Path):
         self.log = log
@@ -32,19 +32,24 @@ class MainRun:
         """Raises RuntimeError, with what it last said, if it does not end well."""
         self.process.join()
         if self.process.exitcode:
-            lines = self.log.read_text(errors="replace").split("\n") if self.log.is_file() else []
-            last = next((line for line in reversed(lines) if line.strip()), "no output")
-            raise RuntimeError(f"main.py ended with status {self.process.exitcode}: {last} (see {self.log})")
+            said = last_line(self.log)
+            raise RuntimeError(f"main.py ended with status {self.process.exitcode}: {said} (see {self.log})")
 
-    def kill_when(self, condition: Callable[[], bool]) -> bool:
-        """kill -9 as soon as the condition holds; False: it had ended before."""
-        while self.process.is_alive() and not condition():
-            time.sleep(0.01)
-        alive = self.process.is_alive()
-        if alive:
-            os.kill(self.process.pid, signal.SIGKILL)
-        self.process.join()
-        return alive
+
+def kill_each(runs: dict[str, MainRun], condition: Callable[[str], bool]) -> dict[str, bool]:
+    """kill -9 to each run as soon as the condition holds of its name; False where one had ended before."""
+    killed = {}
+    while len(killed) < len(runs):
+        for name in runs.keys() - killed.keys():
+            process = runs[name].process
+            if not process.is_alive():
+                killed[name] = False
+            elif condition(name):
+                os.kill(process.pid, signal.SIGKILL)
+                process.join()
+                killed[name] = process.exitcode == -signal.SIGKILL
+        time.sleep(0.005)
+    return killed
 
 
 def _main(argv: list[str], log: Path, dry_run: bool) -> None:

@@ -1,6 +1,6 @@
 """Stage: the Triton kernel of the norm is in use, has the reference's values, and how long it takes beside torch's."""
 
-import time
+import functools
 from typing import Callable, Iterator, Optional
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from models.layers import norm
 
+from .kernel_profile import RUNS, kernels_of
 from .setting import Check, Setting, below, distance, equal, measured
 
 SHAPES = ((32, 56, 56), (80, 28, 28), (160, 14, 14), (256, 7, 7))  # FAT-B0's maps, and its last stages'
@@ -29,7 +30,7 @@ def checks(setting: Setting) -> Iterator[Check]:
         for name, form in forms.items():
             if form:
                 yield measured(
-                    f"{name} {shape}, us forward and backward", seconds_of(setting, form, (batch_size, *shape))
+                    f"{name} {shape}, us forward and backward", microseconds_of(setting, form, (batch_size, *shape))
                 )
 
 
@@ -67,14 +68,8 @@ def results(form: Callable, values: list[torch.Tensor], slopes: torch.Tensor) ->
     return [y, *torch.autograd.grad(y, leaves, slopes)]
 
 
-def seconds_of(setting: Setting, form: Callable, shape: tuple[int, ...]) -> float:
-    """Microseconds of a pass forward and backward in bfloat16, the median of some."""
+def microseconds_of(setting: Setting, form: Callable, shape: tuple[int, ...]) -> float:
+    """Of all kernels of a pass forward and backward in bfloat16."""
     *values, slopes = inputs(setting, torch.bfloat16, shape, 1.0)
-    times = []
-    for _ in range(3 if setting.dry_run else 30):
-        setting.wait()
-        started = time.perf_counter()
-        results(lambda x, weight, bias: form(x, weight, bias, EPS, torch.bfloat16), values, slopes)
-        setting.wait()
-        times.append(time.perf_counter() - started)
-    return round(sorted(times)[len(times) // 2] * 1e6, 1)
+    run = functools.partial(results, lambda *leaves: form(*leaves, EPS, torch.bfloat16), values, slopes)
+    return round(sum(row["us"] for row in kernels_of(setting, run)) / RUNS, 1)

@@ -5,6 +5,7 @@ NCCL refuses to share one.
 """
 
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -44,6 +45,7 @@ def in_processes(setting: Setting, name: str, world_size: int, function: Callabl
 
 
 def join(setting: Setting, backend: str, meeting: Path, rank: int, world_size: int, function, queue) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are on this machine, whose name may lead nowhere
     if not setting.dry_run:
         torch.cuda.set_device(setting.device)
     choose_arithmetic(setting.device, exact=True, deterministic=True, fixed_sizes=False)

@@ -2,7 +2,7 @@
 
 from typing import Iterator
 
-from .main_runs import MainRun, command, count_differences, run_folder, state_of
+from .main_runs import MainRun, command, count_differences, kill_each, run_folder, state_of
 from .setting import Check, Setting, equal
 
 PRECISIONS = {
@@ -16,7 +16,7 @@ def checks(setting: Setting) -> Iterator[Check]:
     names = list(PRECISIONS)[: 2 if setting.dry_run else 3]  # a CPU computes in float16 slowly
     whole = {name: start(setting, name, "whole") for name in names}
     killed = {name: start(setting, name, "killed") for name in names}
-    kills = {name: run.kill_when(lambda name=name: updates(setting, name) >= 3) for name, run in killed.items()}
+    kills = kill_each(killed, lambda name: updates(setting, name) >= 3)
     resumed = {name: start(setting, name, "killed") for name in names}
     for name in names:
         yield equal(f"{name} killed while it ran", kills[name], True)

@@ -101,6 +101,12 @@ def measured(name: str, value: Any, **details) -> Check:
     return Check(name, value, "none", not isinstance(value, float) or math.isfinite(value), details)
 
 
+def last_line(path: Path) -> str:
+    """What a process last said, of its log."""
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    return next((line for line in reversed(lines) if line.strip()), "no output")
+
+
 def distance(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
     """How far tensors are from others, all together: the length of the difference over the length of `b`."""
     square, whole = 0.0, 0.0

@@ -16,7 +16,7 @@ from typing import Iterator
 import torch
 from tqdm import tqdm
 
-from .setting import Check, Setting
+from .setting import Check, Setting, last_line
 
 GRACE = 2.0  # seconds between the limit and the end by force
 
@@ -40,7 +40,7 @@ def run_stage(module: str, setting: Setting) -> list[Check]:
     if timed_out:
         found.append(Check("in time", seconds, "its limit", False, {"log": str(log)}))
     elif process.exitcode:
-        found.append(Check("exit status", process.exitcode, "=0", False, {"log": str(log)}))
+        found.append(Check("exit status", f"{process.exitcode} ({last_line(log)})", "=0", False, {"log": str(log)}))
     elif not found:
         found.append(Check("checks", 0, ">=1", False))
     return found

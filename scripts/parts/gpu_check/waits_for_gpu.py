@@ -16,6 +16,7 @@ from .main_runs import command
 from .setting import Check, Setting, at_least, equal
 
 READS = ("_local_scalar_dense", "nonzero", "equal.default", "is_nonzero")
+WARNING = "called a synchronizing"  # of torch
 FIRST = 2  # the updates before it make what is made once
 
 
@@ -38,12 +39,15 @@ class Watch(Observer):
     def __init__(self, dry_run: bool):
         self.dry_run, self.found, self.updates = dry_run, [], 0
 
-    def before_update(self, trainer, step: int) -> None:
-        if step < FIRST:
-            return
-        if self.dry_run:
+    def on_batch(self, trainer, batch) -> None:
+        if (
+            self.dry_run and trainer.progress.step >= FIRST
+        ):  # the CPU reads numbers when it augments images, on GPUs too
             self.reads = Reads()
             self.reads.__enter__()
+
+    def before_update(self, trainer, step: int) -> None:
+        if self.dry_run or step < FIRST:
             return
         torch.cuda.synchronize()
         self.caught = warnings.catch_warnings(record=True)
@@ -61,8 +65,7 @@ class Watch(Observer):
             return
         torch.cuda.set_sync_debug_mode("default")
         self.caught.__exit__(None, None, None)
-        places = [f"{w.filename}:{w.lineno}" for w in self.warned if "synchroniz" in str(w.message)]
-        self.found += places
+        self.found += [f"{w.filename}:{w.lineno}" for w in self.warned if WARNING in str(w.message)]
 
 
 def checks(setting: Setting) -> Iterator[Check]:

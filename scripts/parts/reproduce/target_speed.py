@@ -14,7 +14,7 @@ from utils.errors import ConfigError, DataError
 from utils.files import atomic_write, require_no_device, unreadable
 from utils.markdown import markdown_table
 
-from .results import ROOT, Outcome, read_published, write_results
+from .results import ROOT, Outcome, read_published, read_published_speed, write_results
 
 # A few minutes on one core, where benchmark.py's own settings take an hour.
 QUICK = [
@@ -137,7 +137,16 @@ def body_of(rows: list[dict[str, Any]], every_form: str) -> str:
                 ]
             )
         parts.append(f"## {task}, batch {batch_size}, {precision}\n\n{markdown_table(table)}")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, published_speeds()])
+
+
+def published_speeds() -> str:
+    """What others have measured, apart from what was measured here."""
+    rows = read_published_speed()
+    table = [["model", "device", "batch", "images/s, published"]]
+    table += [[row["model"], row["device"], row["batch_size"], row["images_per_second"]] for row in rows]
+    sources = "; ".join(dict.fromkeys(row["source"] for row in rows))
+    return f"## Published, not measured here\n\n{markdown_table(table)}\n\nSource: {sources}."
 
 
 def facts_of(report: Path) -> list[str]:
