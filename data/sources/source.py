@@ -6,8 +6,9 @@ from typing import Any, Iterator, Protocol, Sequence
 class Source(Protocol):
     """Images that are read by index.
 
-    It may have `notes`, lines to be said of it, such as what it leaves out; and `sizes`, `read` and `cache`, by which its
-    files can be held in memory, see `data.cache`.
+    It may have `notes`, lines to be said of it, such as what it leaves out; `labels` and `read`, which gives an image's
+    bytes, by which images are taken off for validation, see `data.sources.val_share`; with `sizes` and `cache` besides,
+    its files can be held in memory, see `data.cache`.
     """
 
     classes: Sequence[str]  # names, in label order
