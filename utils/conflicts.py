@@ -5,7 +5,7 @@ from typing import Callable, NamedTuple
 from yacs.config import CfgNode
 
 from .errors import ConfigError
-from .schema import BY_INDEX, FORMATS_WITH_OWN_ORDER, KEYS, LIST
+from .schema import BY_INDEX, FORMATS_WITH_OWN_ORDER, LIST, VALIDATION
 
 TRAINING = ("train", "check")
 LOADING = (*TRAINING, "benchmark_data")  # those that open the training images
@@ -100,6 +100,7 @@ conflict(READING, lambda c: c.DATA.LIST and format_of(c) != LIST,
     "DATA.LIST is read by DATA.DATASET list, which is {c.DATA.DATASET}; set it to list, or leave the key out")
 conflict(READING, lambda c: c.DATA.VAL_SHARE and format_of(c) not in BY_INDEX,
     "DATA.VAL_SHARE takes images by their files, which DATA.DATASET {c.DATA.DATASET} does not have one by one; leave it out")
-conflict(READING, lambda c: c.DATA.VAL_SHARE and c.DATA.VAL_SPLIT not in {KEYS["DATA.VAL_SPLIT"].default} - {c.DATA.TRAIN_SPLIT},
-    "DATA.VAL_SHARE takes the validation images from DATA.TRAIN_SPLIT, but DATA.VAL_SPLIT is {c.DATA.VAL_SPLIT!r}; set one of them back")
+conflict(READING, lambda c: c.DATA.VAL_SHARE and (c.DATA.VAL_SPLIT != VALIDATION or c.DATA.TRAIN_SPLIT == VALIDATION),
+    "DATA.VAL_SHARE takes the validation images from DATA.TRAIN_SPLIT, {c.DATA.TRAIN_SPLIT}, but DATA.VAL_SPLIT is "
+    "{c.DATA.VAL_SPLIT}; set it, or the share, back")
 # fmt: on

@@ -17,6 +17,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 BACKENDS = ("pil", "cv2", "nvimgcodec")
 ENGINES = ("torch", "onnxruntime", "openvino")
 FORMATS_WITH_OWN_ORDER = ("cifar10", "cifar100", "synthetic")  # formats whose classes have their order from elsewhere
+VALIDATION = "val"  # the split of the validation images, where no other is named
 LIST = "list"  # the format whose labels are a list
 BY_INDEX = ("imagenet", "folder", "zip", "tar", "hfds", LIST)  # formats of image files that are read by index
 
@@ -172,7 +173,7 @@ key("DATA.DATASET", "imagenet", ANY, IMAGES,
 key("DATA.DATA_PATH", "", PATH, IMAGES, "where it lies")
 key("DATA.LIST", "", PATH, IMAGES, "list: the list in DATA_PATH; empty: DATA_PATH is the list, or has one for each split")
 key("DATA.TRAIN_SPLIT", "train", NOT_EMPTY, IMAGES, "its split in DATA_PATH: a folder, archive, pattern of shards, split of a hub's set")
-key("DATA.VAL_SPLIT", "val", NOT_EMPTY, IMAGES, "the same of the validation images")
+key("DATA.VAL_SPLIT", VALIDATION, NOT_EMPTY, IMAGES, "the same of the validation images")
 key("DATA.VAL_SHARE", 0.0, BELOW_ONE, IMAGES,
     "share of each class' images of TRAIN_SPLIT that are validation images, instead of VAL_SPLIT; 0: none")
 key("DATA.VAL_SEED", 0, NOT_NEGATIVE, IMAGES, "VAL_SHARE: chooses them, with their names alone; SEED does not")

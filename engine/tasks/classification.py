@@ -21,7 +21,7 @@ from utils.conflicts import mixes
 from utils.errors import ConfigError, DataError, UserError
 from utils.metrics import ACC1, ACC5, LOSS, NUM_IMAGES, ClassificationMetrics
 from utils.pictures import montage
-from utils.schema import KEYS
+from utils.schema import VALIDATION
 
 from ..evaluation.evaluators import ClassEvaluator, ClosingClassEvaluator
 from ..setup.model import PooledFeatures, create_model
@@ -172,10 +172,10 @@ class Classification:
 
     def _part(self, split: str) -> tuple[str, Optional[ValShare]]:
         """Where the images of a split lie, and which part of these they are: with DATA.VAL_SHARE the training images and
-        those that stand for DATA.VAL_SPLIT's default lie in one split.
+        the validation images lie in one split. Other splits, as a script may name them, are as they are.
         """
         cfg = self.cfg
-        if not cfg.DATA.VAL_SHARE or split not in (cfg.DATA.TRAIN_SPLIT, KEYS["DATA.VAL_SPLIT"].default):
+        if not cfg.DATA.VAL_SHARE or split not in (cfg.DATA.TRAIN_SPLIT, VALIDATION):
             return split, None
         validation = split != cfg.DATA.TRAIN_SPLIT
         return cfg.DATA.TRAIN_SPLIT, ValShare(cfg.DATA.VAL_SHARE, cfg.DATA.VAL_SEED, validation)
