@@ -106,20 +106,26 @@ class HfdsSource:
     def name(self, index: int) -> str:
         return printable(f"{self.root}:{self.key(index)}")
 
-    def load(self, index: int) -> tuple[Any, int]:
-        @contextlib.contextmanager
-        def opened() -> Iterator[BinaryIO]:
-            cell = self.rows[int(self.chosen[index])][self.column]
-            if cell is None or not (cell["bytes"] or cell["path"]):
-                raise OSError("it has no bytes")
-            if cell["bytes"]:
-                yield io.BytesIO(cell["bytes"])
-            else:
-                with open(file_in(self.root, cell["path"]), "rb") as file:
-                    yield file
+    @contextlib.contextmanager
+    def _opened(self, index: int) -> Iterator[BinaryIO]:
+        cell = self.rows[int(self.chosen[index])][self.column]
+        if cell is None or not (cell["bytes"] or cell["path"]):
+            raise OSError("it has no bytes")
+        if cell["bytes"]:
+            yield io.BytesIO(cell["bytes"])
+        else:
+            with open(file_in(self.root, cell["path"]), "rb") as file:
+                yield file
 
+    def read(self, index: int) -> bytes:
+        """The bytes of an image's file. Raises OSError."""
+        with self._opened(index) as file:
+            return file.read()
+
+    def load(self, index: int) -> tuple[Any, int]:
         remedy = f"make the parquet file anew without it{OR_SKIP}"
-        return read_image(self.name(index), opened, self.decode, remedy), int(self.labels[index])
+        image = read_image(self.name(index), lambda: self._opened(index), self.decode, remedy)
+        return image, int(self.labels[index])
 
 
 def _ignored_tables(rows: Any, root: Path) -> list[str]:

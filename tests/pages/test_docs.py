@@ -121,6 +121,10 @@ EARLIER = {
     "output/fat_b0/classes": (
         "python main.py --cfg configs/finetune/fat_b0_classes.yaml --data-path /path/to/yours --pretrained output/fat_b0/default/best.pth"
     ),
+    "output/fat_b0/shared": (
+        "python main.py --cfg configs/finetune/fat_b0_classes.yaml --data-path /path/to/yours --tag shared "
+        "--pretrained output/fat_b0/default/best.pth --opts DATA.VAL_SHARE 0.1"
+    ),
     " small.pth": "python scripts/checkpoint.py strip output/fat_tiny/digits/best.pth --output small.pth",
 }
 
@@ -354,6 +358,13 @@ def write_thousand(root: Path) -> None:
     pictures(root / "imagenet-c", [f"noise/gaussian_noise/{severity}/n01440764/a" for severity in range(1, 6)], ".JPEG")
 
 
+def write_labels(root: Path) -> None:
+    """A list of the images in a folder."""
+    paths = [path.relative_to(root) for path in sorted(root.glob("*/*/*"))]
+    rows = [f"{path},{path.parent.name},{path.parts[0]}\n" for path in paths]
+    (root / "labels.csv").write_text("path,label,split\n" + "".join(rows))
+
+
 def write_template(template: Path, stand_ins: Path) -> None:
     """The repository without its runs, data and tests, and the files that pages name."""
     left_out = shutil.ignore_patterns(".*", "output", "datasets", "tests")
@@ -401,6 +412,7 @@ def sandboxes(digits, tmp_path_factory):
     write_thousand(stand_ins / "thousand")
     for name in ("imagenet", "yours"):
         shutil.copytree(digits, stand_ins / name)
+    write_labels(stand_ins / "yours")
     write_downloads(stand_ins / "downloads", digits)
     assert prepare_data(["shards", str(digits), "--output", str(stand_ins / "shards")]) == 0
     torch.save(timm.create_model("fat_b0").state_dict(), stand_ins / "released.pth")
