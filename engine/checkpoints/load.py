@@ -242,7 +242,7 @@ def load_backbone(model: nn.Module, checkpoint: CheckpointFile, name: str) -> li
             continue
         _require_finite(backbone.state_dict(), checkpoint.path)
         norms = dict.fromkeys(f"{path}.{key}".rpartition(".")[0] for key in new)
-        return [*norms, *(child for child, _ in model.named_children() if not f"{path}.".startswith(f"{child}."))]
+        return [*norms, *(head.removesuffix(".") for head in classifier_of(model))]
     return []
 
 
