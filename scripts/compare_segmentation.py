@@ -14,18 +14,17 @@ import torch
 
 from command_line import Parser, run_script
 from utils.errors import ConfigError
-from utils.markdown import table
+from utils.markdown import aligned_table
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    rows = [
-        [name, *(f"{figures[key]:.2f}" for key in ("miou", "macc", "aacc"))]
-        for name, figures in compared(args.checkpoint).items()
-    ]
-    print("\n".join(table(["model", "mIoU, %", "mAcc, %", "aAcc, %"], rows)))
+    rows = [["model", "mIoU, %", "mAcc, %", "aAcc, %"]]
+    for name, figures in compared(args.checkpoint).items():
+        rows.append([name, *(f"{figures[key]:.2f}" for key in ("miou", "macc", "aacc"))])
+    print(aligned_table(rows))
     return 0
 
 

@@ -27,6 +27,9 @@ FORMATS = {  # by name: what it is; a module of parts/export/ each
 }
 
 
+OF_CLASSES = ("hub", "int8")  # timm's models of classes; int8 is measured by their top-1
+
+
 def known_format(text: str) -> str:
     if text not in FORMATS:
         raise argparse.ArgumentTypeError(f"{text!r} is none; {did_you_mean(text, FORMATS)}")
@@ -108,6 +111,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     for name in dict.fromkeys(args.format):
         print(f"{name}:", flush=True)
         try:
+            if name in OF_CLASSES and trained.cfg.TASK != "classification":
+                raise ConfigError(
+                    f"{name}: is for models of images' classes, and the checkpoint is of TASK {trained.cfg.TASK}; use another format"
+                )
             importlib.import_module(f"parts.export.{name}").export(job)
         except UserError as error:
             if len(args.format) == 1:
