@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from command_line import Parser, add_weights, not_negative, run_script, whole_number
-from utils.errors import UserError, did_you_mean, printable
+from utils.errors import ConfigError, UserError, did_you_mean, printable
 
 FORMATS = {  # by name: what it is; a module of parts/export/ each
     "onnx": "ONNX file, for onnxruntime and other engines",
