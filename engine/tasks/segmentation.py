@@ -58,9 +58,13 @@ class Segmentation:
                 "left out; use a smaller one, or 0"
             )
         self.cfg = cfg
-        self.eval_size = cfg.DATA.IMG_SIZE
         self.auxiliary_weight = 0.0
         self.num_classes = 0
+
+    @property
+    def eval_size(self) -> int:
+        """Of windows; an image seen whole has any."""
+        return self.cfg.DATA.IMG_SIZE
 
     # Data
 
@@ -121,8 +125,8 @@ class Segmentation:
         return classes
 
     def _masks(self, num_classes: int) -> MaskReader:
-        seg = self.cfg.SEG
-        return MaskReader(num_classes, seg.IGNORE, seg.REDUCE_ZERO_LABEL, self.cfg.DATA.EXIF)
+        cfg = self.cfg
+        return MaskReader(num_classes, cfg.SEG.IGNORE, cfg.SEG.REDUCE_ZERO_LABEL, cfg.DATA.EXIF)
 
     def _source(self, split: str, classes: Sequence[str], transform: JointTransform) -> MaskSource:
         data = self.cfg.DATA
