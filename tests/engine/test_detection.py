@@ -107,19 +107,19 @@ def test_mid_epoch_goes_on_with_the_same_bits(write, tmp_path, monkeypatch):
     assert_same_run(folder_of(tmp_path, "whole"), folder_of(tmp_path, "cut"))
 
 
-def test_autocast_and_a_group_of_one_class(write, tmp_path, coco):
-    """bfloat16; all categories are one; the last batch of an epoch has both aspects."""
+def test_one_class_alone(write, tmp_path, coco):
+    """All categories are one; the last batch of an epoch has both aspects."""
     for split in ("train", "val"):
         content = annotations_of(coco, split)
         for entry in content["annotations"]:
             entry["category_id"] = 3
         write_annotations(tmp_path, split, {**content, "categories": content["categories"][:1]})
         (tmp_path / split).symlink_to(coco / split)
-    path = write(DATA={"DATA_PATH": str(tmp_path)}, AMP={"DTYPE": "bfloat16"}, TRAIN={"EPOCHS": 1, "WARMUP_UPDATES": 1})
+    path = write(DATA={"DATA_PATH": str(tmp_path)}, TRAIN={"EPOCHS": 1, "WARMUP_UPDATES": 1})
     run("--cfg", path)
     record = json.loads((folder_of(tmp_path) / "result.json").read_text())
     assert (
-        record["classes"] == 1 and record["precision"].startswith("bfloat16") and 0 <= record["best"]["box_ap"] <= 100
+        record["classes"] == 1 and 0 <= record["best"]["box_ap"] <= 100
     )
 
 
@@ -147,13 +147,13 @@ def test_masks_are_learned_and_measured(write, tmp_path, coco):
 
 @pytest.mark.parametrize("head", ["retinanet", "mask_rcnn"])
 def test_a_batch_without_objects_has_finite_losses(head):
-    model = create_detector(head, "fat_tiny", 2, min_size=32, max_size=64, **SMALLEST).train()
+    model = create_detector(head, "fat_tiny", 2, min_size=64, max_size=64, **SMALLEST).train()
     nothing = {
         "boxes": torch.zeros(0, 4),
         "labels": torch.zeros(0, dtype=torch.int64),
-        "masks": torch.zeros(0, 32, 32, dtype=torch.uint8),
+        "masks": torch.zeros(0, 64, 64, dtype=torch.uint8),
     }
-    loss = sum(model([torch.rand(3, 32, 32)], [nothing]).values())
+    loss = sum(model([torch.rand(3, 64, 64)] * 2, [nothing] * 2).values())
     loss.backward()
     assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
