@@ -123,7 +123,9 @@ def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("output", type=Path)
     for split, count in (("train", 600), ("val", 100)):
-        parser.add_argument(f"--{split}", type=whole_number(1), default=count, metavar="N", help=f"images (default: {count})")
+        parser.add_argument(
+            f"--{split}", type=whole_number(1), default=count, metavar="N", help=f"images (default: {count})"
+        )
     parser.add_argument("--stand-in", action="store_true", help="shapes in place of the package's photographs")
     args = parser.parse_args()
     if (args.output / "annotations" / "instances_val.json").is_file():

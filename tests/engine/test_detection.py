@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+import engine.tasks.detection
 from coco_files import annotations_of, write_annotations, write_coco
 from conftest import ROOT, SMALLEST, Stop, assert_same_run, error_of, launch, run, stop_at_update
 from data.object_masks import encode_masks
@@ -118,12 +119,23 @@ def test_one_class_alone(write, tmp_path, coco):
     path = write(DATA={"DATA_PATH": str(tmp_path)}, TRAIN={"EPOCHS": 1, "WARMUP_UPDATES": 1})
     run("--cfg", path)
     record = json.loads((folder_of(tmp_path) / "result.json").read_text())
-    assert (
-        record["classes"] == 1 and 0 <= record["best"]["box_ap"] <= 100
-    )
+    assert record["classes"] == 1 and 0 <= record["best"]["box_ap"] <= 100
 
 
-def test_masks_are_learned_and_measured(write, tmp_path, coco):
+@pytest.fixture
+def few_regions(monkeypatch):
+    """Mask R-CNN looks at 16 regions of an image, not at 512 and 1000: the same in a tenth of the time."""
+
+    def created(*args, **more):
+        model = create_detector(*args, **more)
+        model.roi_heads.fg_bg_sampler.batch_size_per_image = 16
+        model.rpn._post_nms_top_n = {"training": 16, "testing": 16}
+        return model
+
+    monkeypatch.setattr(engine.tasks.detection, "create_detector", created)
+
+
+def test_masks_are_learned_and_measured(write, tmp_path, coco, few_regions):
     (tmp_path / "few").mkdir()
     for split, count in (("train", 2), ("val", 2)):
         content = annotations_of(coco, split)
@@ -219,10 +231,12 @@ def test_ap_of_all_of_half_and_of_nothing(by):
     objects = [known(FIRST, 0), known(SECOND, 1)]
     kinds = ("box", "mask")
     whole = average_precision([image(1, [FIRST, SECOND], [0, 1], objects=objects)], 3, kinds, by)
-    assert whole.figures["box_ap"] == whole.figures["mask_ap75"] == pytest.approx(100)
+    assert whole.figures == pytest.approx(dict.fromkeys(whole.figures, 100.0)) and {"box_ap", "mask_ap75"} <= set(
+        whole.figures
+    )
     assert whole.by_class["box"][:2] == pytest.approx([100, 100]) and np.isnan(whole.by_class["box"][2])
     half = average_precision([image(1, [FIRST, SECOND], [0, 0], objects=objects)], 3, kinds, by).figures
-    assert half["box_ap"] == half["mask_ap50"] == pytest.approx(50)
+    assert [half["box_ap"], half["mask_ap50"]] == pytest.approx([50, 50])
     none = average_precision([image(1, [], [], objects=objects)], 3, kinds, by).figures
     assert none["box_ap"] == none["mask_ap"] == 0
     assert "box_ap_large" not in none and none["box_ap_medium"] == 0
@@ -233,7 +247,7 @@ def test_crowds_are_ignored_and_objects_without_a_mask_count_for_boxes_alone(by)
     found = average_precision(
         [image(1, [FIRST, (42, 12, 60, 40)], [0, 0], [0.5, 0.9], [known(FIRST, 0), crowd])], 1, ("box", "mask"), by
     )
-    assert found.figures["box_ap"] == found.figures["mask_ap"] == pytest.approx(100)
+    assert [found.figures["box_ap"], found.figures["mask_ap"]] == pytest.approx([100, 100])
     objects = [known(FIRST, 0), known(SECOND, 0, mask=None)]
     found = average_precision([image(1, [FIRST], [0], objects=objects)], 1, ("box", "mask"), by).figures
     assert found["mask_ap"] == pytest.approx(100) and found["box_ap"] < 60
@@ -361,7 +375,7 @@ def test_a_classification_checkpoint_is_the_backbone(write, write_config, tmp_pa
     run("--cfg", write(TRAIN={"EPOCHS": 1, "WARMUP_UPDATES": 0}), "--pretrained", weights, "--check")
     text = capsys.readouterr().out
     assert (
-        "a classification model's, for the backbone; not in it or of another size, and initialised anew: backbone.body"
+        "a classification model's, for the backbone); not in it or of another size, and initialised anew: backbone.body"
         in text
     )
     assert text.rstrip().endswith("all checks passed; nothing was written") and "backbone.fpn, head" in text
