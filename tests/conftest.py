@@ -1,11 +1,14 @@
 """What several tests need: small configs, real digits as folders, runs in this process or in several."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
+import runpy
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +31,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import main as cli  # noqa: E402
 import models  # noqa: E402, F401  (registers FAT with timm)
+from cpu_seconds import CpuSeconds  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
 torch.set_num_threads(1)  # forked processes must not inherit a thread pool
@@ -46,10 +50,18 @@ SMALL = {
 # Files whose tests share nothing that takes long to make: each test may run in another process. A file that is not named
 # here stays together, so that what its tests share is made once.
 SPREAD = {"test_checkpoint", "test_cli", "test_engine", "test_faults", "test_hostile", "test_loggers", "test_waits"}
+# What stays together and takes longest begins first, so that no process is left alone with it at the end.
+LONGEST = ["test_docs", "test_restarts", "test_evaluation_sets", "test_export", "test_finetune", "test_formats"]
 
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="the whole of the long matrices, not only their diagonals")
+    parser.addoption("--seconds", action="store_true", help="show the CPU seconds of folders, files and tests")
+
+
+def pytest_configure(config):
+    if config.getoption("--seconds"):
+        config.pluginmanager.register(CpuSeconds())
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
@@ -61,6 +73,14 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if item.get_closest_marker("only_all")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("only_all")]
+    items.sort(key=lambda item: turn_of(item.path.stem))
+
+
+def turn_of(file: str) -> int:
+    """Long files first, single tests last: they fill the gaps."""
+    if file in SPREAD:
+        return len(LONGEST) + 1
+    return LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
 
 def rest(*values):
@@ -94,17 +114,22 @@ def digits(tmp_path_factory) -> Path:
 @pytest.fixture
 def write_config(tmp_path, digits):
     """Writes a YAML file of `SMALL` with the given values over it; returns its path."""
+    return config_writer(tmp_path, digits)
+
+
+def config_writer(folder: Path, digits: Path):
+    """`write_config` for a folder: for fixtures that several tests share."""
 
     def write(name: str = "small.yaml", **sections) -> Path:
         config = {key: dict(value) if isinstance(value, dict) else value for key, value in SMALL.items()}
         config["DATA"]["DATA_PATH"] = str(digits)
-        config["OUTPUT"] = str(tmp_path / "output")
+        config["OUTPUT"] = str(folder / "output")
         for section, values in sections.items():
             if isinstance(values, dict):
                 config.setdefault(section, {}).update(values)
             else:
                 config[section] = values
-        path = tmp_path / name
+        path = folder / name
         path.write_text(yaml.safe_dump(config))
         return path
 
@@ -113,6 +138,17 @@ def write_config(tmp_path, digits):
 
 # The smallest FAT, for tests of many runs in which the model does not matter.
 SMALLEST = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
+
+
+# A FAT of one block, for what takes long for each, as a compiler does: the config's section MODEL.
+ONE_STAGE = {
+    "NAME": "one_stage",
+    "DROP_PATH_RATE": 0.0,
+    "FAT": {
+        **{"embed_dims": [16], "depths": [1], "num_heads": [2], "kernel_sizes": [3], "window_sizes": [2]},
+        **{"mlp_ratios": [2], "mlp_kernel_sizes": [3]},
+    },
+}
 
 
 def with_smallest_model(write_config):
@@ -168,6 +204,7 @@ class Job:
     """
 
     def __init__(self, *argv, world_size: int = 1, environment: Optional[dict] = None, prepare=lambda: None):
+        import_what_main_does()
         port, folder = free_port(), Path(tempfile.mkdtemp())
         self.outputs = [folder / str(rank) for rank in range(world_size)]
         self.pids = []
@@ -182,10 +219,7 @@ class Job:
     def _child(argv, rank, world_size, port, output, environment, prepare):
         try:
             os.setsid()
-            with open(output, "w") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-            sys.stdout, sys.stderr = (os.fdopen(os.dup(fd), "w", buffering=1) for fd in (1, 2))
+            speak_into(output)
             if world_size > 1:
                 os.environ.update(
                     RANK=str(rank),
@@ -216,7 +250,7 @@ class Job:
             if time.monotonic() > deadline:
                 self.kill()
                 pytest.fail(f"still running after {timeout} s: {self.text()}")
-            time.sleep(0.002)
+            time.sleep(0.01)
         return [self.statuses[rank] for rank in range(len(self.pids))]
 
     def send(self, number: int, rank: Optional[int] = None) -> None:
@@ -236,7 +270,7 @@ class Job:
             if time.monotonic() > deadline:
                 self.kill()
                 pytest.fail(f"nothing after {timeout} s: {self.text()}")
-            time.sleep(0.001)
+            time.sleep(0.005)
 
     def text(self) -> str:
         return "".join(output.read_text() for output in self.outputs if output.exists())
@@ -244,6 +278,42 @@ class Job:
     def said(self, text: str):
         """A condition for `until`."""
         return lambda: text in self.text()
+
+
+def speak_into(output: Path) -> None:
+    """In a forked process: what it says, and its own processes say, goes to a file, line by line."""
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
+
+
+def run_program(script: str, *argv, folder: Path = ROOT) -> subprocess.CompletedProcess:
+    """`python script argv...` in a folder, in a process forked from this one; the script's path is the repository's."""
+    texts = [Path(tempfile.mkdtemp()) / name for name in ("stdout", "stderr")]
+
+    def in_place_of_main():
+        os.chdir(folder)
+        for number, text in enumerate(texts, 1):
+            os.dup2(os.open(text, os.O_WRONLY | os.O_CREAT), number)
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        sys.argv = [str(ROOT / script), *map(str, argv)]
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as ended:
+            os._exit(ended.code or 0)
+        os._exit(0)
+
+    (status,) = Job(prepare=in_place_of_main).wait()
+    return subprocess.CompletedProcess([script, *argv], status, *(text.read_text() for text in texts))
+
+
+@functools.cache
+def import_what_main_does() -> None:
+    """What main.py imports late: once here, instead of in each process that is forked from this one."""
+    import engine.commands.evaluate
+    import engine.commands.train
+    import engine.report.page  # noqa: F401
 
 
 def free_port() -> int:
@@ -317,6 +387,7 @@ def _process(rank: int, world_size: int, port: int, function, args) -> None:
 
 def run_processes(world_size: int, function, *args) -> None:
     """function(*args) in `world_size` forked processes with a launcher's environment; all must end well."""
+    import_what_main_does()
     port = free_port()
     mp.start_processes(_process, (world_size, port, function, args), nprocs=world_size, join=True, start_method="fork")
 

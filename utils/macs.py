@@ -22,7 +22,7 @@ class Complexity:
     uncounted: str = ""
 
     def __str__(self) -> str:
-        if self.macs is None:
+        if self.macs is None or self.conv_macs is None:
             return f"{self.params:,} parameters, MACs not counted ({self.uncounted})"
         return (
             f"{self.params:,} parameters, {self.conv_macs / 1e9:.3f} GMACs in convolutions "

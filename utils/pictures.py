@@ -22,7 +22,7 @@ def montage(
     """
     scale, shift = torch.tensor(std).view(3, 1, 1), torch.tensor(mean).view(3, 1, 1)
     pixels = ((images.cpu().float() * scale + shift).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()
-    return grid(pixels, captions, max(96, images.shape[-1]), columns)
+    return grid(list(pixels), captions, max(96, images.shape[-1]), columns)
 
 
 def grid(pictures: Sequence[np.ndarray], captions: Sequence[str], side: int, columns: int) -> np.ndarray:
@@ -54,8 +54,9 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
     low, high = float(heat.min()), float(heat.max())
     if high - low <= 1e-6 * max(abs(low), abs(high)):
         return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    levels = ((heat - low) / (high - low) * 255).astype(np.float32)
-    levels = cv2.resize(levels, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    levels = cv2.resize(
+        ((heat - low) / (high - low) * 255).astype(np.float32), picture.shape[1::-1], interpolation=cv2.INTER_LINEAR
+    )
     colours = cv2.applyColorMap(levels.round().astype(np.uint8), cv2.COLORMAP_JET)
     return cv2.addWeighted(picture, 0.5, cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), 0.5, 0)
 

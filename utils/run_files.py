@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 from .config import load_config
 from .ending import say
 from .errors import DataError, one_line
-from .files import require_no_device
+from .files import require_no_device, unreadable
 
 RECORDS = "metrics.jsonl"  # a line for each start, log line and end of an epoch
 CONFIG = "config.yaml"
@@ -83,7 +83,7 @@ def read_records(run: Path, is_record: Callable[[Any], bool]) -> tuple[Records, 
         require_no_device(path)
         lines = path.read_text(errors="replace").splitlines()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); {HINT}") from error
+        raise unreadable(path, error, HINT) from error
     records: Records = {kind: [] for kind in NEEDED}
     others = []
     for line in lines:

@@ -57,7 +57,7 @@ def fit(model: nn.Module, checkpoint: CheckpointFile, name: str, ignore: tuple[s
     for taken in reversed(weights.steps):
         converted = convert_as_timm(model, taken.state)
         if converted and first_difference(model, converted, ignore) is None:
-            by = f"converted by timm's code for {model.pretrained_cfg['architecture']}"
+            by = f"converted by timm's code for {_timm_says(model)['architecture']}"
             return _fitted(model, checkpoint, name, Taken(converted, taken.prefix, taken.left_out), by)
     plain = weights.plain
     return Fitted(plain.state, "", first_difference(model, plain.state, ignore))
@@ -87,7 +87,7 @@ def convert_as_timm(model: nn.Module, state: State) -> Optional[State]:
 
     timm converts while it loads: so another model of the same kind loads them, with a head of the file's size.
     """
-    told: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    told = _timm_says(model)
     if not type(model).__module__.startswith("timm.") or not told.get("architecture"):
         return None
     settings: dict[str, Any] = {}
@@ -115,6 +115,11 @@ def convert_as_timm(model: nn.Module, state: State) -> Optional[State]:
             continue
         return other.state_dict()
     return None
+
+
+def _timm_says(model: nn.Module) -> Mapping[str, Any]:
+    """What timm keeps of its models; empty for others."""
+    return getattr(model, "pretrained_cfg", None) or {}
 
 
 class _quiet_timm:
@@ -188,7 +193,7 @@ def _of_another_model(path: Path, difference: str) -> CheckpointError:
 
 def classifier_of(model: nn.Module) -> tuple[str, ...]:
     """What the names of the classifier's parameters begin with, as timm's models say it; empty if one does not."""
-    classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    classifier = _timm_says(model).get("classifier") or ()
     return tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
 
 

@@ -27,7 +27,7 @@ def train(session: Session) -> None:
             log.open()
             log.open_records(trainer.progress.updates if start.path else -1, trainer.progress.epoch)
             write_text(directory / CONFIG, cfg.dump())
-        session.peers.from_first(None)  # nobody goes on before the folder is rank 0's
+        session.peers.meet()  # nobody goes on before the folder is rank 0's
         run.introduce()
         run.fill_caches()
         start.checkpoint = None  # its memory is free for the training

@@ -11,8 +11,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import types
 from pathlib import Path
@@ -21,12 +19,13 @@ import pytest
 import torch
 
 import fault_test
+import main as cli
 from conftest import (
-    ROOT,
     Job,
     Stop,
     assert_same,
     assert_same_run,
+    config_writer,
     error_of,
     free_port,
     history,
@@ -44,6 +43,7 @@ from engine.evaluation.evaluators import ClassEvaluator
 from engine.setup.precision import NativePrecision
 from engine.tasks.classification import Classification
 from engine.training import saver
+from launcher import on_this_machine, torchrun
 from utils import ending
 from utils.errors import NonFiniteError, Stopped
 from utils.files import remove_unfinished
@@ -59,12 +59,24 @@ def write_config(write_config):
     return with_smallest_model(write_config)
 
 
-@pytest.fixture
-def whole(write_config, tmp_path):
-    """A config with three epochs of seven updates, saved after each, and the folder of its uninterrupted run."""
-    path = write_config(PRINT_FREQ=3, TRAIN={"EPOCHS": 3, "SAVE_EVERY_STEPS": 1})
+@pytest.fixture(scope="module")
+def three_epochs(tmp_path_factory, digits):
+    """A config with three epochs of seven updates, saved after each; its runs: "whole", and "kept", cut off at update 10."""
+    folder = tmp_path_factory.mktemp("three_epochs")
+    path = with_smallest_model(config_writer(folder, digits))(PRINT_FREQ=3, TRAIN={"EPOCHS": 3, "SAVE_EVERY_STEPS": 1})
     run("--cfg", path, "--tag", "whole")
-    return path, tmp_path / RUNS / "whole"
+    cut(path, "cut", 10)
+    (folder / RUNS / "cut").rename(folder / RUNS / "kept")
+    return path, folder / RUNS
+
+
+@pytest.fixture
+def cut_off(three_epochs):
+    """Arguments that go on with the run that was cut off, its folder as it was then, and the whole run's."""
+    path, runs = three_epochs
+    shutil.rmtree(runs / "cut", ignore_errors=True)
+    shutil.copytree(runs / "kept", runs / "cut")
+    return ["--cfg", path, "--tag", "cut"], runs / "cut", runs / "whole"
 
 
 # Kills
@@ -98,7 +110,7 @@ def test_the_fault_script_compares_every_bit_in_any_memory_layout():
 def test_killed_at_any_moment(write_config, tmp_path, world_size, options):
     """Three kills of the job or of one of its processes; weights, average, optimizer, random numbers, history: the same bits."""
     path = write_config(
-        PRINT_FREQ=3, TRAIN={"EPOCHS": 8, "SAVE_EVERY_STEPS": 2}, DATA={"BATCH_SIZE": 4}, MODEL={"DROP_RATE": 0.1}
+        PRINT_FREQ=3, TRAIN={"EPOCHS": 6, "SAVE_EVERY_STEPS": 2}, DATA={"BATCH_SIZE": 4}, MODEL={"DROP_RATE": 0.1}
     )
     command = ["--cfg", path, "--opts", *options, "--tag"]
     whole, killed = (tmp_path / RUNS / tag for tag in ("whole", "killed"))
@@ -115,18 +127,19 @@ def test_killed_at_any_moment(write_config, tmp_path, world_size, options):
             job.wait(15)  # the other one ends by itself
         else:
             job.kill()
-        assert position_of(killed) < 8 * 60 // (4 * world_size), "the run ended before it was killed often enough"
+        assert position_of(killed) < 6 * 60 // (4 * world_size), "the run ended before it was killed often enough"
     assert Job(*command, "killed", world_size=world_size).wait() == [0] * world_size
     assert_same_run(whole, killed)
 
 
-def test_killed_inside_a_save(write_config, tmp_path):
-    """20 kills at random moments after a save has begun: always resumed, the same end, nothing left over."""
-    path = write_config(PRINT_FREQ=3, TRAIN={"EPOCHS": 9, "SAVE_EVERY_STEPS": 1})
+@pytest.mark.parametrize("kills", [8, rest(20)])
+def test_killed_inside_a_save(write_config, tmp_path, kills):
+    """Kills at random moments after a save has begun: always resumed, the same end, nothing left over."""
+    path = write_config(PRINT_FREQ=3, TRAIN={"EPOCHS": kills // 2, "SAVE_EVERY_STEPS": 1})
     whole, killed = (tmp_path / RUNS / tag for tag in ("whole", "killed"))
     run("--cfg", path, "--tag", "whole")
     delays = random.Random(0)
-    for _ in range(20):
+    for _ in range(kills):
         hit = functools.partial(kill_in_save, delays.randrange(2, 4), delays.uniform(1e-4, 0.02))
         assert Job("--cfg", path, "--tag", "killed", prepare=hit).wait() == [128 + signal.SIGALRM]
         assert any((killed / name).exists() for name in ("last.pth", "previous.pth"))
@@ -188,48 +201,44 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize("how", ["truncated", "bit", "empty"])
-def test_the_previous_checkpoint_takes_over_from_a_damaged_one(whole, capsys, how):
-    path, folder = whole
-    folder = folder.with_name("damaged")
-    cut(path, "damaged", 10)
+def test_the_previous_checkpoint_takes_over_from_a_damaged_one(cut_off, capsys, how):
+    argv, folder, whole = cut_off
     assert [load(folder / name)["progress"]["updates"] for name in ("previous.pth", "last.pth")] == [9, 10]
     damage(folder / "last.pth", how)
     bad = (folder / "last.pth").read_bytes()
     capsys.readouterr()
-    run("--cfg", path, "--tag", "damaged")
+    run(*argv)
     out = capsys.readouterr().out
     what = "is empty" if how == "empty" else "is damaged"
     assert f"warning: {folder / 'last.pth'}: {what}" in out and f"Going on from {folder / 'previous.pth'}" in out
     assert what in (folder / "log.txt").read_text()
     assert (folder / "last.pth.damaged").read_bytes() == bad  # kept, and out of the way of the good ones
-    assert_same_run(folder.with_name("whole"), folder)
+    assert_same_run(whole, folder)
 
 
-def test_a_missing_last_checkpoint_is_the_moment_between_two_renames(whole):
-    path, folder = whole
-    cut(path, "renamed", 10)
-    (folder.with_name("renamed") / "last.pth").unlink()
-    run("--cfg", path, "--tag", "renamed")
-    assert_same_run(folder, folder.with_name("renamed"))
+def test_a_missing_last_checkpoint_is_the_moment_between_two_renames(cut_off):
+    argv, folder, whole = cut_off
+    (folder / "last.pth").unlink()
+    run(*argv)
+    assert_same_run(whole, folder)
 
 
-def test_older_checkpoints_are_used_when_both_newest_are_damaged(whole, capsys):
-    path, folder = whole
-    cut(path, "old", 10)
+def test_older_checkpoints_are_used_when_both_newest_are_damaged(cut_off, capsys):
+    argv, folder, whole = cut_off
     for name in ("last.pth", "previous.pth"):
-        damage(folder.with_name("old") / name, "truncated")
-    run("--cfg", path, "--tag", "old")
-    assert f"resumed from {folder.with_name('old') / 'best.pth'}: epoch 1, update 0" in capsys.readouterr().out
-    assert_same_run(folder, folder.with_name("old"))
+        damage(folder / name, "truncated")
+    run(*argv)
+    assert f"resumed from {folder / 'best.pth'}: epoch 1, update 0" in capsys.readouterr().out
+    assert_same_run(whole, folder)
 
 
-def test_only_damaged_checkpoints_are_never_a_silent_restart(whole, tmp_path):
-    path, folder = whole
+def test_only_damaged_checkpoints_are_never_a_silent_restart(cut_off, tmp_path):
+    argv, folder, _ = cut_off
     for name in ("last.pth", "previous.pth", "best.pth"):
         damage(folder / name, "bit")
     before = {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in folder.rglob("*")}
     for more in ([], ["--resume", tmp_path / "other.pth"]):
-        error = error_of("--cfg", path, "--tag", "whole", *more)
+        error = error_of(*argv, *more)
         assert (
             error.status == 3
             and "none of the run's checkpoints can be read (last.pth, previous.pth, best.pth)" in str(error)
@@ -260,24 +269,20 @@ TAMPERED = {
 
 
 @pytest.mark.parametrize("what", TAMPERED)
-def test_tampered_checkpoints_are_one_line_before_anything_is_written(write_config, tmp_path, what):
+def test_tampered_checkpoints_are_one_line_before_anything_is_written(cut_off, what):
     """Whole files with right checksums and odd content."""
-    path = write_config(TRAIN={"EPOCHS": 3})
-    cut(path, "default", 8)
-    folder = tmp_path / RUNS / "default"
+    argv, folder, _ = cut_off
     content = load(folder / "last.pth")
     TAMPERED[what](content)
     torch.save(content, folder / "last.pth")
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    error = error_of("--cfg", path)
+    error = error_of(*argv)
     assert error.status == 3, error
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
-def test_odd_things_in_the_folder_stop_nothing(write_config, tmp_path):
-    path = write_config(TRAIN={"EPOCHS": 3})
-    cut(path, "default", 8)
-    folder = tmp_path / RUNS / "default"
+def test_odd_things_in_the_folder_stop_nothing(cut_off):
+    argv, folder, _ = cut_off
     (folder / "epoch_1.pth").symlink_to("/nonexistent")
     (folder / ".last.pth.12.tmp").mkdir()
     (folder / "last.pth.damaged").mkdir()
@@ -285,7 +290,7 @@ def test_odd_things_in_the_folder_stop_nothing(write_config, tmp_path):
         file.write("[" * 200_000 + "\n")
     damage(folder / "last.pth", "bit")
     shutil.copy(folder / "best.pth", folder / "previous.pth")
-    run("--cfg", path)
+    run(*argv)
     assert load(folder / "last.pth")["progress"]["epoch"] == 3 and (folder / "last.pth.damaged1").is_file()
 
 
@@ -686,19 +691,16 @@ def test_not_finite_weights_of_the_validation_are_not_saved(write_config, tmp_pa
 
 
 @pytest.mark.parametrize("limit", ["checkpoint", "log"])
-def test_a_full_disk(whole, tmp_path, monkeypatch, limit):
+def test_a_full_disk(cut_off, limit):
     """No file may grow beyond a size, as with `ulimit -f`: exit 5, the checkpoints as they were, whole lines in the logs."""
-    path, folder = whole
-    run("--cfg", path, "--tag", "full", "--opts", "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0)
-    folder = folder.with_name("full")
+    argv, folder, _ = cut_off
     before = {name: (folder / name).read_bytes() for name in ("last.pth", "previous.pth", "best.pth")}
     if limit == "log":
         with open(folder / "log.txt", "ab") as file:
             file.write(b"x" * 10_000_000 + b"\n")
     size = 10_000_100 if limit == "log" else len(before["last.pth"]) - 1000
     job = Job(
-        "--cfg", path, "--tag", "full", "--opts", "TRAIN.EPOCHS", 3,
-        prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+        *argv, prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
     )  # fmt: skip
     assert job.wait() == [5], job.text()
     said = job.text()
@@ -709,7 +711,7 @@ def test_a_full_disk(whole, tmp_path, monkeypatch, limit):
     assert not list(folder.glob(".*.tmp")) and (folder / "log.txt").read_bytes().endswith(b"\n")
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
-    run("--cfg", path, "--tag", "full", "--opts", "TRAIN.EPOCHS", 3)
+    run(*argv)
     assert load(folder / "last.pth")["progress"]["epoch"] == 3
 
 
@@ -918,36 +920,16 @@ def test_processes_whose_launcher_was_killed_save_and_end(write_config, tmp_path
     """The launcher's own processes: nobody else would end them, and they hold the run's folder."""
     path = write_config(TRAIN={"EPOCHS": 400, "WARMUP_EPOCHS": 0}, DATA={"BATCH_SIZE": 4})
     folder = tmp_path / RUNS / "default"
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(free_port()),
-    ]
-    with open(tmp_path / "said", "w") as said:
-        process = subprocess.Popen(
-            [*launcher, "main.py", "--cfg", str(path)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=said,
-            stderr=said,
-        )
-    deadline = time.monotonic() + 120
-    while not (folder / "last.pth").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    ranks = [int(pid) for pid in open(f"/proc/{process.pid}/task/{process.pid}/children").read().split()]
-    process.kill()
-    process.wait()
+    launcher = torchrun(lambda: cli.run_and_leave(["--cfg", str(path)]), *on_this_machine(2))
+    (agent,) = launcher.pids
+    launcher.until((folder / "last.pth").exists)
+    ranks = [int(pid) for pid in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()]
+    launcher.kill()
     deadline = time.monotonic() + 20
     while any(os.path.exists(f"/proc/{pid}") for pid in ranks) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert ranks and not any(os.path.exists(f"/proc/{pid}") for pid in ranks)
-    assert "stopped by the launcher's end: saved at epoch" in (folder / "log.txt").read_text(), (
-        tmp_path / "said"
-    ).read_text()
+    assert "stopped by the launcher's end: saved at epoch" in (folder / "log.txt").read_text(), launcher.text()
     last = (folder / "log.txt").read_text().splitlines()[-1]
     progress = load(folder / "last.pth")["progress"]
     assert f"epoch {progress['epoch']}, update {progress['step']}" in last

@@ -5,8 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from datetime import timedelta
@@ -15,39 +13,28 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from conftest import ROOT, assert_same_run, free_port, launch, load
+import main as cli
+from conftest import Job, assert_same_run, free_port, launch, load, with_smallest_model
+from engine.observer import Observer
+from launcher import on_this_machine, torchrun
+from utils.errors import DataError
 from utils.processes.meeting import meet
 from utils.processes.restarts import restarts_left
+from utils.signals import requested_stop
 
 RUNS = Path("output/fat_tiny")
 # 7 updates an epoch
 SHORT = {"TRAIN": {"EPOCHS": 3, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 2}, "DATA": {"BATCH_SIZE": 4}}
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-# main.py, and what happens to a rank before an update of an attempt. It notes each start of a process.
-FAULTY = f"""
-import os, signal, sys, time
-sys.path.insert(0, {str(ROOT)!r})
-os.chdir({str(ROOT)!r})
-rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-with open(os.environ["STARTS"], "a") as file:
-    file.write(f"{{attempt}} {{rank}}\\n")
-import main
-from engine.observer import Observer
-from utils.errors import DataError
 
-class Fault(Observer):
-    def before_update(self, trainer, step):
-        happens = FAULTS.get((attempt, rank, trainer.progress.updates))
-        if happens == "error":
-            raise DataError("x.png: cannot be read; replace it")
-        if happens == "disk":
-            raise OSError(5, "Input/output error", "x.png")
-        if happens:
-            os.kill(os.getpid(), happens)
+@pytest.fixture
+def write_config(write_config):
+    return with_smallest_model(write_config)
 
-main.run_and_leave(observers=[Fault()])
-"""
+
+def note(path: Path, *words) -> None:
+    with open(path, "a") as file:
+        file.write(" ".join(map(str, words)) + "\n")
 
 
 class Launched:
@@ -60,23 +47,33 @@ class Launched:
     """
 
     def __init__(self, folder: Path, faults: dict, *argv, restarts: int = 3):
-        script, starts = folder / "faulty.py", folder / "starts"
-        script.write_text(
-            FAULTY.replace(
-                "FAULTS", repr({key: value if isinstance(value, str) else int(value) for key, value in faults.items()})
-            )
-        )
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", str(restarts)]
-        ended = subprocess.run(
-            [sys.executable, *launcher, "--master_port", str(free_port()), str(script), *map(str, argv)],
-            # four starts on a busy machine
-            env={**ENVIRONMENT, "STARTS": str(starts)}, capture_output=True, text=True, timeout=900,
-        )  # fmt: skip
-        self.status, self.text = ended.returncode, ended.stdout + ended.stderr
-        self.starts = sorted(starts.read_text().split("\n")[:-1])
+        def program():
+            faulty(folder / "starts", faults, argv)
+
+        job = torchrun(program, *on_this_machine(2), "--max_restarts", restarts)
+        (self.status,), self.text = job.wait(300), job.text()
+        self.starts = sorted((folder / "starts").read_text().splitlines())
 
     def said(self, part: str) -> list[str]:
         return [line for line in self.text.splitlines() if part in line]
+
+
+def faulty(starts: Path, faults: dict, argv) -> None:
+    """main.py, and what happens to this rank before an update of this attempt. It notes its start."""
+    rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    note(starts, attempt, rank)
+
+    class Faults(Observer):
+        def before_update(self, trainer, step):
+            happens = faults.get((attempt, rank, trainer.progress.updates))
+            if happens == "error":
+                raise DataError("x.png: cannot be read; replace it")
+            if happens == "disk":
+                raise OSError(5, "Input/output error", "x.png")
+            if happens:
+                os.kill(os.getpid(), happens)
+
+    cli.run_and_leave([str(arg) for arg in argv], [Faults()])
 
 
 def test_restarts_go_on_to_the_same_bits(write_config, tmp_path):
@@ -148,59 +145,56 @@ def test_restarts_left(monkeypatch):
     assert restarts_left() == 2
 
 
-# main.py on a node that comes and goes. One process alone waits: before the other node was killed, and again after some
-# updates of its own, until its agent ends it to let the other node in.
-LEAVING = f"""
-import os, signal, sys, time
-from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
-os.chdir({str(ROOT)!r})
-import main
-from engine.observer import Observer
-from utils.signals import requested_stop
-node, world_size, killed = os.environ["NODE"], int(os.environ["WORLD_SIZE"]), Path(os.environ["KILLED"])
-with open(os.environ["STARTS"], "a") as file:
-    file.write(f"{{node}} {{world_size}}\\n")
+def leaving(node: str, starts: Path, killed: Path, alone: Path, argv) -> None:
+    """main.py on a node that comes and goes.
 
-class Leaving(Observer):
-    def before_update(self, trainer, step):
-        updates = trainer.progress.updates
-        while world_size == 1 and not requested_stop() and (updates == 12 or not killed.exists()):
-            time.sleep(0.05)
-        if world_size == 2 and node == "comes and goes" and updates == 9:
-            killed.touch()
-            os.kill(os.getppid(), signal.SIGKILL)
-            os.kill(os.getpid(), signal.SIGKILL)
+    One process alone waits: before the other node was killed, and again after some updates of its own, until its agent
+    ends it to let the other node in. Then there is a file `alone`.
+    """
+    world_size = int(os.environ["WORLD_SIZE"])
+    note(starts, node, world_size)
 
-main.run_and_leave(observers=[Leaving()])
-"""
+    class Leaving(Observer):
+        def before_update(self, trainer, step):
+            updates = trainer.progress.updates
+            while world_size == 1 and not requested_stop() and (updates == 12 or not killed.exists()):
+                if updates == 12:
+                    alone.touch()
+                time.sleep(0.05)
+            if world_size == 2 and node == "comes and goes" and updates == 9:
+                killed.touch()
+                os.kill(os.getppid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    cli.run_and_leave(argv, [Leaving()])
 
 
 class Nodes:
     """Agents of torchrun with a process each, one or two of which make up a run."""
 
     def __init__(self, folder: Path, *argv):
-        self.folder, self.starts, self.port = folder, folder / "starts", free_port()
-        self.script = folder / "leaving.py"
-        self.script.write_text(LEAVING)
+        self.starts, self.killed, self.alone = (folder / name for name in ("starts", "killed", "alone"))
+        self.port = free_port()
         self.argv = [str(arg) for arg in argv]
-        self.agents: list[subprocess.Popen] = []
+        self.agents: list[Job] = []
 
-    def start(self, node: str) -> subprocess.Popen:
-        quick = "join_timeout=600,last_call_timeout=5,keep_alive_interval=4"
-        launcher = [
-            "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc_per_node", "1", "--max_restarts", "3", "--rdzv_backend", "c10d",
+    def start(self, node: str) -> Job:
+        quick = "join_timeout=600,last_call_timeout=2,keep_alive_interval=2"
+        flags = [
+            "--nnodes", "1:2", "--nproc_per_node", 1, "--max_restarts", 3, "--rdzv_backend", "c10d",
             "--rdzv_endpoint", f"127.0.0.1:{self.port}", "--rdzv_id", "run", "--rdzv_conf", quick,
         ]  # fmt: skip
-        environment = {**ENVIRONMENT, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-        environment |= {"NODE": node, "STARTS": str(self.starts), "KILLED": str(self.folder / "killed")}
-        with open(self.folder / f"output of {len(self.agents)}", "w") as file:
-            command = [sys.executable, *launcher, str(self.script), *self.argv]
-            self.agents.append(subprocess.Popen(command, env=environment, stdout=file, stderr=file))
+        self.agents.append(
+            torchrun(
+                lambda: leaving(node, self.starts, self.killed, self.alone, self.argv),
+                *flags,
+                environment={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+            )
+        )
         return self.agents[-1]
 
     def text(self) -> str:
-        return "".join(path.read_text() for path in sorted(self.folder.glob("output of *")))
+        return "".join(agent.text() for agent in self.agents)
 
     def sizes(self, node: str) -> list[int]:
         """Of how many processes the node's was one, start by start."""
@@ -208,7 +202,7 @@ class Nodes:
         return [int(line[-1]) for line in lines if line.startswith(node)]
 
     def until(self, condition) -> None:
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + 120
         while not condition():
             assert time.monotonic() < deadline, self.text()
             time.sleep(0.1)
@@ -227,16 +221,13 @@ def test_nodes_come_and_go(write_config, tmp_path):
         stays = nodes.start("stays")
         nodes.until(lambda: is_taken(nodes.port))  # it holds the rendezvous, as it is the first at the port
         nodes.start("comes and goes")
-        nodes.until(lambda: (tmp_path / "killed").exists())
-        killed_at = len(nodes.sizes("stays"))
-        nodes.until(lambda: nodes.sizes("stays")[killed_at:] == [1])
+        nodes.until(nodes.killed.exists)
+        nodes.until(nodes.alone.exists)
         again = nodes.start("comes and goes")
-        nodes.until(lambda: stays.poll() is not None and again.poll() is not None)
+        assert [*stays.wait(120), *again.wait(120)] == [0, 0], nodes.text()
     finally:
         for agent in nodes.agents:
             agent.kill()
-            agent.wait()
-    assert [stays.returncode, again.returncode] == [0, 0], nodes.text()
     sizes = [size for size, _ in itertools.groupby(nodes.sizes("stays"))]
     assert sizes[-3:] == [2, 1, 2], nodes.text()
     resumed = re.findall(r"resumed from \S+last.pth: (.*)", nodes.text())

@@ -1,11 +1,13 @@
 """Nothing waits for ever on images, and a request to stop is obeyed while a run waits."""
 
 import contextlib
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import torch
 import command_line
 import predict
 import prepare_data
-from conftest import ROOT, Job, error_of, load, run
+from conftest import ROOT, Job, config_writer, error_of, load, run, with_smallest_model
 from data.batches import Finish
 from data.dataset import ImageDataset
 from data.loader import EvalLoader, Loading
@@ -26,6 +28,20 @@ from data.transforms import eval_transform
 from utils.errors import DataError, OutputError
 
 WORKERS = {"NUM_WORKERS": 2, "TIMEOUT": 2.0}
+
+
+@pytest.fixture
+def write_config(write_config):
+    return with_smallest_model(write_config)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, digits) -> Path:
+    """Of a run of one epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    write = with_smallest_model(config_writer(folder, digits))
+    run("--cfg", write(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}))
+    return folder / "output/fat_tiny/default/last.pth"
 
 
 def a_source_that_blocks(monkeypatch, tmp_path, after: int = 0, kind=FolderSource) -> Path:
@@ -53,13 +69,12 @@ def a_source_that_blocks(monkeypatch, tmp_path, after: int = 0, kind=FolderSourc
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("command", ["train", "--eval", "--check", "--benchmark-data"])
 def test_a_read_without_an_end_ends_in_a_line_that_names_the_file(
-    write_config, digits, tmp_path, monkeypatch, command, workers
+    write_config, digits, tmp_path, monkeypatch, checkpoint, command, workers
 ):
     config = write_config(DATA={**WORKERS, "NUM_WORKERS": workers})
     flags = [] if command == "train" else [command]
     if command == "--eval":
-        run("--cfg", config, "--opts", "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "DATA.NUM_WORKERS", 0)
-        flags += ["--resume", tmp_path / "output/fat_tiny/default/last.pth"]
+        flags += ["--resume", checkpoint]
     a_source_that_blocks(monkeypatch, tmp_path, after=8 if command == "train" else 0)
     error = error_of("--cfg", config, *flags)
     assert isinstance(error, OutputError) and error.status == 5
@@ -78,11 +93,10 @@ def test_a_signal_is_obeyed_while_a_run_waits_and_what_is_done_is_saved(write_co
     assert load(tmp_path / "output/fat_tiny/default/last.pth")["progress"]["updates"] > 0
 
 
-def test_a_signal_is_obeyed_while_an_evaluation_waits(write_config, tmp_path, monkeypatch):
+def test_a_signal_is_obeyed_while_an_evaluation_waits(write_config, tmp_path, monkeypatch, checkpoint):
     config = write_config(DATA={**WORKERS, "TIMEOUT": 0.0})
-    run("--cfg", config, "--opts", "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "DATA.NUM_WORKERS", 0)
     log = a_source_that_blocks(monkeypatch, tmp_path)
-    job = Job("--cfg", config, "--eval", "--resume", tmp_path / "output/fat_tiny/default/last.pth")
+    job = Job("--cfg", config, "--eval", "--resume", checkpoint)
     job.until(lambda: log.read_text())
     job.send(signal.SIGTERM)
     assert job.wait(180) == [143], job.text()
@@ -119,7 +133,7 @@ def shards(digits, tmp_path) -> Path:
 
 
 @pytest.fixture
-def stuck(write_config, shards, tmp_path):
+def stuck(write_config, shards, checkpoint):
     """Arguments of a training or an evaluation whose second shard a command reads from that pipe."""
 
     def arguments(command: str, workers: int, timeout: float) -> list:
@@ -128,8 +142,7 @@ def stuck(write_config, shards, tmp_path):
         split = "train" if command == "train" else "val"
         flags = []
         if command == "--eval":
-            run("--cfg", config)
-            flags = ["--eval", "--resume", tmp_path / "output/fat_tiny/default/last.pth"]
+            flags = ["--eval", "--resume", checkpoint]
         images = f"pipe:cat {shards}/{{{split}-000000.tar,fifo}}|29"
         return ["--cfg", config, *flags, "--opts", f"DATA.{split.upper()}_SPLIT", images, "DATA.NUM_WORKERS", workers]
 
@@ -149,10 +162,10 @@ def commands_of(path: Path) -> list[bytes]:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("command", ["train", "--eval"])
 def test_a_command_that_gives_nothing_ends_in_a_line(stuck, shards, command, workers):
-    job = Job(*stuck(command, workers, timeout=6.0))
+    job = Job(*stuck(command, workers, timeout=4.0))
     assert job.wait(300) == [5], job.text()
     line = job.text().splitlines()[-1]
-    assert line.startswith(f"error: pipe:cat {shards}/fifo: ") and "for 6 s" in line and "Traceback" not in job.text()
+    assert line.startswith(f"error: pipe:cat {shards}/fifo: ") and "for 4 s" in line and "Traceback" not in job.text()
     job.until(lambda: not commands_of(shards / "fifo"))
 
 
@@ -248,14 +261,15 @@ def test_a_pipe_in_a_shard_s_place_is_refused(shards):
 
 
 @pytest.fixture
-def predicting(write_config, digits, tmp_path, monkeypatch):
+def predicting(checkpoint, digits, tmp_path, monkeypatch):
     """Arguments of predict.py for files that are read without an end, and what counts the reads."""
 
     def arguments(workers: int, timeout: float) -> tuple[list[str], Path]:
-        run("--cfg", write_config(DATA={"TIMEOUT": timeout}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}))
+        content = load(checkpoint)
+        content["config"]["DATA"]["TIMEOUT"] = timeout
+        torch.save(content, tmp_path / "last.pth")
         log = a_source_that_blocks(monkeypatch, tmp_path, kind=FileSource)
-        checkpoint = tmp_path / "output/fat_tiny/default/last.pth"
-        flags = ["--checkpoint", checkpoint, digits / "val", "--workers", workers, "--batch-size", 2]
+        flags = ["--checkpoint", tmp_path / "last.pth", digits / "val", "--workers", workers, "--batch-size", 2]
         return [str(flag) for flag in flags], log
 
     return arguments
@@ -314,14 +328,20 @@ def test_slow_images_are_waited_for(digits, monkeypatch):
     assert sum(len(batch.targets) for batch in loader.batches()) == 29
 
 
-def test_tmpdir_that_is_too_long_for_sockets(write_config, tmp_path):
-    folder = tmp_path / ("x" * 120)
-    folder.mkdir()
-    train_in(write_config(DATA={"NUM_WORKERS": 2}), TMPDIR=str(folder))
+@pytest.mark.parametrize(
+    "name, exists", [("x" * 120, True), ("missing", False)], ids=["too long for sockets", "missing"]
+)
+def test_tmpdir_that_cannot_be_used(write_config, tmp_path, name, exists):
+    if exists:
+        (tmp_path / name).mkdir()
 
+    def forget_the_folder():
+        tempfile.tempdir = None
+        multiprocessing.current_process()._config.pop("tempdir", None)
 
-def test_tmpdir_that_is_missing(write_config, tmp_path):
-    train_in(write_config(DATA={"NUM_WORKERS": 2}), TMPDIR=str(tmp_path / "missing"))
+    config = write_config(DATA={"NUM_WORKERS": 2}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
+    job = Job("--cfg", config, environment={"TMPDIR": str(tmp_path / name)}, prepare=forget_the_folder)
+    assert job.wait() == [0], job.text()
 
 
 def train_in(config: Path, *before: str, status: int = 0, **environment: str) -> str:

@@ -13,6 +13,7 @@ A new command in a page needs nothing if it is quick. Else add one line to one o
 in NOT_RUN fails, and so does a line that no command needs any more.
 """
 
+import compileall
 import os
 import re
 import runpy
@@ -35,7 +36,7 @@ from timm.data import ImageNetInfo
 
 import engine.commands.evaluate
 import engine.commands.train  # noqa: F401  (with the packages that they need, so that no command has to import them again)
-from conftest import ROOT, free_port
+from conftest import ROOT, free_port, speak_into
 from make_quickstart_data import digits as all_digits
 from markdown_pages import PAGES, anchors_of, blocks, commands_of, links_of, markdown_files, prose, words_of
 from models.fuse import is_native_on_cpu
@@ -102,6 +103,7 @@ MADE = [
         ],
     ),
     (r"export\.py onnx program hub int8", ["exported/*.onnx", "exported/*.pt2", "exported/*_hub/model.safetensors"]),
+    (r"export\.py openvino", ["exported/openvino/*.xml", "exported/openvino/*.bin", "exported/openvino/*.json"]),
     (r"checkpoint\.py (?:strip|average|convert) .*--output (\S+)", [r"\1"]),
     (r"scripts/report\.py (\S+)", [r"\1/report.html"]),
     (r"make_benchmark_photos\.py (\S+)", [r"\1/train/*/*.jpg", r"\1/val/*/*.jpg"]),
@@ -111,6 +113,7 @@ EARLIER = {
     "output/fat_b0/default": "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet",
     "output/fat_b0/thousand": "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/thousand --tag thousand",
     "output/fat_tiny/digits": "bash scripts/quickstart.sh",
+    "exported/openvino": "python scripts/export.py openvino --checkpoint output/fat_tiny/digits/best.pth --output exported/openvino",
     "exported/fat_tiny_hub": "python scripts/export.py onnx program hub int8 --checkpoint output/fat_tiny/digits/best.pth --output exported",
     "output/fat_tiny/mnist_probe": (
         "python main.py --cfg configs/finetune/fat_tiny_mnist_probe.yaml --pretrained output/fat_tiny/digits/best.pth"
@@ -126,6 +129,7 @@ CHECKPOINTS = ("it takes FAT-B0 itself and ImageNet's 50,000 images", "test_a_ch
 NOT_RUN = {  # command: (why, the test that has what it does)
     "bash scripts/test.sh": ("it is this suite", "test_the_command_runs"),
     "bash scripts/test.sh --all": ("it is this suite and more", "test_the_command_runs"),
+    "bash scripts/test.sh --seconds": ("it is this suite, measured", "test_the_command_runs"),
     "bash scripts/test.sh -k fasa": ("it is a part of this suite", "test_the_command_runs"),
     "bash scripts/quickstart.sh emoji": ("npm fetches 75 MB; the digits' quickstart is run", "test_the_command_runs"),
     ". .venv/bin/activate": ("it changes the shell", "test_error_is_one_line_without_traceback"),
@@ -278,10 +282,7 @@ def fork(work: Callable[[], None], environment: dict[str, str], place: Path) -> 
     status = 1
     try:
         os.setsid()
-        with open(output, "w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = (os.fdopen(os.dup(fd), "w", buffering=1) for fd in (1, 2))
+        speak_into(output)
         os.chdir(place)
         os.environ.update(environment)
         forget_the_checkout()
@@ -357,6 +358,7 @@ def write_template(template: Path, stand_ins: Path) -> None:
     """The repository without its runs, data and tests, and the files that pages name."""
     left_out = shutil.ignore_patterns(".*", "output", "datasets", "tests")
     shutil.copytree(ROOT, template, ignore=left_out)
+    compileall.compile_dir(template, quiet=1)  # once, instead of in each command's process
     (template / "scripts/environment.sh").write_text("use_environment() { :; }  # it would install packages\n")
     python = template / "stand_in_bin/python"
     python.parent.mkdir()
@@ -424,13 +426,21 @@ BLOCKS = [block for page in PAGES for block in blocks(page) if block.language ==
 
 @pytest.mark.parametrize("command", sorted(RUN.values(), key=COMMANDS.index))
 def test_the_command_runs(sandboxes, command):
+    require_packages(command)
     sandboxes.ran(command)
+
+
+def require_packages(text: str) -> None:
+    """Leaves a command or block out where a package that it is about is not installed."""
+    if "openvino" in text:
+        pytest.importorskip("openvino")
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.page}:{block.line}")
 def test_the_python_block_runs(sandboxes, block):
     if "bfloat16" in block.text and not is_native_on_cpu(torch.bfloat16):
         pytest.skip("this CPU only emulates bfloat16")
+    require_packages(block.text)
     place = sandboxes.new(block.text)
 
     def work() -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from PIL import Image
 
 import checkpoint as tools
 import models
-from conftest import ROOT, SMALL, error_of, load, run
+from conftest import ROOT, SMALL, error_of, load, run, run_program
 from data.class_maps import read_class_map
 from engine.inference.trained import load_trained
 from known_weights import PARITY, released_weights
@@ -606,9 +605,7 @@ def test_diff_compares_the_weights_that_are_asked_for(epochs, tmp_path):
 
 
 def test_as_a_command(epochs, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, ROOT / "scripts/checkpoint.py", "diff", epochs[0], epochs[1]]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = run_program("scripts/checkpoint.py", "diff", epochs[0], epochs[1], folder=tmp_path)
     assert done.returncode == 1 and done.stdout.splitlines()[-1].endswith("tensors differ; 0 tensors are equal")
 
 

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, constants
 from PIL import Image, ImageOps
 
 import export
-from conftest import ROOT, SMALL
+from conftest import SMALL, run_program
 from engine.inference.trained import load_trained
 from known_weights import realistic
 from models.fuse import is_native_on_cpu
@@ -442,7 +442,7 @@ def test_int8_with_weights_that_are_cut_off_elsewhere_is_refused(checkpoint, tmp
 
 def test_int8_that_loses_accuracy_leaves_no_file(checkpoint, tmp_path, monkeypatch):
     found = iter([90.0, 88.9])
-    monkeypatch.setattr(int8, "accuracy", lambda job, model: {"acc1": next(found), "num_images": 29})
+    monkeypatch.setattr(int8, "figures", lambda job, model: {"acc1": next(found), "num_images": 29})
     monkeypatch.setattr(int8, "write", lambda job, path: path.write_bytes(b"x"))
     monkeypatch.setattr(int8, "quantise", lambda source, target, images: target.write_bytes(b"x"))
     monkeypatch.setattr(int8, "check_weights", lambda path: None)
@@ -502,12 +502,7 @@ def test_images_that_cannot_be_read_are_left_out(checkpoint, photos, tmp_path, c
 
 
 def test_as_a_command(tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts/export.py", "onnx", "--checkpoint", "none.pth"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = run_program("scripts/export.py", "onnx", "--checkpoint", "none.pth", folder=tmp_path)
     assert (done.returncode, done.stdout) == (3, "") and not list(tmp_path.iterdir())
     assert done.stderr.splitlines()[-1].startswith("error: none.pth: ")
 

@@ -1,7 +1,6 @@
 """torch.hub's entry points."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -10,6 +9,7 @@ import timm
 import torch
 
 from conftest import ROOT, rest
+from fresh_python import FreshPython
 from known_weights import realistic
 from utils.config import config_from, to_dict
 
@@ -222,22 +222,27 @@ assert type(model) is models.FAT and imported() == before and sys.path == path a
 """
 
 
+@pytest.fixture(scope="module")
+def fresh_python():
+    python = FreshPython("pytest", "timm", "torch")
+    yield python
+    python.close()
+
+
 @pytest.mark.parametrize("program, own", [
     (OWN, True), (OWN_LATER, True), rest(OTHER_AFTER, False), (OTHER_BEFORE, False), (TWICE, False), (USED, True), rest(USED, False),
     (REFUSED, True), rest(REFUSED, False), (OURS, False),
 ], ids=["own", "own later", "other after", "other before", "twice", "used, own", "used", "refused, own", "refused", "ours"])  # fmt: skip
-def test_beside_packages_of_the_same_names(tmp_path, program, own):
+def test_beside_packages_of_the_same_names(fresh_python, tmp_path, program, own):
     """Of the program's own, or of another hub repository; without a warning."""
     if own:
         write_packages(tmp_path, "mine")
     write_packages(tmp_path / "other", "other's")
     hubconf = "from models.fat import net\nimport utils, engine.sub, data\n"
     (tmp_path / "other" / "hubconf.py").write_text(hubconf)
-    (tmp_path / "program.py").write_text(START + program)
     torch.save(timm.create_model("fat_tiny", num_classes=4).state_dict(), tmp_path / "weights.pth")
-    command = [sys.executable, "-W", "error::UserWarning", "program.py", ROOT]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stderr
+    status, text = fresh_python.run(tmp_path, START + program, ROOT)
+    assert status == 0, text
 
 
 def write_packages(folder, whose):

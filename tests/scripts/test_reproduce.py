@@ -2,13 +2,11 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import pytest
 
 import reproduce
-from conftest import ROOT
+from conftest import ROOT, run_program
 from parts.reproduce import cells, results
 from parts.reproduce import target_ablations as ablations
 from utils.errors import ConfigError
@@ -60,16 +58,8 @@ def test_refused(argv, message):
 
 
 def test_as_a_command_from_another_folder(tmp_path):
-    command = [
-        sys.executable,
-        ROOT / "scripts/reproduce.py",
-        "speed",
-        "--csv",
-        "none.csv",
-        "--output",
-        tmp_path / "results",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    argv = ["speed", "--csv", "none.csv", "--output", tmp_path / "results"]
+    done = run_program("scripts/reproduce.py", *argv, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "") and not (tmp_path / "results").exists()
     *_, line = done.stderr.splitlines()  # other packages may say something, too, when they are imported
     assert line == "error: none.csv: cannot be read (No such file or directory); make it with scripts/benchmark.py"

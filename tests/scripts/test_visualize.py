@@ -22,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import visualize
-from conftest import ROOT, SMALL, free_port, run
+from conftest import SMALL, free_port, run, run_program
 from engine.inference.trained import load_trained
 from engine.tasks import create_task
 from models.inspection import grad_cam as cam_of
@@ -673,11 +673,6 @@ def curves(card) -> list[str]:
 
 def test_as_a_command(tmp_path):
     """Its error is one line, its status that of the error."""
-    done = subprocess.run(
-        [sys.executable, "scripts/visualize.py", "fasa", "x.png", "--checkpoint", str(tmp_path / "no.pth")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = run_program("scripts/visualize.py", "fasa", "x.png", "--checkpoint", tmp_path / "no.pth")
     assert done.returncode == 3 and not done.stdout and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'no.pth'}: ")  # packages may warn before it

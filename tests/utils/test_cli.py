@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import ROOT, error_of, rest, run
+from conftest import ROOT, error_of, rest, run, run_program
 from utils.device import select_device
 from utils.errors import ConfigError
 
@@ -92,7 +92,7 @@ def test_launchers_train_b0_itself(tmp_path, module):
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "2 processes | float32 | global batch 2 x 2 x 1 accumulated = 4 | lr" in ended.stdout
-    assert "4.49 M parameters" in ended.stdout
+    assert "4,494,488 parameters" in ended.stdout
     checkpoint = torch.load(tmp_path / "fat_b0/default/last.pth", weights_only=True)
     assert checkpoint["progress"]["epoch"] == 1
 
@@ -151,9 +151,7 @@ def test_summary_of_a_run(write_config, tmp_path, digits):
     folder = tmp_path / "output/fat_tiny/default"
     run("--cfg", write_config(), "--eval", "--resume", folder / "best.pth")
     result = json.loads((folder / "eval.json").read_text())
-    ended = subprocess.run(
-        [sys.executable, "scripts/summarize_run.py", folder], cwd=ROOT, capture_output=True, text=True
-    )
+    ended = run_program("scripts/summarize_run.py", folder)
     rows = dict(line.split("  ", 1) for line in ended.stdout.splitlines())
     rows = {name.strip(): value.strip() for name, value in rows.items()}
     assert rows["training images"] == "60" and rows["classes"] == "3" and rows["validation images"] == "29"
@@ -161,12 +159,10 @@ def test_summary_of_a_run(write_config, tmp_path, digits):
     assert rows["raw acc1 / acc5"] == f"{result['raw']['acc1']:.2f} % / 100.00 %"
     assert rows["ema acc1 / acc5"] == f"{result['ema']['acc1']:.2f} % / 100.00 %"
     assert cv2.imread(str(folder / "curves.png")) is not None
-    named = [sys.executable, "scripts/summarize_run.py", folder, "--curves", tmp_path / "named.png"]
-    assert f"{tmp_path}/named.png" in subprocess.run(named, cwd=ROOT, capture_output=True, text=True).stdout
+    named = run_program("scripts/summarize_run.py", folder, "--curves", tmp_path / "named.png")
+    assert f"{tmp_path}/named.png" in named.stdout
     assert (tmp_path / "named.png").read_bytes() == (folder / "curves.png").read_bytes()
-    ended = subprocess.run(
-        [sys.executable, "scripts/summarize_run.py", tmp_path], cwd=ROOT, capture_output=True, text=True
-    )
+    ended = run_program("scripts/summarize_run.py", tmp_path)
     assert ended.returncode == 2 and ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
 
 
@@ -178,9 +174,10 @@ def test_quickstart_digits_split_by_position_and_made_once(tmp_path):
     for label in "0123456789":
         splits = [split for split, own, _, _ in images if own == label]
         assert splits == sorted(splits) and 0.79 < splits.count("train") / len(splits) < 0.81
-    maker = [sys.executable, "scripts/make_quickstart_data.py", "digits", str(tmp_path / "digits")]
-    assert "1438 training and 359 validation" in subprocess.run(maker, cwd=ROOT, capture_output=True, text=True).stdout
-    assert "nothing to do" in subprocess.run(maker, cwd=ROOT, capture_output=True, text=True).stdout
+    made, again = (
+        run_program("scripts/make_quickstart_data.py", "digits", tmp_path / "digits").stdout for _ in range(2)
+    )
+    assert "1438 training and 359 validation" in made and "nothing to do" in again
 
 
 def test_the_cause_of_an_error_is_shown_when_asked_for(tmp_path):

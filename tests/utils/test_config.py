@@ -270,6 +270,7 @@ def recipe(write):
 
 # main.py's command, --opts, the message's beginning
 CASES = [
+    ("train", "TRAIN.MIN_LR 1.0", "TRAIN.WARMUP_LR and TRAIN.MIN_LR: 5e-07 and 1.0; they must not be above TRAIN.BASE_LR, 0.0005"),
     ("eval", "TAG b", "--eval: there are no weights to evaluate; add --resume"),
     ("eval", f"{WEIGHTS} TEST.KNN [3] TEST.FUSED True", "TEST.KNN compares features, which the deployed form (--fused) does"),
     ("eval", f"{WEIGHTS} TEST.KNN [3] TEST.ENGINE openvino", "TEST.KNN compares features, which --engine openvino does not"),

@@ -11,6 +11,7 @@ from utils.provenance import ROOT
 
 EXPECTED = ROOT / "configs" / "expected.csv"
 PUBLISHED = ROOT / "configs" / "published.csv"
+PUBLISHED_SPEED = ROOT / "configs" / "published_speed.csv"
 REPRODUCED, DIFFERS, NOT_MEASURED = "reproduced", "differs", "not measured"
 
 
@@ -60,6 +61,12 @@ def read_expected(path: Path = EXPECTED) -> dict[tuple[str, str], Expected]:
 def read_published() -> list[dict[str, str]]:
     """The rows of configs/published.csv: FAT's and its peers' published figures."""
     with open(PUBLISHED, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read_published_speed() -> list[dict[str, str]]:
+    """The rows of configs/published_speed.csv: images/s that others have measured of FAT."""
+    with open(PUBLISHED_SPEED, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
