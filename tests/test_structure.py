@@ -207,6 +207,7 @@ def test_every_requirement_is_imported():
         "huggingface_hub",
         "safetensors",
         "wandb",
+        "faster_coco_eval",
         "onnx",
         "onnxscript",
         "onnxruntime",

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+import engine.tasks.detection
 from coco_files import annotations_of, write_annotations, write_coco
 from conftest import ROOT, SMALLEST, Stop, assert_same_run, error_of, launch, run, stop_at_update
 from data.object_masks import encode_masks
@@ -107,23 +108,34 @@ def test_mid_epoch_goes_on_with_the_same_bits(write, tmp_path, monkeypatch):
     assert_same_run(folder_of(tmp_path, "whole"), folder_of(tmp_path, "cut"))
 
 
-def test_autocast_and_a_group_of_one_class(write, tmp_path, coco):
-    """bfloat16; all categories are one; the last batch of an epoch has both aspects."""
+def test_one_class_alone(write, tmp_path, coco):
+    """All categories are one; the last batch of an epoch has both aspects."""
     for split in ("train", "val"):
         content = annotations_of(coco, split)
         for entry in content["annotations"]:
             entry["category_id"] = 3
         write_annotations(tmp_path, split, {**content, "categories": content["categories"][:1]})
         (tmp_path / split).symlink_to(coco / split)
-    path = write(DATA={"DATA_PATH": str(tmp_path)}, AMP={"DTYPE": "bfloat16"}, TRAIN={"EPOCHS": 1, "WARMUP_UPDATES": 1})
+    path = write(DATA={"DATA_PATH": str(tmp_path)}, TRAIN={"EPOCHS": 1, "WARMUP_UPDATES": 1})
     run("--cfg", path)
     record = json.loads((folder_of(tmp_path) / "result.json").read_text())
-    assert (
-        record["classes"] == 1 and record["precision"].startswith("bfloat16") and 0 <= record["best"]["box_ap"] <= 100
-    )
+    assert record["classes"] == 1 and 0 <= record["best"]["box_ap"] <= 100
 
 
-def test_masks_are_learned_and_measured(write, tmp_path, coco):
+@pytest.fixture
+def few_regions(monkeypatch):
+    """Mask R-CNN looks at 16 regions of an image, not at 512 and 1000: the same in a tenth of the time."""
+
+    def created(*args, **more):
+        model = create_detector(*args, **more)
+        model.roi_heads.fg_bg_sampler.batch_size_per_image = 16
+        model.rpn._post_nms_top_n = {"training": 16, "testing": 16}
+        return model
+
+    monkeypatch.setattr(engine.tasks.detection, "create_detector", created)
+
+
+def test_masks_are_learned_and_measured(write, tmp_path, coco, few_regions):
     (tmp_path / "few").mkdir()
     for split, count in (("train", 2), ("val", 2)):
         content = annotations_of(coco, split)
@@ -147,13 +159,13 @@ def test_masks_are_learned_and_measured(write, tmp_path, coco):
 
 @pytest.mark.parametrize("head", ["retinanet", "mask_rcnn"])
 def test_a_batch_without_objects_has_finite_losses(head):
-    model = create_detector(head, "fat_tiny", 2, min_size=32, max_size=64, **SMALLEST).train()
+    model = create_detector(head, "fat_tiny", 2, min_size=64, max_size=64, **SMALLEST).train()
     nothing = {
         "boxes": torch.zeros(0, 4),
         "labels": torch.zeros(0, dtype=torch.int64),
-        "masks": torch.zeros(0, 32, 32, dtype=torch.uint8),
+        "masks": torch.zeros(0, 64, 64, dtype=torch.uint8),
     }
-    loss = sum(model([torch.rand(3, 32, 32)], [nothing]).values())
+    loss = sum(model([torch.rand(3, 64, 64)] * 2, [nothing] * 2).values())
     loss.backward()
     assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
@@ -219,10 +231,12 @@ def test_ap_of_all_of_half_and_of_nothing(by):
     objects = [known(FIRST, 0), known(SECOND, 1)]
     kinds = ("box", "mask")
     whole = average_precision([image(1, [FIRST, SECOND], [0, 1], objects=objects)], 3, kinds, by)
-    assert whole.figures["box_ap"] == whole.figures["mask_ap75"] == pytest.approx(100)
+    assert whole.figures == pytest.approx(dict.fromkeys(whole.figures, 100.0)) and {"box_ap", "mask_ap75"} <= set(
+        whole.figures
+    )
     assert whole.by_class["box"][:2] == pytest.approx([100, 100]) and np.isnan(whole.by_class["box"][2])
     half = average_precision([image(1, [FIRST, SECOND], [0, 0], objects=objects)], 3, kinds, by).figures
-    assert half["box_ap"] == half["mask_ap50"] == pytest.approx(50)
+    assert [half["box_ap"], half["mask_ap50"]] == pytest.approx([50, 50])
     none = average_precision([image(1, [], [], objects=objects)], 3, kinds, by).figures
     assert none["box_ap"] == none["mask_ap"] == 0
     assert "box_ap_large" not in none and none["box_ap_medium"] == 0
@@ -233,7 +247,7 @@ def test_crowds_are_ignored_and_objects_without_a_mask_count_for_boxes_alone(by)
     found = average_precision(
         [image(1, [FIRST, (42, 12, 60, 40)], [0, 0], [0.5, 0.9], [known(FIRST, 0), crowd])], 1, ("box", "mask"), by
     )
-    assert found.figures["box_ap"] == found.figures["mask_ap"] == pytest.approx(100)
+    assert [found.figures["box_ap"], found.figures["mask_ap"]] == pytest.approx([100, 100])
     objects = [known(FIRST, 0), known(SECOND, 0, mask=None)]
     found = average_precision([image(1, [FIRST], [0], objects=objects)], 1, ("box", "mask"), by).figures
     assert found["mask_ap"] == pytest.approx(100) and found["box_ap"] < 60
@@ -361,7 +375,7 @@ def test_a_classification_checkpoint_is_the_backbone(write, write_config, tmp_pa
     run("--cfg", write(TRAIN={"EPOCHS": 1, "WARMUP_UPDATES": 0}), "--pretrained", weights, "--check")
     text = capsys.readouterr().out
     assert (
-        "a classification model's, for the backbone; not in it or of another size, and initialised anew: backbone.body"
+        "a classification model's, for the backbone); not in it or of another size, and initialised anew: backbone.body"
         in text
     )
     assert text.rstrip().endswith("all checks passed; nothing was written") and "backbone.fpn, head" in text
