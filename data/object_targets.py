@@ -50,7 +50,8 @@ def objects_to_learn(target: dict[str, Any], size: tuple[int, int], with_masks: 
             continue
         boxes.append(box)
         labels.append(entry["label"])
-        masks.append(mask)
+        if mask is not None:
+            masks.append(mask)
     corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     found: dict[str, Any] = {
         "boxes": tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=size),

@@ -20,8 +20,10 @@ from engine.evaluation.knn import Bank, Neighbours
 from engine.setup.precision import NativePrecision, Precision
 from engine.tasks.base import ClassTask, ClosingEvaluator, Evaluator, Task, TaskKind
 from engine.tasks.classification import Classification
+from engine.tasks.detection import Detection
+from engine.tasks.segmentation import Segmentation
 
-TASK_KINDS: list[TaskKind] = [Classification]
+TASK_KINDS: list[TaskKind] = [Classification, Segmentation, Detection]
 
 
 def sources(
@@ -57,8 +59,12 @@ def closing_evaluators(classes: ClosingClassEvaluator) -> list[ClosingEvaluator]
     return [classes]
 
 
-def tasks(classification: Classification) -> tuple[list[Task], list[ClassTask]]:
-    return [classification], [classification]
+def tasks(classification: Classification, segmentation: Segmentation, detection: Detection) -> list[Task]:
+    return [classification, segmentation, detection]
+
+
+def class_tasks(classification: Classification) -> list[ClassTask]:
+    return [classification]
 
 
 def precisions(native: NativePrecision) -> list[Precision]:

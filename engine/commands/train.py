@@ -1,6 +1,8 @@
 """Trains to the last epoch, from the run's newest checkpoint if it has one."""
 
-from data.sources.val_share import write_split
+from typing import cast
+
+from data.sources.val_share import SubsetSource, write_split
 from utils.files import write_text
 from utils.lock import RunLock
 from utils.run_files import CONFIG, SPLIT
@@ -29,8 +31,8 @@ def train(session: Session) -> None:
             log.open_records(trainer.progress.updates if start.path else -1, trainer.progress.epoch)
             write_text(directory / CONFIG, cfg.dump())
             if cfg.DATA.VAL_SHARE:
-                loaders = (trainer.data.train_loader, trainer.data.val_loader)
-                write_split(directory / SPLIT, *(loader.dataset.source for loader in loaders))
+                training, validation = trainer.data.train_loader.dataset.source, trainer.data.val_loader.dataset.source
+                write_split(directory / SPLIT, cast(SubsetSource, training), cast(SubsetSource, validation))
         session.peers.meet()  # nobody goes on before the folder is rank 0's
         run.introduce()
         run.fill_caches()

@@ -1,10 +1,9 @@
 """Evaluators of detection: each image once, alone in its batch, then AP of all images of all processes."""
 
-from typing import Any, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from data.batches import Examples
 from data.object_masks import encode_masks
@@ -36,7 +35,7 @@ class DetectionEvaluator:
         self.images: list[Detected] = []
         self.precision: Optional[Precision] = None
 
-    def step(self, model: nn.Module, batch: Examples) -> None:
+    def step(self, model: Callable[[Any], Any], batch: Examples) -> None:
         for image, target, key in zip(batch.images, batch.targets, batch.keys):
             found = {name: values.cpu() for name, values in model([image])[0].items()}
             self.images.append(detected(found, target, with_masks="mask" in self.kinds))
@@ -86,6 +85,7 @@ class ClosingDetectionEvaluator(DetectionEvaluator):
         return [worst_images(self.worst), self._by_class(classes)]
 
     def _by_class(self, classes: Sequence[str]) -> dict[str, Any]:
+        assert self.precision is not None  # `compute` comes first
         columns = self.precision.by_class
         rows = [
             [
