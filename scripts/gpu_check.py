@@ -78,9 +78,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def benchmark_of(kind):
     """What the stages use of benchmark.py, by functions that another process can import."""
-    from plain_fat import PlainFAT
-
     import benchmark
+    from parts.benchmark.plain_fat import PlainFAT
 
     return kind(
         PlainFAT, benchmark.Candidate, benchmark.call, benchmark.step, benchmark.compiled, benchmark.warm_up, benchmark.time_in_turns

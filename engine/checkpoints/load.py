@@ -236,10 +236,10 @@ def load_backbone(model: nn.Module, checkpoint: CheckpointFile, name: str) -> li
     Raises:
         CheckpointError: a tensor holds what is no number.
     """
-    path = next((path for path, module in model.named_modules() if isinstance(module, DenseBackbone)), None)
-    if path is None:
+    backbones = {path: module for path, module in model.named_modules() if isinstance(module, DenseBackbone)}
+    if not backbones:
         return []
-    backbone = model.get_submodule(path)
+    path, backbone = next(iter(backbones.items()))
     for taken in reversed(checkpoint.weights[name].steps):
         try:
             new = backbone.load_classification_weights(taken.state)

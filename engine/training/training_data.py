@@ -1,9 +1,11 @@
 """The images of a run, and how many make an update."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Iterator
 
 from data.loader import AnyTrainLoader, Loader
+from data.sources.val_share import SubsetSource, write_split
 
 from .plan import BatchPlan
 
@@ -29,3 +31,9 @@ class TrainingData:
         """Which images, with which augmentation, an update has on all processes."""
         plan = self.plan
         return self.train_loader.images_of(epoch, step * plan.accumulation_steps, plan.batches_in_update(step))
+
+    def write_split(self, path: Path) -> None:
+        """Which images are trained on and which are not, where DATA.VAL_SHARE has divided them; else nothing."""
+        training, validation = self.train_loader.dataset.source, self.val_loader.dataset.source
+        if isinstance(training, SubsetSource) and isinstance(validation, SubsetSource):
+            write_split(path, training, validation)
