@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import gpu_check
+from models.fat import FAT
 from models.layers import FASA, LayerNorm, norm
 from parts.gpu_check import setting as settings
 from parts.gpu_check.main_runs import count_differences
@@ -139,13 +140,14 @@ def batchnorm_of_its_own(monkeypatch):
 
 
 def a_break_in_the_graph(monkeypatch):
-    forward = FASA.forward
+    forward_head = FAT.forward_head
 
-    def broken(self, x):
+    def broken(self, x, **kwargs):
         torch._dynamo.graph_break()
-        return forward(self, x)
+        return forward_head(self, x, **kwargs)
 
-    monkeypatch.setattr(FASA, "forward", broken)
+    monkeypatch.setattr(FAT, "forward_head", broken)
+    monkeypatch.setattr(module_of("compiled_models"), "UPDATES", 1)
 
 
 def no_kernels(monkeypatch):
