@@ -73,6 +73,11 @@ conflict(TRAINING, lambda c: c.TRAIN.COMPILE is True and c.TRAIN.USE_CHECKPOINT,
 conflict(TRAINING, lambda c: c.TRAIN.WARMUP_EPOCHS >= c.TRAIN.EPOCHS,
     "TRAIN.WARMUP_EPOCHS is {c.TRAIN.WARMUP_EPOCHS}, TRAIN.EPOCHS {c.TRAIN.EPOCHS}; the warmup must be shorter than "
     "the run")
+conflict(TRAINING, lambda c: c.TRAIN.WARMUP_UPDATES and c.TRAIN.WARMUP_EPOCHS,
+    "TRAIN.WARMUP_UPDATES is {c.TRAIN.WARMUP_UPDATES}, TRAIN.WARMUP_EPOCHS {c.TRAIN.WARMUP_EPOCHS}; set one of them to 0")
+conflict(TRAINING, lambda c: (c.TRAIN.LR_SCHEDULER.NAME == "multistep") != bool(c.TRAIN.LR_SCHEDULER.MILESTONES),
+    "TRAIN.LR_SCHEDULER.MILESTONES belong to TRAIN.LR_SCHEDULER.NAME multistep, which is {c.TRAIN.LR_SCHEDULER.NAME}; set both, or "
+    "neither")
 conflict(TRAINING, lambda c: c.DISTILL.WEIGHTS and not c.DISTILL.TEACHER,
     "DISTILL.WEIGHTS are given, but no DISTILL.TEACHER, timm's name of the model; add it")
 conflict(LOADING, lambda c: mixes(c) and c.AUG.SPLITS,
@@ -100,6 +105,8 @@ conflict(READING, lambda c: c.DATA.LIST and format_of(c) != LIST,
     "DATA.LIST is read by DATA.DATASET list, which is {c.DATA.DATASET}; set it to list, or leave the key out")
 conflict(READING, lambda c: c.DATA.VAL_SHARE and format_of(c) not in BY_INDEX,
     "DATA.VAL_SHARE takes images by their files, which DATA.DATASET {c.DATA.DATASET} does not have one by one; leave it out")
+conflict(READING, lambda c: c.DATA.VAL_SHARE and c.TASK in ("segmentation", "detection"),
+    "DATA.VAL_SHARE takes images by their classes, which TASK {c.TASK} does not give them; name its splits, and set it to 0")
 conflict(READING, lambda c: c.DATA.VAL_SHARE and (c.DATA.VAL_SPLIT != VALIDATION or c.DATA.TRAIN_SPLIT == VALIDATION),
     "DATA.VAL_SHARE takes the validation images from DATA.TRAIN_SPLIT, {c.DATA.TRAIN_SPLIT}, but DATA.VAL_SPLIT is "
     "{c.DATA.VAL_SPLIT}; set it, or the share, back")

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator, Optional
+from typing import Any, BinaryIO, Iterator, Optional, TypeGuard, Union
 
 from .errors import OutputError
 
@@ -51,7 +51,7 @@ def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None, flag: st
             temporary.unlink(missing_ok=True)
 
 
-def is_of_the_machine(error: BaseException) -> bool:
+def is_of_the_machine(error: BaseException) -> TypeGuard[OSError]:
     """Whether a file could not be read for reasons that are not the file's: another attempt may succeed."""
     return isinstance(error, OSError) and error.errno in OF_THE_MACHINE
 
@@ -65,14 +65,14 @@ def unwritable(path: os.PathLike, error: OSError, flag: str = "--output") -> Out
     return OutputError(f"{path}: cannot be written ({error.strerror or error}); free space or change {flag}")
 
 
-def require_no_device(path: os.PathLike) -> None:
+def require_no_device(path: Union[str, os.PathLike]) -> None:
     """Raises OSError for a pipe or a device, which reading would wait at for ever."""
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OSError(errno.EINVAL, "is no regular file", str(path))
 
 
-def open_regular(path: os.PathLike) -> BinaryIO:
+def open_regular(path: Union[str, os.PathLike]) -> BinaryIO:
     """The file, open for reading. Raises OSError as `open` does, and for a pipe or a device."""
     require_no_device(path)
     return open(path, "rb")

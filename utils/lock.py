@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import NoReturn, Optional, TextIO
 
 from .errors import OutputError
 
@@ -22,7 +23,7 @@ class RunLock:
     def __init__(self, directory: Path, flag: str = "--tag"):
         self.path = directory / NAME
         self.flag = flag  # gives another folder
-        self.file = None
+        self.file: Optional[TextIO] = None
 
     def acquire(self) -> None:
         """Makes the folder if there is none, and takes it.
@@ -56,7 +57,7 @@ class RunLock:
             self.file.close()
             self.file = None
 
-    def _refuse(self, error: OSError):
+    def _refuse(self, error: OSError) -> NoReturn:
         self.release()
         raise OutputError(
             f"{self.path.parent}: cannot be written to or locked ({error.strerror or error}); change --output or its permissions"

@@ -6,7 +6,7 @@ new format is a new file and a line in `SOURCES`.
 
 import os
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence
+from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence, cast
 
 from utils.errors import ConfigError, did_you_mean
 from utils.schema import FORMATS_WITH_OWN_ORDER, LIST
@@ -18,13 +18,14 @@ from .cifar import CIFARSource
 from .folder import FolderSource
 from .hfds import HfdsSource
 from .lists import Listing, ListSource
+from .source import AnySource, Format, StreamSource
 from .synthetic import SyntheticSource
 from .tar import TarSource
-from .val_share import ValShare, share_of
+from .val_share import Divisible, ValShare, share_of
 from .wds import WdsSource
 from .zip import ZipSource
 
-SOURCES = {
+SOURCES: dict[str, Format] = {
     "imagenet": FolderSource,
     "folder": FolderSource,
     "zip": ZipSource,
@@ -41,16 +42,11 @@ SOURCES = {
 WITHOUT_PROGRESS = ("hfds",)  # formats whose library does not say how far it is
 
 
-def is_stream(source) -> bool:
-    """Whether a source is read in streams, not by index."""
-    return hasattr(source, "shards")
-
-
-def keys_of(source) -> list[str]:
+def keys_of(source: AnySource) -> list[str]:
     """The keys of all images; shards are read for them."""
-    if not is_stream(source):
-        return [source.key(index) for index in range(len(source))]
-    return [sample.key for shard in range(len(source.shards)) for sample in source.read(shard)]
+    if isinstance(source, StreamSource):
+        return [sample.key for shard in range(len(source.shards)) for sample in source.read(shard)]
+    return [source.key(index) for index in range(len(source))]
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ def open_source(
     data_path: str,
     decode: Callable[[BinaryIO], Any] = decode_image,
     opening: Opening = Opening(),
-):
+) -> AnySource:
     """The images of one split.
 
     Args:
@@ -98,7 +94,7 @@ def open_source(
             f"DATA.CLASS_ORDER is {opening.class_order!r}; {did_you_mean(opening.class_order, CLASS_ORDERS)}"
         )
 
-    def opened(labels: Optional[Mapping[str, int]]):
+    def opened(labels: Optional[Mapping[str, int]]) -> AnySource:
         return SOURCES[name].open(
             dataset=name,
             split=split,
@@ -123,4 +119,4 @@ def open_source(
             labels = timm_map(source.classes)
             if labels is not None:  # the names are known when the set has been read, which is why it is read again
                 source = opened(labels)
-        return share_of(source, opening.share) if opening.share else source
+        return share_of(cast(Divisible, source), opening.share) if opening.share else source

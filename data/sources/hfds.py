@@ -67,9 +67,9 @@ class HfdsSource:
         given = getattr(rows.features[label], "names", None)  # of numbers
         own = names or (wordnet_ids(given) if given else classes_for(num_classes, class_to_idx))
         if len(self.labels) == 0 or self.labels.min() < 0 or self.labels.max() >= len(own):
-            found = f"labels from {self.labels.min()} to {self.labels.max()}" if len(self.labels) else "no images"
+            there = f"labels from {self.labels.min()} to {self.labels.max()}" if len(self.labels) else "no images"
             raise DataError(
-                f"{root}: {split!r} has {found}, of {len(own)} classes; choose a split with labels (DATA.VAL_SPLIT)"
+                f"{root}: {split!r} has {there}, of {len(own)} classes; choose a split with labels (DATA.VAL_SPLIT)"
             )
         self.classes = own
         self.chosen = np.arange(len(self.labels))
@@ -85,8 +85,8 @@ class HfdsSource:
                     f"{root}: none of its classes, {own[0]!r} and so on, is in the class map; check DATA.CLASS_MAP"
                 )
         paths = pc.struct_field(rows.data.column(image), "path").to_pylist()
-        found = zip(self.chosen, self.labels)
-        self.keys = np.array([os.fsencode(key_of(paths[i] or f"{i}", self.classes[k])) for i, k in found])
+        labelled = zip(self.chosen, self.labels)
+        self.keys = np.array([os.fsencode(key_of(paths[i] or f"{i}", self.classes[k])) for i, k in labelled])
         self.fingerprint = fingerprint(self.keys.tolist())
 
     @classmethod

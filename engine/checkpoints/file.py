@@ -203,7 +203,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
     weights = next((name for name in [*WEIGHT_FILES, *indices] if name in names), None)
     if weights is None:
         raise CheckpointError(f"{folder}: {describe_folder(names, Path(folder))}")
-    content = {"model": read_checkpoint(Path(folder) / weights)}
+    content: dict[str, Any] = {"model": read_checkpoint(Path(folder) / weights)}
     told = _read_json(Path(folder) / "config.json") if "config.json" in names else {}
     labels = told.get("label_names") or _section(told, "pretrained_cfg").get("label_names")
     if isinstance(labels, list) and all(isinstance(label, str) for label in labels):

@@ -28,9 +28,8 @@ def train(session: Session) -> None:
             log.open()
             log.open_records(trainer.progress.updates if start.path else -1, trainer.progress.epoch)
             write_text(directory / CONFIG, cfg.dump())
-            if cfg.DATA.VAL_SHARE:
-                loaders = (trainer.data.train_loader, trainer.data.val_loader)
-                write_split(directory / SPLIT, *(loader.dataset.source for loader in loaders))
+            images, val_images = trainer.data.train_loader.dataset, trainer.data.val_loader.dataset
+            write_split(directory / SPLIT, images.source, val_images.source)
         session.peers.meet()  # nobody goes on before the folder is rank 0's
         run.introduce()
         run.fill_caches()

@@ -1,6 +1,6 @@
 """What is to be said of a data set before a run or an evaluation begins: what its figures rest on that nobody has set."""
 
-from typing import Any, Iterable, Mapping, Optional
+from typing import Any, Iterable, Mapping, Optional, Sequence
 
 from yacs.config import CfgNode
 
@@ -13,15 +13,13 @@ def source_notes(datasets: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(note for dataset in datasets for note in getattr(dataset.source, "notes", ())))
 
 
-def order_note(cfg: CfgNode, classes: list[str]) -> str:
+def order_note(cfg: CfgNode, classes: Sequence[str]) -> str:
     """A line of the order that the labels have, if another one is usual and DATA.CLASS_MAP does not settle it; else ''.
 
     To be said where weights may come from elsewhere, and no checkpoint names its classes.
     """
-    if cfg.DATA.CLASS_MAP or cfg.DATA.DATASET.partition("/")[0] in (
-        *FORMATS_WITH_OWN_ORDER,
-        LIST,
-    ):  # a list says its own
+    says_it = (*FORMATS_WITH_OWN_ORDER, LIST)  # a list's own notes do
+    if cfg.DATA.CLASS_MAP or cfg.SEG.CLASSES or cfg.DATA.DATASET.partition("/")[0] in says_it:
         return ""
     return describe_order(classes, cfg.DATA.CLASS_ORDER)
 

@@ -17,9 +17,9 @@ import models
 from conftest import ROOT, error_of, load, rest, run
 from engine.tasks import create_task
 from models.layers import DOWNSAMPLINGS, FASA, ConvFFN, FATBlock
+from parts.benchmark.plain_fat import PlainFAT
 from parts.reproduce import target_ablations as ablations
 from parts.reproduce.results import Expected, Outcome, read_expected
-from plain_fat import PlainFAT
 from utils.config import load_config, value_of
 from utils.macs import measure_complexity
 from utils.schema import KEYS

@@ -283,9 +283,10 @@ def test_a_checkpoint_without_config_or_classes(checkpoint, digits, tmp_path, ca
 
 def test_from_python(checkpoint, digits):
     trained = load_trained(checkpoint)
-    predictor = Predictor(trained, topk=1, batch_size=4)
+    predictor = Predictor(trained, batch_size=4)
     images = images_in(digits / "val")[:6]
-    found = list(predictor([str(images[0]), "none.png", *map(str, images[1:])]))
+    paths = [str(images[0]), "none.png", *map(str, images[1:])]
+    found = list(predictor(paths, topk=1))
     assert [prediction.path for prediction in found] == list(map(str, images)) and len(predictor.failures) == 1
     for prediction, path in zip(found, images):
         assert np.array_equal(prediction.pixels, trained.read(path).pixels)

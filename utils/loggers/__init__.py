@@ -29,4 +29,5 @@ def create_loggers(
         config: the run's, as plain dictionaries.
         warn: says a line, for failures that end no training.
     """
-    return [kind(directory, config, warn) for kind in (TensorBoardFiles, *(LOGGERS[name] for name in names))]
+    kinds: list[type[Logger]] = [TensorBoardFiles, *(LOGGERS[name] for name in names)]
+    return [kind(directory, config, warn) for kind in kinds]

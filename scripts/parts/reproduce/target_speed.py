@@ -115,7 +115,7 @@ def body_of(rows: list[dict[str, Any]], every_form: str) -> str:
     published = {row["model"]: row for row in read_published()}
     parts = [
         "Each model in the fastest of its forms in torch that was timed; top-1 as published, not measured here. The ratio is to FAT's plain form\n"
-        f"(`scripts/plain_fat.py`) in the same precision. Every form and spread: {every_form}."
+        f"(`scripts/parts/benchmark/plain_fat.py`) in the same precision. Every form and spread: {every_form}."
     ]
     tasks = dict.fromkeys(
         (row["task"].removesuffix(" beside peers"), row["batch_size"], row["precision"]) for row in rows

@@ -1,0 +1,135 @@
+"""Stage: images/s of FAT's forms, in turns with its plain form under the same autocast, until the time is up."""
+
+import gc
+import time
+from statistics import median
+from typing import Any, Callable, Iterator, NamedTuple
+
+import timm
+import torch
+from timm.utils import reparameterize_model
+
+import models
+from utils.device import choose_arithmetic
+
+from .setting import Check, Setting, at_least, equal, measured
+
+BFLOAT16 = torch.bfloat16
+# Wanted on an H100 or H200, to the plain form.
+GOALS = {"inference": 5.0, "train": 3.0}
+PEERS = ("repvit_m1", "fastvit_t8")  # of FAT-B0's size
+
+
+class Group(NamedTuple):
+    """Forms of a model that take turns."""
+
+    model: str
+    task: str  # inference or train
+    forms: tuple[str, ...]  # besides the plain one
+    batch_size: int
+
+
+def groups(setting: Setting) -> list[Group]:
+    """What does not have to be compiled comes first."""
+    if setting.dry_run:
+        return [Group("fat_tiny", "inference", ("eager", "fused"), 2), Group("fat_tiny", "train", ("eager",), 2)]
+    quick = [
+        [Group(name, "inference", ("eager", "fused", "graph"), 256), Group(name, "train", ("eager",), 128)]
+        for name in ("fat_b0", "fat_b3", "fat_b1", "fat_b2")
+    ]
+    compiled = [
+        [Group(name, "inference", ("fused, compiled",), 256), Group(name, "train", ("compiled",), 128)]
+        for name in ("fat_b0", "fat_b3")
+    ]
+    single = [Group("fat_b0", "inference", ("eager", "fused", "graph"), 1)]
+    beside_peers = [Group("fat_b0", "inference", ("graph", *PEERS), 256)]
+    return [*quick[0], *quick[1], *single, *beside_peers, *compiled[0], *compiled[1], *quick[2], *quick[3]]
+
+
+def checks(setting: Setting) -> Iterator[Check]:
+    best: dict[tuple[str, str], float] = {}  # of model and task, to the plain form
+    hopper = not setting.dry_run and torch.cuda.get_device_capability() == (9, 0)
+    longest = 0.0
+    for group in groups(setting):
+        name = f"{group.model} {group.task} {group.batch_size}"
+        if setting.seconds_left < 1.5 * longest + 3:
+            yield measured(f"{name} {', '.join(group.forms)}", "left out, the time is up")
+            continue
+        started = time.monotonic()
+        speeds = images_per_second(setting, group)
+        longest = max(longest, time.monotonic() - started)
+        for form, speed in speeds.items():
+            ratio = speed / speeds["plain"]
+            yield measured(
+                f"{name} {form}, images/s", round(speed, 1), ratio_to_plain=round(ratio, 2), **group._asdict()
+            )
+            if form not in PEERS and group.batch_size > 1:
+                best[group.model, group.task] = max(best.get((group.model, group.task), 0.0), ratio)
+        for peer in set(PEERS) & set(speeds):
+            yield equal(f"fat_b0 ahead of {peer}", speeds["graph"] > speeds[peer], True)
+    for (model, task), ratio in best.items():
+        name, ratio = f"{model} {task}, ratio to the plain form", round(ratio, 2)
+        yield at_least(name, ratio, GOALS[task]) if hopper else measured(name, ratio)
+
+
+def images_per_second(setting: Setting, group: Group) -> dict[str, float]:
+    """By form; the medians of turns."""
+    choose_arithmetic(setting.device, exact=group.task == "inference", deterministic=False, fixed_sizes=True)
+    torch._dynamo.reset()
+    lent, images = setting.benchmark, setting.images(group.batch_size).to(setting.device)
+    make = inference_form if group.task == "inference" else train_form
+    candidates = [
+        lent.candidate(group.model, form, "bfloat16", make(setting, group.model, form, images))
+        for form in ("plain", *group.forms)
+    ]
+    for candidate in candidates:
+        lent.warm_up(candidate, setting.device, with_memory=False)
+    rounds, seconds = (1, 0.01) if setting.dry_run else (5, 0.15)
+    lent.time_in_turns(candidates, rounds, setting.device, seconds)
+    speeds = {candidate.form: group.batch_size / median(candidate.seconds) for candidate in candidates}
+    del candidates
+    gc.collect()
+    if not setting.dry_run:
+        torch.cuda.empty_cache()
+    return speeds
+
+
+def inference_form(setting: Setting, name: str, form: str, images: torch.Tensor) -> Callable[[], Any]:
+    lent = setting.benchmark
+    if form in PEERS:
+        peer = reparameterize_model(timm.create_model(form).eval()).to(images.device, memory_format=torch.channels_last)
+        return in_graph(lent.call(peer, images, BFLOAT16, "NHWC"))
+    model = setting.new_model(name).eval().to(images.device)
+    if form == "plain":
+        return lent.call(lent.plain(model).eval().to(images.device), images, BFLOAT16)
+    model = model.to(memory_format=torch.channels_last)
+    if form == "eager":
+        return lent.call(model, images, BFLOAT16, "NHWC")
+    fused = models.fuse(model, BFLOAT16)
+    if form == "fused, compiled":
+        fused = lent.compiled(fused, "default")
+    run = lent.call(fused, images, torch.float32, "NHWC")
+    return in_graph(run) if form == "graph" else run
+
+
+def train_form(setting: Setting, name: str, form: str, images: torch.Tensor) -> Callable[[], Any]:
+    lent = setting.benchmark
+    model = setting.new_model(name).to(images.device)
+    if form == "plain":
+        return lent.step(lent.plain(model).to(images.device), images, BFLOAT16, fused=False)
+    model = model.to(memory_format=torch.channels_last)
+    return lent.step(lent.compiled(model, "default") if form == "compiled" else model, images, BFLOAT16, "NHWC")
+
+
+def in_graph(run: Callable[[], Any]) -> Callable[[], Any]:
+    """The same as one CUDA graph, on the same images each time."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = run()  # noqa: F841  (its memory is the graph's)
+    return graph.replay
