@@ -58,8 +58,9 @@ class SubsetSource:
         self.labels = source.labels[indices]
         self.notes = [*getattr(source, "notes", ()), *notes]
         self.fingerprint = fingerprint(os.fsencode(self.key(index)) for index in range(len(indices)))
-        if can_be_cached(source):
-            self.sizes = self.source.sizes[indices]
+        sizes = getattr(source, "sizes", None)
+        if sizes is not None:  # it can be held in memory
+            self.sizes = sizes[indices]
 
     def __len__(self) -> int:
         return len(self.indices)
