@@ -92,7 +92,7 @@ def _classes_in(first: str, path: Path) -> list[str]:
     """The classes that a list's first line names; none where it is another line."""
     named = CLASSES.match(first)
     if named:
-        (names,) = csv.reader([first[named.end() :].strip()], skipinitialspace=True)
+        names: Any = next(csv.reader([first[named.end() :].strip()], skipinitialspace=True), [])
     elif path.suffix.lower() in JSON_LINES and '"classes"' in first:
         classes = _object_in(first, _at(path, 1)).get("classes")
         if not isinstance(classes, list):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from data.loader import AnyTrainLoader, Loader
-from data.sources.val_share import SubsetSource, write_split
+from data.sources.val_share import write_split
 
 from .plan import BatchPlan
 
@@ -34,6 +34,4 @@ class TrainingData:
 
     def write_split(self, path: Path) -> None:
         """Which images are trained on and which are not, where DATA.VAL_SHARE has divided them; else nothing."""
-        training, validation = self.train_loader.dataset.source, self.val_loader.dataset.source
-        if isinstance(training, SubsetSource) and isinstance(validation, SubsetSource):
-            write_split(path, training, validation)
+        write_split(path, self.train_loader.dataset.source, self.val_loader.dataset.source)
