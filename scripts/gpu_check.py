@@ -77,14 +77,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def benchmark_of(kind):
-    """What the stages use of benchmark.py, by functions that another process can import."""
-    from plain_fat import PlainFAT
+    """What the stages use of benchmark.py's parts, by functions that another process can import."""
+    from parts.benchmark.candidates import Candidate, call, compiled, step
+    from parts.benchmark.plain_fat import PlainFAT
+    from parts.benchmark.turns import time_in_turns, warm_up
 
-    import benchmark
-
-    return kind(
-        PlainFAT, benchmark.Candidate, benchmark.call, benchmark.step, benchmark.compiled, benchmark.warm_up, benchmark.time_in_turns
-    )  # fmt: skip
+    return kind(PlainFAT, Candidate, call, step, compiled, warm_up, time_in_turns)
 
 
 def shown(value: object) -> str:

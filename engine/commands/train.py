@@ -1,8 +1,5 @@
 """Trains to the last epoch, from the run's newest checkpoint if it has one."""
 
-from typing import cast
-
-from data.sources.val_share import SubsetSource, write_split
 from utils.files import write_text
 from utils.lock import RunLock
 from utils.run_files import CONFIG, SPLIT
@@ -30,9 +27,7 @@ def train(session: Session) -> None:
             log.open()
             log.open_records(trainer.progress.updates if start.path else -1, trainer.progress.epoch)
             write_text(directory / CONFIG, cfg.dump())
-            if cfg.DATA.VAL_SHARE:
-                training, validation = trainer.data.train_loader.dataset.source, trainer.data.val_loader.dataset.source
-                write_split(directory / SPLIT, cast(SubsetSource, training), cast(SubsetSource, validation))
+            trainer.data.write_split(directory / SPLIT)
         session.peers.meet()  # nobody goes on before the folder is rank 0's
         run.introduce()
         run.fill_caches()

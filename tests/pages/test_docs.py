@@ -158,6 +158,18 @@ NOT_RUN = {  # command: (why, the test that has what it does)
         "minutes; --csv is run",
         "test_the_speed_table_has_the_fastest_forms",
     ),
+    "python scripts/gpu_check.py": ("it needs a GPU", "test_every_stage_passes_on_the_cpu"),
+    "python scripts/gpu_check.py --stage norm values": ("it needs a GPU", "test_every_stage_passes_on_the_cpu"),
+    "python scripts/gpu_check.py --dry-run": ("a minute, in a test of its own", "test_every_stage_passes_on_the_cpu"),
+    "python -m pip download --no-deps --dest wheels yacs termcolor webdataset braceexpand": (
+        "it needs a network",
+        "test_the_packages_to_bring_are_those_that_are_missing",
+    ),
+    "python -m pip install --no-index --no-deps --target site wheels/*.whl": (
+        "it takes what the one before brings",
+        "test_the_packages_to_bring_are_those_that_are_missing",
+    ),
+    "PYTHONPATH=site python scripts/gpu_check.py": ("it needs a GPU", "test_every_stage_passes_on_the_cpu"),
     "python scripts/reproduce.py ablations --proxy": ("an hour, and npm", "test_all_variants_with_all_seeds"),
     "python scripts/reproduce.py ablations --proxy configs/proxy/tiny.yaml --seeds 2": (
         "minutes",
