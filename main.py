@@ -10,7 +10,7 @@ from engine.commands import load_command
 from engine.observer import Observer
 from utils import ending
 from utils.config import load_config
-from utils.conflicts import TRAIN
+from utils.conflicts import TRAINING
 
 
 def main(argv: Optional[Sequence[str]] = None, observers: Sequence[Observer] = ()) -> None:
@@ -23,7 +23,7 @@ def main(argv: Optional[Sequence[str]] = None, observers: Sequence[Observer] = (
 
     from engine.session import open_session
 
-    with open_session(cfg, args.opts[::2], args.local_rank, name in TRAIN, observers) as session:
+    with open_session(cfg, args.opts[::2], args.local_rank, name in TRAINING, observers) as session:
         command(session)
 
 

@@ -18,9 +18,12 @@ from PIL import Image
 from timm.data.auto_augment import AugmentOp, AutoAugment, RandAugment
 from torchvision.transforms import ColorJitter
 
-INTERPOLATIONS = {Image.Resampling.BILINEAR: cv2.INTER_LINEAR, Image.Resampling.BICUBIC: cv2.INTER_CUBIC}
+INTERPOLATIONS: dict[int, int] = {
+    Image.Resampling.BILINEAR: cv2.INTER_LINEAR,
+    Image.Resampling.BICUBIC: cv2.INTER_CUBIC,
+}
 LEVELS = np.arange(256)
-SMOOTH = np.float32([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # Pillow's ImageFilter.SMOOTH
+SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # Pillow's ImageFilter.SMOOTH
 CUT = -0.499  # added before OpenCV rounds, as Pillow cuts off fractions
 
 
@@ -103,7 +106,7 @@ def contrast(image: np.ndarray, factor: float, **_) -> np.ndarray:
 
 def _away_from(level: int, factor: float) -> np.ndarray:
     """All levels blended with one, or drawn away from it, in Pillow's arithmetic."""
-    return np.float32(level) + np.float32(factor) * np.float32(LEVELS - level)
+    return np.float32(level) + np.float32(factor) * (LEVELS - level).astype(np.float32)
 
 
 def _replace(image: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -158,8 +161,8 @@ def _affine(image: np.ndarray, matrix: Sequence[float], fill: Sequence[int], res
     moved = cv2.warpAffine(
         image, by_index, size, flags=INTERPOLATIONS[resample] | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
     )
-    inside = np.full(image.shape[:2], 255, np.uint8)
-    inside = cv2.warpAffine(inside, by_index, size, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, borderValue=0)
+    everywhere = np.full(image.shape[:2], 255, np.uint8)
+    inside = cv2.warpAffine(everywhere, by_index, size, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, borderValue=0)
     return cv2.copyTo(moved, inside, _filled(image, fill))
 
 
@@ -194,7 +197,7 @@ def _shift(pixels: float, side: int, resample: int) -> tuple[np.ndarray, int, in
     else:
         weights = [0, 1 - t, t, 0]
     start, stop = (min(max(math.ceil(edge - pixels - 0.5), 0), side) for edge in (0, side))
-    return np.float32(weights), start, max(start, stop), start + whole + 1
+    return np.array(weights, np.float32), start, max(start, stop), start + whole + 1
 
 
 def _filled(image: np.ndarray, fill: Sequence[int]) -> np.ndarray:

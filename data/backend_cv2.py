@@ -3,14 +3,14 @@
 torch resizes as Pillow does, with the same antialiased filters; cv2.resize would leave out the smoothing.
 """
 
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Sequence, cast
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.data.transforms import RandomResizedCropAndInterpolation
-from torchvision.transforms import ColorJitter, RandomHorizontalFlip
+from torchvision.transforms import ColorJitter, InterpolationMode, RandomHorizontalFlip
 
 from utils.errors import ConfigError
 
@@ -56,7 +56,7 @@ def place_steps(
     """
     # the workers are the threads; in one of them it would hang, as the threads do not survive the fork
     cv2.setNumThreads(1)
-    interpolation = resized_crop.interpolation.value
+    interpolation = cast(InterpolationMode, resized_crop.interpolation).value  # which the config has chosen
     return {
         "crop": crop,
         "resize": Resize(resized_crop.size[0], interpolation),

@@ -58,10 +58,14 @@ class Batch(NamedTuple):
     boxes: Sequence[tuple[int, ...]] = ()
     fills: torch.Tensor = torch.empty(0)  # float32 (n,), the erasures' fills one after the other
 
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The images, where they all have one size."""
+        assert isinstance(self.images, torch.Tensor)
+        return self.images
 
-def collate_pictures(
-    samples: Sequence[Sample], collate_targets: Callable[[Sequence[Any]], Any] = default_collate
-) -> Batch:
+
+def collate_pictures(samples: Sequence[Sample], collate_targets: Callable[[list[Any]], Any] = default_collate) -> Batch:
     """The batch of samples with a `Picture`, or several views, of one size.
 
     Args:
@@ -104,13 +108,19 @@ class Examples(NamedTuple):
     targets: Any  # see `Batch`
     keys: list[str]
 
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The images, where they all have one size."""
+        assert isinstance(self.images, torch.Tensor)
+        return self.images
+
 
 def resize_examples(batch: Examples, size: int) -> Examples:
     """The batch with images of another size, for rehearsals, in which the pixels do not matter."""
     return (
         batch
-        if batch.images.shape[2:] == (size, size)
-        else batch._replace(images=F.interpolate(batch.images, (size, size)))
+        if batch.tensor.shape[2:] == (size, size)
+        else batch._replace(images=F.interpolate(batch.tensor, (size, size)))
     )
 
 
@@ -130,8 +140,8 @@ def erase_together(images: torch.Tensor, boxes: Sequence[tuple[int, ...]], fills
     starts = itertools.accumulate((3 * box[5] * box[6] for box in boxes), initial=0)
     turns: dict[int, list[tuple[int, ...]]] = defaultdict(list)
     seen: Counter[int] = Counter()  # boxes of each image
-    for box, start in zip(boxes, starts):
-        turns[seen[box[0]]].append((*box, start))
+    for box, first_value in zip(boxes, starts):
+        turns[seen[box[0]]].append((*box, first_value))
         seen[box[0]] += 1
     for rows in turns.values():
         sizes = [3 * height * width for _, _, _, height, width, *_ in rows]

@@ -11,6 +11,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from utils.errors import UserError
 
+from .dataset import ImageDataset
+
 
 class RaisedElsewhere(Exception):
     """The traceback of an error in another process, as text."""
@@ -36,7 +38,7 @@ class Caught(NamedTuple):
 class CaughtDataset(Dataset):
     """A data set that gives its errors as items."""
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: ImageDataset):
         self.dataset = dataset
 
     def __len__(self) -> int:

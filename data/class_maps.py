@@ -71,9 +71,9 @@ def unnamed_classes(
         DataError: one of them differs from a class of the map, which has no folder, in what is not seen.
     """
     names = set(names)
-    unnamed = sorted(names - set(class_to_idx)) if class_to_idx is not None else []
-    if not unnamed:
+    if class_to_idx is None or names <= set(class_to_idx):
         return []
+    unnamed = sorted(names - set(class_to_idx))
     missing = [name for name in class_to_idx if name not in names]
     alike = look_alikes(missing, unnamed)
     if alike:

@@ -16,6 +16,8 @@ from torchvision.transforms import CenterCrop, Compose, Resize
 from utils.errors import ConfigError, DataError, one_line
 from utils.rng import derive_seed
 
+from .sources.source import Source
+
 # of those on PyPI the one that runs with numpy 2 and keeps the paper's strengths
 PACKAGE = "imagecorruptions-imaug==1.1.5"
 INSTALL = f"pip install --no-deps {PACKAGE} and pip install scikit-image numba"  # it would bring a second OpenCV along
@@ -74,7 +76,7 @@ class CorruptedSource:
     An image's noise depends on its key, the corruption and the severity alone, not on which process loads it when.
     """
 
-    def __init__(self, source, corruption: str, severity: int):
+    def __init__(self, source: Source, corruption: str, severity: int):
         self.source = source
         self.corruption = corruption
         self.severity = severity

@@ -10,6 +10,7 @@ from utils.rng import derive_seed, seed_cpu
 
 from .batches import Batch, Item, collate_pictures
 from .sample import Sample
+from .sources.source import AnySource, Source
 from .workers import reading
 
 MAX_IN_A_ROW = 100  # images that can be unreadable one after the other before something else must be wrong
@@ -18,7 +19,7 @@ MAX_IN_A_ROW = 100  # images that can be unreadable one after the other before s
 class SeededIndex(NamedTuple):
     """Which image, the seed of its augmentation, and the size it is wanted in."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple's method of that name is not used
     seed: int
     size: int = 0  # 0: the data set's own
 
@@ -38,13 +39,13 @@ class Samples:
 
     def __init__(
         self,
-        source,
+        source: AnySource,
         transform: Callable[[Sample], Sample],
         on_error: str = "raise",
         sized: Optional[Mapping[int, Callable[[Sample], Sample]]] = None,
         collate: Callable[[Sequence[Sample]], Batch] = collate_pictures,
     ):
-        self.source = source
+        self.source: AnySource = source
         self.transform = transform
         self.sized = sized or {}
         self.on_error = on_error
@@ -65,6 +66,8 @@ class ImageDataset(Samples, Dataset):
     Asked for a `SeededIndex`, it seeds the CPU's generators before it reads the image, so that an augmented image
     depends on nothing but its index and seed. Asked for a plain index, it is for transforms without randomness.
     """
+
+    source: Source
 
     def read(self, index: int) -> Sample:
         """What the source has. Raises DataError: it cannot be read."""

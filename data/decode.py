@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import math
 import os
 import warnings
 from functools import partial
@@ -17,7 +18,9 @@ HAS_AVIF = "avif" in features.modules and features.check("avif")  # Pillow has i
 # Not EPS and the like, which run other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", *(["AVIF"] if HAS_AVIF else []))
 MAX_RATIO = 100  # of the sides; the short side becomes the model's, and the long one with it
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million, Pillow's limit for its warning; above it a file is taken for a bomb
+MAX_PIXELS = (
+    Image.MAX_IMAGE_PIXELS or math.inf
+)  # 89 million, Pillow's limit for its warning; above it a file is taken for a bomb
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # or Python prints its errors, without a file's name
 

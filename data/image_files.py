@@ -19,13 +19,13 @@ TOOL_NAMES = {
 class LeftOut(NamedTuple):
     """What a place holds besides its images: files that are none by their name, and hidden or tool folders."""
 
-    count: int
+    paths: int  # how many
     example: str  # the first one's path in that place; a folder's ends with '/'
 
     def __str__(self) -> str:
         example = self.example if self.example.isprintable() else repr(self.example)
         return (
-            f"left out what is no image by its name, hidden, or in no class' folder: {self.count} (such as {example})"
+            f"left out what is no image by its name, hidden, or in no class' folder: {self.paths} (such as {example})"
         )
 
 

@@ -6,10 +6,10 @@ import functools
 import itertools
 import os
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, Optional, Sequence, Union
+from typing import Any, Callable, Iterator, Optional, Sequence, Union, cast
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from utils.errors import DataError, ShortageError, one_line
 from utils.rng import derive_seed
@@ -18,15 +18,17 @@ from utils.signals import requested_stop
 from .batches import Batch, Finish, Item, collate_items
 from .cache import can_be_cached
 from .caught import Caught, CaughtDataset, CaughtStream
-from .dataset import ImageDataset, Samples, SeededIndex
+from .dataset import ImageDataset, SeededIndex
 from .patience import patience, stopped_while
 from .prefetch import Prefetcher
 from .sample import Sample
 from .samplers import EvalSampler, TrainBatchSampler
 from .schedule import Schedule
-from .sources import is_stream
+from .sources.source import AnySource, StreamSource
 from .stream import EvalStream, StreamDataset, TrainStream
 from .workers import Lines, describe_wait, reading
+
+AnyDataset = Union[ImageDataset, StreamDataset]
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,17 @@ class Loader:
         batching: more for the DataLoader: what makes a batch.
     """
 
-    def __init__(self, dataset, loading: Loading, stream: Optional[IterableDataset] = None, **batching: Any):
-        self.dataset = dataset
+    def __init__(
+        self, dataset: AnyDataset, loading: Loading, stream: Optional[IterableDataset] = None, **batching: Any
+    ):
+        self.dataset: AnyDataset = dataset
         self.timeout = loading.timeout
         self.lines = Lines(loading.num_workers)
         self.num_images = len(dataset)
         self.finish = loading.finish
         self.failures: list[str] = []
         self.loader = DataLoader(
-            CaughtDataset(dataset) if stream is None else CaughtStream(stream),
+            CaughtDataset(cast(ImageDataset, dataset)) if stream is None else CaughtStream(stream),
             num_workers=loading.num_workers,
             pin_memory=loading.pin_memory,
             persistent_workers=loading.num_workers > 0,
@@ -126,7 +130,7 @@ class Loader:
         with patience(self.timeout, lambda: describe_wait(lines, [])):
             return self.dataset.first(count, size)
 
-    def _describe_wait(self) -> str:
+    def _describe_wait(self) -> tuple[str, str]:
         iterator = self.loader._iterator  # kept there, as the workers are persistent
         return describe_wait(self.lines, getattr(iterator, "_workers", []))
 
@@ -161,19 +165,25 @@ class Loader:
 
 
 class TrainLoader(Loader):
-    """Shuffled, augmented batches; see `TrainBatchSampler`."""
+    """Shuffled, augmented batches; see `TrainBatchSampler`. A source may have `groups` of images that go together."""
 
-    def __init__(self, dataset: Dataset, schedule: Schedule, loading: Loading, shares: bool = False):
+    dataset: ImageDataset
+
+    def __init__(self, dataset: ImageDataset, schedule: Schedule, loading: Loading, shares: bool = False):
         self.schedule = schedule
-        self.sampler = TrainBatchSampler(len(dataset), schedule, shares)
+        groups = getattr(dataset.source, "groups", None)
+        self.sampler = TrainBatchSampler(len(dataset), schedule, shares, groups)
         super().__init__(dataset, loading, batch_sampler=self.sampler)
 
     @property
     def order(self) -> str:
         """What the order of an epoch's images depends on, besides the seed."""
-        return self.dataset.source.fingerprint + (
-            f" in {self.schedule.world_size} shares" if self.sampler.shares else ""
-        )
+        order = self.dataset.source.fingerprint
+        if self.sampler.shares:
+            order += f" in {self.schedule.world_size} shares"
+        if self.sampler.groups is not None:
+            order += f" in groups of {self.schedule.batch_size}"
+        return order
 
     def epoch(self, epoch: int, first_batch: int) -> Prefetcher:
         """The epoch's finished batches from `first_batch` on."""
@@ -194,7 +204,7 @@ class TrainLoader(Loader):
 class EvalLoader(Loader):
     """Every image once over all processes, in order."""
 
-    def __init__(self, dataset: Dataset, batch_size: int, rank: int, world_size: int, loading: Loading):
+    def __init__(self, dataset: ImageDataset, batch_size: int, rank: int, world_size: int, loading: Loading):
         sampler: Sampler = EvalSampler(len(dataset), rank, world_size)
         super().__init__(dataset, loading, batch_size=batch_size, sampler=sampler)
 
@@ -234,11 +244,15 @@ class EvalStreamLoader(Loader):
         return self.num_batches
 
 
-def train_loader(dataset, schedule: Schedule, loading: Loading, buffer: int, cache_mode: str) -> Loader:
+AnyTrainLoader = Union[TrainLoader, TrainStreamLoader]
+
+
+def train_loader(
+    dataset: AnyDataset, schedule: Schedule, loading: Loading, buffer: int, cache_mode: str
+) -> AnyTrainLoader:
     """The loader for training of a data set of either kind.
 
     Args:
-        dataset: an `ImageDataset` or a `StreamDataset`.
         schedule: of this process.
         loading: how.
         buffer: see `TrainStream`.
@@ -249,13 +263,14 @@ def train_loader(dataset, schedule: Schedule, loading: Loading, buffer: int, cac
     return TrainLoader(dataset, schedule, loading, shares=cache_mode == "part" and can_be_cached(dataset.source))
 
 
-def eval_loader(dataset, batch_size: int, rank: int, world_size: int, loading: Loading) -> Loader:
+def eval_loader(dataset: AnyDataset, batch_size: int, rank: int, world_size: int, loading: Loading) -> Loader:
     """The loader for evaluation of a data set of either kind."""
-    kind = EvalStreamLoader if isinstance(dataset, StreamDataset) else EvalLoader
-    return kind(dataset, batch_size, rank, world_size, loading)
+    if isinstance(dataset, StreamDataset):
+        return EvalStreamLoader(dataset, batch_size, rank, world_size, loading)
+    return EvalLoader(dataset, batch_size, rank, world_size, loading)
 
 
-def endless_batches(dataset, batch_size: int, seed: int, buffer: int, loading: Loading) -> Iterator[Batch]:
+def endless_batches(dataset: AnyDataset, batch_size: int, seed: int, buffer: int, loading: Loading) -> Iterator[Batch]:
     """Training batches without an end, for measurements."""
     if isinstance(dataset, StreamDataset):
         return TrainStreamLoader(dataset, Schedule(10**9, batch_size, 0, 1, seed), loading, buffer).batches()
@@ -267,19 +282,20 @@ def endless_batches(dataset, batch_size: int, seed: int, buffer: int, loading: L
     return Loader(dataset, loading, batch_sampler=keys()).batches()
 
 
-def dataset_of(source, *settings: Any, **more: Any) -> Samples:
+def dataset_of(source: AnySource, *settings: Any, **more: Any) -> AnyDataset:
     """The samples of a source of either kind; the settings are those of `Samples`."""
-    return (StreamDataset if is_stream(source) else ImageDataset)(source, *settings, **more)
+    return (StreamDataset if isinstance(source, StreamSource) else ImageDataset)(source, *settings, **more)
 
 
 def _collate(
     collate: Callable[[Sequence[Sample]], Batch], items: Sequence[Union[Item, Caught]]
 ) -> tuple[Union[Batch, Caught, None], list[str]]:
     """`collate_items`, or the error of an item; a loading process that has read its batch is not the one that others wait for."""
-    caught = next((item for item in items if isinstance(item, Caught)), None)
-    batch = (caught, []) if caught else collate_items(items, collate)
+    errors = [item for item in items if isinstance(item, Caught)]
+    samples = [item for item in items if isinstance(item, Item)]
+    batch, failures = (errors[0], []) if errors else collate_items(samples, collate)
     reading("")
-    return batch
+    return batch, failures
 
 
 def _shm_size() -> str:

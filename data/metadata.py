@@ -41,7 +41,9 @@ def without_metadata(data: bytes) -> Iterator[bytes]:
     the frames of an animated PNG.
     """
     stripped = _stripper(data)
-    for keep in (True, False) if stripped else ():
+    if stripped is None:
+        return
+    for keep in (True, False):
         try:
             bare = stripped(data, keep)
         except (struct.error, IndexError):  # it ends in the middle

@@ -1,6 +1,6 @@
 """Which process sees which image when, as functions of the seed and the epoch."""
 
-from typing import Iterator
+from typing import Iterator, Optional, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -23,16 +23,23 @@ class TrainBatchSampler(Sampler):
     `world_size`-th position of a micro-batch, from the r-th on, so that copies go to different processes, as in DeiT's
     sampler (arXiv 2012.12877); the positions of a micro-batch do not depend on the number of processes.
 
+    With `groups`, a process' micro-batch has images of one group, as far as there are enough: the permutation's images come
+    in the order in which a group has a micro-batch full. The groups' last ones, which fill none, stand together at the end.
+
     Args:
         num_images: images in the data set.
         schedule: of this process.
+        groups: of each image, such as whether it is wide or high; None: all are one. Not with `shares` or `repeats`.
         shares: process r has the images r, r + world_size, ... alone (see `data.cache`), not any of all.
     """
 
-    def __init__(self, num_images: int, schedule: Schedule, shares: bool = False):
+    def __init__(
+        self, num_images: int, schedule: Schedule, shares: bool = False, groups: Optional[Sequence[int]] = None
+    ):
         self.num_images = num_images
         self.schedule = schedule
         self.shares = shares
+        self.groups = groups
         self.epoch = 0
         self.first_batch = 0
 
@@ -53,6 +60,8 @@ class TrainBatchSampler(Sampler):
                 for rank in range(schedule.world_size)
             ]
             order = torch.stack(parts, dim=1).flatten()  # (num_batches, world_size, batch_size)
+        if self.groups is not None:
+            return in_groups(order.tolist(), self.groups, schedule.batch_size)
         return order.tolist()
 
     def batch(self, order: list[int], epoch: int, batch: int, rank: int) -> list[SeededIndex]:
@@ -77,6 +86,19 @@ class TrainBatchSampler(Sampler):
     def __len__(self) -> int:
         """Micro-batches in a whole epoch."""
         return self.schedule.num_batches
+
+
+def in_groups(order: Sequence[int], groups: Sequence[int], size: int) -> list[int]:
+    """The same images so that each `size` in a row are of one group, but for the last ones of all groups."""
+    waiting: dict[int, list[int]] = {}
+    arranged: list[int] = []
+    for index in order:
+        group = waiting.setdefault(int(groups[index]), [])
+        group.append(index)
+        if len(group) == size:
+            arranged += group
+            group.clear()
+    return arranged + [index for _, group in sorted(waiting.items()) for index in group]
 
 
 class EvalSampler(Sampler):

@@ -21,13 +21,16 @@ from .batches import Item
 from .dataset import MAX_IN_A_ROW, Samples
 from .sample import Sample
 from .schedule import Schedule
+from .sources.source import Stored, StreamSource
 from .workers import reading
 
 
 class StreamDataset(Samples):
     """Samples of a source that is read in streams."""
 
-    def decoded(self, stored) -> Sample:
+    source: StreamSource[Any]
+
+    def decoded(self, stored: Stored) -> Sample:
         """What the source has of a stored image. Raises DataError: it is none."""
         image, target = self.source.load(stored)
         return Sample(image, target, stored.key)
@@ -55,7 +58,7 @@ class StreamDataset(Samples):
         reading(self.source.shards[shard])
         return self.source.read(shard)
 
-    def item(self, stored, seed: Optional[int] = None, size: int = 0) -> Item:
+    def item(self, stored: Stored, seed: Optional[int] = None, size: int = 0) -> Item:
         """A sample, transformed; see `ImageDataset.__getitem__`."""
         if seed is not None:
             seed_cpu(seed)
@@ -162,7 +165,7 @@ def place_of_worker() -> tuple[int, int]:
     return (info.id, info.num_workers) if info else (0, 1)
 
 
-def share(source, order: list[int], reader: int, readers: int) -> Iterator[Any]:
+def share(source: StreamSource[Any], order: list[int], reader: int, readers: int) -> Iterator[Any]:
     """What a reader takes of the shards. Where there are more readers than shards, several read a shard, each of them
     every n-th image.
     """

@@ -3,14 +3,14 @@
 import re
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, Callable, Sequence, Union
+from typing import Any, BinaryIO, Callable, Sequence, Union, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import str_to_interp_mode
+from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from torchvision.transforms import FiveCrop, TrivialAugmentWide
 
 from utils.errors import ConfigError
@@ -169,7 +169,7 @@ def train_transform(
         from .backend_cv2 import colour_steps, place_steps
 
         decode, to_array = _crop_reader(augmentation, exif, backend), None
-        placed = place_steps(decode.crop, crop, flips)
+        placed = place_steps(decode.crop, cast(RandomResizedCropAndInterpolation, crop), flips)
         augment = dict(zip(AUGMENT, colour_steps(colours, augmentation.auto_augment)))
     erase = Erase(augmentation.reprob, augmentation.remode, augmentation.recount)
     if augmentation.splits:
@@ -190,10 +190,10 @@ def _timm_steps(
         place, colour, _ = create_transform(
             img_size,
             is_training=True,
-            scale=tuple(augmentation.scale),
-            ratio=tuple(augmentation.ratio),
+            scale=(augmentation.scale[0], augmentation.scale[1]),
+            ratio=(augmentation.ratio[0], augmentation.ratio[1]),
             hflip=augmentation.hflip,
-            color_jitter=None if trivial else augmentation.color_jitter or None,
+            color_jitter=None if trivial else augmentation.color_jitter or None,  # type: ignore[arg-type]  # None: without
             auto_augment=for_timm,
             interpolation=interpolation,
             mean=tuple(mean),

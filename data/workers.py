@@ -63,7 +63,8 @@ class Lines:
         end_with_parent()
         self.take(number)
         use_short_folder()
-        multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end_with_reason)
+        queue = multiprocessing.queues.Queue
+        queue._on_queue_feeder_error = staticmethod(end_with_reason)  # type: ignore[attr-defined]  # Python's own hook
 
 
 def reading(name: str) -> None:
@@ -126,7 +127,8 @@ def end_all() -> None:
     Workers ignore SIGTERM, with which Python ends those that are left when a process ends by an exception.
     """
     for process in multiprocessing.active_children():
-        if process._parent_pid == os.getpid():  # a forked process has a list of its parent's, too
+        parent = process._parent_pid  # type: ignore[attr-defined]  # which Python keeps for itself
+        if process.pid and parent == os.getpid():  # a forked process has a list of its parent's, too
             kill_with_children(process.pid)
 
 

@@ -1,8 +1,9 @@
 """What may be told of a training run while it goes on: `Observer`."""
 
-from typing import Any, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
-Trainer = Any  # `engine.training.trainer.Trainer`, which stands on a higher floor
+if TYPE_CHECKING:
+    from .training.trainer import Trainer
 
 
 class Observer:
@@ -11,17 +12,19 @@ class Observer:
     `main(argv, observers=[...])` takes them. The engine's own are in `engine.training.observers`.
     """
 
-    def before_update(self, trainer: Trainer, step: int) -> None:
+    def before_update(self, trainer: "Trainer", step: int) -> None:
         """Update `step` of the epoch comes next; `trainer.progress` is where the run stands before it."""
 
-    def on_batch(self, trainer: Trainer, batch: Any) -> None:
+    def on_batch(self, trainer: "Trainer", batch: Any) -> None:
         """A micro-batch is on the device, and its loss comes next."""
 
-    def after_update(self, trainer: Trainer, step: int) -> None:
-        """The weights have changed; `trainer.progress` does not count the update yet."""
+    def after_update(self, trainer: "Trainer", step: int) -> None:
+        """Update `step` is done: the weights have changed, unless it was left out as not finite. `trainer.progress` does not
+        count it yet.
+        """
 
-    def before_save(self, trainer: Trainer, names: Sequence[str]) -> None:
+    def before_save(self, trainer: "Trainer", names: Sequence[str]) -> None:
         """`trainer.progress` is what checkpoints of these file names will say."""
 
-    def after_evaluation(self, trainer: Trainer, results: dict[str, dict[str, Any]]) -> None:
+    def after_evaluation(self, trainer: "Trainer", results: dict[str, dict[str, Any]]) -> None:
         """An epoch's figures by weights, 'raw' and 'ema', before anything is made of them."""

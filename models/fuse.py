@@ -28,7 +28,7 @@ ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu, "silu": F.si
 ONEDNN = {"none": ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none"), "silu": ("swish", "")}
 
 
-def fuse(model: FAT, dtype: torch.dtype = torch.float32) -> "FusedFAT":
+def fuse(model: nn.Module, dtype: torch.dtype = torch.float32) -> "FusedFAT":
     """An inference model with the values of `model`, which is left as it is.
 
     - BatchNorm is folded into the convolution before it, also behind `x + DWConv(x)`.

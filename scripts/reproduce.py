@@ -25,6 +25,7 @@ TARGETS = {  # by name: what it makes; a module target_* of parts/reproduce/ eac
     "classification": "parameters, MACs, top-1 of FAT-B0 to B3, beside peers",
     "speed": "images/s of FAT and peers",
     "ablations": "parameters and MACs of FAT-B0 with parts changed; accuracy by a proxy",
+    "ade20k": "parameters and MACs of the segmentation models",
     "figure2": "top-1 over MACs and over images/s, FAT and peers",
     "figure4": "Fourier magnitudes of what FASA computes of an image",
     "overlays": "attention maps and Grad-CAM over an image",
@@ -35,6 +36,7 @@ ALL: list[list[str]] = [
     ["classification"],
     ["speed", "--quick"],
     ["ablations", "--proxy", "{configs}/proxy/tiny.yaml", "--seeds", "2"],
+    ["ade20k"],
     ["figure2", "--speed", "{output}/speed_quick.csv"],
     ["figure4"],
     ["overlays", "--img-size", "224"],  # at its own 32 px the quickstart's model has one key per stage

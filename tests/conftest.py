@@ -51,7 +51,7 @@ SMALL = {
 # here stays together, so that what its tests share is made once.
 SPREAD = {"test_checkpoint", "test_cli", "test_engine", "test_faults", "test_hostile", "test_loggers", "test_waits"}
 # What stays together and takes longest begins first, so that no process is left alone with it at the end.
-LONGEST = ["test_docs", "test_evaluation_sets", "test_finetune", "test_export", "test_restarts", "test_formats"]
+LONGEST = ["test_docs", "test_restarts", "test_evaluation_sets", "test_export", "test_finetune", "test_formats"]
 
 
 def pytest_addoption(parser):
@@ -140,6 +140,17 @@ def config_writer(folder: Path, digits: Path):
 SMALLEST = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
 
 
+# A FAT of one block, for what takes long for each, as a compiler does: the config's section MODEL.
+ONE_STAGE = {
+    "NAME": "one_stage",
+    "DROP_PATH_RATE": 0.0,
+    "FAT": {
+        **{"embed_dims": [16], "depths": [1], "num_heads": [2], "kernel_sizes": [3], "window_sizes": [2]},
+        **{"mlp_ratios": [2], "mlp_kernel_sizes": [3]},
+    },
+}
+
+
 def with_smallest_model(write_config):
     """`write_config` with that model: for a file's own fixture of this name."""
 
@@ -208,10 +219,7 @@ class Job:
     def _child(argv, rank, world_size, port, output, environment, prepare):
         try:
             os.setsid()
-            with open(output, "w") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-            sys.stdout, sys.stderr = (os.fdopen(os.dup(fd), "w", buffering=1) for fd in (1, 2))
+            speak_into(output)
             if world_size > 1:
                 os.environ.update(
                     RANK=str(rank),
@@ -270,6 +278,14 @@ class Job:
     def said(self, text: str):
         """A condition for `until`."""
         return lambda: text in self.text()
+
+
+def speak_into(output: Path) -> None:
+    """In a forked process: what it says, and its own processes say, goes to a file, line by line."""
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
 
 
 def run_program(script: str, *argv, folder: Path = ROOT) -> subprocess.CompletedProcess:

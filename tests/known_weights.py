@@ -35,17 +35,22 @@ def released_weights(name: str) -> dict[str, torch.Tensor]:
     return {key: fill(key, tuple(shape)) for key, shape in PARITY["models"][name]["keys"].items()}
 
 
+def draw_norm(module: nn.Module) -> None:
+    """Gives a norm statistics, scales and shifts that change something; leaves other modules alone."""
+    if isinstance(module, nn.BatchNorm2d):
+        module.running_mean.normal_(0, 0.3)
+        module.running_var.uniform_(0.3, 2)
+    if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+        nn.init.uniform_(module.weight, 0.5, 1.5)
+        nn.init.normal_(module.bias, 0, 0.3)
+
+
 def realistic(name="fat_tiny", **settings):
     """A model in evaluation mode whose norms have statistics, scales and shifts that change something."""
     torch.manual_seed(0)
     model = timm.create_model(name, **settings).eval()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.3, 2)
-        if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.3)
+        draw_norm(module)
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.bias, 0, 0.1)
     return model

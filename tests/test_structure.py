@@ -1,10 +1,13 @@
 """Design rules."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -55,10 +58,17 @@ def test_imports_run_one_way(part):
         assert imports(path) & PARTS <= LAYERS[part], path
 
 
+def for_types_alone(tree: ast.AST) -> set[ast.AST]:
+    """What stands under `if TYPE_CHECKING:`, which no program runs."""
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    return {inner for block in blocks for line in block.body for inner in ast.walk(line)}
+
+
 def rooms_imported(path) -> set[str]:
     """The rooms of engine/ that one of its files imports, by a relative or an absolute name."""
     package, rooms = list(path.relative_to(ROOT).parts[:-1]), set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in set(ast.walk(tree)) - for_types_alone(tree):
         if isinstance(node, ast.ImportFrom):
             start = package[: len(package) - node.level + 1] if node.level else []
             place = start + (node.module.split(".") if node.module else [])
@@ -84,6 +94,15 @@ def test_every_file_of_engine_is_in_a_room():
 def test_ruff_finds_nothing(arguments):
     ended = subprocess.run([sys.executable, "-m", "ruff", *arguments, "."], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout
+
+
+def test_mypy_finds_nothing():
+    """In what pyproject.toml names, keeping_to.py too; what it has read is kept from one run of the tests to the next."""
+    cache = Path(tempfile.gettempdir()) / f"mypy_of_fat_{os.getuid()}"
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(cache)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert int(re.search(r"in (\d+) source files", ended.stdout)[1]) > 150
 
 
 def nodes_of_code():
@@ -144,7 +163,7 @@ ENDS = {  # where a process ends itself
     "utils/signals.py",  # a loading process whose parent is gone
     "utils/processes/group.py",  # one whose launcher is gone while it waits for the others
     "data/workers.py",  # a loading process that cannot say its error
-    "scripts/predict.py",  # with a signal's status, after what it has done is said
+    "scripts/parts/predict/predicting.py",  # with a signal's status, after what it has done is said
 }
 
 
@@ -188,6 +207,7 @@ def test_every_requirement_is_imported():
         "huggingface_hub",
         "safetensors",
         "wandb",
+        "faster_coco_eval",
         "onnx",
         "onnxscript",
         "onnxruntime",
@@ -249,6 +269,16 @@ def test_every_script_ends_in_one_way():
         text = path.read_text()
         assert "__main__" not in text or "    run_script(" in text, path
         assert "ArgumentParser(description" not in text, path
+
+
+def test_errors_keep_their_cause():
+    """Whoever looks for it with FAT_TRACEBACK=1 finds the line that failed first."""
+    hiding = {
+        str(path)
+        for path, node in nodes_of_code()
+        if isinstance(node, ast.Raise) and isinstance(node.cause, ast.Constant) and node.cause.value is None
+    }
+    assert not hiding
 
 
 CUTS = ("split", "rsplit", "partition", "rpartition", "replace", "removeprefix", "removesuffix")

@@ -5,12 +5,12 @@ from typing import Callable, NamedTuple
 from yacs.config import CfgNode
 
 from .errors import ConfigError
-from .schema import FIXED
+from .schema import BY_INDEX, FORMATS_WITH_OWN_ORDER, LIST, VALIDATION
 
-TRAIN = ("train", "check")
-LOAD = (*TRAIN, "benchmark_data")  # those that open the training images
-READ = (*LOAD, "eval")  # those that open any
-EVAL = ("eval",)
+TRAINING = ("train", "check")
+LOADING = (*TRAINING, "benchmark_data")  # those that open the training images
+READING = (*LOADING, "eval")  # those that open any
+EVALUATION = ("eval",)
 INFERENCE = ("eval", "throughput")
 
 INTERPOLATIONS_OF_CV2 = ("bilinear", "bicubic")
@@ -52,11 +52,11 @@ def mixes(c: CfgNode) -> bool:
 
 
 # fmt: off
-conflict(EVAL, lambda c: not (c.MODEL.RESUME or c.MODEL.PRETRAINED),
+conflict(EVALUATION, lambda c: not (c.MODEL.RESUME or c.MODEL.PRETRAINED),
     "--eval: there are no weights to evaluate; add --resume path/to/best.pth")
-conflict(EVAL, lambda c: c.TEST.KNN and c.TEST.FUSED,
+conflict(EVALUATION, lambda c: c.TEST.KNN and c.TEST.FUSED,
     "TEST.KNN compares features, which the deployed form (--fused) does not give; leave one of them out")
-conflict(EVAL, lambda c: c.TEST.KNN and c.TEST.ENGINE != "torch",
+conflict(EVALUATION, lambda c: c.TEST.KNN and c.TEST.ENGINE != "torch",
     "TEST.KNN compares features, which --engine {c.TEST.ENGINE} does not give; leave one of them out")
 conflict(INFERENCE, lambda c: c.TEST.ENGINE == "onnxruntime" and asks_for(c, "bfloat16", "float16"),
     "--engine onnxruntime computes in float32, but AMP.DTYPE is {c.AMP.DTYPE}; add --disable_amp, or use openvino for bfloat16")
@@ -64,34 +64,48 @@ conflict(INFERENCE, lambda c: c.TEST.ENGINE == "openvino" and asks_for(c, "float
     "--engine openvino computes in float32 or bfloat16, but AMP.DTYPE is float16; set it to bfloat16, or add --disable_amp")
 conflict(("throughput",), lambda c: c.TRAIN.COMPILE is True and c.TEST.ENGINE != "torch",
     "TRAIN.COMPILE compiles torch's model, which --engine {c.TEST.ENGINE} does not call; leave one of them out")
-conflict(EVAL, lambda c: c.TEST.KNN and c.TEST.SETS and "val" not in c.TEST.SETS,
+conflict(EVALUATION, lambda c: c.TEST.KNN and c.TEST.SETS and "val" not in c.TEST.SETS,
     "TEST.KNN is about the validation images; add val to TEST.SETS, or leave it out")
-conflict(TRAIN, lambda c: c.TRAIN.COMPILE is True and c.TRAIN.USE_CHECKPOINT,
+conflict(TRAINING, lambda c: max(c.TRAIN.WARMUP_LR, c.TRAIN.MIN_LR) > c.TRAIN.BASE_LR,
+    "TRAIN.WARMUP_LR and TRAIN.MIN_LR: {c.TRAIN.WARMUP_LR} and {c.TRAIN.MIN_LR}; they must not be above TRAIN.BASE_LR, {c.TRAIN.BASE_LR}")
+conflict(TRAINING, lambda c: c.TRAIN.COMPILE is True and c.TRAIN.USE_CHECKPOINT,
     "TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkpoint); switch one of them off")
-conflict(TRAIN, lambda c: c.TRAIN.WARMUP_EPOCHS >= c.TRAIN.EPOCHS,
+conflict(TRAINING, lambda c: c.TRAIN.WARMUP_EPOCHS >= c.TRAIN.EPOCHS,
     "TRAIN.WARMUP_EPOCHS is {c.TRAIN.WARMUP_EPOCHS}, TRAIN.EPOCHS {c.TRAIN.EPOCHS}; the warmup must be shorter than "
     "the run")
-conflict(TRAIN, lambda c: c.DISTILL.WEIGHTS and not c.DISTILL.TEACHER,
+conflict(TRAINING, lambda c: c.TRAIN.WARMUP_UPDATES and c.TRAIN.WARMUP_EPOCHS,
+    "TRAIN.WARMUP_UPDATES is {c.TRAIN.WARMUP_UPDATES}, TRAIN.WARMUP_EPOCHS {c.TRAIN.WARMUP_EPOCHS}; set one of them to 0")
+conflict(TRAINING, lambda c: (c.TRAIN.LR_SCHEDULER.NAME == "multistep") != bool(c.TRAIN.LR_SCHEDULER.MILESTONES),
+    "TRAIN.LR_SCHEDULER.MILESTONES belong to TRAIN.LR_SCHEDULER.NAME multistep, which is {c.TRAIN.LR_SCHEDULER.NAME}; set both, or "
+    "neither")
+conflict(TRAINING, lambda c: c.DISTILL.WEIGHTS and not c.DISTILL.TEACHER,
     "DISTILL.WEIGHTS are given, but no DISTILL.TEACHER, timm's name of the model; add it")
-conflict(LOAD, lambda c: mixes(c) and c.AUG.SPLITS,
+conflict(LOADING, lambda c: mixes(c) and c.AUG.SPLITS,
     "AUG.SPLITS is {c.AUG.SPLITS}, whose loss compares views of one image, which mixup and cutmix would mix with "
     "another; set AUG.MIXUP and AUG.CUTMIX to 0 (AUG.CUTMIX_MINMAX to []), or AUG.SPLITS to 0")
-conflict(LOAD, lambda c: c.TRAIN.LOSS != "ce" and c.AUG.SPLITS,
+conflict(LOADING, lambda c: c.TRAIN.LOSS != "ce" and c.AUG.SPLITS,
     "TRAIN.LOSS is {c.TRAIN.LOSS}, but AUG.SPLITS {c.AUG.SPLITS} brings its own loss; set one of them back")
-conflict(LOAD, lambda c: c.TRAIN.BCE_TARGET_THRESH and c.TRAIN.LOSS != "bce",
+conflict(LOADING, lambda c: c.TRAIN.BCE_TARGET_THRESH and c.TRAIN.LOSS != "bce",
     "TRAIN.BCE_TARGET_THRESH belongs to TRAIN.LOSS bce, which is {c.TRAIN.LOSS}; set it to 0, or the loss to bce")
-conflict(LOAD, lambda c: mixes(c) and c.DATA.BATCH_SIZE % 2,
+conflict(LOADING, lambda c: mixes(c) and c.DATA.BATCH_SIZE % 2,
     "DATA.BATCH_SIZE (--batch-size) is {c.DATA.BATCH_SIZE}, but mixup and cutmix mix pairs; use an even one, or set "
     "AUG.MIXUP and AUG.CUTMIX to 0")
-conflict(LOAD, lambda c: c.AUG.REPEATS > 1 and c.DATA.CACHE_MODE == "part",
+conflict(LOADING, lambda c: c.AUG.REPEATS > 1 and c.DATA.CACHE_MODE == "part",
     "AUG.REPEATS contradicts DATA.CACHE_MODE part, which has another order of the images; use full or no")
-conflict(LOAD, lambda c: c.DATA.BATCH_SIZE == 1,
+conflict(LOADING, lambda c: c.DATA.BATCH_SIZE == 1,
     "DATA.BATCH_SIZE (--batch-size) is 1; BatchNorm cannot train on one image, use 2 or more")
-conflict(LOAD, lambda c: c.DATA.BACKEND != "pil" and c.DATA.INTERPOLATION not in INTERPOLATIONS_OF_CV2,
+conflict(LOADING, lambda c: c.DATA.BACKEND != "pil" and c.DATA.INTERPOLATION not in INTERPOLATIONS_OF_CV2,
     "DATA.INTERPOLATION is '{c.DATA.INTERPOLATION}', but DATA.BACKEND cv2 has "
     f"{' and '.join(INTERPOLATIONS_OF_CV2)} only; use one, or pil")
-conflict(READ, lambda c: c.DATA.ZIP_MODE and format_of(c) not in ("imagenet", "folder", "zip"),
+conflict(READING, lambda c: c.DATA.ZIP_MODE and format_of(c) not in ("imagenet", "folder", "zip"),
     "DATA.ZIP_MODE (--zip) contradicts DATA.DATASET {c.DATA.DATASET}; leave it out, or set DATA.DATASET zip")
-conflict(READ, lambda c: c.DATA.CLASS_MAP and format_of(c) in FIXED,
+conflict(READING, lambda c: c.DATA.CLASS_MAP and format_of(c) in FORMATS_WITH_OWN_ORDER,
     "DATA.CLASS_MAP: the classes of {c.DATA.DATASET} are fixed; leave it out")
+conflict(READING, lambda c: c.DATA.LIST and format_of(c) != LIST,
+    "DATA.LIST is read by DATA.DATASET list, which is {c.DATA.DATASET}; set it to list, or leave the key out")
+conflict(READING, lambda c: c.DATA.VAL_SHARE and format_of(c) not in BY_INDEX,
+    "DATA.VAL_SHARE takes images by their files, which DATA.DATASET {c.DATA.DATASET} does not have one by one; leave it out")
+conflict(READING, lambda c: c.DATA.VAL_SHARE and (c.DATA.VAL_SPLIT != VALIDATION or c.DATA.TRAIN_SPLIT == VALIDATION),
+    "DATA.VAL_SHARE takes the validation images from DATA.TRAIN_SPLIT, {c.DATA.TRAIN_SPLIT}, but DATA.VAL_SPLIT is "
+    "{c.DATA.VAL_SPLIT}; set it, or the share, back")
 # fmt: on

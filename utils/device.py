@@ -32,7 +32,8 @@ def use_deterministic_algorithms() -> None:
     """Makes torch use only algorithms that give the same bits in each run; one that has none raises a RuntimeError."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA is first used
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over each new tensor, which all here write to
+    # a pass over each new tensor, which all here write to; torch makes a property of it that no checker sees
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 
 

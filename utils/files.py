@@ -6,9 +6,9 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator, Optional
+from typing import Any, BinaryIO, Iterator, Optional, TypeGuard, Union
 
-from .errors import OutputError
+from .errors import DataError, OutputError, UserError
 
 OF_THE_MACHINE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)
 
@@ -51,7 +51,7 @@ def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None, flag: st
             temporary.unlink(missing_ok=True)
 
 
-def is_of_the_machine(error: BaseException) -> bool:
+def is_of_the_machine(error: BaseException) -> TypeGuard[OSError]:
     """Whether a file could not be read for reasons that are not the file's: another attempt may succeed."""
     return isinstance(error, OSError) and error.errno in OF_THE_MACHINE
 
@@ -61,18 +61,31 @@ def unreadable_now(path: object, error: OSError) -> OutputError:
     return OutputError(str(path), f"cannot be read just now ({error.strerror})", "start the same command again")
 
 
+def unreadable(where: object, error: OSError, remedy: str, kind: type[UserError] = DataError) -> UserError:
+    """The error of a file that cannot be read: of this `kind`, unless it `is_of_the_machine`."""
+    if is_of_the_machine(error):
+        return unreadable_now(where, error)
+    return kind(str(where), f"cannot be read ({error.strerror or error})", remedy)
+
+
 def unwritable(path: os.PathLike, error: OSError, flag: str = "--output") -> OutputError:
-    return OutputError(f"{path}: cannot be written ({error.strerror or error}); free space or change {flag}")
+    return OutputError(str(path), f"cannot be written ({error.strerror or error})", f"free space or change {flag}")
 
 
-def require_no_device(path: os.PathLike) -> None:
+def unwritable_folder(path: os.PathLike, error: OSError) -> OutputError:
+    """The error of a run's folder."""
+    reason = f"cannot be written to ({error.strerror or error})"
+    return OutputError(str(path), reason, "change --output or its permissions")
+
+
+def require_no_device(path: Union[str, os.PathLike]) -> None:
     """Raises OSError for a pipe or a device, which reading would wait at for ever."""
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OSError(errno.EINVAL, "is no regular file", str(path))
 
 
-def open_regular(path: os.PathLike) -> BinaryIO:
+def open_regular(path: Union[str, os.PathLike]) -> BinaryIO:
     """The file, open for reading. Raises OSError as `open` does, and for a pipe or a device."""
     require_no_device(path)
     return open(path, "rb")

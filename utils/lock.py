@@ -6,8 +6,10 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import NoReturn, Optional, TextIO
 
 from .errors import OutputError
+from .files import unwritable_folder
 
 NAME = ".lock"
 
@@ -22,7 +24,7 @@ class RunLock:
     def __init__(self, directory: Path, flag: str = "--tag"):
         self.path = directory / NAME
         self.flag = flag  # gives another folder
-        self.file = None
+        self.file: Optional[TextIO] = None
 
     def acquire(self) -> None:
         """Makes the folder if there is none, and takes it.
@@ -56,11 +58,9 @@ class RunLock:
             self.file.close()
             self.file = None
 
-    def _refuse(self, error: OSError):
+    def _refuse(self, error: OSError) -> NoReturn:
         self.release()
-        raise OutputError(
-            f"{self.path.parent}: cannot be written to or locked ({error.strerror or error}); change --output or its permissions"
-        ) from None
+        raise unwritable_folder(self.path.parent, error) from error
 
 
 def _describe(holder: str) -> str:

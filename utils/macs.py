@@ -22,10 +22,10 @@ class Complexity:
     uncounted: str = ""
 
     def __str__(self) -> str:
-        if self.macs is None:
-            return f"{self.params / 1e6:.2f} M parameters, MACs not counted ({self.uncounted})"
+        if self.macs is None or self.conv_macs is None:
+            return f"{self.params:,} parameters, MACs not counted ({self.uncounted})"
         return (
-            f"{self.params / 1e6:.2f} M parameters, {self.conv_macs / 1e9:.3f} GMACs in convolutions "
+            f"{self.params:,} parameters, {self.conv_macs / 1e9:.3f} GMACs in convolutions "
             f"({self.macs / 1e9:.3f} with attention and linear layers)"
         )
 

@@ -131,4 +131,5 @@ def corruption_errors(
         found = errors.get(corruption, {})
         whole = all(severity in found for severity in severities)
         each[corruption] = 100 * sum(found[s] for s in severities) / len(severities) / reference if whole else None
-    return each, None if None in each.values() or not each else sum(each.values()) / len(each)
+    measured = [error for error in each.values() if error is not None]
+    return each, sum(measured) / len(measured) if measured and len(measured) == len(each) else None

@@ -22,7 +22,7 @@ def montage(
     """
     scale, shift = torch.tensor(std).view(3, 1, 1), torch.tensor(mean).view(3, 1, 1)
     pixels = ((images.cpu().float() * scale + shift).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()
-    return grid(pixels, captions, max(96, images.shape[-1]), columns)
+    return grid(list(pixels), captions, max(96, images.shape[-1]), columns)
 
 
 def grid(pictures: Sequence[np.ndarray], captions: Sequence[str], side: int, columns: int) -> np.ndarray:
@@ -54,8 +54,9 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
     low, high = float(heat.min()), float(heat.max())
     if high - low <= 1e-6 * max(abs(low), abs(high)):
         return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    levels = ((heat - low) / (high - low) * 255).astype(np.float32)
-    levels = cv2.resize(levels, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    levels = cv2.resize(
+        ((heat - low) / (high - low) * 255).astype(np.float32), picture.shape[1::-1], interpolation=cv2.INTER_LINEAR
+    )
     colours = cv2.applyColorMap(levels.round().astype(np.uint8), cv2.COLORMAP_JET)
     return cv2.addWeighted(picture, 0.5, cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), 0.5, 0)
 
@@ -87,3 +88,50 @@ def encode_png(picture: np.ndarray) -> bytes:
 def encode_jpeg(picture: np.ndarray) -> bytes:
     """An RGB picture (height, width, 3) as a JPEG file's bytes, in a quality for looking at."""
     return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+
+
+def pixels_of(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """A normalised image (3, height, width) as an RGB picture (height, width, 3), uint8."""
+    scale, shift = torch.tensor(std).view(3, 1, 1), torch.tensor(mean).view(3, 1, 1)
+    levels = (image.cpu().float() * scale + shift) * 255
+    return levels.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+
+
+def fitted(picture: np.ndarray, side: int) -> tuple[np.ndarray, float]:
+    """The picture made smaller, if its longer side has more than so many px, and the factor."""
+    scale = min(1.0, side / max(picture.shape[:2]))
+    size = [max(1, round(length * scale)) for length in picture.shape[1::-1]]
+    return (cv2.resize(picture, size, interpolation=cv2.INTER_AREA) if scale < 1 else picture), scale
+
+
+def draw_boxes(
+    picture: np.ndarray,
+    boxes: Sequence[Sequence[float]],
+    colours: Sequence[Sequence[int]],
+    captions: Sequence[str] = (),
+) -> np.ndarray:
+    """A copy of an RGB picture with boxes (x1, y1, x2, y2 in px), each in its colour and with its caption, if there are any."""
+    drawn = np.ascontiguousarray(picture).copy()
+    for number, (box, colour) in enumerate(zip(boxes, colours, strict=True)):
+        x1, y1, x2, y2 = (int(round(value)) for value in box)
+        cv2.rectangle(drawn, (x1, y1), (x2, y2), tuple(colour), 2)
+        if captions:
+            text = captions[number].encode("ascii", "replace").decode()
+            place = (x1 + 2, max(y1 - 4, 11))
+            cv2.putText(drawn, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 3, cv2.LINE_AA)
+            cv2.putText(drawn, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+    return drawn
+
+
+def draw_masks(picture: np.ndarray, masks: np.ndarray, colours: Sequence[Sequence[int]]) -> np.ndarray:
+    """A copy of an RGB picture with masks (N, height, width), each half transparent in its colour."""
+    drawn = np.ascontiguousarray(picture).copy()
+    for mask, colour in zip(masks.astype(bool), colours, strict=True):
+        drawn[mask] = (drawn[mask] * 0.5 + np.array(colour) * 0.5).astype(np.uint8)
+    return drawn
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    """A colour (RGB) by a number, such as a label's; neighbours differ."""
+    hue = np.uint8([[[number * 67 % 180, 220, 230]]])
+    return tuple(int(level) for level in cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0])

@@ -39,10 +39,11 @@ def seed_cpu(*parts: int) -> None:
 
 def get_rng_state() -> dict[str, Any]:
     """The states of all global generators as plain values and tensors."""
-    algorithm, keys, position, has_gauss, cached_gaussian = np.random.get_state()
+    numpy = np.random.get_state(legacy=False)
+    keys, position = torch.from_numpy(numpy["state"]["key"].astype(np.int64)), numpy["state"]["pos"]
     return {
         "python": random.getstate(),
-        "numpy": (algorithm, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached_gaussian),
+        "numpy": (numpy["bit_generator"], keys, position, numpy["has_gauss"], numpy["gauss"]),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }

@@ -11,10 +11,11 @@ from yacs.config import CfgNode
 from .config import load_config
 from .ending import say
 from .errors import DataError, one_line
-from .files import require_no_device
+from .files import require_no_device, unreadable
 
 RECORDS = "metrics.jsonl"  # a line for each start, log line and end of an epoch
 CONFIG = "config.yaml"
+SPLIT = "split.csv"  # which images DATA.VAL_SHARE has put on which side
 RESULT = "result.json"  # in the folder of a finished run
 EVAL = "eval.json"  # of main.py --eval
 MISTAKES = "mistakes.json"  # what the last evaluation showed besides figures
@@ -83,7 +84,7 @@ def read_records(run: Path, is_record: Callable[[Any], bool]) -> tuple[Records, 
         require_no_device(path)
         lines = path.read_text(errors="replace").splitlines()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); {HINT}") from error
+        raise unreadable(path, error, HINT) from error
     records: Records = {kind: [] for kind in NEEDED}
     others = []
     for line in lines:

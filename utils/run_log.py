@@ -10,8 +10,7 @@ import numpy as np
 from termcolor import colored
 from tqdm import tqdm
 
-from .errors import OutputError
-from .files import Appender, atomic_write, write_text
+from .files import Appender, atomic_write, unwritable_folder, write_text
 from .loggers import Logger, create_loggers
 from .pictures import encode_png
 from .run_files import RECORDS
@@ -89,9 +88,7 @@ class RunLog:
                 self._refuse(error)
 
     def _refuse(self, error: OSError) -> NoReturn:
-        raise OutputError(
-            f"{self.directory}: cannot be written to ({error.strerror or error}); change --output or its permissions"
-        ) from None
+        raise unwritable_folder(self.directory, error) from error
 
     def info(self, message: str) -> None:
         self._line(message, None)

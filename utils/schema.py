@@ -1,6 +1,6 @@
 """Every config key, once: its name, default, rule, role and meaning.
 
-The defaults are the paper's ImageNet recipe for 8 processes. Names follow Swin's config, which the released FAT code
+The defaults are the paper's ImageNet recipe for 8 processes, but for what differs between its models (see configs/). Names follow Swin's config, which the released FAT code
 uses; `MODEL.FAT` has the released lower-case names. What keys must not say together is in `utils.conflicts`.
 """
 
@@ -16,7 +16,11 @@ from yacs.config import CfgNode
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 BACKENDS = ("pil", "cv2", "nvimgcodec")
 ENGINES = ("torch", "onnxruntime", "openvino")
-FIXED = ("cifar10", "cifar100", "synthetic")  # formats whose classes have their order from elsewhere
+# Formats whose classes have their order from elsewhere.
+FORMATS_WITH_OWN_ORDER = ("cifar10", "cifar100", "synthetic", "coco")
+VALIDATION = "val"  # the split of the validation images, where no other is named
+LIST = "list"  # the format whose labels are a list
+BY_INDEX = ("imagenet", "folder", "zip", "tar", "hfds", LIST)  # formats of image files that are read by index
 
 
 class Role(enum.Enum):
@@ -141,9 +145,22 @@ CELL = Rule(
     "empty, or a config's path below configs/ without .yaml, such as fat_b0", lambda value: not value or is_cell(value)
 )
 SECONDS = Rule("between 3 and 86400 seconds", lambda value: 3 <= value <= 86400)
+# The names of `utils.loggers.LOGGERS`, which is imported only when a run begins.
 LOGGERS = Rule("names among csv, wandb, each once", lambda v: len(set(v)) == len(v) and set(v) <= {"csv", "wandb"})
 MODEL_NAME = Rule(
     "a model's name", lambda value: value and not {".", ".."} & set(value.split("/")) and not value.startswith("/")
+)
+POSITIVES = Rule(
+    "a list of numbers greater than 0, each once",
+    lambda v: bool(v) and all(isinstance(n, (int, float)) and n > 0 for n in v) and len(set(v)) == len(v),
+)
+LONG_SHORT = Rule(
+    "two whole numbers between 32 and 16384, the larger first",
+    lambda v: len(v) == 2 and all(type(n) is int for n in v) and 32 <= v[1] <= v[0] <= 16384,
+)
+MILESTONES = Rule(
+    "a list of numbers greater than 0, rising",
+    lambda v: all(isinstance(n, (int, float)) and n > 0 for n in v) and list(v) == sorted(set(v)),
 )
 COMPILE_MODE = one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -165,12 +182,17 @@ key("PRINT_FREQ", 10, POSITIVE, RUN, "updates between two lines of the log")
 key("LOGGERS", [], LOGGERS, RUN, "besides TensorBoard: csv, wandb (Weights & Biases, whose own WANDB_... variables say where to)")
 
 key("DATA.DATASET", "imagenet", ANY, IMAGES,
-    "imagenet or folder (train/ and val/ with a folder per class), zip, tar, wds, hfds, cifar10, cifar100, synthetic")
+    "imagenet or folder (train/ and val/ with a folder per class), list, zip, tar, wds, hfds, cifar10, cifar100, synthetic; "
+    "TASK detection: coco")
 key("DATA.DATA_PATH", "", PATH, IMAGES, "where it lies")
+key("DATA.LIST", "", PATH, IMAGES, "list: the list in DATA_PATH; empty: DATA_PATH is the list, or has one for each split")
 key("DATA.TRAIN_SPLIT", "train", NOT_EMPTY, IMAGES, "its split in DATA_PATH: a folder, archive, pattern of shards, split of a hub's set")
-key("DATA.VAL_SPLIT", "val", NOT_EMPTY, IMAGES, "the same of the validation images")
+key("DATA.VAL_SPLIT", VALIDATION, NOT_EMPTY, IMAGES, "the same of the validation images")
+key("DATA.VAL_SHARE", 0.0, BELOW_ONE, IMAGES,
+    "share of each class' images of TRAIN_SPLIT that are validation images, instead of VAL_SPLIT; 0: none")
+key("DATA.VAL_SEED", 0, NOT_NEGATIVE, IMAGES, "VAL_SHARE: chooses them, with their names alone; SEED does not")
 key("DATA.COLUMNS", ["image", "label"], COLUMNS, IMAGES,
-    "of hfds: columns; of wds: members by their suffixes, such as [rgb.png, cls]; image and label stand for the usual ones")
+    "of hfds, list: columns; of wds: members by their suffixes, such as [rgb.png, cls]; image and label stand for the usual ones")
 key("DATA.ZIP_MODE", False, ANY, IMAGES, "True: the same as DATASET zip, for imagenet")
 key("DATA.CACHE_MODE", "no", one_of("no", "full", "part"), NUMERICS,
     "zip, tar: files in memory: no, full (all in each process), part (each process has its share, and trains on it)")
@@ -201,6 +223,8 @@ key("DATA.SYNTHETIC_IMAGES", 1024, POSITIVE, IMAGES, "images in each split of th
 
 key("MODEL.TYPE", "fat", one_of("fat", "timm"), MODEL, "fat, or timm for any timm model by name")
 key("MODEL.NAME", "fat_b0", MODEL_NAME, MODEL, "registered name")
+key("MODEL.HEAD", "", ANY, MODEL,
+    "what stands on the backbone MODEL.NAME: semantic_fpn, upernet (TASK segmentation), retinanet, mask_rcnn (TASK detection)")
 key("MODEL.NUM_CLASSES", 0, NOT_NEGATIVE, IMAGES, "0: as many as the data set has")
 key("MODEL.PRETRAINED", "", PATH, RECIPE, "weights to start from; a head of another size is initialised anew")
 key("MODEL.RESUME", "", PATH, RUN,
@@ -228,6 +252,7 @@ key("MODEL.FAT.distilled", False, ANY, MODEL, "a second head, which DISTILL's te
 
 key("TRAIN.EPOCHS", 300, POSITIVE, RECIPE, "passes over the training images")
 key("TRAIN.WARMUP_EPOCHS", 20, NOT_NEGATIVE, RECIPE, "epochs in which the LR rises from WARMUP_LR")
+key("TRAIN.WARMUP_UPDATES", 0, NOT_NEGATIVE, RECIPE, "the same in updates, with WARMUP_EPOCHS 0; 0: not used")
 key("TRAIN.BASE_LR", 5e-4, POSITIVE, RECIPE, "this LR and the next two are per 512 images of the global batch")
 key("TRAIN.WARMUP_LR", 5e-7, NOT_NEGATIVE, RECIPE, "the first LR")
 key("TRAIN.MIN_LR", 5e-6, NOT_NEGATIVE, RECIPE, "the last LR")
@@ -258,11 +283,14 @@ key("TRAIN.SAVE_EVERY_STEPS", 0, NOT_NEGATIVE, RUN,
 key("TRAIN.SAVE_EVERY_MINUTES", 30.0, NOT_NEGATIVE, RUN, "the same by the clock; 0: not")
 key("TRAIN.NONFINITE", "raise", one_of("raise", "skip", "rollback"), NUMERICS,
     "loss or gradient not finite: raise, skip (that update), rollback (to the last save, without it)")
-key("TRAIN.LR_SCHEDULER.NAME", "cosine", one_of("cosine", "linear", "step"), RECIPE, "cosine, linear, step")
+key("TRAIN.LR_SCHEDULER.NAME", "cosine", one_of("cosine", "linear", "poly", "step", "multistep"), RECIPE,
+    "cosine, linear, poly, step, multistep")
 key("TRAIN.LR_SCHEDULER.WARMUP_PREFIX", False, ANY, RECIPE,
     "False: the warmup hides the schedule's start, so the LR jumps after it")
 key("TRAIN.LR_SCHEDULER.DECAY_EPOCHS", 30, POSITIVE, RECIPE, "step: epochs between two")
-key("TRAIN.LR_SCHEDULER.DECAY_RATE", 0.1, FRACTION, RECIPE, "step: factor of each")
+key("TRAIN.LR_SCHEDULER.DECAY_RATE", 0.1, FRACTION, RECIPE, "step, multistep: factor of each")
+key("TRAIN.LR_SCHEDULER.POWER", 0.9, POSITIVE, RECIPE, "poly: the LR falls with (1 - progress) to this power")
+key("TRAIN.LR_SCHEDULER.MILESTONES", [], MILESTONES, RECIPE, "multistep: epochs after which the LR falls by DECAY_RATE")
 key("TRAIN.OPTIMIZER.NAME", "adamw", ANY, RECIPE, "any of timm's; fused* ones need NVIDIA apex")
 key("TRAIN.OPTIMIZER.EPS", 1e-8, POSITIVE, RECIPE, "optimizers with epsilon")
 key("TRAIN.OPTIMIZER.BETAS", [0.9, 0.999], BETAS, RECIPE, "optimizers with two betas")
@@ -303,6 +331,27 @@ key("AUG.CUTMIX_MINMAX", [], MINMAX, RECIPE, "least and largest side of a patch,
 key("AUG.MIXUP_PROB", 1.0, PROBABILITY, RECIPE, "of mixup or cutmix")
 key("AUG.MIXUP_SWITCH_PROB", 0.5, PROBABILITY, RECIPE, "of cutmix where both are on")
 key("AUG.MIXUP_MODE", "batch", one_of("batch", "pair", "elem"), RECIPE, "what has one share: batch, pair, elem")
+
+# TASK segmentation
+key("SEG.CLASSES", "", PATH, IMAGES,
+    "names of the classes: a text file with a name per line, or ade20k, cityscapes, voc")
+key("SEG.IGNORE", 255, NOT_NEGATIVE, IMAGES, "the value of pixels in a mask that count nowhere")
+key("SEG.REDUCE_ZERO_LABEL", False, ANY, IMAGES, "0 in a mask counts nowhere too, and 1 is the first class")
+key("SEG.SCALE", [2048, 512], LONG_SHORT, VIEW, "images are resized to fit into a longer and a shorter side of so many px")
+key("SEG.RATIO_RANGE", [0.5, 2.0], RANGE, RECIPE, "in training SCALE times a factor between these; DATA.IMG_SIZE is the crop")
+key("SEG.CAT_MAX_RATIO", 0.75, FRACTION, RECIPE, "largest share of a class in a crop, of ten tries; 1: any")
+key("SEG.PHOTOMETRIC", True, ANY, RECIPE, "brightness, contrast, saturation and hue are changed, each for half of the images")
+key("SEG.MODE", "whole", one_of("whole", "slide"), VIEW, "evaluation sees the image whole, or through windows of DATA.IMG_SIZE")
+key("SEG.STRIDE", 0, NOT_NEGATIVE, VIEW, "px from a window to the next; 0: two thirds of DATA.IMG_SIZE")
+key("SEG.SCALES", [1.0], POSITIVES, VIEW, "factors of SCALE at which evaluation sees an image; the mean of the probabilities counts")
+
+# TASK detection
+key("DET.MAX_SIZE", 1333, POSITIVE, MODEL, "px of an image's longer side at most, where its shorter one has DATA.IMG_SIZE")
+key("DET.MIN_SIZE", 0, SIDE_OR_0, RECIPE,
+    "training draws an image's shorter side between it and DATA.IMG_SIZE; 0: that is DATA.IMG_SIZE")
+key("DET.EMPTY_IMAGES", False, ANY, RECIPE, "train on images without objects, too")
+key("DET.AP_BY", "pycocotools", one_of("pycocotools", "faster_coco_eval"), EVALUATION,
+    "the package that computes AP; faster_coco_eval gives the same figures sooner")
 
 key("TEST.FUSED", False, ANY, EVALUATION,
     "--eval, --throughput: the deployed form, models.fuse(model), instead of the trained one")

@@ -71,5 +71,6 @@ def end_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, see prctl(2)
-    if os.getppid() != multiprocessing.parent_process().pid:  # it ended before that
+    parent = multiprocessing.parent_process()
+    if parent and os.getppid() != parent.pid:  # it ended before that
         os._exit(1)

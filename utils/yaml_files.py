@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from .errors import ConfigError, one_line
+from .files import unreadable
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
@@ -37,6 +38,6 @@ def read_yaml(path: Path, where: str, remedy: str) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
     except OSError as error:
-        raise ConfigError(f"{where}: cannot be read ({error.strerror}); {remedy}") from error
+        raise unreadable(where, error, remedy, ConfigError) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: is no YAML file that can be read ({one_line(error)}); correct it") from error

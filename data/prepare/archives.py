@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Optional
+from typing import BinaryIO, Optional, Union
 
 from utils.files import write_text
 
@@ -34,7 +34,7 @@ class Tar:
         member = tarfile.TarInfo(key)
         member.size = len(data)
         self.tar.addfile(member, BytesIO(data))
-        self.tar.members.clear()  # it keeps them all, which would be a gigabyte
+        self.tar.members.clear()  # type: ignore[attr-defined]  # it keeps them all, which would be a gigabyte
         return 0
 
     def close(self) -> None:
@@ -87,7 +87,10 @@ class Zip:
         return int(images.sizes.sum()) + len(images) * (LOCAL_HEADER + DIRECTORY) + 2 * names
 
 
-def write_archives(kind: type, splits: list[Images], output: Path) -> None:
+Kind = Union[type[Zip], type[Tar]]
+
+
+def write_archives(kind: Kind, splits: list[Images], output: Path) -> None:
     """
     Raises:
         OutputError: no room, now or in the middle; what is on the disk is gone on with.
@@ -106,7 +109,7 @@ def write_archives(kind: type, splits: list[Images], output: Path) -> None:
         target.with_name(f"{target.name}.journal").unlink(missing_ok=True)
 
 
-def _write(kind: type, images: Images, target: Path) -> None:
+def _write(kind: Kind, images: Images, target: Path) -> None:
     unfinished = target.with_name(f"{target.name}.unfinished")
     with writing(unfinished), Journal(unfinished, target.with_name(f"{target.name}.journal")) as journal:
         archive = kind(journal.archive, images, journal.crcs)
@@ -128,7 +131,7 @@ def _write(kind: type, images: Images, target: Path) -> None:
 def _entry(line: bytes, least: int, most: int) -> Optional[tuple[int, list[int]]]:
     """The archive's size and the new members' numbers that a line of a journal says; None if it is no whole line."""
     try:
-        entry = json.loads(line) if line.endswith(b"\n") else None
+        entry = json.loads(line) if line.endswith(b"\n") else {}
         size, crcs = entry["bytes"], entry["crcs"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None

@@ -11,6 +11,8 @@ from pathlib import Path
 from utils.cli import importing
 from utils.errors import DataError
 
+from ..sources.archive import read_member
+
 NAME = "ILSVRC2012_devkit_t12.tar.gz"
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 META = "data/meta.mat"
@@ -35,7 +37,7 @@ def read_devkit(path: Path) -> list[str]:
             for member in archive:
                 for wanted in (TRUTH, META):
                     if member.isfile() and ("/" + member.name).endswith("/" + wanted):
-                        found[wanted] = archive.extractfile(member).read()
+                        found[wanted] = read_member(archive, member)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; put {NAME} there, or leave out val by --splits train") from error
     except (OSError, EOFError, tarfile.TarError) as error:

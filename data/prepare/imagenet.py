@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Iterator, Sequence
 
 from utils.errors import DataError
+from utils.files import unreadable
 
 from ..class_maps import read_class_map
-from ..sources.archive import require_end
+from ..sources.archive import read_member, require_end
 from .devkit import NAME as DEVKIT
 from .devkit import read_devkit
 from .images import require_same_classes
 from .preparation import Progress, require_room, writing
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+Members = dict[str, tarfile.TarInfo]  # by name
 COUNTS = {"train": 1_281_167, "val": 50_000}
 
 
@@ -50,10 +52,12 @@ def unpack(source: Path, output: Path, splits: Sequence[str], partial: bool) -> 
             _readable(source / ARCHIVES[split]),
         ):
             if split == "train":
-                _unpack_train(archive, contents[split], unfinished, 0 if partial else COUNTS[split])
+                _unpack_train(
+                    source / ARCHIVES[split], archive, contents[split], unfinished, 0 if partial else COUNTS[split]
+                )
             else:
                 shutil.rmtree(unfinished, ignore_errors=True)
-                _unpack_val(archive, contents[split], truth, unfinished)
+                _unpack_val(source / ARCHIVES[split], archive, contents[split], truth, unfinished)
         if not partial:
             _require_whole(split, source / ARCHIVES[split], unfinished)
         other = output / ("train" if split == "val" else "val")
@@ -63,7 +67,7 @@ def unpack(source: Path, output: Path, splits: Sequence[str], partial: bool) -> 
             unfinished.rename(output / split)
 
 
-def _unpack_train(archive: tarfile.TarFile, members: dict, unfinished: Path, total: int) -> None:
+def _unpack_train(path: Path, archive: tarfile.TarFile, members: Members, unfinished: Path, total: int) -> None:
     with Progress("train", total) as progress:
         unfinished.mkdir(exist_ok=True)
         done = _finished(unfinished)
@@ -71,15 +75,13 @@ def _unpack_train(archive: tarfile.TarFile, members: dict, unfinished: Path, tot
         for name, member in sorted(members.items()):
             synset = name.removesuffix(".tar")
             if not name.endswith(".tar"):
-                raise DataError(
-                    f"{archive.name}: holds {name!r}, and should hold one .tar of each class; fetch it again"
-                )
+                raise DataError(f"{path}: holds {name!r}, and should hold one .tar of each class; fetch it again")
             if synset in done:
                 continue
             folder = unfinished / f".{synset}.tmp"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            where = f"{archive.name}: {name}"
+            where = f"{path}: {name}"
             with _readable(where), tarfile.open(fileobj=archive.extractfile(member), mode="r:") as images:
                 inner = _plain_members(images, where)
                 if not inner:
@@ -90,15 +92,13 @@ def _unpack_train(archive: tarfile.TarFile, members: dict, unfinished: Path, tot
             folder.rename(unfinished / synset)
 
 
-def _unpack_val(archive: tarfile.TarFile, members: dict, truth: list[str], unfinished: Path) -> None:
+def _unpack_val(path: Path, archive: tarfile.TarFile, members: Members, truth: list[str], unfinished: Path) -> None:
     with Progress("val", len(members)) as progress:
         unfinished.mkdir()
         for name, member in sorted(members.items()):
             number = name.removeprefix("ILSVRC2012_val_").removesuffix(".JPEG")
             if name != f"ILSVRC2012_val_{number}.JPEG" or not number.isdecimal() or not 0 < int(number) <= len(truth):
-                raise DataError(
-                    f"{archive.name}: holds {name!r}, of which the devkit says no class; fetch both of ILSVRC2012"
-                )
+                raise DataError(f"{path}: holds {name!r}, of which the devkit says no class; fetch both of ILSVRC2012")
             folder = unfinished / truth[int(number) - 1]
             folder.mkdir(exist_ok=True)
             progress.add(_copy(archive, member, folder / name))
@@ -129,7 +129,7 @@ def _members(path: Path) -> dict[str, tarfile.TarInfo]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; put ImageNet's {path.name} there, or choose among --splits") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        raise unreadable(path, error, "check its permissions") from error
     if not members:
         raise DataError(f"{path}: is empty; fetch it again")
     return members
@@ -154,7 +154,7 @@ def _plain_members(archive: tarfile.TarFile, where: object) -> dict[str, tarfile
 
 
 def _copy(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> int:
-    path.write_bytes(archive.extractfile(member).read())
+    path.write_bytes(read_member(archive, member))
     return member.size
 
 

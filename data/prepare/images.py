@@ -9,6 +9,7 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from utils.errors import DataError
+from utils.files import unreadable
 from utils.rng import fingerprint
 
 from ..sources.folder import FolderSource, Remedies
@@ -47,9 +48,7 @@ class Images:
             try:
                 found = os.stat(self.folder / key)
             except OSError as error:
-                raise DataError(
-                    f"{self.folder / key}: cannot be read ({error.strerror}); replace or remove the file"
-                ) from error
+                raise unreadable(self.folder / key, error, "replace or remove the file") from error
             self.sizes[i], times[i] = found.st_size, found.st_mtime_ns
         self.fingerprint = fingerprint(
             [*map(os.fsencode, map(self.key, range(len(self)))), self.sizes.tobytes(), times.tobytes()]

@@ -33,11 +33,11 @@ def write_parquet(splits: list[Images], output: Path, shard_bytes: int) -> None:
     with writing(folder):
         folder.mkdir(exist_ok=True)
     remove_unfinished(folder)
-    plans = []
+    plans: list[list[tuple[Path, list[int]]]] = []
     for images in splits:
-        shards = plan(range(len(images)), images.sizes, shard_bytes, len(images))
-        names = (f"{NAMES[images.split]}-{number:05d}-of-{len(shards):05d}.parquet" for number in range(len(shards)))
-        plans.append([(folder / name, indices) for name, indices in zip(names, shards)])
+        parts = plan(range(len(images)), images.sizes, shard_bytes, len(images))
+        names = (f"{NAMES[images.split]}-{number:05d}-of-{len(parts):05d}.parquet" for number in range(len(parts)))
+        plans.append([(folder / name, indices) for name, indices in zip(names, parts)])
     todo = [(images, indices) for images, shards in zip(splits, plans) for path, indices in shards if not path.exists()]
     require_room(output, sum(int(images.sizes[indices].sum()) + OVERHEAD * len(indices) for images, indices in todo))
     for images, shards in zip(splits, plans):

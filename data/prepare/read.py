@@ -10,14 +10,14 @@ import json
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Any, Iterator, Optional, Union
 
 from utils.cli import importing
 from utils.errors import DataError, UserError
 
 from ..class_maps import wordnet_ids
 from ..image_files import is_image, notes_of
-from ..sources.archive import describe_leading, inner_name, leading_folders, require_end
+from ..sources.archive import describe_leading, inner_name, leading_folders, read_member, require_end
 from ..sources.columns import file_in, key_of
 from ..sources.wds_members import USUAL, Parts, grouped
 from .images import read_folder
@@ -216,7 +216,13 @@ class Parquet:
         return classes, items()
 
 
-FORMATS = {"folder": Folder, "zip": Zip, "tar": Tar, "shards": Shards, "parquet": Parquet}
+FORMATS: dict[str, type[Union[Folder, Zip, Tar, Shards, Parquet]]] = {
+    "folder": Folder,
+    "zip": Zip,
+    "tar": Tar,
+    "shards": Shards,
+    "parquet": Parquet,
+}
 
 
 def guess(path: Path) -> str:
@@ -263,18 +269,21 @@ def _names_of_numbers(metadata: dict) -> Optional[list[str]]:
     return names and wordnet_ids(names)
 
 
-def _row(root: Path, image: object, label: object, classes: Optional[list[str]], number: str) -> Item:
+def _row(root: Path, image: Any, label: Any, classes: Optional[list[str]], number: str) -> Item:
     """A row of a parquet file, see `data.sources.hfds`; labels without names of their own are names."""
     if label is None or image is None:
         raise ValueError(f"has no {'label' if label is None else 'image'}")
     name = classes[label] if classes else label.decode() if isinstance(label, bytes) else str(label)
-    cell = image if isinstance(image, dict) else {"bytes": image} if isinstance(image, bytes) else {"path": image}
-    data, file = cell.get("bytes"), cell.get("path")
+    cell: dict[str, Any] = (
+        image if isinstance(image, dict) else {"bytes": image} if isinstance(image, bytes) else {"path": image}
+    )
+    data: Optional[bytes] = cell.get("bytes")
+    file: str = cell.get("path") or ""
     # as a conversion writes it; the label may be wrong
     has_class = classes and file and file.partition("/")[0] in classes
     key = file if has_class else key_of(file or number, name)
     if data is None:
-        data = file_in(root, file or "").read_bytes()
+        data = file_in(root, file).read_bytes()
     return key, label if classes else None, data
 
 
@@ -294,13 +303,12 @@ def _files_of(
         if not member.isfile():
             problems.append(f"{path}: {folder + name!r} is no plain file")
             continue
-        file = archive.extractfile(member)
         if name.endswith(".tar") and not folder:
-            with tarfile.open(fileobj=file, mode="r:") as inner:
+            with tarfile.open(fileobj=archive.extractfile(member), mode="r:") as inner:
                 yield from _files_of(path, inner, problems, contents, name[:-4] + "/")
         else:
-            yield folder + name, file.read() if contents else b""
-        archive.members.clear()
+            yield folder + name, read_member(archive, member) if contents else b""
+        archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps them all; typeshed does not list it
     require_end(archive)
 
 

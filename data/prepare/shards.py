@@ -8,7 +8,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Sequence
 
 import numpy as np
 
@@ -36,12 +36,12 @@ def write_shards(splits: list[Images], output: Path, shard_bytes: int, shard_ima
     with importing("webdataset"):
         from webdataset import TarWriter
 
-    plans = []
+    plans: list[list[tuple[Path, list[int]]]] = []
     for images in splits:
         shuffled = images.split == "train"
         order = np.random.default_rng(seed).permutation(len(images)) if shuffled else np.arange(len(images))
-        shards = plan(order.tolist(), _sizes(images), shard_bytes, shard_images)
-        plans.append([(output / f"{images.split}-{number:06d}.tar", indices) for number, indices in enumerate(shards)])
+        parts = plan(order.tolist(), _sizes(images), shard_bytes, shard_images)
+        plans.append([(output / f"{images.split}-{number:06d}.tar", indices) for number, indices in enumerate(parts)])
     missing = [
         int(_sizes(images)[indices].sum())
         for images, shards in zip(splits, plans)
@@ -60,7 +60,7 @@ def write_shards(splits: list[Images], output: Path, shard_bytes: int, shard_ima
                         for i, data in images.read_all(indices):
                             writer.write(sample(images, i, data))
                             progress.add(len(data))
-    info = {"classes": splits[0].classes, "splits": {}}
+    info: dict[str, Any] = {"classes": splits[0].classes, "splits": {}}
     for images, shards in zip(splits, plans):
         info["splits"][images.split] = {
             "name": images.split,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence
 
 from utils.errors import ConfigError, did_you_mean
-from utils.schema import FIXED
+from utils.schema import FORMATS_WITH_OWN_ORDER, LIST
 
 from ..class_order import CLASS_ORDERS, timm_map
 from ..decode import decode_image
@@ -17,37 +17,36 @@ from ..workers import waiting
 from .cifar import CIFARSource
 from .folder import FolderSource
 from .hfds import HfdsSource
+from .lists import Listing, ListSource
+from .source import AnySource, Format, StreamSource
 from .synthetic import SyntheticSource
 from .tar import TarSource
+from .val_share import ValShare, share_of
 from .wds import WdsSource
 from .zip import ZipSource
 
-SOURCES = {
+SOURCES: dict[str, Format] = {
     "imagenet": FolderSource,
     "folder": FolderSource,
     "zip": ZipSource,
     "tar": TarSource,
     "wds": WdsSource,
     "hfds": HfdsSource,
+    LIST: ListSource,
     "cifar10": CIFARSource,
     "cifar100": CIFARSource,
     "synthetic": SyntheticSource,
 }
 
 
-UNSEEN = ("hfds",)  # formats whose library does not say how far it is
+WITHOUT_PROGRESS = ("hfds",)  # formats whose library does not say how far it is
 
 
-def is_stream(source) -> bool:
-    """Whether a source is read in streams, not by index."""
-    return hasattr(source, "shards")
-
-
-def keys_of(source) -> list[str]:
+def keys_of(source: AnySource) -> list[str]:
     """The keys of all images; shards are read for them."""
-    if not is_stream(source):
-        return [source.key(index) for index in range(len(source))]
-    return [sample.key for shard in range(len(source.shards)) for sample in source.read(shard)]
+    if isinstance(source, StreamSource):
+        return [sample.key for shard in range(len(source.shards)) for sample in source.read(shard)]
+    return [source.key(index) for index in range(len(source))]
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,8 @@ class Opening:
     # one of `CLASS_ORDERS`: by which names the classes have their labels, without `class_to_idx` and where the set does not
     # name an order of its own
     class_order: str = "torchvision"
+    listing: Listing = Listing()  # of a list
+    share: Optional[ValShare] = None  # which part of the split's images is wanted; None: all
     timeout: float = 0.0  # seconds without a further file or folder after which the wait is an error; 0: none
 
 
@@ -71,7 +72,7 @@ def open_source(
     data_path: str,
     decode: Callable[[BinaryIO], Any] = decode_image,
     opening: Opening = Opening(),
-):
+) -> AnySource:
     """The images of one split.
 
     Args:
@@ -93,7 +94,7 @@ def open_source(
             f"DATA.CLASS_ORDER is {opening.class_order!r}; {did_you_mean(opening.class_order, CLASS_ORDERS)}"
         )
 
-    def opened(labels: Optional[Mapping[str, int]]):
+    def opened(labels: Optional[Mapping[str, int]]) -> AnySource:
         return SOURCES[name].open(
             dataset=name,
             split=split,
@@ -104,12 +105,18 @@ def open_source(
             outside_links=opening.outside_links,
             class_to_idx=labels,
             columns=opening.columns,
+            class_order=opening.class_order,
+            listing=opening.listing,
         )
 
-    with waiting(0.0 if name in UNSEEN else opening.timeout):
+    with waiting(0.0 if name in WITHOUT_PROGRESS else opening.timeout):
         source = opened(opening.class_to_idx)
-        if opening.class_order == "timm" and opening.class_to_idx is None and name not in FIXED:
+        if (
+            opening.class_order == "timm"
+            and opening.class_to_idx is None
+            and name not in (*FORMATS_WITH_OWN_ORDER, LIST)
+        ):
             labels = timm_map(source.classes)
             if labels is not None:  # the names are known when the set has been read, which is why it is read again
                 source = opened(labels)
-    return source
+        return share_of(source, opening.share) if opening.share else source

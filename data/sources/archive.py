@@ -6,13 +6,14 @@ import os
 import re
 import tarfile
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, BinaryIO, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 
 from utils.errors import DataError
 from utils.rng import fingerprint
 
+from ..cache import ImageCache
 from ..class_maps import unnamed_classes
 from ..image_files import is_hidden_or_tool, left_out
 from .reading import OR_SKIP, printable, read_image
@@ -47,7 +48,7 @@ class ArchiveSource:
         self.classes = list(classes)
         self.decode = decode
         self.notes: list[str] = []  # see `data.sources`
-        self.cache = None  # see `data.cache`
+        self.cache: Optional[ImageCache] = None
         # Arrays, not a list: workers share their memory, as no reference counts in it change.
         self.keys = np.array([os.fsencode(entry.key) for entry in entries])
         self.labels = np.array([entry.label for entry in entries])
@@ -110,7 +111,7 @@ def require_file(path: Path, what: str) -> None:
     raise DataError(f"{path}: no such file; {what}")
 
 
-def inner_name(path: Path, name: str) -> str:
+def inner_name(path: Union[str, Path], name: str) -> str:
     """A member's name, without './'.
 
     Raises:
@@ -124,6 +125,13 @@ def inner_name(path: Path, name: str) -> str:
             f"{path}: holds {name!r}, a name that leads out of it; make the archive anew from files that you trust"
         )
     return "/".join(parts)
+
+
+def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a plain file."""
+    file = archive.extractfile(member)
+    assert file is not None  # as it is of a folder
+    return file.read()
 
 
 def require_end(archive: tarfile.TarFile) -> None:
@@ -149,7 +157,7 @@ def leading_folders(names: Iterable[str], split: str, class_to_idx: Optional[Map
         if common is None:
             common, shortest = folders, len(folders)
         elif folders[: len(common)] != common:
-            common = os.path.commonprefix([common, folders])
+            common = list(os.path.commonprefix([common, folders]))
         shortest = min(shortest, len(folders))
         if not common:
             break
@@ -190,8 +198,8 @@ def by_class(
         reason = f"{f'{outside!r} lies in no' if outside else 'holds no images in a'} class' folder"
         raise DataError(str(path), reason, "it must hold <class>/<file>")
     present = sorted({name.split("/")[0] for name in names})
-    empty = {name.split("/")[0] for name in others if "/" in name} - set(present)
-    empty = sorted(name for name in empty if not is_hidden_or_tool(name))
+    without = {name.split("/")[0] for name in others if "/" in name} - set(present)
+    empty = sorted(name for name in without if not is_hidden_or_tool(name))
     if empty and class_to_idx is None:
         instead = left_out([name for name in others if name.startswith(f"{empty[0]}/") and name[-1] != "/"])
         raise DataError(

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional
 import numpy as np
 
 from utils.errors import DataError, one_line
+from utils.files import open_regular
 from utils.rng import fingerprint
 
 from ..class_maps import unnamed_classes
@@ -107,10 +108,15 @@ class FolderSource:
         return os.fsdecode(self.keys[index])
 
     def name(self, index: int) -> str:
-        return printable(self._path(index))
+        return printable(self.path(index))
+
+    def read(self, index: int) -> bytes:
+        """The bytes of an image's file. Raises OSError."""
+        with open_regular(self.path(index)) as file:
+            return file.read()
 
     def load(self, index: int) -> tuple[Any, int]:
-        path = self._path(index)
+        path = self.path(index)
         self._require_inside(path)
 
         def opened() -> BinaryIO:
@@ -121,7 +127,8 @@ class FolderSource:
         remedy = f"replace or remove the file{self.remedies.or_skip}"
         return read_image(self.name(index), opened, self.decode, remedy), int(self.labels[index])
 
-    def _path(self, index: int) -> str:
+    def path(self, index: int) -> str:
+        """Of an image's file."""
         return os.fsdecode(os.path.join(self.root, self.keys[index]))
 
     def _class_folders(self, root: Path) -> tuple[list[str], list[str]]:

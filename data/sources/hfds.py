@@ -67,9 +67,9 @@ class HfdsSource:
         given = getattr(rows.features[label], "names", None)  # of numbers
         own = names or (wordnet_ids(given) if given else classes_for(num_classes, class_to_idx))
         if len(self.labels) == 0 or self.labels.min() < 0 or self.labels.max() >= len(own):
-            found = f"labels from {self.labels.min()} to {self.labels.max()}" if len(self.labels) else "no images"
+            there = f"labels from {self.labels.min()} to {self.labels.max()}" if len(self.labels) else "no images"
             raise DataError(
-                f"{root}: {split!r} has {found}, of {len(own)} classes; choose a split with labels (DATA.VAL_SPLIT)"
+                f"{root}: {split!r} has {there}, of {len(own)} classes; choose a split with labels (DATA.VAL_SPLIT)"
             )
         self.classes = own
         self.chosen = np.arange(len(self.labels))
@@ -85,8 +85,8 @@ class HfdsSource:
                     f"{root}: none of its classes, {own[0]!r} and so on, is in the class map; check DATA.CLASS_MAP"
                 )
         paths = pc.struct_field(rows.data.column(image), "path").to_pylist()
-        found = zip(self.chosen, self.labels)
-        self.keys = np.array([os.fsencode(key_of(paths[i] or f"{i}", self.classes[k])) for i, k in found])
+        labelled = zip(self.chosen, self.labels)
+        self.keys = np.array([os.fsencode(key_of(paths[i] or f"{i}", self.classes[k])) for i, k in labelled])
         self.fingerprint = fingerprint(self.keys.tolist())
 
     @classmethod
@@ -106,20 +106,26 @@ class HfdsSource:
     def name(self, index: int) -> str:
         return printable(f"{self.root}:{self.key(index)}")
 
-    def load(self, index: int) -> tuple[Any, int]:
-        @contextlib.contextmanager
-        def opened() -> Iterator[BinaryIO]:
-            cell = self.rows[int(self.chosen[index])][self.column]
-            if cell is None or not (cell["bytes"] or cell["path"]):
-                raise OSError("it has no bytes")
-            if cell["bytes"]:
-                yield io.BytesIO(cell["bytes"])
-            else:
-                with open(file_in(self.root, cell["path"]), "rb") as file:
-                    yield file
+    @contextlib.contextmanager
+    def _opened(self, index: int) -> Iterator[BinaryIO]:
+        cell = self.rows[int(self.chosen[index])][self.column]
+        if cell is None or not (cell["bytes"] or cell["path"]):
+            raise OSError("it has no bytes")
+        if cell["bytes"]:
+            yield io.BytesIO(cell["bytes"])
+        else:
+            with open(file_in(self.root, cell["path"]), "rb") as file:
+                yield file
 
+    def read(self, index: int) -> bytes:
+        """The bytes of an image's file. Raises OSError."""
+        with self._opened(index) as file:
+            return file.read()
+
+    def load(self, index: int) -> tuple[Any, int]:
         remedy = f"make the parquet file anew without it{OR_SKIP}"
-        return read_image(self.name(index), opened, self.decode, remedy), int(self.labels[index])
+        image = read_image(self.name(index), lambda: self._opened(index), self.decode, remedy)
+        return image, int(self.labels[index])
 
 
 def _ignored_tables(rows: Any, root: Path) -> list[str]:

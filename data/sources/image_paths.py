@@ -7,6 +7,7 @@ import numpy as np
 
 from utils.errors import DataError, OutputError
 from utils.files import open_regular
+from utils.rng import fingerprint
 
 from ..decode import decode_image, frames_of, open_image
 from ..image_files import IMAGE_SUFFIXES, is_hidden_or_tool, is_image
@@ -78,6 +79,7 @@ class FileSource:
     def __init__(self, paths: Sequence[str], decode: Callable[[BinaryIO], Any] = decode_image):
         self.paths = np.array([os.fsencode(path) for path in paths])  # no list: see `FolderSource`
         self.decode = decode
+        self.fingerprint = fingerprint(self.paths.tolist())
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -4,10 +4,14 @@ from typing import Any, Iterator, Sequence
 
 from utils.rng import fingerprint
 
+from .source import AnySource, Source, StreamSource
 
-def relabelled(source, labels: Sequence[int], classes: Sequence[str]):
+
+def relabelled(source: AnySource, labels: Sequence[int], classes: Sequence[str]) -> AnySource:
     """A source with other labels; see `RelabelledSource`."""
-    return (RelabelledShards if hasattr(source, "shards") else RelabelledSource)(source, labels, classes)
+    if isinstance(source, StreamSource):
+        return RelabelledShards(source, labels, classes)
+    return RelabelledSource(source, labels, classes)
 
 
 class RelabelledSource:
@@ -19,11 +23,11 @@ class RelabelledSource:
         classes: the names of all new labels.
     """
 
-    def __init__(self, source, labels: Sequence[int], classes: Sequence[str]):
+    def __init__(self, source: Source, labels: Sequence[int], classes: Sequence[str]):
         self.source = source
         self.labels = list(labels)
         self.classes = list(classes)
-        self.notes = getattr(source, "notes", [])
+        self.notes: Sequence[str] = getattr(source, "notes", [])
         self.fingerprint = fingerprint([source.fingerprint.encode(), repr(self.labels).encode()])
 
     def __len__(self) -> int:
@@ -43,11 +47,12 @@ class RelabelledSource:
 class RelabelledShards:
     """The images of a source that is read in streams with other labels; see `RelabelledSource`."""
 
-    def __init__(self, source, labels: Sequence[int], classes: Sequence[str]):
+    def __init__(self, source: StreamSource[Any], labels: Sequence[int], classes: Sequence[str]):
         self.source = source
         self.labels = list(labels)
         self.classes = list(classes)
-        self.notes = getattr(source, "notes", [])
+        self.notes: Sequence[str] = getattr(source, "notes", [])
+        self.fingerprint = fingerprint([source.fingerprint.encode(), repr(self.labels).encode()])
         self.shards = source.shards
         self.load = source.load
 

@@ -96,5 +96,5 @@ def _members(
             raise DataError(f"{path}: holds {name!r} as a sparse file; make the archive anew without --sparse")
         else:
             yield folder + name, (offset + member.offset_data, member.size)
-        archive.members = []  # tarfile keeps them all
+        archive.members = []  # type: ignore[attr-defined]  # tarfile keeps them all; typeshed does not list it
     require_end(archive)

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Callable, Iterator, Mapping, NamedTuple, Optio
 import webdataset
 
 from utils.errors import DataError, one_line
+from utils.files import unreadable
 from utils.rng import fingerprint
 
 from ..class_maps import classes_for
@@ -73,7 +74,8 @@ class WdsSource:
         self.decode, self.wanted = decode, wanted_by(columns)
         self.shards = [name if REMOTE.match(name) else os.path.join(folder, name) for name in shards.names]
         local = {shard for shard in self.shards if not REMOTE.match(shard)}
-        for shard, size in zip(self.shards, shards.sizes or [None] * len(self.shards)):
+        sizes: Sequence[Optional[int]] = shards.sizes or [None] * len(self.shards)
+        for shard, size in zip(self.shards, sizes):
             if shard in local and not os.path.isfile(shard):
                 raise DataError(
                     f"{shard}: no such shard, of {len(self.shards)} that {split!r} has; fetch it, or correct DATA.DATA_PATH and the split"
@@ -257,7 +259,7 @@ def _read_info(folder: str) -> dict[str, Any]:
                 text = file.read()
     except OSError as error:
         if not REMOTE.match(folder) and not isinstance(error, FileNotFoundError):
-            raise DataError(f"{path}: cannot be read ({error.strerror}); check it and its permissions") from error
+            raise unreadable(path, error, "check it and its permissions") from error
         return {}
     try:
         info = json.loads(text)
@@ -269,7 +271,8 @@ def _read_info(folder: str) -> dict[str, Any]:
 
 
 def _find_shards(folder: str, split: str, info: dict[str, Any]) -> Shards:
-    known = info.get("splits") if isinstance(info.get("splits"), dict) else {}
+    splits = info.get("splits")
+    known = splits if isinstance(splits, dict) else {}
     try:
         lists = {name: _as_shards(entry) for name, entry in known.items()}
     except (TypeError, KeyError, ValueError, OverflowError) as error:
@@ -350,7 +353,7 @@ def _headers(path: str, wanted: Wanted, others: list[str]) -> Iterator[Parts[Non
 
 def _names(archive: tarfile.TarFile) -> Iterator[tuple[str, None]]:
     for member in archive:
-        archive.members = []  # tarfile keeps them all
+        archive.members = []  # type: ignore[attr-defined]  # tarfile keeps them all; typeshed does not list it
         if member.isreg():
             yield member.name, None
     require_end(archive)

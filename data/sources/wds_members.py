@@ -8,7 +8,7 @@ ways are refused.
 """
 
 import re
-from typing import Generic, Iterable, Iterator, NamedTuple, Sequence, TypeVar
+from typing import Generic, Iterable, Iterator, NamedTuple, Optional, Sequence, TypeVar
 
 from utils.errors import DataError, printable
 
@@ -84,7 +84,7 @@ def grouped(
     Raises:
         DataError: a name leads out of the shard.
     """
-    group = None
+    group: Optional[Group[Data]] = None
     for name, data in members:
         name = inner_name(where, name)
         hidden = any(map(is_hidden_or_tool, name.split("/")))

@@ -11,7 +11,7 @@ from typing import Any, Mapping, Optional, Union
 import torch
 
 from utils.errors import CheckpointError
-from utils.files import is_of_the_machine, require_no_device, unreadable_now
+from utils.files import require_no_device, unreadable
 
 from . import unpickle
 from .foreign import INDEX, WEIGHT_FILES, describe_archive, describe_folder, describe_start
@@ -149,9 +149,7 @@ def read_checkpoint(path: Union[str, Path]) -> dict[str, Any]:
     except (MemoryError, CheckpointError):
         raise
     except OSError as error:
-        if is_of_the_machine(error):
-            raise unreadable_now(path, error) from error
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+        raise unreadable(path, error, "check the path", CheckpointError) from error
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "class" in str(error):
             raise CheckpointError(
@@ -203,7 +201,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
     weights = next((name for name in [*WEIGHT_FILES, *indices] if name in names), None)
     if weights is None:
         raise CheckpointError(f"{folder}: {describe_folder(names, Path(folder))}")
-    content = {"model": read_checkpoint(Path(folder) / weights)}
+    content: dict[str, Any] = {"model": read_checkpoint(Path(folder) / weights)}
     told = _read_json(Path(folder) / "config.json") if "config.json" in names else {}
     labels = told.get("label_names") or _section(told, "pretrained_cfg").get("label_names")
     if isinstance(labels, list) and all(isinstance(label, str) for label in labels):

@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import nn
 
+from models.dense import DenseBackbone
 from utils.errors import CheckpointError
 
 from .file import CheckpointFile, left_out, took_off
@@ -56,7 +57,7 @@ def fit(model: nn.Module, checkpoint: CheckpointFile, name: str, ignore: tuple[s
     for taken in reversed(weights.steps):
         converted = convert_as_timm(model, taken.state)
         if converted and first_difference(model, converted, ignore) is None:
-            by = f"converted by timm's code for {model.pretrained_cfg['architecture']}"
+            by = f"converted by timm's code for {_timm_says(model)['architecture']}"
             return _fitted(model, checkpoint, name, Taken(converted, taken.prefix, taken.left_out), by)
     plain = weights.plain
     return Fitted(plain.state, "", first_difference(model, plain.state, ignore))
@@ -86,7 +87,7 @@ def convert_as_timm(model: nn.Module, state: State) -> Optional[State]:
 
     timm converts while it loads: so another model of the same kind loads them, with a head of the file's size.
     """
-    told: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    told = _timm_says(model)
     if not type(model).__module__.startswith("timm.") or not told.get("architecture"):
         return None
     settings: dict[str, Any] = {}
@@ -114,6 +115,11 @@ def convert_as_timm(model: nn.Module, state: State) -> Optional[State]:
             continue
         return other.state_dict()
     return None
+
+
+def _timm_says(model: nn.Module) -> Mapping[str, Any]:
+    """What timm keeps of its models; empty for others."""
+    return getattr(model, "pretrained_cfg", None) or {}
 
 
 class _quiet_timm:
@@ -187,15 +193,18 @@ def _of_another_model(path: Path, difference: str) -> CheckpointError:
 
 def classifier_of(model: nn.Module) -> tuple[str, ...]:
     """What the names of the classifier's parameters begin with, as timm's models say it; empty if one does not."""
-    classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    classifier = _timm_says(model).get("classifier") or ()
     return tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
 
 
 def load_pretrained(model: nn.Module, checkpoint: CheckpointFile, name: str) -> tuple[list[str], str]:
     """Loads weights to start from; a classifier of another size keeps its initialisation.
 
+    A segmenter or detector takes weights of a classification model, too, into its backbone.
+
     Returns:
-        The names of the tensors that were not loaded, and what was done to get the weights (see `Fitted.note`).
+        The names of the tensors that were not loaded, and what was done to get the weights (see `Fitted.note`); of a
+        backbone the modules in place of the tensors.
 
     Raises:
         CheckpointError: anything but the classifier differs, or a tensor holds what is no number.
@@ -203,18 +212,50 @@ def load_pretrained(model: nn.Module, checkpoint: CheckpointFile, name: str) -> 
     head = classifier_of(model)
     fitted = fit(model, checkpoint, name, ignore=head)
     if fitted.difference:
+        skipped = load_backbone(model, checkpoint, name)
+        if skipped:
+            return skipped, "a classification model's, for the backbone"
         raise CheckpointError(f"{checkpoint.path}: is of another model: {fitted.difference}; check MODEL.NAME")
     own, weights = model.state_dict(), fitted.state
     skipped = [key for key, value in own.items() if weights[key].shape != value.shape]
     if skipped:
         skipped = [key for key in own if head and key.startswith(head)]  # weight and bias belong together
     taken = {key: weights[key] for key in own if key not in skipped}
+    _require_finite(taken, checkpoint.path)
+    model.load_state_dict(taken, strict=False)
+    return skipped, fitted.note
+
+
+def load_backbone(model: nn.Module, checkpoint: CheckpointFile, name: str) -> list[str]:
+    """Loads a classification model's weights into the backbone of a model of dense prediction.
+
+    Returns:
+        The modules that are new, by their names in the model; [] if it has no such backbone, or the weights are not its: then
+        the model is unchanged.
+
+    Raises:
+        CheckpointError: a tensor holds what is no number.
+    """
+    path = next((path for path, module in model.named_modules() if isinstance(module, DenseBackbone)), None)
+    if path is None:
+        return []
+    backbone = model.get_submodule(path)
+    for taken in reversed(checkpoint.weights[name].steps):
+        try:
+            new = backbone.load_classification_weights(taken.state)
+        except ValueError:
+            continue
+        _require_finite(backbone.state_dict(), checkpoint.path)
+        norms = dict.fromkeys(f"{path}.{key}".rpartition(".")[0] for key in new)
+        return [*norms, *(head.removesuffix(".") for head in classifier_of(model))]
+    return []
+
+
+def _require_finite(state: State, path: Path) -> None:
     broken = next(
-        (key for key, value in taken.items() if value.is_floating_point() and not value.isfinite().all()), None
+        (key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None
     )
     if broken:
         raise CheckpointError(
-            f"{checkpoint.path}: its {broken} holds values that are infinite or no numbers, as of a training that failed; use another checkpoint"
+            f"{path}: its {broken} holds values that are infinite or no numbers, as of a training that failed; use another checkpoint"
         )
-    model.load_state_dict(taken, strict=False)
-    return skipped, fitted.note

@@ -14,6 +14,7 @@ PICKLES = 5  # at the start of torch's older format: number, version, machine, c
 TEXT = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
 BYTES = {"SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"}
 SETS = {"EMPTY_SET": pickle.EMPTY_LIST, "ADDITEMS": pickle.APPENDS, "FROZENSET": pickle.TUPLE}
+PROTOCOLS = {operation.name: operation.proto for operation in pickletools.opcodes}  # the first that has each
 PUT, GET = {"MEMOIZE", "BINPUT", "LONG_BINPUT"}, {"BINGET", "LONG_BINGET"}
 
 
@@ -91,9 +92,8 @@ class _Translation:
         elif name in BYTES:
             text = _encoded(argument.decode("latin1")) + _encoded("latin1")
             self.written.append(b"c_codecs\nencode\n" + text + pickle.TUPLE2 + pickle.REDUCE)
-        elif name == "STACK_GLOBAL" and all(isinstance(value, str) for value in self.written[-2:]):
-            kind, module = self.written.pop(), self.written.pop()
-            self.written.append(f"c{module}\n{kind}\n".encode())
+        elif name == "STACK_GLOBAL":
+            self.written.append(self._type(raw))
         elif name == "PROTO":
             self.written.append(pickle.PROTO + bytes([KNOWN]))
         elif name != "FRAME":
@@ -108,10 +108,18 @@ class _Translation:
         else:
             self.written.append(pickle.LONG_BINPUT + number.to_bytes(4, "little"))
 
+    def _type(self, raw: bytes) -> bytes:
+        """The type that the two texts before this name, which are taken back."""
+        module, kind = self.written[-2:]
+        if not (isinstance(module, str) and isinstance(kind, str)):
+            return self._in_protocol_2("STACK_GLOBAL", raw)
+        del self.written[-2:]
+        return f"c{module}\n{kind}\n".encode()
+
     def _in_protocol_2(self, name: str, raw: bytes) -> bytes:
         if name in SETS:
             return SETS[name]
-        if pickletools.code2op[raw[:1].decode("latin1")].proto > KNOWN:
+        if PROTOCOLS[name] > KNOWN:
             raise CheckpointError(
                 f"{self.path}: was saved with a newer pickle protocol, whose {name} torch.load knows only where it may run "
                 "code; load it where it was saved, and save its state_dict() alone, without pickle_protocol"
@@ -121,12 +129,12 @@ class _Translation:
 
 def _operations(file: BinaryIO) -> Iterator[tuple[str, object, bytes]]:
     """A pickle's operations: name, argument, and both as they are in the file, which is then at its end."""
-    found = [(operation.name, argument, place) for operation, argument, place in pickletools.genops(file)]
-    end, places = file.tell(), [place for _, _, place in found]
+    operations = list(pickletools.genops(file))
+    end, places = file.tell(), [place for _, _, place in operations if place is not None]  # None: it cannot seek
     file.seek(places[0])
     content = file.read(end - places[0])
-    for (name, argument, place), following in zip(found, [*places[1:], end]):
-        yield name, argument, content[place - places[0] : following - places[0]]
+    for (operation, argument, _), place, following in zip(operations, places, [*places[1:], end]):
+        yield operation.name, argument, content[place - places[0] : following - places[0]]
 
 
 def _encoded(text: str) -> bytes:

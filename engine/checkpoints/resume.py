@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Mapping, Optional
 
 from utils.config import to_dict
 from utils.errors import CheckpointError, ConfigError
@@ -136,14 +136,19 @@ def _require_plan(checkpoint: dict[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path}: its 'classes' or 'plan' is no run's; use another one")
 
 
-def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between a checkpoint's config and this one, a line per key."""
     changes, defaults = [], to_dict(DEFAULTS)
     for key in KEYS:
-        before, after, default = old, new, defaults
-        for name in key.split("."):
-            before = before.get(name) if isinstance(before, dict) else None
-            after, default = after[name], default[name]
+        before, after, default = (_value(config, key) for config in (old, new, defaults))
         if before != after and not (before is None and after == default):  # a key that is younger than the checkpoint
             changes.append(f"{key} changed from {before!r} to {after!r}")
     return changes
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    """A key's value, None where the config has no such key."""
+    value: Any = config
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

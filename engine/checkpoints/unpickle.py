@@ -8,7 +8,7 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator, Union
+from typing import IO, Any, BinaryIO, Iterator, Union
 
 import torch
 
@@ -33,14 +33,14 @@ class StandIn:
 class Dictionary:
     """Read as a plain dictionary, with its entries."""
 
-    def __new__(cls, *args: Any) -> OrderedDict:
+    def __new__(cls, *args: Any) -> OrderedDict:  # type: ignore[misc]  # of another type on purpose
         return OrderedDict()
 
 
 class Items:
     """Read as a plain list."""
 
-    def __new__(cls, *args: Any) -> list:
+    def __new__(cls, *args: Any) -> list:  # type: ignore[misc]  # of another type on purpose
         return list(args[0]) if args and type(args[0]) in (list, tuple) else []
 
 
@@ -129,11 +129,11 @@ def _types_in(source: Source) -> Iterator[str]:
                         yield from _types_in_pickle(data)
 
 
-def _types_in_pickle(file: BinaryIO) -> Iterator[str]:
+def _types_in_pickle(file: IO[bytes]) -> Iterator[str]:
     try:
         for operation, argument, _ in pickletools.genops(file):
             if operation.name == "GLOBAL":
-                module, _, name = argument.partition(" ")
+                module, _, name = str(argument).partition(" ")
                 if (module, name) in NAME_MAPPING:  # Python 2's
                     module, name = NAME_MAPPING[module, name]
                 yield f"{IMPORT_MAPPING.get(module, module)}.{name}"

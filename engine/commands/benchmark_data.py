@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from functools import partial
 from statistics import median
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, BinaryIO, Callable, NamedTuple, Sequence, cast
 
 import torch
 from torch.utils.data import default_collate
@@ -15,11 +15,11 @@ from torchvision import transforms
 from yacs.config import CfgNode
 
 from data.batches import Finish, Item, collate_items
-from data.dataset import ImageDataset
-from data.loader import endless_batches
+from data.decode import decode_image
+from data.loader import AnyDataset, endless_batches
 from data.patience import patience
 from data.sample import Sample
-from data.transforms import Transform
+from data.transforms import Erase, Transform
 from data.workers import Lines, describe_wait
 from utils.conflicts import require_no_conflict
 from utils.errors import ConfigError, DataError
@@ -40,7 +40,7 @@ RELEASED = "timm"
 class Way(NamedTuple):
     """A way to load batches."""
 
-    dataset: ImageDataset
+    dataset: AnyDataset
     steps: dict[str, Callable[[Sample], Sample]]  # each takes what the one before gives
     collate: Callable[[Sequence[Item]], tuple[Any, list[str]]]
     finish: Callable[[Any], Any]  # what the training process does with a batch
@@ -80,7 +80,7 @@ def benchmark_data(session: Session, images_per_second: float) -> None:
         if name == cfg.DATA.BACKEND:
             took = f"{1000 * in_training:.2f} ms per image"
             log.info(f"{name}: beside that, the training process needs {took} to normalise and erase on {device}")
-        by_pillow = getattr(ways[name].dataset.transform.decode, "by_pillow", 0)
+        by_pillow = getattr(getattr(ways[name].dataset.source, "decode", None), "by_pillow", 0)
         if by_pillow:
             loaded = (ROUNDS + 1) * min(IMAGES, len(chosen))
             log.info(f"{name}: {by_pillow} of {loaded} were decoded by Pillow, as they are no plain JPEGs")
@@ -107,19 +107,19 @@ def open_ways(cfg: CfgNode, finish: Finish, log: RunLog) -> dict[str, Way]:
                 raise
             log.warning(f"{name}: left out ({error})")
             continue
-        if name == "pil" and not cfg.AUG.SPLITS:
-            ways[RELEASED] = as_released(dataset, cfg.DATA.MEAN, cfg.DATA.STD)
+        if name == "pil" and not cfg.AUG.SPLITS and isinstance(dataset.transform, Transform):
+            ways[RELEASED] = as_released(dataset, dataset.transform, cfg.DATA.MEAN, cfg.DATA.STD)
         ways[name] = Way(
             dataset, named_steps(dataset.transform), partial(collate_items, collate=dataset.collate), finish
         )
     return ways
 
 
-def as_released(dataset: ImageDataset, mean: Sequence[float], std: Sequence[float]) -> Way:
+def as_released(dataset: AnyDataset, transform: Transform, mean: Sequence[float], std: Sequence[float]) -> Way:
     """timm's whole transform in the worker, and batches of float32, as in the released code."""
-    steps = {name: step for name, step in dataset.transform.steps.items() if name not in ("to array", "erase")}
+    steps = {name: step for name, step in transform.steps.items() if name not in ("to array", "erase")}
     steps.update({"to tensor": transforms.ToTensor(), "normalise": transforms.Normalize(mean, std)})
-    steps["erase"] = dataset.transform.steps["erase"].erasing
+    steps["erase"] = cast(Erase, transform.steps["erase"]).erasing
 
     def collate(items: Sequence[Item]) -> tuple[Any, list[str]]:
         pairs = [(item.sample.image, item.sample.target) for item in items if item.sample]
@@ -176,7 +176,8 @@ def profile(way: Way, seed: int, number: int) -> dict[str, float]:
         return image
 
     dataset = way.dataset
-    source, decode = dataset.source, dataset.transform.decode
+    source = dataset.source
+    decode: Callable[[BinaryIO], Any] = getattr(source, "decode", decode_image)  # a source without one reads no files
     if hasattr(source, "decode"):
         source.decode = read_then_decode
     items = []

@@ -8,7 +8,7 @@ from typing import Any, Callable, Optional
 import torch
 from yacs.config import CfgNode
 
-from data.loader import Loader
+from data.loader import AnyDataset, Loader
 from data.sources import Opening
 from utils.errors import ConfigError
 from utils.files import write_json, write_text
@@ -17,7 +17,7 @@ from utils.signals import stop_signals
 
 from ..checkpoints.download import local_file
 from ..checkpoints.file import CheckpointFile, open_checkpoint
-from ..checkpoints.load import load_weights, require_fit
+from ..checkpoints.load import Fitted, load_weights, require_fit
 from ..evaluation.knn import Bank, Neighbours, require_neighbours
 from ..evaluation.loop import describe, summarize
 from ..evaluation.sets.open import EvaluationSet, SetsOpening, open_sets
@@ -29,7 +29,7 @@ from ..inference.engines import InferenceEngine, is_deployed, open_engine, requi
 from ..inference.engines import describe as describe_engine
 from ..inference.examination import Examination
 from ..session import Session
-from ..setup.data_notes import order_note, source_notes
+from ..setup.data_notes import order_note, share_note, source_notes
 from ..setup.loading import caches
 from ..setup.precision import create_precision
 from ..setup.preprocessing import describe as describe_inputs
@@ -68,8 +68,7 @@ def open_evaluation(session: Session) -> "Evaluation":
     precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, session.device)
     require_engine(cfg.TEST.ENGINE, session.device, precision)
     task = create_task(cfg)
-    if cfg.TEST.SETS or cfg.TEST.KNN:
-        require_classes(task, cfg)
+    class_task = require_classes(task, cfg) if cfg.TEST.SETS or cfg.TEST.KNN else None
     val_set = functools.cache(lambda: task.val_dataset(checkpoint.classes))
     classes = checkpoint.classes or list(val_set().classes)  # other tools' files may have none
     root = cfg.TEST.SETS_PATH or cfg.DATA.DATA_PATH
@@ -78,18 +77,20 @@ def open_evaluation(session: Session) -> "Evaluation":
     model = task.build_model(len(classes))
     examination = Examination(cfg, model, session.device, session.log, session.peers, precision)
     fitted = {name: require_fit(examination.model, checkpoint, name) for name in checkpoint.weights}
-    compared = task.feature_datasets(classes) if cfg.TEST.KNN else ()
-    if compared:
+    compared: tuple[AnyDataset, ...] = ()
+    if class_task and cfg.TEST.KNN:
+        compared = class_task.feature_datasets(classes)
         require_neighbours(cfg.TEST.KNN, len(compared[0]))
-        task.features(examination.model)  # or it refuses now
+        class_task.features(examination.model)  # or it refuses now
     return Evaluation(session, checkpoint, task, examination, fitted, classes, val_set, specs, sets, compared)
 
 
-def require_classes(task: Task, cfg: CfgNode) -> None:
-    """Raises ConfigError: evaluation sets or neighbours are asked for of a task that is not about images' classes."""
+def require_classes(task: Task, cfg: CfgNode) -> ClassTask:
+    """The task, of which evaluation sets or neighbours are asked. Raises ConfigError: it is not about images' classes."""
     if not isinstance(task, ClassTask):
         key = "TEST.SETS" if cfg.TEST.SETS else "TEST.KNN"
         raise ConfigError(f"{key}: is about images' classes, which TASK {cfg.TASK} does not give; leave it out")
+    return task
 
 
 @dataclass
@@ -98,20 +99,25 @@ class Evaluation:
 
     session: Session
     checkpoint: CheckpointFile
-    task: Any  # a `Task`; with TEST.SETS or TEST.KNN a `ClassTask`
+    task: Task  # with TEST.SETS or TEST.KNN a `ClassTask`
     examination: Examination
-    fitted: dict[str, Any]  # name of the weights ('raw', 'ema') -> their state, and what was done to make it fit
+    fitted: dict[str, Fitted]  # name of the weights ('raw', 'ema') -> their state, and what was done to make it fit
     classes: list[str]
-    val_set: Callable[[], Any]  # opened when it is first asked for
+    val_set: Callable[[], AnyDataset]  # opened when it is first asked for
     specs: dict[str, SetSpec]
     sets: dict[str, EvaluationSet]
-    compared: tuple  # training and validation images, of TEST.KNN
+    compared: tuple[AnyDataset, ...]  # training and validation images, of TEST.KNN
     # by name of the weights, of other engines than torch, which have a copy of their own of them
     exported: dict[str, InferenceEngine] = field(default_factory=dict)
 
     def __post_init__(self):
         # The workers of the data set before end with its loader; of one data set, several weights use the same.
         self.loader = functools.lru_cache(maxsize=1)(self.open_loader)
+
+    @property
+    def class_task(self) -> ClassTask:
+        assert isinstance(self.task, ClassTask)  # see `require_classes`
+        return self.task
 
     def introduce(self) -> None:
         """Says what is evaluated on what, and what the figures rest on that nobody has set."""
@@ -128,7 +134,9 @@ class Evaluation:
             log.warning(f"{path}: has no class names; {line}")
         if cfg.MODEL.TYPE == "timm":
             log.info(describe_inputs(cfg))
-        for line in input_warnings(self.checkpoint.config, cfg):
+        for line in filter(
+            None, [*input_warnings(self.checkpoint.config, cfg), share_note(cfg, self.checkpoint.config)]
+        ):
             log.warning(line)
 
     def measure(self) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -151,7 +159,7 @@ class Evaluation:
             results = {name: {**figures, **self.neighbours_of(name)} for name, figures in results.items()}
         return results, summaries
 
-    def open_loader(self, dataset) -> Loader:
+    def open_loader(self, dataset: AnyDataset) -> Loader:
         """This process' share of a data set's images."""
         cfg, session = self.session.cfg, self.session
         mode = "no" if cfg.DATA.CACHE_MODE == "no" else "part"  # nobody reads another's share
@@ -178,14 +186,16 @@ class Evaluation:
         evaluator = self.task.evaluator("figures", self.session.device)
         return self.examination.run(self.loader(self.val_set()), evaluator, self.engine_of(name))
 
-    def predictions_of(self, name: str, dataset, subset: Optional[list[int]]) -> tuple[dict[str, Any], Records]:
+    def predictions_of(
+        self, name: str, dataset: AnyDataset, subset: Optional[list[int]]
+    ) -> tuple[dict[str, Any], Records]:
         """The figures of a set's images with one of the checkpoint's weights, and what was said of each image.
 
         Args:
             subset: labels of the classes that the model chooses among; None: all.
         """
         predictions = Predictions(self.session.device, subset, len(self.classes))
-        evaluator = self.task.set_evaluator(predictions)
+        evaluator = self.class_task.set_evaluator(predictions)
         figures = self.examination.run(self.loader(dataset), evaluator, self.engine_of(name))
         parts = self.session.peers.gather(predictions.records())
         return figures, Records.join(parts).in_order() if self.session.is_first else predictions.records()
@@ -194,7 +204,7 @@ class Evaluation:
         """The accuracy of one of the checkpoint's weights by the nearest training images."""
         cfg, session = self.session.cfg, self.session
         training, validation = self.compared
-        features, bank = self.task.features(self.load(name)), Bank(session.device, session.peers)
+        features, bank = self.class_task.features(self.load(name)), Bank(session.device, session.peers)
         self.examination.run(self.loader(training), bank, features)
         votes = Neighbours(bank, cfg.TEST.KNN, cfg.TEST.KNN_TEMPERATURE, len(self.classes))
         return self.examination.run(self.loader(validation), votes, features)

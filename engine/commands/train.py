@@ -1,8 +1,9 @@
 """Trains to the last epoch, from the run's newest checkpoint if it has one."""
 
+from data.sources.val_share import write_split
 from utils.files import write_text
 from utils.lock import RunLock
-from utils.run_files import CONFIG
+from utils.run_files import CONFIG, SPLIT
 from utils.signals import stop_signals
 
 from ..checkpoints.run_folder import claim
@@ -27,7 +28,10 @@ def train(session: Session) -> None:
             log.open()
             log.open_records(trainer.progress.updates if start.path else -1, trainer.progress.epoch)
             write_text(directory / CONFIG, cfg.dump())
-        session.peers.from_first(None)  # nobody goes on before the folder is rank 0's
+            if cfg.DATA.VAL_SHARE:
+                loaders = (trainer.data.train_loader, trainer.data.val_loader)
+                write_split(directory / SPLIT, *(loader.dataset.source for loader in loaders))
+        session.peers.meet()  # nobody goes on before the folder is rank 0's
         run.introduce()
         run.fill_caches()
         start.checkpoint = None  # its memory is free for the training

@@ -1,9 +1,8 @@
 """Evaluators of classification: what a model says of images goes into metrics."""
 
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
-from torch import nn
 
 from data.batches import Examples
 from utils.metrics import ClassificationMetrics
@@ -26,8 +25,8 @@ class ClassEvaluator:
         self.metrics = metrics
         self.flip = flip
 
-    def step(self, model: nn.Module, batch: Examples) -> None:
-        views = batch.images.chunk(len(batch.images) // len(batch.targets))
+    def step(self, model: Callable[[Any], Any], batch: Examples) -> None:
+        views = batch.tensor.chunk(len(batch.images) // len(batch.targets))
         logits = predict_views(model, views, self.flip)
         self.metrics.update(logits, batch.targets, batch.keys, views[-1])  # of five crops the centre
 
@@ -39,10 +38,11 @@ class ClosingClassEvaluator(ClassEvaluator):
     """The same figures; and the images that the model was most wrong about, and the classes that it took for others."""
 
     def __init__(self, device: torch.device, mean: Sequence[float], std: Sequence[float], flip: bool):
-        super().__init__(Mistakes(device, mean, std), flip)
+        self.mistakes = Mistakes(device, mean, std)
+        super().__init__(self.mistakes, flip)
 
     def gather(self, peers: Peers) -> None:
-        self.errors = self.metrics.gather(peers)
+        self.errors = self.mistakes.gather(peers)
 
     def sections(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         return [worst_mistakes(self.errors, classes), frequent_confusions(self.errors, classes)]

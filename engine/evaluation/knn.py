@@ -1,10 +1,11 @@
 """How good features are without any training: a k-nearest-neighbour vote."""
 
-from typing import Any, Optional, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
+from data.batches import Examples
 from utils.errors import ConfigError
 from utils.processes.collectives import gather_rows, sum_over_ranks
 from utils.processes.peers import Peers
@@ -23,8 +24,12 @@ def require_neighbours(ks: Sequence[int], num_images: int) -> None:
 class ByFeatures:
     """An evaluator of images' features instead of their classes."""
 
-    def step(self, model, batch) -> None:
-        self.update(F.normalize(model(batch.images).float()), batch.targets, batch.keys)  # (B, D), of length 1
+    def step(self, model: Callable[[Any], Any], batch: Examples) -> None:
+        self.update(F.normalize(model(batch.images).float()), batch.targets, batch.keys)
+
+    def update(self, features: torch.Tensor, labels: torch.Tensor, keys: Sequence[str]) -> None:
+        """Adds images: features (B, D) of length 1, labels (B,)."""
+        raise NotImplementedError
 
 
 class Bank(ByFeatures):
@@ -51,7 +56,7 @@ class Bank(ByFeatures):
         dim = max(self.peers.gather(self.features[0].shape[1] if self.features else 0))
         own = torch.cat(self.features) if self.features else torch.empty(0, dim, device=labels.device)
         self.features = []
-        keys = sum(self.peers.gather(self.keys), [])
+        keys: list[str] = sum(self.peers.gather(self.keys), [])
         order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), device=labels.device)
         self.matrix, self.targets = gather_rows(own)[order], gather_rows(labels)[order]
         return {"num_images": len(keys)}
@@ -79,10 +84,10 @@ class Neighbours(ByFeatures):
         self.bank, self.ks, self.temperature, self.num_classes = bank, ks, temperature, num_classes
         self.sums = torch.zeros(len(ks) + 1, dtype=torch.float64, device=bank.matrix.device)  # correct by k, images
 
-    def update(self, features: torch.Tensor, targets: torch.Tensor, keys: Optional[Sequence[str]] = None) -> None:
-        """Adds validation images: features (B, D) of length 1, targets (B,)."""
+    def update(self, features: torch.Tensor, labels: torch.Tensor, keys: Sequence[str] = ()) -> None:
+        """Adds validation images."""
         for part, wanted in zip(
-            *(values.split(max(CHUNK // len(self.bank.matrix), 1)) for values in (features, targets))
+            *(values.split(max(CHUNK // len(self.bank.matrix), 1)) for values in (features, labels))
         ):
             correct = [(classes == wanted).sum() for classes in self.classes(part)]
             self.sums += torch.stack([*correct, torch.tensor(len(wanted), device=features.device)])

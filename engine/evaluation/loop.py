@@ -1,6 +1,6 @@
 """Exact evaluation: every image once, whatever the number of processes and the batch size."""
 
-from typing import Any, Callable, Mapping, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +12,17 @@ from utils.metrics import Metric
 from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
+if TYPE_CHECKING:
+    from ..setup.precision import Precision
+    from ..tasks.base import Evaluator
+
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    evaluator,
+    evaluator: "Evaluator",
     loader: Loader,
-    precision,
+    precision: "Precision",
     log: RunLog,
     peers: Peers,
     whole_batches: int = 0,
@@ -45,8 +49,8 @@ def evaluate(
             evaluator.step(forward, batch)
         peers.at("evaluation: waits for images", may_last=True)
     model.train(was_training)
-    failures = sum(peers.gather(loader.take_failures()), [])
-    if peers.agree([peers.stop], now=True)[0]:
+    failures: list[str] = sum(peers.gather(loader.take_failures()), [])
+    if peers.agree([bool(peers.stop)], now=True)[0]:
         return None
     log.list_unreadable(failures)
     if len(failures) == loader.num_images:
@@ -77,7 +81,7 @@ def fill_up(model: Callable[[Images], Any], batch_size: int) -> Callable[[Images
         if missing <= 0:
             return model(images)
         if isinstance(images, torch.Tensor):
-            filled = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing))
+            filled: Images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing))
         else:
             filled = [*images, *(torch.zeros_like(images[-1]) for _ in range(missing))]
         return first_of(model(filled), len(images), batch_size)

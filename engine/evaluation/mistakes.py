@@ -75,6 +75,7 @@ class Mistakes(ClassificationMetrics):
             if len(self.worst) < self.most or _by_loss((loss, key)) < _by_loss(
                 (self.worst[-1].loss, self.worst[-1].key)
             ):
+                assert images is not None  # whoever wants mistakes gives them
                 pixels = ((images[i] * self.std + self.mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0)
                 self.worst.append(Mistake(loss, key, target, guess, share, pixels.cpu().numpy()))
                 self._keep_the_worst()

@@ -17,7 +17,7 @@ from utils.run_log import RunLog
 from ..evaluation.loop import evaluate
 from ..setup.loading import loading
 from ..setup.model import prepare_model
-from ..setup.precision import NativePrecision, create_precision
+from ..setup.precision import Precision, create_precision
 from ..tasks.base import Evaluator
 
 
@@ -44,7 +44,7 @@ class Examination:
         device: torch.device,
         log: Optional[RunLog] = None,
         peers: Optional[Peers] = None,
-        precision: Optional[NativePrecision] = None,
+        precision: Optional[Precision] = None,
     ):
         self.cfg = cfg
         self.device = device

@@ -6,7 +6,7 @@ from typing import Iterator, Optional, Sequence
 import numpy as np
 import torch
 
-from data.batches import Batch
+from data.batches import Batch, Finish
 from data.dataset import ImageDataset
 from data.sources.image_paths import FileSource
 from utils.device import is_out_of_memory
@@ -40,7 +40,6 @@ class Predictor:
 
     Args:
         trained: its model is moved to the device.
-        topk: K; the number of classes, if these are fewer.
         img_size: px; 0: what the model was evaluated on.
         workers: loading processes; 0: this one loads. A single batch is always loaded by this one.
         fused: whether the deployed form predicts, see `models.fuse`.
@@ -55,7 +54,6 @@ class Predictor:
         self,
         trained: Trained,
         device: torch.device = torch.device("cpu"),
-        topk: int = 5,
         img_size: int = 0,
         batch_size: int = 64,
         workers: int = 0,
@@ -65,7 +63,6 @@ class Predictor:
     ):
         self.trained = trained
         self.device = device
-        self.topk = min(topk, len(trained.classes))
         self.img_size = img_size or trained.own_size
         self.batch_size = batch_size
         self.workers = workers
@@ -75,8 +72,11 @@ class Predictor:
         self.engine = open_engine(engine, self.examination.model, precision, self.img_size, fused)
         self.failures: list[str] = []  # a line for each file that could not be read
 
-    def __call__(self, paths: Sequence[str]) -> Iterator[Prediction]:
+    def __call__(self, paths: Sequence[str], topk: int = 5) -> Iterator[Prediction]:
         """The predictions of the files in their order, without those that go to `failures`.
+
+        Args:
+            topk: K; the number of classes, if these are fewer.
 
         Raises:
             ConfigError: memory runs out, or the model does not take images of this size.
@@ -84,13 +84,14 @@ class Predictor:
             OutputError: a file is read without an end.
         """
         cfg = self.trained.cfg
+        topk = min(topk, len(self.trained.classes))
         transform = self.trained.transform(self.img_size, cfg.TEST.CROPS)
         dataset = ImageDataset(FileSource(paths, transform.decode), transform, on_error="skip")
         workers = self.workers if len(paths) > self.batch_size else 0
         loader = self.examination.loader(dataset, batch_size=self.batch_size, num_workers=workers)
         try:
             for batch in loader.batches():
-                yield from self._predict(batch, loader.finish)
+                yield from self._predict(batch, loader.finish, topk)
                 self.failures += loader.take_failures()
         except OutputError as error:
             remedy = "look at the disk or the network, or leave the file out, and start the same command again"
@@ -100,15 +101,15 @@ class Predictor:
         self.failures += loader.take_failures()
 
     @torch.inference_mode()
-    def _predict(self, batch: Batch, finish) -> list[Prediction]:
-        images, targets, paths = finish(batch)
-        logits = predict_views(self.engine, images.split(len(paths)), self.trained.cfg.TEST.FLIP)
-        likeliest = logits.float().softmax(dim=1).topk(self.topk, dim=1)
+    def _predict(self, batch: Batch, finish: Finish, topk: int) -> list[Prediction]:
+        examples, paths = finish(batch), batch.keys
+        logits = predict_views(self.engine, examples.tensor.split(len(paths)), self.trained.cfg.TEST.FLIP)
+        likeliest = logits.float().softmax(dim=1).topk(topk, dim=1)
         if not likeliest.values.isfinite().all():
             raise CheckpointError(f"{self.trained.path}: the model's outputs are not finite; use another checkpoint")
-        pixels = batch.images[-len(paths) :].permute(0, 2, 3, 1).numpy()  # torchvision's last crop is the centre
+        pixels = batch.tensor[-len(paths) :].permute(0, 2, 3, 1).numpy()  # torchvision's last crop is the centre
         labels, probabilities = likeliest.indices.tolist(), likeliest.values.tolist()
-        return list(map(Prediction, paths, labels, probabilities, targets.tolist(), pixels))
+        return list(map(Prediction, paths, labels, probabilities, examples.targets.tolist(), pixels))
 
     def _explain(self, error: BaseException) -> Optional[ConfigError]:
         """What the user can do about an error; None if nothing."""

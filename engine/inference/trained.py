@@ -67,12 +67,14 @@ class Trained:
         """
         transform = self.transform(img_size)
         image = read_image(str(path), partial(open_regular, path), transform.decode, "give an image file")
-        return transform.picture(image)
+        picture = transform.picture(image)
+        assert isinstance(picture, Picture)  # of one crop
+        return picture
 
     def normalise(self, pictures: Sequence[Picture], device: torch.device = torch.device("cpu")) -> torch.Tensor:
         """The pictures as what the model takes: (B, 3, H, W), float32, on the device."""
         batch = collate_pictures([Sample(picture, 0) for picture in pictures])
-        return Finish(self.cfg.DATA.MEAN, self.cfg.DATA.STD, device, self.cfg.TRAIN.CHANNELS_LAST)(batch).images
+        return Finish(self.cfg.DATA.MEAN, self.cfg.DATA.STD, device, self.cfg.TRAIN.CHANNELS_LAST)(batch).tensor
 
 
 def load_trained(

@@ -92,8 +92,8 @@ def thinned(points: Points, most: int = MOST_POINTS) -> list[tuple[float, Option
     kept = []
     for start in range(0, len(points), stretch):
         part = range(start, min(start + stretch, len(points)))
-        known = sorted((i for i in part if points[i][1] is not None), key=lambda i: points[i][1])
-        kept += sorted({known[0], known[-1]}) if known else [start]
+        values = sorted((value, i) for i in part if (value := points[i][1]) is not None)
+        kept += sorted({values[0][1], values[-1][1]}) if values else [start]
     return [points[i] for i in kept]
 
 

@@ -4,7 +4,7 @@ import base64
 import shlex
 from pathlib import Path
 from statistics import median
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence, TypeGuard
 
 import cv2
 import numpy as np
@@ -102,7 +102,7 @@ def is_record(record: Any) -> bool:
     return whole and all(isinstance(record.get(name, {}), dict) for name in ("raw", "ema"))
 
 
-def counts(value: Any) -> bool:
+def counts(value: Any) -> TypeGuard[int]:
     return type(value) is int and abs(value) < 10**15
 
 
@@ -342,7 +342,7 @@ def warnings_of(
     run: Path, facts: Mapping[str, Any], train, epochs, waited: Optional[float], others: int
 ) -> list[tuple[str, list[str]]]:
     """What a reader of the figures has to know: a line, and details."""
-    found = []
+    found: list[tuple[str, list[str]]] = []
     left_out = max((record["left_out"] for record in train if type(record.get("left_out")) is int), default=0)
     if left_out:
         found.append((f"{count(left_out, 'update')} left out, as the loss or gradient was not finite", []))

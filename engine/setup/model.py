@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from typing import Any, Optional
+from typing import Any, Mapping, Optional, Protocol, TypeVar, cast
 
 import timm
 import torch
@@ -16,6 +16,7 @@ import models
 from models.sync_batchnorm import synchronise_batchnorm
 from utils.errors import ConfigError, did_you_mean
 
+Model = TypeVar("Model", bound=nn.Module)
 ARCHITECTURE = ("embed_dims", "depths", "num_heads")  # what a FAT that is not registered must say of itself
 
 
@@ -39,7 +40,7 @@ def create_model(
     Raises:
         ConfigError: unknown name, or values that the model refuses.
     """
-    settings = {"num_classes": num_classes, "drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+    settings: dict[str, Any] = {"num_classes": num_classes, "drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
     registered = name.lower() if model_type == "fat" else name
     if model_type == "fat":
         settings.update({key: value for key, value in fat.items() if value not in ([], "")})
@@ -89,6 +90,20 @@ def published(name: str, key: str):
         raise ConfigError(f"{key} is {name!r}: {error} Give another one, or the name without it") from error
 
 
+class TimmModel(Protocol):
+    """What timm's models, and FAT as they do, have besides `forward`; some of them not all of it."""
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor: ...
+
+    def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor: ...
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None: ...
+
+    def group_matcher(self, coarse: bool = False) -> Mapping[str, Any]: ...
+
+    def set_distilled_training(self, enable: bool = True) -> None: ...
+
+
 class PooledFeatures(nn.Module):
     """What a model's classifier sees of images: (B, 3, H, W) -> (B, D).
 
@@ -103,7 +118,8 @@ class PooledFeatures(nn.Module):
         self.model = model
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model.forward_head(self.model.forward_features(images), pre_logits=True)
+        model = cast(TimmModel, self.model)
+        return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
 def prepare_model(
@@ -116,7 +132,7 @@ def prepare_model(
     """
     if use_checkpoint:
         try:
-            model.set_grad_checkpointing(True)
+            cast(TimmModel, model).set_grad_checkpointing(True)
         except (AttributeError, AssertionError, NotImplementedError) as error:
             raise ConfigError(
                 f"TRAIN.USE_CHECKPOINT: {type(model).__name__} has no activation checkpointing; leave it off"
@@ -131,7 +147,7 @@ def prepare_model(
     return place(model, device, channels_last)
 
 
-def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+def place(model: Model, device: torch.device, channels_last: bool) -> Model:
     """Moves the model; with `channels_last` its weights of convolutions of images lie as NHWC maps do.
 
     `Module.to(memory_format=...)` refuses models with weights of five dimensions, as of timm's lambda networks.
@@ -188,11 +204,12 @@ def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     known = inspect.signature(DistributedDataParallel).parameters
     per_step_broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # by torch
+    switched_off: dict[str, Any] = {per_step_broadcast: False}
     return DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        **{per_step_broadcast: False},
+        **switched_off,
     )
 
 

@@ -7,10 +7,16 @@ from yacs.config import CfgNode
 
 from utils.errors import ConfigError, did_you_mean
 
-from .base import Task
+from .base import Task, TaskKind
 from .classification import Classification
+from .detection import Detection
+from .segmentation import Segmentation
 
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+TASKS: dict[str, TaskKind] = {
+    "classification": Classification,
+    "segmentation": Segmentation,
+    "detection": Detection,
+}
 
 
 def create_task(cfg: CfgNode) -> Task:

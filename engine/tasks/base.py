@@ -3,8 +3,8 @@
 A run asks in this order:
 
     task.train_dataset(), task.val_dataset(classes)    what is learned from, and what is measured on
-    task.build_model(num_classes)                      what learns
     task.prepare_training(num_classes, distillation)
+    task.build_model(num_classes)                      what learns
     task.loss(model, batch)                            for each micro-batch
     evaluator = task.evaluator(purpose, device)        after each epoch
     evaluator.step(model, batch)                       for each batch of the validation images
@@ -12,26 +12,30 @@ A run asks in this order:
     evaluator.gather(peers), .sections(classes)        after the last epoch: what the report shows besides
 """
 
-from typing import Any, Callable, Literal, Optional, Protocol, Sequence, runtime_checkable
+from typing import Any, BinaryIO, Callable, Literal, Optional, Protocol, Sequence, runtime_checkable
 
 import numpy as np
 import torch
 from torch import nn
+from yacs.config import CfgNode
 
-from utils.metrics import Metric
+from data.loader import AnyDataset
+from data.sources.source import AnySource
+from utils.metrics import ClassificationMetrics, Metric
 from utils.processes.peers import Peers
 
 from .distill import Distillation
 
 Batch = Any  # what the task's data sets give, collated, on the device: see `data.batches.Examples`
 Purpose = Literal["figures", "closing"]
+Decode = Callable[[BinaryIO], Any]  # an open file -> its image
 
 
 class Evaluator(Protocol):
     """Goes once over a data set's batches; each process sees its share."""
 
-    def step(self, model: nn.Module, batch: Batch) -> None:
-        """Adds what the model says of a batch."""
+    def step(self, model: Callable[[Any], Any], batch: Batch) -> None:
+        """Adds what the model, or what calls it with whole batches, says of a batch."""
 
     def compute(self) -> dict[str, Any]:
         """The figures over all processes, all of which call this: finite numbers by name, the task's first one first.
@@ -39,6 +43,7 @@ class Evaluator(Protocol):
         """
 
 
+@runtime_checkable
 class ClosingEvaluator(Evaluator, Protocol):
     """Gathers on the way what a run's report shows besides figures."""
 
@@ -53,13 +58,19 @@ class Task(Protocol):
     """What is learned, from which images, and how well."""
 
     primary: Metric  # says which weights are better
-    figures: Sequence[Metric]  # what an evaluation gives, as reports show it
-    eval_size: int  # px of the images in evaluation
 
-    def train_dataset(self) -> Any:
-        """The augmented training images, a `data.dataset.Samples`. Raises ConfigError, DataError."""
+    @property
+    def figures(self) -> Sequence[Metric]:
+        """What an evaluation gives, as reports show it."""
 
-    def val_dataset(self, classes: Optional[Sequence[str]] = None) -> Any:
+    @property
+    def eval_size(self) -> int:
+        """px of the images in evaluation."""
+
+    def train_dataset(self) -> AnyDataset:
+        """The augmented training images. Raises ConfigError, DataError."""
+
+    def val_dataset(self, classes: Optional[Sequence[str]] = None) -> AnyDataset:
         """The validation images; `classes` are those the model knows, in label order. Raises ConfigError, DataError."""
 
     def build_model(self, num_classes: int) -> nn.Module:
@@ -69,7 +80,12 @@ class Task(Protocol):
         """Makes what `loss` needs; `distillation` is what a teacher adds to it."""
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Means over the batch: "loss", which is minimised, and more to log, such as its parts."""
+        """Means over the batch: "loss", which is minimised, and more to log, such as its parts.
+
+        Training has whole batches only, of equally many images in each process, so that the mean of such means, as of
+        gradients over processes and micro-batches, weights each image alike. A task that counts something else (pixels,
+        boxes) gives the mean over what its batch has, as the published ones of its kind do.
+        """
 
     def evaluator(self, purpose: Purpose, device: torch.device) -> Evaluator:
         """A new one, of 'figures' alone or, for the evaluation after the last epoch, a `ClosingEvaluator`."""
@@ -86,17 +102,30 @@ class Task(Protocol):
         """A picture, uint8 (H, W, 3), of a batch's first images as the model gets them, with their targets."""
 
 
+class TaskKind(Protocol):
+    """A class of tasks, as `engine.tasks.TASKS` lists them. A report asks it without a task."""
+
+    primary: Metric
+
+    @property
+    def figures(self) -> Sequence[Metric]:
+        """As `Task.figures`."""
+
+    def __call__(self, cfg: CfgNode) -> Task:
+        """Raises ConfigError: settings that the task refuses."""
+
+
 @runtime_checkable
-class ClassTask(Protocol):
+class ClassTask(Task, Protocol):
     """What TEST.SETS and TEST.KNN ask of a task besides: its targets are labels of whole images."""
 
-    def set_dataset(self, open_: Callable[[Callable], Any], crop_pct: float = 0.0) -> Any:
+    def set_dataset(self, open_: Callable[[Decode], AnySource], crop_pct: float = 0.0) -> AnyDataset:
         """The images of an evaluation set; `open_` makes the set's source of a decoder of files."""
 
-    def set_evaluator(self, metrics: Any) -> Evaluator:
-        """One that adds to such metrics, a `utils.metrics.ClassificationMetrics`."""
+    def set_evaluator(self, metrics: ClassificationMetrics) -> Evaluator:
+        """One that adds to such metrics."""
 
-    def feature_datasets(self, classes: Sequence[str]) -> tuple[Any, Any]:
+    def feature_datasets(self, classes: Sequence[str]) -> tuple[AnyDataset, AnyDataset]:
         """The training and validation images, both as evaluation sees them."""
 
     def features(self, model: nn.Module) -> nn.Module:

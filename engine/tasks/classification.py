@@ -1,6 +1,7 @@
 """Image classification."""
 
-from typing import Any, BinaryIO, Callable, Optional, Sequence
+from dataclasses import replace
+from typing import Callable, Optional, Sequence
 
 import numpy as np
 import torch
@@ -10,18 +11,22 @@ from yacs.config import CfgNode
 
 from data.batches import Examples, resize_examples
 from data.class_maps import look_alikes, read_class_map
-from data.loader import dataset_of
+from data.loader import AnyDataset, dataset_of
 from data.sources import Opening, open_source
+from data.sources.lists import Listing
+from data.sources.source import AnySource
+from data.sources.val_share import ValShare
 from data.transforms import Augmentation, Transform, eval_transform, train_transform
 from utils.config import to_dict
 from utils.conflicts import mixes
 from utils.errors import ConfigError, DataError, UserError
 from utils.metrics import ACC1, ACC5, LOSS, NUM_IMAGES, ClassificationMetrics
 from utils.pictures import montage
+from utils.schema import VALIDATION
 
 from ..evaluation.evaluators import ClassEvaluator, ClosingClassEvaluator
 from ..setup.model import PooledFeatures, create_model
-from .base import Purpose
+from .base import Decode, Purpose
 from .criterion import create_criterion
 from .distill import Distillation
 
@@ -45,7 +50,7 @@ class Classification:
 
     # Data
 
-    def train_dataset(self):
+    def train_dataset(self) -> AnyDataset:
         """The augmented training images.
 
         Raises:
@@ -73,7 +78,7 @@ class Classification:
         colours, files = cfg.DATA.MEAN, (cfg.DATA.EXIF, cfg.DATA.BACKEND)
         return train_transform(img_size, cfg.DATA.INTERPOLATION, colours, augmentation, *files)
 
-    def val_dataset(self, classes: Optional[Sequence[str]] = None):
+    def val_dataset(self, classes: Optional[Sequence[str]] = None) -> AnyDataset:
         """The validation images; `classes` are those the model knows, in label order.
 
         Raises:
@@ -100,7 +105,7 @@ class Classification:
             )
         return dataset_of(source, transform, cfg.DATA.ON_ERROR)
 
-    def feature_datasets(self, classes: Sequence[str]) -> tuple[Any, Any]:
+    def feature_datasets(self, classes: Sequence[str]) -> tuple[AnyDataset, AnyDataset]:
         """The training and validation images, both as evaluation sees them, in one view each.
 
         Raises:
@@ -117,7 +122,7 @@ class Classification:
         training, validation = (dataset_of(source, transform, cfg.DATA.ON_ERROR) for source in sources)
         return training, validation
 
-    def set_dataset(self, open_: Callable[[Callable[[BinaryIO], Any]], Any], crop_pct: float = 0.0):
+    def set_dataset(self, open_: Callable[[Decode], AnySource], crop_pct: float = 0.0) -> AnyDataset:
         """The images of an evaluation set, transformed as the validation images are.
 
         Args:
@@ -131,7 +136,7 @@ class Classification:
         cfg = self.cfg
         return eval_transform(self.eval_size, cfg.DATA.INTERPOLATION, crop_pct, cfg.DATA.EXIF, crops or cfg.TEST.CROPS)
 
-    def _source(self, split: str, decode: Callable[[BinaryIO], Any]):
+    def _source(self, split: str, decode: Decode) -> AnySource:
         cfg = self.cfg
         dataset = cfg.DATA.DATASET
         if cfg.DATA.ZIP_MODE:
@@ -144,11 +149,13 @@ class Classification:
             class_to_idx=read_class_map(cfg.DATA.CLASS_MAP) if cfg.DATA.CLASS_MAP else None,
             columns=cfg.DATA.COLUMNS,
             class_order=cfg.DATA.CLASS_ORDER,
+            listing=self._listing(),
             timeout=cfg.DATA.TIMEOUT,
         )
 
-        def opened(name: str):
-            return open_source(dataset, name, cfg.DATA.DATA_PATH, decode, opening)
+        def opened(name: str) -> AnySource:
+            place, share = self._part(name)
+            return open_source(dataset, place, cfg.DATA.DATA_PATH, decode, replace(opening, share=share))
 
         source = opened(split)
         if cfg.MODEL.NUM_CLASSES not in (0, len(source.classes)):
@@ -159,7 +166,22 @@ class Classification:
             )
         return source
 
-    def _difference(self, split: str, classes: Sequence[str], opened: Callable[[str], Any]) -> str:
+    def _listing(self) -> Listing:
+        cfg = self.cfg
+        undivided, may_miss = cfg.DATA.VAL_SHARE > 0, cfg.DATA.ON_ERROR == "skip"
+        return Listing(cfg.DATA.LIST, cfg.DATA.TRAIN_SPLIT, undivided, may_miss)
+
+    def _part(self, split: str) -> tuple[str, Optional[ValShare]]:
+        """Where the images of a split lie, and which part of these they are: with DATA.VAL_SHARE the training images and
+        the validation images lie in one split. Other splits, as a script may name them, are as they are.
+        """
+        cfg = self.cfg
+        if not cfg.DATA.VAL_SHARE or split not in (cfg.DATA.TRAIN_SPLIT, VALIDATION):
+            return split, None
+        validation = split != cfg.DATA.TRAIN_SPLIT
+        return cfg.DATA.TRAIN_SPLIT, ValShare(cfg.DATA.VAL_SHARE, cfg.DATA.VAL_SEED, validation)
+
+    def _difference(self, split: str, classes: Sequence[str], opened: Callable[[str], AnySource]) -> str:
         """Which classes a split lacks, or has too many, of the MODEL.NUM_CLASSES that there should be, if that can be known."""
         data = self.cfg.DATA
         where, expected = "DATA.CLASS_MAP", list(classes)
@@ -168,7 +190,7 @@ class Classification:
         elif not data.CLASS_MAP:
             where = data.VAL_SPLIT if split == data.TRAIN_SPLIT else data.TRAIN_SPLIT
             try:
-                expected = opened(where).classes
+                expected = list(opened(where).classes)
             except UserError:  # it is about the other split, which is not asked for
                 return ""
         missing, more = sorted(set(expected) - set(classes)), sorted(set(classes) - set(expected))
@@ -237,7 +259,7 @@ class Classification:
 
     def loss(self, model: nn.Module, batch: Examples) -> dict[str, torch.Tensor]:
         """The mean loss of a batch of images (B, 3, H, W), or (V * B, 3, H, W) with V views, and targets (B,)."""
-        images, targets, _ = batch
+        images, targets = batch.tensor, batch.targets
         if self.mixup:
             images, targets = self.mixup(images, targets)  # targets: (B, classes)
         outputs = model(images)
@@ -259,14 +281,14 @@ class Classification:
         return resize_examples(batch, size)
 
     def evaluation_like(self, batch: Examples) -> Examples:
-        one_view = batch._replace(images=batch.images[: len(batch.targets)])
+        one_view = batch._replace(images=batch.tensor[: len(batch.targets)])
         one_crop = self.resized(one_view, self.eval_size)
-        return one_crop._replace(images=one_crop.images.repeat(self.cfg.TEST.CROPS, 1, 1, 1))
+        return one_crop._replace(images=one_crop.tensor.repeat(self.cfg.TEST.CROPS, 1, 1, 1))
 
     def preview(self, batch: Examples, classes: Sequence[str]) -> np.ndarray:
         """A picture of a batch's first images as the model gets them, before mixup, with their classes; views side by side."""
         views = len(batch.images) // len(batch.targets)
-        images = batch.images.unflatten(0, (views, -1)).transpose(0, 1).flatten(0, 1)[:32]
+        images = batch.tensor.unflatten(0, (views, -1)).transpose(0, 1).flatten(0, 1)[:32]
         targets = batch.targets.repeat_interleave(views)[:32]
         return montage(images, [classes[target] for target in targets.tolist()], self.cfg.DATA.MEAN, self.cfg.DATA.STD)
 

@@ -36,6 +36,9 @@ class Teacher(nn.Module):
     Shapes: (B, 3, H, W) -> (B, classes).
     """
 
+    scale: torch.Tensor
+    shift: torch.Tensor
+
     def __init__(self, model: nn.Module, own: Inputs, given: Inputs):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
@@ -76,8 +79,8 @@ class Distillation:
         if self.kind == "hard":
             taught = F.cross_entropy(student, teacher.argmax(1))
         else:
-            logs = (F.log_softmax(values / self.tau, dim=1) for values in (student, teacher))
-            taught = F.kl_div(*logs, reduction="sum", log_target=True) * self.tau**2 / student.numel()
+            learned, wanted = (F.log_softmax(values / self.tau, dim=1) for values in (student, teacher))
+            taught = F.kl_div(learned, wanted, reduction="sum", log_target=True) * self.tau**2 / student.numel()
         return (1 - self.alpha) * loss + self.alpha * taught
 
 

@@ -1,9 +1,10 @@
 """A training run from its config: data, model, optimizer, schedule and state, each given the values that it uses."""
 
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import torch
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from yacs.config import CfgNode
 
@@ -27,7 +28,7 @@ from ..session import Session
 from ..setup.compilation import decide_compilation
 from ..setup.complexity import complexity_of
 from ..setup.loading import loading
-from ..setup.model import place, prepare_model, require_layout, wrap_model
+from ..setup.model import TimmModel, place, prepare_model, require_layout, wrap_model
 from ..setup.precision import create_precision
 from ..setup.preprocessing import input_warnings
 from ..tasks import create_task
@@ -130,7 +131,7 @@ def build_model(
     seed_all(cfg.SEED)
     model = task.build_model(num_classes)
     if distilled and hasattr(model, "set_distilled_training"):
-        model.set_distilled_training()
+        cast(TimmModel, model).set_distilled_training()
     complexity = complexity_of(model, cfg)
     notes = start_from(model, pretrained, cfg)
     require_layout(model, device, cfg.TRAIN.CHANNELS_LAST)
@@ -147,7 +148,7 @@ def start_from(model: torch.nn.Module, pretrained: str, cfg: CfgNode) -> list[st
     name = checkpoint.better
     skipped, how = load_pretrained(model, checkpoint, name)
     note = f"started from {checkpoint.path} ({name} weights{how and ': '}{how})"
-    note += f"; of another size and initialised anew: {', '.join(skipped)}" if skipped else ""
+    note += f"; not in it or of another size, and initialised anew: {', '.join(skipped)}" if skipped else ""
     warnings = input_warnings(checkpoint.config, cfg, training=True)
     return [note, *(f"warning: {line}" for line in warnings)]
 
@@ -208,12 +209,14 @@ def build_optimisation(session: Session, model: torch.nn.Module, plan: BatchPlan
     learning_rate = LearningRate(
         name=cfg.TRAIN.LR_SCHEDULER.NAME,
         epochs=cfg.TRAIN.EPOCHS,
-        warmup_epochs=cfg.TRAIN.WARMUP_EPOCHS,
+        warmup_epochs=cfg.TRAIN.WARMUP_EPOCHS or cfg.TRAIN.WARMUP_UPDATES / plan.updates_per_epoch,
         warmup_lr=plan.scale_lr(cfg.TRAIN.WARMUP_LR),
         min_lr=plan.scale_lr(cfg.TRAIN.MIN_LR),
         warmup_prefix=cfg.TRAIN.LR_SCHEDULER.WARMUP_PREFIX,
         decay_epochs=cfg.TRAIN.LR_SCHEDULER.DECAY_EPOCHS,
         decay_rate=cfg.TRAIN.LR_SCHEDULER.DECAY_RATE,
+        power=cfg.TRAIN.LR_SCHEDULER.POWER,
+        milestones=cfg.TRAIN.LR_SCHEDULER.MILESTONES,
     )
     lr_scheduler = create_lr_scheduler(optimizer, learning_rate, plan.updates_per_epoch)
     guard = FiniteGuard(cfg.TRAIN.NONFINITE, precision.skips_overflows, model, session.device)
@@ -241,7 +244,7 @@ def build_recorder(session: Session, data: TrainingData, progress: Progress, pre
     return Recorder(session.log, progress, data.plan, cfg.TRAIN.EPOCHS, cfg.PRINT_FREQ, waits, session.device, facts)
 
 
-def metadata_of(session: Session, data: TrainingData, lr_scheduler) -> dict[str, Any]:
+def metadata_of(session: Session, data: TrainingData, lr_scheduler: Scheduler) -> dict[str, Any]:
     """What goes into every checkpoint as it is."""
     cfg, plan = session.cfg, data.plan
     return {

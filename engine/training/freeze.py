@@ -1,6 +1,6 @@
 """Parts of a model that training leaves as they are (TRAIN.FREEZE), in FAT and timm's models alike."""
 
-from typing import Sequence, Union
+from typing import Sequence, Union, cast
 
 from timm.models import group_parameters
 from torch import nn
@@ -8,6 +8,7 @@ from torch import nn
 from utils.errors import ConfigError
 
 from ..checkpoints.load import classifier_of
+from ..setup.model import TimmModel
 
 BACKBONE = "backbone"
 
@@ -32,7 +33,7 @@ def parts_of(model: nn.Module) -> dict[str, list[str]]:
 def coarse_groups(model: nn.Module) -> list[list[str]]:
     """The names of the parameters by stage, the stem first; none if timm's model does not say them."""
     try:
-        matcher = model.group_matcher(coarse=True)
+        matcher = cast(TimmModel, model).group_matcher(coarse=True)
     except (AttributeError, AssertionError, NotImplementedError):  # it has none, or none that is coarse
         return []
     return list(group_parameters(model, matcher).values())

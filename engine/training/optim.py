@@ -6,11 +6,12 @@ from typing import Any, Sequence
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from utils.errors import ConfigError, did_you_mean
 
-from ..setup.precision import NativePrecision
+from ..setup.precision import Precision
 from .nonfinite import FiniteGuard
 
 
@@ -33,11 +34,11 @@ def create_optimizer(
     """
     name = name.lower()
     if name not in list_optimizers():
-        raise ConfigError(f"TRAIN.OPTIMIZER.NAME is {name!r}; {did_you_mean(name, list_optimizers())}")
+        raise ConfigError(f"TRAIN.OPTIMIZER.NAME is {name!r}; {did_you_mean(name, map(str, list_optimizers()))}")
     info = get_optimizer_info(name)
     if info.second_order:
         raise ConfigError(f"TRAIN.OPTIMIZER.NAME {name!r} needs second derivatives, which are not computed; use adamw")
-    options = {}
+    options: dict[str, Any] = {}
     if info.has_eps:
         options["eps"] = eps
     if info.has_betas:
@@ -69,32 +70,26 @@ def create_optimizer(
 class LearningRate:
     """How it goes over a run: TRAIN.LR_SCHEDULER's and TRAIN's keys, for this batch."""
 
-    name: str  # 'cosine', 'linear' or 'step'
+    name: str  # 'cosine', 'linear', 'poly', 'step' or 'multistep'
     epochs: int
-    warmup_epochs: int = 0
+    warmup_epochs: float = 0
     warmup_lr: float = 0.0
     min_lr: float = 0.0
     warmup_prefix: bool = False
     decay_epochs: int = 30  # of 'step'
     decay_rate: float = 0.1
+    power: float = 0.9  # of 'poly'
+    milestones: Sequence[float] = ()  # of 'multistep', epochs
 
 
-def create_lr_scheduler(optimizer: torch.optim.Optimizer, curve: LearningRate, updates_per_epoch: int):
+def create_lr_scheduler(optimizer: torch.optim.Optimizer, curve: LearningRate, updates_per_epoch: int) -> Scheduler:
     """A schedule over updates: `step_update(n)` sets the learning rate of update n, whatever came before.
 
-    Linear warmup from `warmup_lr`, then 'cosine' or 'linear' to `min_lr`, or 'step' by `decay_rate` every
-    `decay_epochs`. With `warmup_prefix` the schedule begins after the warmup; without, the warmup covers its start, so
+    Linear warmup from `warmup_lr`, then 'cosine', 'linear' or 'poly' ('linear' to a power) to `min_lr`, or 'step' by
+    `decay_rate` every `decay_epochs`, or 'multistep' by it after each of the `milestones`. With `warmup_prefix` the
+    schedule begins after the warmup; without, the warmup covers its start, so
     the learning rate jumps from the peak to where the schedule already is (the released code's way).
-
-    Raises:
-        ConfigError: the warmup starts, or the run ends, above the peak rate.
     """
-    peak = max(group["lr"] for group in optimizer.param_groups)
-    if max(curve.warmup_lr, curve.min_lr) > peak:
-        raise ConfigError(
-            f"TRAIN.WARMUP_LR and TRAIN.MIN_LR: {curve.warmup_lr:.3g} and {curve.min_lr:.3g} for this batch; they "
-            f"must not be above TRAIN.BASE_LR's {peak:.3g}"
-        )
     lr_scheduler, _ = create_scheduler_v2(
         optimizer,
         sched={"linear": "poly"}.get(curve.name, curve.name),
@@ -104,7 +99,9 @@ def create_lr_scheduler(optimizer: torch.optim.Optimizer, curve: LearningRate, u
         min_lr=curve.min_lr,
         warmup_prefix=curve.warmup_prefix,
         decay_epochs=curve.decay_epochs,
-        decay_rate=1.0 if curve.name == "linear" else curve.decay_rate,  # poly's power
+        # timm's lower the rate an update before a milestone
+        decay_milestones=[milestone + 0.5 / updates_per_epoch for milestone in curve.milestones],
+        decay_rate={"linear": 1.0, "poly": curve.power}.get(curve.name, curve.decay_rate),  # of timm's poly its power
         step_on_epochs=False,
         updates_per_epoch=updates_per_epoch,
     )
@@ -116,8 +113,8 @@ class Optimisation:
     """How the gradients of micro-batches become an update."""
 
     optimizer: torch.optim.Optimizer
-    lr_scheduler: Any
-    precision: NativePrecision
+    lr_scheduler: Scheduler
+    precision: Precision
     guard: FiniteGuard
     clip_grad: float  # largest norm of the gradient; 0: not clipped
 

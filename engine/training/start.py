@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 from utils import provenance
 from utils.config import to_dict
@@ -51,8 +51,10 @@ def find_for_all(session: Session) -> StartPoint:
 
 def is_finished(session: Session, start: StartPoint) -> bool:
     """Whether the run's own checkpoint is that of its end; says so."""
-    progress = progress_of(start.checkpoint, start.path) if start.is_own else None
-    if not progress or progress.epoch < session.cfg.TRAIN.EPOCHS:
+    if not start.is_own or start.checkpoint is None or start.path is None:
+        return False
+    progress = progress_of(start.checkpoint, start.path)
+    if progress.epoch < session.cfg.TRAIN.EPOCHS:
         return False
     best = describe_best(progress.best)
     session.log.info(f"{session.directory} is finished: {progress.epoch} epochs, best {best}; nothing to do")
@@ -75,7 +77,7 @@ def prepare(session: Session, start: StartPoint) -> PreparedRun:
     findings = rehearse(
         trainer, lambda model: build_optimizer(cfg, model, trainer.data.plan.scale_lr(cfg.TRAIN.BASE_LR))
     )
-    changes = restore(trainer, start) if start.path else []
+    changes = restore(trainer, start.checkpoint, start.path) if start.checkpoint and start.path else []
     forecast = look_ahead(trainer, findings)
     datasets = [trainer.data.train_loader.dataset, trainer.data.val_loader.dataset]
     fill_caches = caches(cfg.DATA.CACHE_MODE, datasets, peers, log)
@@ -94,7 +96,7 @@ def prepare(session: Session, start: StartPoint) -> PreparedRun:
     return PreparedRun(trainer, introduce, fill_caches)
 
 
-def restore(trainer: Trainer, start: StartPoint) -> list[str]:
+def restore(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -> list[str]:
     """Gives the trainer the checkpoint's state; returns what has changed since.
 
     Raises:
@@ -102,13 +104,13 @@ def restore(trainer: Trainer, start: StartPoint) -> list[str]:
         ConfigError: its place in the run does not, or it is that of a finished run.
     """
     progress, metadata = trainer.progress, trainer.saver.checkpointer.metadata
-    trainer.saver.restore(start.checkpoint, start.path)
-    changes = config_changes(start.checkpoint["config"], metadata["config"])
-    changes += fit_progress(progress, start.checkpoint, metadata, start.path)
+    trainer.saver.restore(checkpoint, path)
+    changes = config_changes(checkpoint["config"], metadata["config"])
+    changes += fit_progress(progress, checkpoint, metadata, path)
     progress.changes = progress.changes + changes
     if progress.epoch >= trainer.epochs:
         raise ConfigError(
-            f"{start.path}: is finished, epoch {progress.epoch} of TRAIN.EPOCHS {trainer.epochs}; to train on from its "
+            f"{path}: is finished, epoch {progress.epoch} of TRAIN.EPOCHS {trainer.epochs}; to train on from its "
             "weights use --pretrained, or set more epochs"
         )
     return changes

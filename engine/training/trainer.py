@@ -1,13 +1,13 @@
 """The training loop: epochs of updates, each of one or more micro-batches; evaluation, logs and checkpoints between.
 
-Read `fit`, `train_epoch` and `update`, in this order; below them is what happens between updates and after a fault.
+Read `fit`, `train_epoch` and `update`, in this order. Below them is what they call, then what happens after a fault.
 """
 
 import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, NoReturn, Sequence
 
 import torch
 
@@ -22,7 +22,7 @@ from ..checkpoints.store import LAST
 from ..evaluation.loop import evaluate, summarize
 from ..observer import Observer
 from ..session import Session
-from ..tasks.base import Task
+from ..tasks.base import ClosingEvaluator, Task
 from .networks import Networks
 from .nonfinite import MAX_ROLLBACKS, NonFinite, require_finite_results
 from .optim import Optimisation
@@ -60,7 +60,7 @@ class Trainer:
         self.optim.guard.start(self.progress.left_out)
         if self.optim.guard.policy == "rollback" and not self.saver.newest():
             self.save(LAST)  # something to go back to
-            self.session.peers.from_first(None)
+            self.session.peers.meet()  # nobody changes its weights before rank 0 has saved them
         while self.progress.epoch < self.epochs:
             started = time.perf_counter()
             try:
@@ -88,8 +88,8 @@ class Trainer:
                 observer.after_update(self, step)
             progress.step = step + 1
             progress.updates += 1
-            # One message of a few bytes per update: all processes end and save after the same one.
-            stop, due = peers.agree([peers.stop, self.saver.is_due()])
+            # A message of a few bytes, so that all processes save and end after the same update.
+            stop, due = peers.agree([bool(peers.stop), self.saver.is_due()])
             if self.recorder.is_due(step + 1):
                 self.report(window, grad_norm)
                 window = Window(self.session.device, progress, peers.launch)
@@ -165,7 +165,8 @@ class Trainer:
         closing = self.progress.epoch + 1 == self.epochs
         # A compiled model is compiled again for another number of images, so the last batch is filled up.
         whole_batches = self.data.plan.batch_size if self.networks.compile_mode else 0
-        results, evaluators = {}, {}
+        results: dict[str, dict[str, Any]] = {}
+        evaluators: dict[str, ClosingEvaluator] = {}
         for name, model in self.networks.evaluated().items():
             broadcast_buffers(model)  # BatchNorm's statistics are each process' own until here
             evaluator = self.task.evaluator("closing" if closing else "figures", self.session.device)
@@ -177,7 +178,7 @@ class Trainer:
                 self.save(LAST)
                 self.end_stopped()
             results[name] = figures
-            if closing:
+            if closing and isinstance(evaluator, ClosingEvaluator):
                 evaluator.gather(self.session.peers)
                 evaluators[name] = evaluator
         for observer in self.observers:
@@ -208,7 +209,7 @@ class Trainer:
             self.recorder.write_result(summary)  # before the save after which the run is finished
         progress.start_epoch(progress.epoch + 1)
         self.save(*self.saver.names_after_epoch(improved))
-        if progress.epoch < self.epochs and peers.agree([peers.stop], now=True)[0]:
+        if progress.epoch < self.epochs and peers.agree([bool(peers.stop)], now=True)[0]:
             self.end_stopped()
 
     # Between updates
@@ -242,10 +243,10 @@ class Trainer:
 
     def list_unreadable(self) -> None:
         """Adds the training images that no process could read to the run's list (DATA.ON_ERROR skip)."""
-        failures = sum(self.session.peers.gather(self.data.train_loader.take_failures()), [])
+        failures: list[str] = sum(self.session.peers.gather(self.data.train_loader.take_failures()), [])
         self.session.log.list_unreadable(failures)
 
-    def end_stopped(self) -> None:
+    def end_stopped(self) -> NoReturn:
         """Ends all processes together, once rank 0 has saved.
 
         Raises:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Iterator
 
-from data.loader import Loader
+from data.loader import AnyTrainLoader, Loader
 
 from .plan import BatchPlan
 
@@ -12,7 +12,7 @@ from .plan import BatchPlan
 class TrainingData:
     """This process' share of the images."""
 
-    train_loader: Loader
+    train_loader: AnyTrainLoader
     val_loader: Loader
     plan: BatchPlan
     classes: list[str]  # in label order

@@ -10,6 +10,7 @@ from conftest import error_of, run, run_processes
 from engine.checkpoints.progress import Progress, Window
 from engine.setup import compilation
 from engine.setup.compilation import compile_model, decide_compilation
+from engine.training.networks import Networks
 from models.sync_batchnorm import SyncBatchNorm
 from utils.config import load_config
 from utils.processes.launch import Launch
@@ -117,7 +118,7 @@ def test_gradients_of_several_replays_add_up(compile_mode):
     model = GraphedLinear(reference[1].weight.detach())
     norms = []
     for each, mode in ((reference, ""), (model, compile_mode)):
-        trainer = make_trainer(each, 4, 3, 24, compile_mode=mode)
+        trainer = make_trainer(each, 4, 3, 24, networks=Networks(each, each, compile_mode=mode))
         batches = iter(zip(images.split(4), targets.split(4)))
         norms.append([trainer.update(step, batches, Window(CPU, Progress(), Launch())).item() for step in range(2)])
     assert norms[1] == pytest.approx(norms[0], rel=1e-12)

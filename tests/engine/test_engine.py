@@ -14,7 +14,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 import models  # noqa: F401
-from conftest import error_of, launch, run, run_processes
+from conftest import ONE_STAGE, error_of, launch, run, run_processes
 from engine.checkpoints.progress import Progress, Window
 from engine.session import Session
 from engine.setup.model import create_model, prepare_model
@@ -376,17 +376,8 @@ def test_switches_train(write_config, switch):
 
 def test_compiled_training_gives_the_same_weights(write_config, tmp_path, capsys):
     """One graph for training and one for evaluation: of both models, and of the last batch, which is smaller."""
-    one_stage = dict(
-        embed_dims=[16],
-        depths=[1],
-        num_heads=[2],
-        kernel_sizes=[3],
-        window_sizes=[2],
-        mlp_ratios=[2],
-        mlp_kernel_sizes=[3],
-    )
     path = write_config(
-        MODEL={"NAME": "one_stage", "FAT": one_stage, "DROP_PATH_RATE": 0.0},
+        MODEL=ONE_STAGE,
         TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "BASE_LR": 1e-3},
     )
     run("--cfg", path, "--tag", "eager")

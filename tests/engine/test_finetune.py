@@ -11,7 +11,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 import models  # noqa: F401
-from conftest import ROOT, Stop, assert_same_run, error_of, launch, load, run, stop_at_update
+from conftest import ONE_STAGE, ROOT, Stop, assert_same_run, error_of, launch, load, run, stop_at_update
 from engine.evaluation.knn import Bank, Neighbours
 from engine.training import freeze
 from engine.training.optim import LearningRate, create_lr_scheduler, create_optimizer
@@ -257,17 +257,8 @@ def test_compiled_training_leaves_frozen_parts_alone(write_config, tmp_path, mon
         torch.nn.Module, "compile", lambda self, mode, dynamic: calls.append(mode) or original(self, backend="eager")
     )
     torch._dynamo.reset()
-    one_stage = dict(
-        embed_dims=[16],
-        depths=[1],
-        num_heads=[2],
-        kernel_sizes=[3],
-        window_sizes=[2],
-        mlp_ratios=[2],
-        mlp_kernel_sizes=[3],
-    )
     path = write_config(
-        MODEL={"NAME": "one_stage", "FAT": one_stage, "DROP_PATH_RATE": 0.0}, EMA={"ENABLED": False},
+        MODEL=ONE_STAGE, EMA={"ENABLED": False},
         TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "BASE_LR": 1e-3, "FREEZE": ["stem"]},
     )  # fmt: skip
     run("--cfg", path, "--tag", "eager")

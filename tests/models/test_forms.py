@@ -11,7 +11,7 @@ from engine.evaluation.loop import fill_up
 from models.layers import DepthwiseConv2d, LayerNorm
 from models.layers.depthwise import DepthwiseConvolution
 from models.layers.norm import norm_channels_last
-from plain_fat import PlainFAT
+from parts.benchmark.plain_fat import PlainFAT
 from utils import malloc
 
 

@@ -161,7 +161,7 @@ def uncountable(monkeypatch):
 
 
 def test_what_cannot_be_counted_is_said_not_refused(uncountable, tmp_path, capsys):
-    said = " M parameters, MACs not counted (RuntimeError: cannot count this)"
+    said = " parameters, MACs not counted (RuntimeError: cannot count this)"
     few = ["--opts", *ON_NOISE, "MODEL.NAME", "test_vit", "DATA.IMG_SIZE", 32]
     for command in ("--check", "--throughput"):
         run("--cfg", "configs/fat_b0.yaml", command, "--output", tmp_path, "--batch-size", 4, *few)

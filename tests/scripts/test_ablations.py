@@ -16,10 +16,11 @@ from torch import nn
 import models
 from conftest import ROOT, error_of, load, rest, run
 from engine.tasks import create_task
+from known_weights import draw_norm
 from models.layers import DOWNSAMPLINGS, FASA, ConvFFN, FATBlock
+from parts.benchmark.plain_fat import PlainFAT
 from parts.reproduce import target_ablations as ablations
 from parts.reproduce.results import Expected, Outcome, read_expected
-from plain_fat import PlainFAT
 from utils.config import load_config, value_of
 from utils.macs import measure_complexity
 from utils.schema import KEYS
@@ -219,12 +220,7 @@ def statistics(model: nn.Module) -> nn.Module:
     """Norms whose statistics, scales and shifts change something, in evaluation mode and float64."""
     torch.manual_seed(0)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.3, 2)
-        if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.3)
+        draw_norm(module)
     return model.double().eval()
 
 

@@ -10,6 +10,8 @@ import torch
 from matplotlib.axes import Axes
 
 import benchmark
+from parts.benchmark import speed_report, turns
+from parts.benchmark.candidates import Candidate, inference_candidates
 from utils.errors import ConfigError
 
 
@@ -48,7 +50,7 @@ def test_a_gpu_s_candidates_have_their_own_memory_and_their_first_call(monkeypat
         "synchronize": lambda device: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, function)
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
 
     def candidate(mib):
         """A model of so many MiB, whose optimizer's state takes as much from the first call on, its activations 10 times."""
@@ -65,11 +67,11 @@ def test_a_gpu_s_candidates_have_their_own_memory_and_their_first_call(monkeypat
 
         run.parts = (model,)
         now["held"] += mib * MIB
-        return benchmark.Candidate("model", "form", "float32", run)
+        return Candidate("model", "form", "float32", run)
 
     candidates = [candidate(2), candidate(3)]
     for each in candidates:
-        benchmark.warm_up(each, gpu, with_memory=True)
+        turns.warm_up(each, gpu, with_memory=True)
     assert [each.memory_mib for each in candidates] == [12 * 2, 12 * 3]
     assert [each.first_seconds for each in candidates] == [51, 51]
 
@@ -78,7 +80,7 @@ def test_other_engines_take_turns_with_torch(tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(package)
     candidates = list(
-        benchmark.inference_candidates(
+        inference_candidates(
             ["fat_tiny", "repvit_m0_9"], torch.randn(2, 3, 32, 32), ["float32"], "", ["onnxruntime", "openvino"]
         )
     )
@@ -111,9 +113,9 @@ def test_the_picture_has_the_published_models(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Axes, "scatter", lambda axes, x, y, **how: points.extend(zip(x, y)) or scatter(axes, x, y, **how)
     )
-    benchmark.draw(tmp_path / "picture.png", rows, ["today", "here"])
+    speed_report.draw(tmp_path / "picture.png", rows, ["today", "here"])
     assert sorted(points) == [(10, 77.6), (11, 70.654), (12, 81.388)] and (tmp_path / "picture.png").exists()
-    with open(benchmark.ROOT / "configs" / "published.csv") as file:
+    with open(speed_report.PUBLISHED) as file:
         published = list(csv.DictReader(file))
     assert all(timm.is_model(row["model"]) and row["source"] and 60 < float(row["top1"]) < 90 for row in published)
     # has no published row

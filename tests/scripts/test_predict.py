@@ -26,7 +26,7 @@ from timm.data import ImageNetInfo
 import data.sources.image_paths
 import predict
 from command_line import run_script
-from conftest import ROOT, SMALL, run
+from conftest import ROOT, SMALL, run, speak_into
 from data.decode import frames_of, open_image
 from data.image_files import IMAGE_SUFFIXES
 from data.sources.image_paths import find_images
@@ -283,9 +283,10 @@ def test_a_checkpoint_without_config_or_classes(checkpoint, digits, tmp_path, ca
 
 def test_from_python(checkpoint, digits):
     trained = load_trained(checkpoint)
-    predictor = Predictor(trained, topk=1, batch_size=4)
+    predictor = Predictor(trained, batch_size=4)
     images = images_in(digits / "val")[:6]
-    found = list(predictor([str(images[0]), "none.png", *map(str, images[1:])]))
+    paths = [str(images[0]), "none.png", *map(str, images[1:])]
+    found = list(predictor(paths, topk=1))
     assert [prediction.path for prediction in found] == list(map(str, images)) and len(predictor.failures) == 1
     for prediction, path in zip(found, images):
         assert np.array_equal(prediction.pixels, trained.read(path).pixels)
@@ -702,10 +703,7 @@ def test_ctrl_c_leaves_no_file_and_no_process(checkpoint, digits, tmp_path, monk
     others = set(multiprocessing.active_children())  # of other tests' loaders
     child = os.fork()
     if not child:
-        with open(tmp_path / "said", "w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        speak_into(tmp_path / "said")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         status = 99
         try:

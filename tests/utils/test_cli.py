@@ -92,7 +92,7 @@ def test_launchers_train_b0_itself(tmp_path, module):
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "2 processes | float32 | global batch 2 x 2 x 1 accumulated = 4 | lr" in ended.stdout
-    assert "4.49 M parameters" in ended.stdout
+    assert "4,494,488 parameters" in ended.stdout
     checkpoint = torch.load(tmp_path / "fat_b0/default/last.pth", weights_only=True)
     assert checkpoint["progress"]["epoch"] == 1
 

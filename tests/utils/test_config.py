@@ -270,6 +270,7 @@ def recipe(write):
 
 # main.py's command, --opts, the message's beginning
 CASES = [
+    ("train", "TRAIN.MIN_LR 1.0", "TRAIN.WARMUP_LR and TRAIN.MIN_LR: 5e-07 and 1.0; they must not be above TRAIN.BASE_LR, 0.0005"),
     ("eval", "TAG b", "--eval: there are no weights to evaluate; add --resume"),
     ("eval", f"{WEIGHTS} TEST.KNN [3] TEST.FUSED True", "TEST.KNN compares features, which the deployed form (--fused) does"),
     ("eval", f"{WEIGHTS} TEST.KNN [3] TEST.ENGINE openvino", "TEST.KNN compares features, which --engine openvino does not"),
@@ -288,6 +289,8 @@ CASES = [
     ("train", "DATA.BATCH_SIZE 7 AUG.MIXUP_MODE pair", "DATA.BATCH_SIZE (--batch-size) is 7, but mixup and cutmix mix pairs"),
     ("benchmark_data", "DATA.BATCH_SIZE 7 AUG.MIXUP 0", "DATA.BATCH_SIZE (--batch-size) is 7, but mixup and cutmix mix pairs"),
     ("train", "AUG.REPEATS 2 DATA.CACHE_MODE part", "AUG.REPEATS contradicts DATA.CACHE_MODE part, which has another order"),
+    ("train", "TRAIN.WARMUP_UPDATES 500", "TRAIN.WARMUP_UPDATES is 500, TRAIN.WARMUP_EPOCHS 20; set one of them to 0"),
+    ("train", "TRAIN.LR_SCHEDULER.MILESTONES [8,11]", "TRAIN.LR_SCHEDULER.MILESTONES belong to TRAIN.LR_SCHEDULER.NAME multistep,"),
     ("train", f"{UNMIXED} DATA.BATCH_SIZE 1", "DATA.BATCH_SIZE (--batch-size) is 1; BatchNorm cannot train on one image"),
     ("train", "DATA.BACKEND cv2 DATA.INTERPOLATION lanczos",
      "DATA.INTERPOLATION is 'lanczos', but DATA.BACKEND cv2 has bilinear and bicubic only; use one, or pil"),
@@ -295,6 +298,10 @@ CASES = [
     ("train", "DATA.ZIP_MODE True DATA.DATASET cifar10", "DATA.ZIP_MODE (--zip) contradicts DATA.DATASET cifar10; leave it"),
     ("eval", f"{WEIGHTS} DATA.ZIP_MODE True DATA.DATASET tar/x", "DATA.ZIP_MODE (--zip) contradicts DATA.DATASET tar/x"),
     ("train", "DATA.DATASET synthetic DATA.CLASS_MAP imagenet-1k", "DATA.CLASS_MAP: the classes of synthetic are fixed;"),
+    ("eval", f"{WEIGHTS} DATA.LIST labels.csv", "DATA.LIST is read by DATA.DATASET list, which is imagenet; set it to list"),
+    ("eval", f"{WEIGHTS} DATA.VAL_SHARE 0.1 DATA.DATASET wds", "DATA.VAL_SHARE takes images by their files, which DATA.DATASET wds"),
+    ("eval", f"{WEIGHTS} DATA.VAL_SHARE 0.1 DATA.VAL_SPLIT test", "DATA.VAL_SHARE takes the validation images from DATA.TRAIN_SPLIT"),
+    ("eval", f"{WEIGHTS} DATA.VAL_SHARE 0.1 DATA.TRAIN_SPLIT val", "DATA.VAL_SHARE takes the validation images from DATA.TRAIN_SPLIT"),
 ]  # fmt: skip
 
 

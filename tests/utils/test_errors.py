@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 from torch.utils.data import Dataset, IterableDataset
 
+from conftest import ROOT
 from data.caught import RaisedElsewhere
 from data.loader import EvalLoader, Loader
 from loading import LOADING
-from utils.errors import DataError, OutputError, ProcessError, UserError
+from utils.errors import DataError, OutputError, ProcessError, Stopped, UserError
 
 
 def test_parts_make_the_line():
@@ -81,3 +82,13 @@ def test_parts_cross_a_loading_process(num_workers, stream):
     assert (error.where, error.reason, error.remedy) == ("a\nb.png", "is no image; really: none", "remove it")
     if num_workers:
         assert isinstance(error.__cause__, RaisedElsewhere) and "in __getitem__" in str(error.__cause__)
+
+
+def kinds(error: type) -> set[type]:
+    return {error}.union(*map(kinds, error.__subclasses__()))
+
+
+def test_the_page_lists_every_exit_status():
+    page = (ROOT / "docs/faults.md").read_text().split("## Exit statuses")[1].split("\n## ")[0]
+    listed = {int(row.split("|")[1]) for row in page.splitlines() if row[:3].strip("| ").isdigit()}
+    assert listed == {0, 1, 130} | {kind.status for kind in kinds(UserError) | kinds(Stopped)}

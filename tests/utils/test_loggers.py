@@ -14,7 +14,7 @@ import pytest
 from conftest import Job, Stop, error_of, run, stop_at_update, watch, with_smallest_model
 from utils.errors import ConfigError, OutputError
 from utils.loggers import wandb_run
-from utils.loggers.csv_files import CsvFiles, flat
+from utils.loggers.csv_files import row_of
 from utils.run_log import RunLog
 
 needs_wandb = pytest.mark.skipif(not importlib.util.find_spec("wandb"), reason="wandb is not installed")
@@ -33,7 +33,7 @@ def rows(path):
 
 def records(folder, kind):
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [flat({k: v for k, v in record.items() if k != "kind"}) for record in found if record["kind"] == kind]
+    return [row_of(record) for record in found if record["kind"] == kind]
 
 
 def as_csv(records):
@@ -63,14 +63,14 @@ def test_csv_files_have_what_metrics_jsonl_has_also_after_a_crash(write_config, 
 
 
 def test_a_figure_that_comes_later_gets_a_column(tmp_path):
-    logger = CsvFiles(tmp_path, {}, print)
-    logger.open(-1, 0)
-    logger.record("epoch", 1, {"epoch": 0, "raw": {"acc1": 50.0}})
-    logger.record("epoch", 2, {"epoch": 1, "raw": {"acc1": 60.0, "unreadable": 2}})
-    logger.record("epoch", 3, {"epoch": 2, "raw": {"acc1": 70.0}})
-    logger.close()
+    log = RunLog(tmp_path, True, ["csv"])
+    log.open_records(-1, 0)
+    log.record("epoch", 1, {"epoch": 0, "raw": {"acc1": 50.0}})
+    log.record("epoch", 2, {"epoch": 1, "raw": {"acc1": 60.0, "unreadable": 2}})
+    log.record("epoch", 3, {"epoch": 2, "raw": {"acc1": 70.0}})
     text = "update,epoch,raw_acc1,raw_unreadable\n1,0,50.0,\n2,1,60.0,2\n3,2,70.0,\n"
     assert (tmp_path / "epochs.csv").read_text() == text and not (tmp_path / "train.csv").exists()
+    log.close()
 
 
 def test_a_rewound_run_takes_its_rows_back(tmp_path):
@@ -84,16 +84,17 @@ def test_a_rewound_run_takes_its_rows_back(tmp_path):
     assert [row["loss"] for row in rows(tmp_path / "train.csv")] == ["0.5", "1.0", ""]
     assert [row["raw_acc1"] for row in rows(tmp_path / "epochs.csv")] == ["50.0"]
     log.rewind(2, 0)  # of the same update: an epoch whose evaluation is done again
-    assert rows(tmp_path / "epochs.csv") == [] and len(rows(tmp_path / "train.csv")) == 2
+    assert not (tmp_path / "epochs.csv").exists() and len(rows(tmp_path / "train.csv")) == 2
     log.close()
 
 
-def test_a_new_run_begins_empty_files(tmp_path):
+def test_a_new_run_has_rows_of_its_own_alone(tmp_path):
     (tmp_path / "train.csv").write_text("update,epoch,loss\n1,0,0.5\n")
-    logger = CsvFiles(tmp_path, {}, print)
-    logger.open(-1, 0)
-    logger.record("train", 1, {"epoch": 0, "loss": 2.0})
-    logger.close()
+    log = RunLog(tmp_path, True, ["csv"])
+    log.open_records(-1, 0)
+    assert not (tmp_path / "train.csv").exists()
+    log.record("train", 1, {"epoch": 0, "loss": 2.0})
+    log.close()
     assert rows(tmp_path / "train.csv") == [{"update": "1", "epoch": "0", "loss": "2.0"}]
 
 

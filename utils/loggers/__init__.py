@@ -8,13 +8,14 @@ from .logger import Logger
 from .tensorboard_files import TensorBoardFiles
 from .wandb_run import WandbRun
 
-OPTIONAL: dict[str, type[Logger]] = {"csv": CsvFiles, "wandb": WandbRun}
+# What LOGGERS can name; `utils.schema` has the names too, as its rule.
+LOGGERS: dict[str, type[Logger]] = {"csv": CsvFiles, "wandb": WandbRun}
 
 
 def require_loggers(names: Sequence[str]) -> None:
     """Raises ConfigError: what one of the loggers needs is not there; the message says what to install."""
     for name in names:
-        OPTIONAL[name].require()
+        LOGGERS[name].require()
 
 
 def create_loggers(
@@ -23,9 +24,10 @@ def create_loggers(
     """The loggers of a run, TensorBoard's first; they write nothing before `open`.
 
     Args:
-        names: of `OPTIONAL`.
+        names: of `LOGGERS`.
         directory: the run's folder.
         config: the run's, as plain dictionaries.
         warn: says a line, for failures that end no training.
     """
-    return [kind(directory, config, warn) for kind in (TensorBoardFiles, *(OPTIONAL[name] for name in names))]
+    kinds: list[type[Logger]] = [TensorBoardFiles, *(LOGGERS[name] for name in names)]
+    return [kind(directory, config, warn) for kind in kinds]

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from typing import Iterator, Mapping, Optional
+from typing import Iterator, Mapping
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
@@ -12,7 +12,7 @@ from .logger import Logger
 
 
 class TensorBoardFiles(Logger):
-    writer: Optional[SummaryWriter] = None
+    writer: SummaryWriter  # from `open` on
 
     def open(self, last_update: int, epochs: int) -> None:
         """Raises OSError."""

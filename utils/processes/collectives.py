@@ -1,4 +1,6 @@
-"""Sums and rows of tensors over all processes; without a process group, those of this one."""
+"""Sums, rows of tensors and plain values over all processes; without a process group, those of this one."""
+
+from typing import Any, Callable
 
 import torch
 import torch.distributed as dist
@@ -33,6 +35,17 @@ def gather_rows(values: torch.Tensor) -> torch.Tensor:
     rows = values.new_empty(len(counts) * most, *values.shape[1:])
     dist.all_gather_into_tensor(rows, padded)
     return torch.cat([part[:count] for part, count in zip(rows.split(most), counts.tolist())])
+
+
+def computed_by_first(values: list[Any], compute: Callable[[list[Any]], Any]) -> Any:
+    """What rank 0 computes of all processes' plain values, those of rank 0 first; every process calls this and has the result."""
+    if not dist.is_initialized():
+        return compute(values)
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, values)
+    result = [compute([value for part in parts for value in part]) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(result, src=0)
+    return result[0]
 
 
 def broadcast_buffers(module: nn.Module) -> None:

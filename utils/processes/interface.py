@@ -78,7 +78,7 @@ def _default_routes() -> list[str]:
 def _resolved(name: str) -> str:
     """The address that gloo would take for the name; empty if there is none."""
     try:
-        return socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]
+        return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:
         return ""
 

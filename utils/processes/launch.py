@@ -100,23 +100,25 @@ def _torchrun(environ: Mapping[str, str], local_rank: Optional[int]) -> Optional
             f"WORLD_SIZE is {size}, and mpirun says {others} processes; unset RANK and WORLD_SIZE, or set them as mpirun does"
         )
     here = environ.get("LOCAL_WORLD_SIZE", "")
-    here = int(here) if here.isdigit() and 0 < int(here) <= size else size
+    local_size = int(here) if here.isdigit() and 0 < int(here) <= size else size
     # an agent shows all its processes the same GPUs
-    return Launch(rank, size, int(local), here, not has_agent and _sees_one_gpu(environ))
+    return Launch(rank, size, int(local), local_size, not has_agent and _sees_one_gpu(environ))
 
 
 def _open_mpi(environ: Mapping[str, str]) -> Optional[Launch]:
     if "OMPI_COMM_WORLD_SIZE" not in environ:
         return None
     names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
-    return Launch(*(int(environ[f"OMPI_COMM_WORLD_{name}"]) for name in names), _sees_one_gpu(environ))
+    rank, size, local_rank, local_size = (int(environ[f"OMPI_COMM_WORLD_{name}"]) for name in names)
+    return Launch(rank, size, local_rank, local_size, _sees_one_gpu(environ))
 
 
 def _mpich(environ: Mapping[str, str]) -> Optional[Launch]:
     if "PMI_SIZE" not in environ or "MPI_LOCALRANKID" not in environ:  # without the latter it may be srun --mpi=pmi2
         return None
     names = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
-    return Launch(*(int(environ[name]) for name in names), _sees_one_gpu(environ))
+    rank, size, local_rank, local_size = (int(environ[name]) for name in names)
+    return Launch(rank, size, local_rank, local_size, _sees_one_gpu(environ))
 
 
 def _srun(environ: Mapping[str, str]) -> Optional[Launch]:

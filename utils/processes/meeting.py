@@ -40,7 +40,7 @@ def _gather(table: dist.Store, start: str, world_size: int, deadline: float) -> 
         here = dict(entry.split(" ") for entry in _entries(table, "here"))
         new = [name for name in here if name not in answered]
         if new:
-            table.multi_set([f"start/{name}" for name in new], [start] * len(new))
+            table.multi_set([f"start/{name}" for name in new], [start] * len(new))  # type: ignore[attr-defined]  # its stubs lack it
             answered.update(new)
         joined = {int(here[name]): name for name in _entries(table, f"joined/{start}")}
         if len(joined) < world_size - 1:
@@ -52,13 +52,13 @@ def _gather(table: dist.Store, start: str, world_size: int, deadline: float) -> 
 
 def _join(table: dist.Store, name: str, rank: int, world_size: int, deadline: float) -> str:
     """The side of the others: joins rank 0's start, or that of a newer rank 0, until it has all its members."""
-    table.append("here", f"{name} {rank};")
+    table.append("here", f"{name} {rank};")  # type: ignore[attr-defined]  # its stubs lack it
     start = ""
     while True:
         answer = _read(table, f"start/{name}")
         if answer != start:
             start = answer
-            table.append(f"joined/{start}", f"{name};")
+            table.append(f"joined/{start}", f"{name};")  # type: ignore[attr-defined]  # its stubs lack it
         if start and name in json.loads(_read(table, f"members/{start}") or "[]"):
             return start
         _wait(deadline, world_size, "rank 0 did not come" if not start else "others did not come")

@@ -27,7 +27,7 @@ class Member(NamedTuple):
 class Beat(NamedTuple):
     """A sign of life."""
 
-    count: int
+    number: int  # in turn; -1 for one out of turn
     state: str  # "running", "done" or "failed"
     stop: str  # the signal that asked this process to stop, if one did
     verdict: Optional[Sequence[Any]]  # [rank, what to say] of a process that this one found gone

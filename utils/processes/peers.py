@@ -1,7 +1,7 @@
 """The processes of a run to one another, as the rest of the program sees them."""
 
 from datetime import timedelta
-from typing import Any, Callable, Mapping, Optional, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence, cast
 
 import torch.distributed as dist
 
@@ -54,7 +54,7 @@ class Peers:
     def _introduce(self, me: Member, first: Beat, store: dist.Store, timeout: float) -> Members:
         """Who the others are: one exchange, after which each one's first sign of life is in the store."""
         try:
-            self.exchange.group = dist.new_group(backend="gloo")
+            self.exchange.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))  # of all, so of this one too
             own_store = dist.PrefixStore("peers", store.clone())  # calls on one store wait for one another
             own_store.set_timeout(timedelta(seconds=timeout))
             members = Members(own_store, [me])

@@ -43,7 +43,8 @@ class Place:
 
 def current_line() -> str:
     """The file and line of this project that the main thread is at, '' if at none."""
-    frame = sys._current_frames().get(threading.main_thread().ident)
+    main = threading.main_thread().ident
+    frame = sys._current_frames().get(main) if main else None
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         ours = path.is_relative_to(ROOT) and "site-packages" not in path.parts

@@ -33,8 +33,8 @@ class Silence:
         for rank, beat in beats.items():
             if beat.verdict:
                 return ProcessError(beat.verdict[1], beat.verdict[0])
-            same = self.last.get(rank) == (beat.count, beat.state)
-            self.last[rank] = (beat.count, beat.state)
+            same = self.last.get(rank) == (beat.number, beat.state)
+            self.last[rank] = (beat.number, beat.state)
             self.seconds[rank] = self.seconds[rank] + passed if same else 0.0
             reason = self._reason(rank, beat)
             if reason:

@@ -84,7 +84,7 @@ class Watch:
             self.thread = threading.Thread(target=self._run, name="peers", daemon=True)
             self.thread.start()
         if self.members and self.sign.rank:
-            threading.Thread(target=self._watch_store, name="peers' store", daemon=True).start()
+            threading.Thread(target=self._watch_store, args=[self.members], name="peers' store", daemon=True).start()
 
     def name_lost(self) -> None:
         """After a failed exchange: waits until it is clear which process is gone.
@@ -122,10 +122,10 @@ class Watch:
             return
         try:
             self.sign.state = "done" if good else "failed"
-            self._beat(-1)
+            self._beat(self.members, -1)
             if good and self.sign.rank == 0:  # which may hold the store: it leaves last
                 deadline = time.monotonic() + GRACE
-                while time.monotonic() < deadline and self._any_runs(self.others):
+                while time.monotonic() < deadline and any_runs(self.members, self.others):
                     time.sleep(INTERVAL / 100)
         except (RuntimeError, OSError):
             pass  # the others are gone already
@@ -138,9 +138,11 @@ class Watch:
                 self.sign.stop.make("the launcher's end")
                 self.orphaned = True
                 return
+            if self.members is None:
+                continue
             count += 1
             try:
-                lost = self._round(count) if self.members else None
+                lost = self._round(self.members, count)
                 self.unanswered = 0.0
             except (RuntimeError, OSError):
                 if self.closing.wait(INTERVAL):
@@ -149,13 +151,13 @@ class Watch:
                     continue
                 lost = self.members.error(0, "the store that it holds does not answer")
             if lost and not self.closing.is_set():
-                self._end(lost)
+                self._end(self.members, lost)
                 return
 
-    def _round(self, count: int) -> Optional[ProcessError]:
+    def _round(self, members: Members, count: int) -> Optional[ProcessError]:
         """One sign of life, and one look at those of others: two calls of the store."""
-        own = self._beat(count)
-        beats = self.members.read(self.others)
+        own = self._beat(members, count)
+        beats = members.read(self.others)
         # Who is asked to stop tells rank 0, and rank 0 tells all, so that long evaluations end on all of them.
         for beat in beats.values():
             if beat.stop:
@@ -166,7 +168,7 @@ class Watch:
                 self.on_stall(behind)
         return self.silence.lost(beats, INTERVAL)
 
-    def _watch_store(self) -> None:
+    def _watch_store(self, members: Members) -> None:
         """A call on a store that a stopped process holds does not return; another thread has to see that."""
         while not self.closing.wait(INTERVAL):
             self.unanswered += INTERVAL
@@ -175,30 +177,31 @@ class Watch:
             timeout = self.silence.timeout
             if self.unanswered > timeout + 2 * INTERVAL:
                 reason = f"the store that it or its launcher holds has not answered for {timeout:.0f} s"
-                self._end(self.members.error(0, reason))
+                self._end(members, members.error(0, reason))
                 return
 
-    def _end(self, lost: ProcessError) -> None:
+    def _end(self, members: Members, lost: ProcessError) -> None:
         """Ends this process, and the lost one if it is on this machine and only stopped."""
         self.sign.verdict = [lost.rank, str(lost)]
         with contextlib.suppress(RuntimeError, OSError):
             if lost.rank:  # else the store may not answer
-                self._beat(-1)
-        self.members.kill(lost.rank)
-        if self.sign.rank == 0 and len(self.members.members) > 2:
+                self._beat(members, -1)
+        members.kill(lost.rank)
+        if self.sign.rank == 0 and len(members.members) > 2:
             time.sleep(2 * INTERVAL)  # the others read the verdict, before the store may end with this process
         self.on_loss(lost)
 
-    def _beat(self, count: int) -> Beat:
+    def _beat(self, members: Members, count: int) -> Beat:
         beat = self.sign.beat(count)
-        self.members.write(self.sign.rank, beat)
+        members.write(self.sign.rank, beat)
         return beat
-
-    def _any_runs(self, ranks: Iterable[int]) -> bool:
-        return any(beat.state == "running" for beat in self.members.read(ranks).values())
 
     def _launcher_is_gone(self) -> bool:
         return has_agent() and os.getppid() != self.parent
+
+
+def any_runs(members: Members, ranks: Iterable[int]) -> bool:
+    return any(beat.state == "running" for beat in members.read(ranks).values())
 
 
 def has_agent() -> bool:

@@ -2,16 +2,18 @@
 
 import json
 import os
-import pkgutil
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
-from typing import Any, Callable, Optional, Sequence
+from typing import Any, BinaryIO, Callable, Optional, Sequence
 
 from data.class_maps import IMAGENET, SUBSETS, read_class_map
 from data.corruptions import PACKAGE, CorruptedSource, failure_of, load_corruptions
-from data.sources import Opening, is_stream, keys_of, open_source
+from data.loader import AnyDataset
+from data.sources import Opening, keys_of, open_source
 from data.sources.relabelled import relabelled
+from data.sources.source import AnySource, StreamSource
 from utils.errors import ConfigError, DataError, did_you_mean, one_line
 
 from .spec import VAL, SetSpec
@@ -32,7 +34,7 @@ class EvaluationSet:
     """
 
     spec: SetSpec
-    parts: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, AnyDataset] = field(default_factory=dict)
     subset: Optional[list[int]] = None
     labels: dict[str, list[int]] = field(default_factory=dict)
     place: str = ""
@@ -44,15 +46,15 @@ class SetsOpening:
     """What all sets are opened with."""
 
     task: Any  # see `engine.tasks`
-    val: Callable[[], Any]  # opens the validation images
+    val: Callable[[], AnyDataset]  # opens the validation images
     classes: Sequence[str]  # the model's, in label order
     root: str  # folder of the sets
     how: Opening = Opening()  # how each set's images are opened; its classes are counted here
 
-    def images(self, spec: SetSpec, path: str, subset: Optional[Sequence[int]]) -> Any:
+    def images(self, spec: SetSpec, path: str, subset: Optional[Sequence[int]]) -> AnyDataset:
         """The data set of a folder or file below the root."""
 
-        def source(decode: Callable):
+        def source(decode: Callable[[BinaryIO], Any]) -> AnySource:
             place, split = os.path.split(os.path.join(self.root, path).rstrip("/"))
             inner = open_source(spec.format, split, place, decode, replace(self.how, num_classes=len(self.classes)))
             return relabelled(inner, label_folders(spec, inner.classes, self.classes, subset), self.classes)
@@ -103,7 +105,7 @@ def _make_corrupted(opened: EvaluationSet, opening: SetsOpening) -> None:
     spec, wanted = opened.spec, opened.spec.corrupted
     load_corruptions()
     clean = opening.val().source
-    if is_stream(clean):
+    if isinstance(clean, StreamSource):
         raise ConfigError(
             f"{spec}.generate: images are made from indexed formats, not from shards; set DATA.DATASET to another, or lay "
             f"out {opened.place}"
@@ -213,6 +215,7 @@ def label_folders(
             raise DataError(
                 f"{spec.path}: its folder {folder!r} {problem}; correct it, or `folders` and `only` of {spec}"
             )
+        assert label is not None  # or there is a problem
         folder_of[label] = folder
     return list(folder_of)
 
@@ -232,7 +235,7 @@ def _folder_name(spec: SetSpec, folder: str) -> str:
     return str(int(folder)) if spec.folders == "numbers" and folder.isdecimal() else folder
 
 
-def match_labels(spec: SetSpec, source, classes: Sequence[str]) -> dict[str, list[int]]:
+def match_labels(spec: SetSpec, source: AnySource, classes: Sequence[str]) -> dict[str, list[int]]:
     """The labels of a set that is about another one's images, by those images' keys.
 
     Raises:
@@ -241,8 +244,9 @@ def match_labels(spec: SetSpec, source, classes: Sequence[str]) -> dict[str, lis
     """
     given = _read_labels(spec, _numbers(spec, classes))
     keys = keys_of(source)
-    matched = {key: given.get(key, given.get(key.rsplit("/", 1)[-1])) for key in keys}
-    missing = [key for key, labels in matched.items() if labels is None]
+    looked_up = {key: given.get(key, given.get(key.rsplit("/", 1)[-1])) for key in keys}
+    matched = {key: labels for key, labels in looked_up.items() if labels is not None}
+    missing = [key for key in looked_up if key not in matched]
     if missing:
         raise DataError(
             f"{spec.labels}: has no labels for {len(missing)} of the {len(keys)} images of {spec.of!r}, such as {missing[0]!r}; it must name "
@@ -269,7 +273,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read_labels(spec: SetSpec, numbers: Sequence[Optional[int]]) -> dict[str, list[int]]:
     if spec.labels == REAL_LABELS:
-        listed = json.loads(pkgutil.get_data("timm.data", f"_info/{REAL_LABELS}.json"))
+        listed = json.loads(resources.files("timm.data").joinpath(f"_info/{REAL_LABELS}.json").read_bytes())
         given: Any = {f"ILSVRC2012_val_{number:08d}.JPEG": labels for number, labels in enumerate(listed, 1)}
     else:
         path = spec.file.parent / spec.labels

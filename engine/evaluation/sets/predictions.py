@@ -65,7 +65,9 @@ class Predictions(ClassificationMetrics):
         self.place[self.subset] = torch.arange(len(self.subset), device=device)
         empty = np.empty((0, min(5, len(self.subset))))
         self.parts = [
-            Records([], empty[:, 0].astype(int), empty.astype(int), np.float32(empty), np.float32(empty[:, 0]))
+            Records(
+                [], empty[:, 0].astype(int), empty.astype(int), empty.astype(np.float32), empty[:, 0].astype(np.float32)
+            )
         ]
 
     def update(

@@ -64,11 +64,16 @@ class SetSpec:
         return cls(**part(cls), corrupted=corrupted, expected=expected, name=name, file=file)
 
 
-KINDS = {  # types by the file's keys
+KINDS: dict[str, Any] = {  # types, or `Any`, by the file's keys
     item.name: item.type
     for kind in (SetSpec, Corrupted, Expected)
     for item in fields(kind)
     if item.name not in ("corrupted", "expected", "name", "file")
+}
+# what else a value may be, and how that is said
+LOOSE: dict[Any, tuple[tuple[type, ...], str]] = {
+    float: ((float, int), "a number"),
+    Any: ((str, list), "a name or a list"),
 }
 
 
@@ -114,15 +119,9 @@ def _read_set(name: str, values: Any, file: Path) -> SetSpec:
     for key, value in values.items():
         if key not in KINDS:
             raise ConfigError(f"{where}: unknown key {key}; {did_you_mean(str(key), KINDS)}")
-        kind = {float: (float, int), Any: (str, list)}.get(KINDS[key], KINDS[key])
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            wanted = (
-                "a number"
-                if KINDS[key] is float
-                else "a name or a list"
-                if KINDS[key] is Any
-                else f"of type {kind.__name__}"
-            )
+        kind = KINDS[key]
+        allowed, wanted = LOOSE.get(kind) or (kind, f"of type {kind.__name__}")
+        if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
             raise ConfigError(f"{where}.{key} is {value!r}; it must be {wanted}")
     spec = SetSpec.of_keys(values, name, file)
     _require_sense(spec, where)

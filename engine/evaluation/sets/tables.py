@@ -5,7 +5,7 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Iterable, Mapping, Sequence
+from typing import Any, BinaryIO, Iterable, Mapping, Sequence, cast
 
 import numpy as np
 from timm.data import ImageNetInfo
@@ -102,8 +102,8 @@ def meanings(classes: Sequence[str]) -> list[str]:
     """What classes are called that are WordNet ids; '' for others."""
     if not any(re.fullmatch(r"n\d{8}", name) for name in classes):
         return [""] * len(classes)
-    known = ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
-    return [known.get(name, "") for name in classes]
+    described = cast(dict[str, str], ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True))
+    return [described.get(name, "") for name in classes]
 
 
 def is_imagenet(classes: Sequence[str]) -> bool:

@@ -8,7 +8,7 @@ from utils.cli import importing
 from utils.errors import ConfigError
 
 from ...setup.model import deploy_model
-from ...setup.precision import NativePrecision
+from ...setup.precision import Precision
 from .inference_engine import InferenceEngine
 from .onnx_engine import OnnxruntimeEngine, to_onnx
 from .openvino_engine import OpenVinoEngine, require_native, to_openvino
@@ -16,7 +16,7 @@ from .torch_engine import TorchEngine
 from .tracing import ConversionError, trace
 
 
-def require_engine(name: str, device: torch.device, precision: NativePrecision) -> None:
+def require_engine(name: str, device: torch.device, precision: Precision) -> None:
     """Finds out at once, before a model is exported, whether this machine has the engine.
 
     Raises:
@@ -37,9 +37,7 @@ def require_engine(name: str, device: torch.device, precision: NativePrecision) 
         require_native(number_format(precision))
 
 
-def open_engine(
-    name: str, model: nn.Module, precision: NativePrecision, size: int, fused: bool = False
-) -> InferenceEngine:
+def open_engine(name: str, model: nn.Module, precision: Precision, size: int, fused: bool = False) -> InferenceEngine:
     """A model in an engine. Other engines than torch get a copy, exported in memory: of a FAT the deployed form.
 
     Args:
@@ -79,5 +77,5 @@ def is_deployed(name: str, model: nn.Module, fused: bool) -> bool:
     return fused or (name != "torch" and isinstance(model, models.FAT))
 
 
-def number_format(precision: NativePrecision) -> str:
+def number_format(precision: Precision) -> str:
     return str(precision.dtype or torch.float32).removeprefix("torch.")

@@ -1,17 +1,17 @@
 """What an inference engine is: all that evaluation, timing and predictions ask of it."""
 
-from typing import Protocol
-
 import torch
+from torch import nn
 
 from utils.schema import ENGINES  # noqa: F401  (their names)
 
 
-class InferenceEngine(Protocol):
-    """A trained model, ready to be called. Each is a `torch.nn.Module`, so that it stands wherever a model does."""
+class InferenceEngine(nn.Module):
+    """A trained model, ready to be called: it stands wherever a model does."""
 
     name: str  # one of `ENGINES`
     precision: str  # what it computes in, for logs and results
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes), float32, of normalised images (B, 3, H, W), any B. Other engines than torch take images on the CPU."""
+        raise NotImplementedError

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Union
 
 import torch
-from torch import nn
 from torch.export import ExportedProgram
 
 from utils.cli import importing
 
+from .inference_engine import InferenceEngine
 from .tracing import ConversionError, first_line
 
 OPSET = 20  # that is written where nobody asks for another
@@ -37,12 +37,13 @@ def to_onnx(program: ExportedProgram, opset: int = OPSET) -> Any:
                 opset_version=opset,
                 verbose=False,
             )
+        assert exported is not None  # as it is without dynamo
         return exported.model_proto
     except Exception as error:  # of the exporter's many kinds
         raise ConversionError(f"cannot be written as ONNX ({first_line(error)})") from error
 
 
-class OnnxruntimeEngine(nn.Module):
+class OnnxruntimeEngine(InferenceEngine):
     """See `InferenceEngine`. It has as many threads as torch.
 
     Args:

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any, Union
 
 import torch
-from torch import nn
 from torch.export import ExportedProgram
 
 from utils.cli import importing
 from utils.errors import ConfigError
 
+from .inference_engine import InferenceEngine
 from .tracing import ConversionError, first_line
 
 # Our names of number formats, and OpenVINO's hint for each. Without the hint it takes bfloat16 wherever the processor has it.
@@ -43,7 +43,7 @@ def require_native(precision: str) -> None:
         raise ConfigError("openvino: this processor has no bfloat16, and it would be emulated; use float32")
 
 
-class OpenVinoEngine(nn.Module):
+class OpenVinoEngine(InferenceEngine):
     """See `InferenceEngine`. It has as many threads as torch.
 
     OpenVINO compiles once for each shape of images, or once for all, which was seen to take 1.3 to 1.5 times as long for a batch.

@@ -4,10 +4,11 @@ import torch
 from torch import nn
 
 from ...setup.model import deploy_model
-from ...setup.precision import NativePrecision
+from ...setup.precision import Precision
+from .inference_engine import InferenceEngine
 
 
-class TorchEngine(nn.Module):
+class TorchEngine(InferenceEngine):
     """See `InferenceEngine`.
 
     Args:
@@ -21,7 +22,7 @@ class TorchEngine(nn.Module):
 
     name = "torch"
 
-    def __init__(self, model: nn.Module, precision: NativePrecision, fused: bool):
+    def __init__(self, model: nn.Module, precision: Precision, fused: bool):
         super().__init__()
         self.model = deploy_model(model, precision.dtype) if fused else model
         self.number_format = precision

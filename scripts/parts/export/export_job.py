@@ -116,6 +116,8 @@ class Job:
         """So many of a split's images, or fewer: (N, 3, H, W)."""
         found, total = [], 0
         for batch in self.loader(split, most, one_view=True):
+            if isinstance(batch.images, list):
+                raise DataError(f"{split}: its images have sizes of their own; give image files or a folder")
             found.append(batch.images)
             total += len(batch.images)
             if total >= most:

@@ -1,1 +1,1 @@
-"""What scripts/predict.py writes."""
+"""How scripts/predict.py predicts, what it reads besides images, and what it writes."""

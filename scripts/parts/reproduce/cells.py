@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping, Optional, Sequence
 
 import torch
-import yaml
 
 from engine.checkpoints.file import open_checkpoint, progress_of
 from engine.checkpoints.load import require_fit
 from engine.evaluation.sets.tables import is_imagenet
 from engine.tasks import create_task
 from utils.config import load_config, to_dict
-from utils.errors import CheckpointError, DataError, UserError, did_you_mean, printable
+from utils.errors import CheckpointError, ConfigError, DataError, UserError, did_you_mean, printable
 from utils.files import write_json
 from utils.provenance import record
 from utils.run_files import CONFIG, EVAL, RESULT, require_object
 from utils.schema import DEFAULTS, EVALUATION, IMAGES, KEYS, NUMERICS, RUN, SPEED, SPLIT, keys_of
+from utils.yaml_files import read_yaml
 
 from .results import ROOT
 
@@ -251,9 +251,10 @@ def runs_below(folder: Path, cells: Sequence[str]) -> Iterator[tuple[Path, str]]
         if path.parent.name.startswith("replaced_") and path.parent != folder:
             continue  # what main.py moved away when the run was begun anew
         try:
-            text = path.read_text()
-            config = yaml.safe_load(text) if any(cell in text for cell in cells) else None  # parsing takes 50 ms
-        except (OSError, ValueError, RecursionError, yaml.YAMLError):
+            text = path.read_text(errors="replace")
+            # parsing takes 50 ms, and there may be many runs of other models
+            config = read_yaml(path, str(path), AGAIN) if any(cell in text for cell in cells) else None
+        except (OSError, ConfigError):
             continue  # nobody's config, or a damaged one: it names no cell
         cell = config.get("REPRODUCES") if isinstance(config, dict) else None
         if cell in cells:
@@ -262,7 +263,7 @@ def runs_below(folder: Path, cells: Sequence[str]) -> Iterator[tuple[Path, str]]
 
 def measurement_of_run(folder: Path, cell: str) -> dict[str, Any]:
     """Raises DataError: the run is not finished, or not what the cell means."""
-    config = yaml.safe_load((folder / CONFIG).read_text())
+    config = read_yaml(folder / CONFIG, str(folder / CONFIG), AGAIN)
     how = require_recipe(config, cell, str(folder))
     path, epochs = folder / RESULT, value_of(config, "TRAIN.EPOCHS")
     if not path.is_file():

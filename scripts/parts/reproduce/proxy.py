@@ -13,6 +13,7 @@ from utils.config import load_config, to_dict
 from utils.errors import ConfigError, OutputError
 from utils.markdown import markdown_table
 from utils.run_files import CONFIG, RESULT, median_speed, read_figures, require_object
+from utils.yaml_files import read_yaml
 
 from .cells import AGAIN
 from .plots import save_png
@@ -98,9 +99,10 @@ def require_same_recipe(cfg: CfgNode, directory: Path) -> None:
     if not path.is_file():
         return
     try:
-        changes = config_changes(yaml.safe_load(path.read_text()), to_dict(cfg))
-    except (yaml.YAMLError, AttributeError, OSError, UnicodeDecodeError) as error:
-        raise OutputError(f"{path}: cannot be read; remove the folder or give another --proxy-runs") from error
+        given = read_yaml(path, str(path), "")
+    except ConfigError as error:
+        raise OutputError(str(path), "cannot be read", "remove the folder or give another --proxy-runs") from error
+    changes = config_changes(given, to_dict(cfg))
     if changes:
         raise OutputError(
             f"{directory}: was trained with other settings ({changes[0]}); remove it or give another --proxy-runs"

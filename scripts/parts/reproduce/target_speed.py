@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import ConfigError, DataError
-from utils.files import atomic_write, require_no_device
+from utils.files import atomic_write, require_no_device, unreadable
 from utils.markdown import markdown_table
 
 from .results import ROOT, Outcome, read_published, read_published_speed, write_results
@@ -83,7 +83,7 @@ def read_speed(path: Path) -> list[dict[str, Any]]:
             and all(0 < float(row["images_per_second"]) < math.inf for row in rows)
         )
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); {what}") from error
+        raise unreadable(path, error, what) from error
     except (ValueError, TypeError, csv.Error):
         good = False
     if not good:
@@ -115,7 +115,7 @@ def body_of(rows: list[dict[str, Any]], every_form: str) -> str:
     published = {row["model"]: row for row in read_published()}
     parts = [
         "Each model in the fastest of its forms in torch that was timed; top-1 as published, not measured here. The ratio is to FAT's plain form\n"
-        f"(`scripts/plain_fat.py`) in the same precision. Every form and spread: {every_form}."
+        f"(`scripts/parts/benchmark/plain_fat.py`) in the same precision. Every form and spread: {every_form}."
     ]
     tasks = dict.fromkeys(
         (row["task"].removesuffix(" beside peers"), row["batch_size"], row["precision"]) for row in rows

@@ -1,0 +1,1 @@
+"""What `make_segmentation_data.py` and its like are made of."""
