@@ -18,7 +18,6 @@ import gpu_check
 from conftest import ROOT
 from models.fat import FAT
 from models.layers import FASA, LayerNorm, norm
-from parts.gpu_check import setting as settings
 from parts.gpu_check.main_runs import count_differences
 from parts.gpu_check.setting import Check, Setting, at_least, below, equal, measured
 from parts.gpu_check.stage_process import run_stage
@@ -26,7 +25,7 @@ from utils.errors import ConfigError
 
 
 def new_setting(folder, dry_run=True, seconds=300.0):
-    return Setting(dry_run, folder, time.monotonic() + seconds, gpu_check.benchmark_of(settings.Benchmark))
+    return Setting(dry_run, folder, time.monotonic() + seconds)
 
 
 def module_of(name):
