@@ -92,11 +92,12 @@ def _classes_in(first: str, path: Path) -> list[str]:
     """The classes that a list's first line names; none where it is another line."""
     named = CLASSES.match(first)
     if named:
-        (names,) = csv.reader([first[named.end() :].strip()], skipinitialspace=True)
+        names: Any = next(csv.reader([first[named.end() :].strip()], skipinitialspace=True), [])
     elif path.suffix.lower() in JSON_LINES and '"classes"' in first:
-        names = _object_in(first, _at(path, 1)).get("classes")
-        if not isinstance(names, list):
+        classes = _object_in(first, _at(path, 1)).get("classes")
+        if not isinstance(classes, list):
             raise DataError(_at(path, 1), "its classes are no list", 'write {"classes": ["cat", "dog"]}')
+        names = classes
     else:
         return []
     names = [_as_text(name, _at(path, 1), "a class") for name in names]

@@ -91,6 +91,13 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         metavar="K",
         help="likeliest classes that are shown, at most all (default: 5)",
     )
+    add_outputs(parser)
+    add_computing(parser)
+    return parser.parse_args(argv)
+
+
+def add_outputs(parser: Parser) -> None:
+    """What is written, and where."""
     parser.add_argument(
         "--csv", metavar="FILE", help="a row for each image and class; - is standard output, in place of the table"
     )
@@ -101,6 +108,10 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument(
         "--output", metavar="FOLDER", help="of a segmentation model: for a label map and an overlay of each image"
     )
+
+
+def add_computing(parser: Parser) -> None:
+    """What the model sees at a time, and what computes."""
     parser.add_argument(
         "--img-size",
         type=whole_number(32, 4096),
@@ -125,7 +136,6 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         default="torch",
         help="what computes on a CPU; others than torch get the deployed form, exported in memory (default: torch)",
     )
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

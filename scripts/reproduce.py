@@ -57,14 +57,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             places = {"output": args.output, "configs": os.path.relpath(ROOT / "configs")}
             words = [*(word.format(**places) for word in words), "--output", str(args.output)]
             print(f"== {shlex.join(words)}", flush=True)
-        own = parser.parse_args(words)
-        own.command = shlex.join(["python", "scripts/reproduce.py", *words])
+        target_args = parser.parse_args(words)
+        target_args.command = shlex.join(["python", "scripts/reproduce.py", *words])
         try:
-            outcome = targets[own.target].reproduce(own)
+            outcome = targets[target_args.target].reproduce(target_args)
         except UserError as error:
             if not args.all:
                 raise
-            refused.append(f"{own.target}: {error}")  # the other targets are made
+            refused.append(f"{target_args.target}: {error}")  # the other targets are made
             status = status or error.status
             continue
         missed += outcome.missed

@@ -9,10 +9,12 @@ from data.sources.cifar import CIFARSource
 from data.sources.folder import FolderSource
 from data.sources.hfds import HfdsSource
 from data.sources.image_paths import FileSource
+from data.sources.lists import ListSource
 from data.sources.relabelled import RelabelledShards, RelabelledSource
 from data.sources.source import Source, StreamSource
 from data.sources.synthetic import SyntheticSource
 from data.sources.tar import TarSource
+from data.sources.val_share import Divisible, SubsetSource
 from data.sources.wds import StoredImage, WdsSource
 from data.sources.zip import ZipSource
 from engine.evaluation.evaluators import ClassEvaluator, ClosingClassEvaluator
@@ -39,6 +41,12 @@ def further_sources(
     synthetic: SyntheticSource, relabelled: RelabelledSource, corrupted: CorruptedSource, files: FileSource
 ) -> list[Source]:
     return [synthetic, relabelled, corrupted, files]
+
+
+def divisible_sources(
+    folder: FolderSource, archive: ArchiveSource, hfds: HfdsSource, listed: ListSource, subset: SubsetSource
+) -> list[Divisible]:
+    return [folder, archive, hfds, listed, subset]
 
 
 def shards(wds: WdsSource) -> StreamSource[StoredImage]:

@@ -105,6 +105,8 @@ conflict(READING, lambda c: c.DATA.LIST and format_of(c) != LIST,
     "DATA.LIST is read by DATA.DATASET list, which is {c.DATA.DATASET}; set it to list, or leave the key out")
 conflict(READING, lambda c: c.DATA.VAL_SHARE and format_of(c) not in BY_INDEX,
     "DATA.VAL_SHARE takes images by their files, which DATA.DATASET {c.DATA.DATASET} does not have one by one; leave it out")
+conflict(READING, lambda c: c.DATA.VAL_SHARE and c.TASK in ("segmentation", "detection"),
+    "DATA.VAL_SHARE takes images by their classes, which TASK {c.TASK} does not give them; name its splits, and set it to 0")
 conflict(READING, lambda c: c.DATA.VAL_SHARE and (c.DATA.VAL_SPLIT != VALIDATION or c.DATA.TRAIN_SPLIT == VALIDATION),
     "DATA.VAL_SHARE takes the validation images from DATA.TRAIN_SPLIT, {c.DATA.TRAIN_SPLIT}, but DATA.VAL_SPLIT is "
     "{c.DATA.VAL_SPLIT}; set it, or the share, back")

@@ -6,7 +6,7 @@ new format is a new file and a line in `SOURCES`.
 
 import os
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence
+from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence, cast
 
 from utils.errors import ConfigError, did_you_mean
 from utils.schema import FORMATS_WITH_OWN_ORDER, LIST
@@ -21,7 +21,7 @@ from .lists import Listing, ListSource
 from .source import AnySource, Format, StreamSource
 from .synthetic import SyntheticSource
 from .tar import TarSource
-from .val_share import ValShare, share_of
+from .val_share import Divisible, ValShare, share_of
 from .wds import WdsSource
 from .zip import ZipSource
 
@@ -119,4 +119,4 @@ def open_source(
             labels = timm_map(source.classes)
             if labels is not None:  # the names are known when the set has been read, which is why it is read again
                 source = opened(labels)
-        return share_of(source, opening.share) if opening.share else source
+        return share_of(cast(Divisible, source), opening.share) if opening.share else source

@@ -66,14 +66,14 @@ class FolderSource:
         self.decode, self.remedies = decode, remedies
         self.inside = "" if outside_links else os.path.realpath(root) + os.sep
         try:
-            found, others = self._class_folders(root)
-            labels = {name: label for label, name in enumerate(found)}
-            unnamed = unnamed_classes(root, found, class_to_idx)
+            folders, others = self._class_folders(root)
+            labels = {name: label for label, name in enumerate(folders)}
+            unnamed = unnamed_classes(root, folders, class_to_idx)
             if class_to_idx is not None:
-                labels = {name: class_to_idx[name] for name in found if name in class_to_idx}
+                labels = {name: class_to_idx[name] for name in folders if name in class_to_idx}
             if not labels:
                 raise DataError(
-                    f"{root}: none of its folders, {found[0]!r} and so on, has a class' name; check DATA.CLASS_MAP"
+                    f"{root}: none of its folders, {folders[0]!r} and so on, has a class' name; check DATA.CLASS_MAP"
                 )
             keys = {name: list(_files_of(root, name)) for name in labels}
         except (FileNotFoundError, PermissionError) as error:

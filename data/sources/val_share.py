@@ -10,7 +10,7 @@ import io
 import os
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any, Iterable, NamedTuple, Optional, Sequence
+from typing import Any, Iterable, NamedTuple, Optional, Protocol, Sequence
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from utils.rng import derive_seed, fingerprint
 
 from ..cache import ImageCache, can_be_cached
 from ..workers import reading
+from .source import AnySource, Source
 
 
 class ValShare(NamedTuple):
@@ -28,6 +29,17 @@ class ValShare(NamedTuple):
     share: float  # of each class, that is for validation
     seed: int  # chooses the images
     validation: bool  # whether these are wanted, or the others
+
+
+class Divisible(Source, Protocol):
+    """A source whose images can be taken by their classes and bytes."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Each image's label (N,)."""
+
+    def read(self, index: int) -> bytes:
+        """The bytes of an image's file."""
 
 
 class SubsetSource:
@@ -39,15 +51,16 @@ class SubsetSource:
         notes: lines to be said of it besides the source's own.
     """
 
-    def __init__(self, source, indices: np.ndarray, notes: Sequence[str] = ()):
-        self.source = source
+    def __init__(self, source: Divisible, indices: np.ndarray, notes: Sequence[str] = ()):
+        self.source: Any = source  # an archive also has what caches need
         self.indices = indices
         self.classes = source.classes
         self.labels = source.labels[indices]
         self.notes = [*getattr(source, "notes", ()), *notes]
         self.fingerprint = fingerprint(os.fsencode(self.key(index)) for index in range(len(indices)))
-        if can_be_cached(source):
-            self.sizes = source.sizes[indices]
+        sizes = getattr(source, "sizes", None)
+        if sizes is not None:  # it can be held in memory
+            self.sizes = sizes[indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -72,7 +85,7 @@ class SubsetSource:
 
     @property
     def cache(self) -> Optional["SubsetCache"]:
-        return self.source.cache
+        return getattr(self.source, "cache", None)
 
     @cache.setter
     def cache(self, cache: ImageCache) -> None:
@@ -93,7 +106,7 @@ class SubsetCache:
         return self.cache[self.positions[index]]
 
 
-def share_of(source, wanted: ValShare) -> SubsetSource:
+def share_of(source: Divisible, wanted: ValShare) -> SubsetSource:
     """The training or the validation images of a source.
 
     Raises:
@@ -107,7 +120,7 @@ def share_of(source, wanted: ValShare) -> SubsetSource:
     return SubsetSource(source, np.flatnonzero(chosen == wanted.validation), notes)
 
 
-def same_bytes(source) -> list[list[int]]:
+def same_bytes(source: Divisible) -> list[list[int]]:
     """The images by groups of the same bytes, most of them of one.
 
     Only files of the same size are read. One that cannot be read is alone, as whoever loads it gets the error.
@@ -128,7 +141,7 @@ def same_bytes(source) -> list[list[int]]:
     return groups
 
 
-def _size(source, index: int) -> Optional[int]:
+def _size(source: Any, index: int) -> Optional[int]:
     """Bytes of an image's file; None where only reading it says that."""
     if can_be_cached(source):
         return int(source.sizes[index])
@@ -139,14 +152,14 @@ def _size(source, index: int) -> Optional[int]:
         return None
 
 
-def _hash(source, index: int) -> Any:
+def _hash(source: Divisible, index: int) -> Any:
     try:
         return hashlib.blake2b(source.read(index), digest_size=16).digest()
     except Exception:  # archives raise of many kinds at damaged files
         return index
 
 
-def choose(keys: Sequence[str], labels: Sequence[int], groups: Iterable[Sequence[int]], wanted: ValShare) -> np.ndarray:
+def choose(keys: Sequence[str], labels: np.ndarray, groups: Iterable[Sequence[int]], wanted: ValShare) -> np.ndarray:
     """Which images (N,) are for validation.
 
     Of each class the groups are drawn in an order that depends on the seed and on the least of their keys, as long as
@@ -171,7 +184,7 @@ def choose(keys: Sequence[str], labels: Sequence[int], groups: Iterable[Sequence
     return chosen
 
 
-def _require_all_classes(source, chosen: np.ndarray, share: float) -> None:
+def _require_all_classes(source: Divisible, chosen: np.ndarray, share: float) -> None:
     """Raises DataError: a class has images, but none to train on, or none for validation."""
     counts = Counter(source.labels.tolist())
     for what, side in (("validation", chosen), ("training", ~chosen)):
@@ -212,12 +225,14 @@ def _notes(
     return notes
 
 
-def write_split(path: Path, training: SubsetSource, validation: SubsetSource) -> None:
-    """Writes which image is on which side, as a list that DATA.DATASET list reads.
+def write_split(path: Path, training: AnySource, validation: AnySource) -> None:
+    """Writes which image is on which side, as a list that DATA.DATASET list reads; nothing where they are two splits.
 
     Raises:
         OutputError: it cannot be written.
     """
+    if not (isinstance(training, SubsetSource) and isinstance(validation, SubsetSource)):
+        return
     text = io.StringIO()
     text.write("# classes: ")
     writer = csv.writer(text, lineterminator="\n")

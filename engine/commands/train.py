@@ -1,6 +1,5 @@
 """Trains to the last epoch, from the run's newest checkpoint if it has one."""
 
-from data.sources.val_share import write_split
 from utils.files import write_text
 from utils.lock import RunLock
 from utils.run_files import CONFIG, SPLIT
@@ -28,9 +27,7 @@ def train(session: Session) -> None:
             log.open()
             log.open_records(trainer.progress.updates if start.path else -1, trainer.progress.epoch)
             write_text(directory / CONFIG, cfg.dump())
-            if cfg.DATA.VAL_SHARE:
-                loaders = (trainer.data.train_loader, trainer.data.val_loader)
-                write_split(directory / SPLIT, *(loader.dataset.source for loader in loaders))
+            trainer.data.write_split(directory / SPLIT)
         session.peers.meet()  # nobody goes on before the folder is rank 0's
         run.introduce()
         run.fill_caches()
