@@ -1,10 +1,9 @@
 """Evaluators of detection: each image once, alone in its batch, then AP of all images of all processes."""
 
-from typing import Any, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from data.batches import Examples
 from data.object_masks import encode_masks
@@ -36,7 +35,7 @@ class DetectionEvaluator:
         self.images: list[Detected] = []
         self.precision: Optional[Precision] = None
 
-    def step(self, model: nn.Module, batch: Examples) -> None:
+    def step(self, model: Callable[[Any], Any], batch: Examples) -> None:
         for image, target, key in zip(batch.images, batch.targets, batch.keys):
             found = {name: values.cpu() for name, values in model([image])[0].items()}
             self.images.append(detected(found, target, with_masks="mask" in self.kinds))
@@ -83,24 +82,17 @@ class ClosingDetectionEvaluator(DetectionEvaluator):
         self.worst = sorted(gathered, key=lambda one: one.place)[: self.most]
 
     def sections(self, classes: Sequence[str]) -> list[dict[str, Any]]:
-        return [worst_images(self.worst), self._by_class(classes)]
+        return [worst_images(self.worst), *([_by_class(self.precision, classes)] if self.precision else [])]
 
-    def _by_class(self, classes: Sequence[str]) -> dict[str, Any]:
-        columns = self.precision.by_class
-        rows = [
-            [
-                name,
-                *("no objects" if np.isnan(values[label]) else f"{values[label]:.1f}" for values in columns.values()),
-            ]
-            for label, name in enumerate(classes)
-        ]
-        heads = [f"{kind} AP, %" for kind in columns]
-        return {
-            "title": "Classes",
-            "text": "Average precision of each class.",
-            "columns": ["class", *heads],
-            "rows": rows,
-        }
+
+def _by_class(precision: Precision, classes: Sequence[str]) -> dict[str, Any]:
+    columns = precision.by_class
+    rows = [
+        [name, *("no objects" if np.isnan(values[label]) else f"{values[label]:.1f}" for values in columns.values())]
+        for label, name in enumerate(classes)
+    ]
+    heads = [f"{kind} AP, %" for kind in columns]
+    return {"title": "Classes", "text": "Average precision of each class.", "columns": ["class", *heads], "rows": rows}
 
 
 def detected(found: Found, target: dict[str, Any], with_masks: bool) -> Detected:

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from data.batches import Examples, collate_lists
 from data.joint import JointTransform
-from data.loader import dataset_of
+from data.loader import AnyDataset, dataset_of
 from data.object_targets import objects_to_learn, objects_to_measure
 from data.sources.coco import CocoSource
 from models.detection import DETECTORS, create_detector
@@ -38,14 +38,13 @@ class Detection:
     """Learns boxes of COCO-like annotations, and masks with a head that has them; measures AP of both."""
 
     primary = metrics_of("box")[0]
-    figures: Sequence[Metric] = (*metrics_of("box"), *metrics_of("mask"), NUM_IMAGES)
+    figures = (*metrics_of("box"), *metrics_of("mask"), NUM_IMAGES)
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
         self._require_settings()
         self.with_masks = cfg.MODEL.HEAD == "mask_rcnn"
         self.kinds = ("box", "mask") if self.with_masks else ("box",)
-        self.figures = (*(metric for kind in self.kinds for metric in metrics_of(kind)), NUM_IMAGES)
 
     @property
     def eval_size(self) -> int:
@@ -67,6 +66,8 @@ class Detection:
             ("AUG.MIXUP", mixes(cfg)),
             ("AUG.SPLITS", cfg.AUG.SPLITS > 0),
             ("AUG.REPEATS", cfg.AUG.REPEATS > 1),
+            ("DATA.VAL_SHARE", bool(cfg.DATA.VAL_SHARE)),
+            ("DATA.LIST", bool(cfg.DATA.LIST)),
             ("TRAIN.IMG_SIZES", bool(cfg.TRAIN.IMG_SIZES)),
             ("TRAIN.COMPILE", bool(cfg.TRAIN.COMPILE)),
             ("TEST.IMG_SIZE", cfg.TEST.IMG_SIZE not in (0, size)),
@@ -80,7 +81,7 @@ class Detection:
 
     # Data
 
-    def train_dataset(self):
+    def train_dataset(self) -> AnyDataset:
         cfg = self.cfg
         on_image = partial(objects_to_learn, with_masks=self.with_masks)
         transform = JointTransform(v2.RandomHorizontalFlip(cfg.AUG.HFLIP), on_image, cfg.DATA.EXIF)
@@ -92,7 +93,7 @@ class Detection:
             )
         return dataset_of(source, transform, cfg.DATA.ON_ERROR, collate=collate_lists)
 
-    def val_dataset(self, classes: Optional[Sequence[str]] = None):
+    def val_dataset(self, classes: Optional[Sequence[str]] = None) -> AnyDataset:
         cfg = self.cfg
         on_image = partial(objects_to_measure, with_masks=self.with_masks)
         transform = JointTransform(_unmoved, on_image, cfg.DATA.EXIF)
@@ -115,8 +116,14 @@ class Detection:
         cfg = self.cfg
         sizes = tuple(range(cfg.DET.MIN_SIZE or cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE + 1))
         self.num_classes = num_classes
-        plain = {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}  # batches are normalised already
-        create = partial(create_detector, num_classes=num_classes, min_size=sizes, max_size=cfg.DET.MAX_SIZE, **plain)
+        create = partial(
+            create_detector,
+            num_classes=num_classes,
+            min_size=sizes,
+            max_size=cfg.DET.MAX_SIZE,
+            image_mean=(0.0, 0.0, 0.0),  # batches are normalised already
+            image_std=(1.0, 1.0, 1.0),
+        )
         return create_dense_model(cfg, DETECTORS, create)
 
     # Learning
