@@ -75,8 +75,8 @@ def equalize(image: np.ndarray, **_) -> np.ndarray:
 
 def _equalized(image: np.ndarray, channel: int) -> np.ndarray:
     counts = cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().astype(int)
-    found = counts[counts > 0]
-    step = (found.sum() - found[-1]) // 255
+    occurring = counts[counts > 0]
+    step = (occurring.sum() - occurring[-1]) // 255
     return (step // 2 + counts.cumsum() - counts) // step if step else LEVELS
 
 

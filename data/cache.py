@@ -78,12 +78,12 @@ def plan_caches(
     if mode == "no" or not sources:
         return lambda: None
     shares = [cached_indices(mode, len(source), rank, world_size) for source in sources]
-    own = int(sum(source.sizes[share].sum() for source, share in zip(sources, shares)))
+    needed = int(sum(source.sizes[share].sum() for source, share in zip(sources, shares)))
     available = available_memory()
-    everyone = gather(own)
+    everyone = gather(needed)
     here = max(everyone) * local_processes
     text = (
-        f"DATA.CACHE_MODE {mode}: {_gib(own)} of images in each of {local_processes} processes here, {_gib(here)} in all, "
+        f"DATA.CACHE_MODE {mode}: {_gib(needed)} of images in each of {local_processes} processes here, {_gib(here)} in all, "
         f"of {_gib(available)} available"
     )
     if here > (1 - SPARE) * available:

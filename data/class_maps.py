@@ -117,6 +117,8 @@ def wordnet_ids(names: Sequence[str]) -> list[str]:
     names as they are.
     """
     info = ImageNetInfo()
-    known = info.label_descriptions()
-    same = [a.split(",")[0].strip().lower() == b.split(",")[0].strip().lower() for a, b in zip(names, known)]
-    return info.label_names() if len(names) == len(known) and sum(same) >= 0.95 * len(known) else list(names)
+    descriptions = info.label_descriptions()
+    same = [a.split(",")[0].strip().lower() == b.split(",")[0].strip().lower() for a, b in zip(names, descriptions)]
+    return (
+        info.label_names() if len(names) == len(descriptions) and sum(same) >= 0.95 * len(descriptions) else list(names)
+    )

@@ -56,7 +56,8 @@ class AugmentMasked:
     def resize(self, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         low, high = self.settings.ratio_range
         factor = low + (high - low) * torch.rand(()).item()
-        size = list(fitted_size(*mask.shape, [side * factor for side in self.settings.scale]))
+        height, width = mask.shape
+        size = list(fitted_size(height, width, [side * factor for side in self.settings.scale]))
         resized = F.resize(image, size, self.mode, antialias=True)
         return resized, F.resize(mask, size, InterpolationMode.NEAREST_EXACT)
 

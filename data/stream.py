@@ -169,11 +169,11 @@ def share(source: StreamSource[Any], order: list[int], reader: int, readers: int
     """What a reader takes of the shards. Where there are more readers than shards, several read a shard, each of them
     every n-th image.
     """
-    own, together = order[reader::readers], 1
+    shards, together = order[reader::readers], 1
     if readers > len(order):
-        own = [order[reader % len(order)]]
+        shards = [order[reader % len(order)]]
         together = len(range(reader % len(order), readers, len(order)))
-    for shard in own:
+    for shard in shards:
         reading(source.shards[shard])
         for sample in itertools.islice(source.read(shard), reader // len(order) if together > 1 else 0, None, together):
             yield sample

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from command_line import Parser, add_weights, not_negative, run_script, whole_number
-from utils.errors import UserError, did_you_mean, printable
+from utils.errors import ConfigError, UserError, did_you_mean, printable
 
 FORMATS = {  # by name: what it is; a module of parts/export/ each
     "onnx": "ONNX file, for onnxruntime and other engines",
@@ -25,6 +25,9 @@ FORMATS = {  # by name: what it is; a module of parts/export/ each
     "hub": "folder for the Hugging Face hub: safetensors weights, timm's config.json, model card",
     "int8": "ONNX file with convolutions in 8 bits, calibrated on training images",
 }
+
+
+OF_CLASSES = ("hub", "int8")  # timm's models of classes; int8 is measured by their top-1
 
 
 def known_format(text: str) -> str:
@@ -108,6 +111,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     for name in dict.fromkeys(args.format):
         print(f"{name}:", flush=True)
         try:
+            if name in OF_CLASSES and trained.cfg.TASK != "classification":
+                raise ConfigError(
+                    f"{name}: is for models of images' classes, and the checkpoint is of TASK {trained.cfg.TASK}; use another format"
+                )
             importlib.import_module(f"parts.export.{name}").export(job)
         except UserError as error:
             if len(args.format) == 1:

@@ -151,29 +151,29 @@ def digest(folder: Path) -> str:
     """Of everything that a run is, without its name and the clock's figures."""
     checkpoint = read_checkpoint(folder / "last.pth")
     del checkpoint["config"]
-    found = hashlib.sha256()
-    feed(checkpoint, found)
+    digest = hashlib.sha256()
+    feed(checkpoint, digest)
     for line in (folder / RECORDS).read_text().splitlines():
         record = json.loads(line)
         if record["kind"] != "start":
-            feed({key: value for key, value in record.items() if key not in CLOCK}, found)
-    return found.hexdigest()[:16]
+            feed({key: value for key, value in record.items() if key not in CLOCK}, digest)
+    return digest.hexdigest()[:16]
 
 
-def feed(value, found) -> None:
+def feed(value, digest) -> None:
     if isinstance(value, torch.Tensor):
-        found.update(repr((value.dtype, tuple(value.shape))).encode())
-        found.update(value.numpy().tobytes())  # in the order of the indices, whatever the memory layout
+        digest.update(repr((value.dtype, tuple(value.shape))).encode())
+        digest.update(value.numpy().tobytes())  # in the order of the indices, whatever the memory layout
     elif isinstance(value, dict):
         for key in value:
-            found.update(repr(key).encode())
-            feed(value[key], found)
+            digest.update(repr(key).encode())
+            feed(value[key], digest)
     elif isinstance(value, (list, tuple)):
-        found.update(f"[{len(value)}".encode())
+        digest.update(f"[{len(value)}".encode())
         for item in value:
-            feed(item, found)
+            feed(item, digest)
     else:
-        found.update(repr(value).encode())
+        digest.update(repr(value).encode())
 
 
 if __name__ == "__main__":

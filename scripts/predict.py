@@ -3,6 +3,8 @@
     python scripts/predict.py --checkpoint best.pth photo.jpg images/
     find /photos -name '*.jpg' | python scripts/predict.py --checkpoint best.pth --json found.json --sheet found.png -
 
+    python scripts/predict.py --checkpoint output/fat_b0/semantic_fpn/best.pth --output labelled photo.jpg
+
 The checkpoint of a run is enough: it has its config and the names of its classes. Files are taken in the order given, those
 of a folder (at any depth, known by their suffix) sorted by path, each once; of an animation the first picture. The table goes
 to standard output, all else to standard error.
@@ -13,6 +15,7 @@ reads standard output. A file is written wholly or not at all.
 """
 
 import argparse
+import importlib
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -41,13 +44,25 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     )
     for line in notes:
         say(f"note: {line}")
-    if paths:
+    if paths and (task := task_of(args)) != "classification":
+        problems += importlib.import_module(f"parts.predict.predict_{task}").predict(args, paths, say)
+    elif paths:
         facts, results, failures = predict_all(args, paths, "sheet" in outputs, STANDARD not in outputs.values())
         problems += failures
         write_outputs(outputs, facts, results, problems)
     for line in problems:
         say(f"error: {line}")
     return 1 if problems else 0
+
+
+def task_of(args: argparse.Namespace) -> str:
+    """The TASK that the checkpoint's model was trained for; what is not known is said where the model is loaded."""
+    from engine.checkpoints.file import open_checkpoint
+    from utils.config import load_config
+
+    if args.cfg:
+        return load_config(args.cfg).TASK
+    return (open_checkpoint(args.checkpoint).config or {}).get("TASK", "classification")
 
 
 def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
@@ -76,6 +91,13 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         metavar="K",
         help="likeliest classes that are shown, at most all (default: 5)",
     )
+    add_outputs(parser)
+    add_computing(parser)
+    return parser.parse_args(argv)
+
+
+def add_outputs(parser: Parser) -> None:
+    """What is written, and where."""
     parser.add_argument(
         "--csv", metavar="FILE", help="a row for each image and class; - is standard output, in place of the table"
     )
@@ -83,6 +105,13 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument(
         "--sheet", metavar="FILE.png", help="contact sheet of the first 100 images with the likeliest class"
     )
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="of a segmentation model: for a label map and an overlay of each image"
+    )
+
+
+def add_computing(parser: Parser) -> None:
+    """What the model sees at a time, and what computes."""
     parser.add_argument(
         "--img-size",
         type=whole_number(32, 4096),
@@ -107,7 +136,6 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         default="torch",
         help="what computes on a CPU; others than torch get the deployed form, exported in memory (default: torch)",
     )
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ TARGETS = {  # by name: what it makes; a module target_* of parts/reproduce/ eac
     "classification": "parameters, MACs, top-1 of FAT-B0 to B3, beside peers",
     "speed": "images/s of FAT and peers",
     "ablations": "parameters and MACs of FAT-B0 with parts changed; accuracy by a proxy",
+    "ade20k": "parameters and MACs of the segmentation models",
     "figure2": "top-1 over MACs and over images/s, FAT and peers",
     "figure4": "Fourier magnitudes of what FASA computes of an image",
     "overlays": "attention maps and Grad-CAM over an image",
@@ -35,6 +36,7 @@ ALL: list[list[str]] = [
     ["classification"],
     ["speed", "--quick"],
     ["ablations", "--proxy", "{configs}/proxy/tiny.yaml", "--seeds", "2"],
+    ["ade20k"],
     ["figure2", "--speed", "{output}/speed_quick.csv"],
     ["figure4"],
     ["overlays", "--img-size", "224"],  # at its own 32 px the quickstart's model has one key per stage
@@ -55,14 +57,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             places = {"output": args.output, "configs": os.path.relpath(ROOT / "configs")}
             words = [*(word.format(**places) for word in words), "--output", str(args.output)]
             print(f"== {shlex.join(words)}", flush=True)
-        own = parser.parse_args(words)
-        own.command = shlex.join(["python", "scripts/reproduce.py", *words])
+        target_args = parser.parse_args(words)
+        target_args.command = shlex.join(["python", "scripts/reproduce.py", *words])
         try:
-            outcome = targets[own.target].reproduce(own)
+            outcome = targets[target_args.target].reproduce(target_args)
         except UserError as error:
             if not args.all:
                 raise
-            refused.append(f"{own.target}: {error}")  # the other targets are made
+            refused.append(f"{target_args.target}: {error}")  # the other targets are made
             status = status or error.status
             continue
         missed += outcome.missed

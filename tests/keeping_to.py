@@ -6,25 +6,26 @@ Whoever adds a class of a kind adds it here, and mypy says what it lacks.
 from data.corruptions import CorruptedSource
 from data.sources.archive import ArchiveSource
 from data.sources.cifar import CIFARSource
-from data.sources.coco import CocoSource
 from data.sources.folder import FolderSource
 from data.sources.hfds import HfdsSource
 from data.sources.image_paths import FileSource
+from data.sources.lists import ListSource
 from data.sources.relabelled import RelabelledShards, RelabelledSource
 from data.sources.source import Source, StreamSource
 from data.sources.synthetic import SyntheticSource
 from data.sources.tar import TarSource
+from data.sources.val_share import Divisible, SubsetSource
 from data.sources.wds import StoredImage, WdsSource
 from data.sources.zip import ZipSource
-from engine.evaluation.detections import ClosingDetectionEvaluator, DetectionEvaluator
 from engine.evaluation.evaluators import ClassEvaluator, ClosingClassEvaluator
 from engine.evaluation.knn import Bank, Neighbours
 from engine.setup.precision import NativePrecision, Precision
 from engine.tasks.base import ClassTask, ClosingEvaluator, Evaluator, Task, TaskKind
 from engine.tasks.classification import Classification
 from engine.tasks.detection import Detection
+from engine.tasks.segmentation import Segmentation
 
-TASK_KINDS: list[TaskKind] = [Classification, Detection]
+TASK_KINDS: list[TaskKind] = [Classification, Segmentation, Detection]
 
 
 def sources(
@@ -39,13 +40,15 @@ def sources(
 
 
 def further_sources(
-    synthetic: SyntheticSource,
-    relabelled: RelabelledSource,
-    corrupted: CorruptedSource,
-    files: FileSource,
-    coco: CocoSource,
+    synthetic: SyntheticSource, relabelled: RelabelledSource, corrupted: CorruptedSource, files: FileSource
 ) -> list[Source]:
-    return [synthetic, relabelled, corrupted, files, coco]
+    return [synthetic, relabelled, corrupted, files]
+
+
+def divisible_sources(
+    folder: FolderSource, archive: ArchiveSource, hfds: HfdsSource, listed: ListSource, subset: SubsetSource
+) -> list[Divisible]:
+    return [folder, archive, hfds, listed, subset]
 
 
 def shards(wds: WdsSource) -> StreamSource[StoredImage]:
@@ -56,18 +59,20 @@ def relabelled_shards(shards: RelabelledShards) -> StreamSource:
     return shards
 
 
-def evaluators(
-    classes: ClassEvaluator, bank: Bank, neighbours: Neighbours, detections: DetectionEvaluator
-) -> list[Evaluator]:
-    return [classes, bank, neighbours, detections]
+def evaluators(classes: ClassEvaluator, bank: Bank, neighbours: Neighbours) -> list[Evaluator]:
+    return [classes, bank, neighbours]
 
 
-def closing_evaluators(classes: ClosingClassEvaluator, detections: ClosingDetectionEvaluator) -> list[ClosingEvaluator]:
-    return [classes, detections]
+def closing_evaluators(classes: ClosingClassEvaluator) -> list[ClosingEvaluator]:
+    return [classes]
 
 
-def tasks(classification: Classification, detection: Detection) -> tuple[list[Task], list[ClassTask]]:
-    return [classification, detection], [classification]
+def tasks(classification: Classification, segmentation: Segmentation, detection: Detection) -> list[Task]:
+    return [classification, segmentation, detection]
+
+
+def class_tasks(classification: Classification) -> list[ClassTask]:
+    return [classification]
 
 
 def precisions(native: NativePrecision) -> list[Precision]:

@@ -7,7 +7,6 @@ from PIL import Image
 
 CLASSES = ("ground", "disc", "square")
 COLOURS = np.array([(90, 90, 90), (220, 60, 40), (40, 80, 220)])
-PLACES = {"train": ("images/train", "annotations/train"), "val": ("images/val", "annotations/val")}
 
 
 def masked_image(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -25,10 +24,10 @@ def masked_image(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels.clip(0, 255).astype(np.uint8), labels
 
 
-def write_masked_images(root: Path, train: int = 12, val: int = 5, first: int = 0) -> Path:
-    """Images and masks as the layout `masks` has them, and classes.txt; `first` is the mask's value of label 0."""
-    for split, numbers in (("train", range(train)), ("val", range(100, 100 + val))):
-        folders = [root / place for place in PLACES[split]]
+def write_masked_images(root: Path, splits: tuple[str, str] = ("train", "val"), first: int = 0) -> Path:
+    """12 and 5 images with masks as the layout `masks` has them, and classes.txt; `first` is the masks' value of label 0."""
+    for split, numbers in zip(splits, (range(12), range(100, 105))):
+        folders = [root / kind / split for kind in ("images", "annotations")]
         for folder in folders:
             folder.mkdir(parents=True)
         for number in numbers:

@@ -98,9 +98,12 @@ def test_ruff_finds_nothing(arguments):
 
 def test_mypy_finds_nothing():
     """In what pyproject.toml names, keeping_to.py too; what it has read is kept from one run of the tests to the next."""
-    cache = Path(tempfile.gettempdir()) / f"mypy_of_fat_{os.getuid()}"
-    command = [sys.executable, "-m", "mypy", "--cache-dir", str(cache)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    kept = Path(tempfile.gettempdir()) / f"mypy_of_fat_{os.getuid()}"
+    for cache in (kept, os.devnull):  # what it kept can be wrong of classes that have changed: then it reads all anew
+        command = [sys.executable, "-m", "mypy", "--cache-dir", str(cache)]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if ended.returncode == 0:
+            break
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert int(re.search(r"in (\d+) source files", ended.stdout)[1]) > 150
 

@@ -5,7 +5,7 @@ from typing import Callable, NamedTuple
 from yacs.config import CfgNode
 
 from .errors import ConfigError
-from .schema import FORMATS_WITH_OWN_ORDER
+from .schema import BY_INDEX, FORMATS_WITH_OWN_ORDER, LIST, VALIDATION
 
 TRAINING = ("train", "check")
 LOADING = (*TRAINING, "benchmark_data")  # those that open the training images
@@ -101,4 +101,13 @@ conflict(READING, lambda c: c.DATA.ZIP_MODE and format_of(c) not in ("imagenet",
     "DATA.ZIP_MODE (--zip) contradicts DATA.DATASET {c.DATA.DATASET}; leave it out, or set DATA.DATASET zip")
 conflict(READING, lambda c: c.DATA.CLASS_MAP and format_of(c) in FORMATS_WITH_OWN_ORDER,
     "DATA.CLASS_MAP: the classes of {c.DATA.DATASET} are fixed; leave it out")
+conflict(READING, lambda c: c.DATA.LIST and format_of(c) != LIST,
+    "DATA.LIST is read by DATA.DATASET list, which is {c.DATA.DATASET}; set it to list, or leave the key out")
+conflict(READING, lambda c: c.DATA.VAL_SHARE and format_of(c) not in BY_INDEX,
+    "DATA.VAL_SHARE takes images by their files, which DATA.DATASET {c.DATA.DATASET} does not have one by one; leave it out")
+conflict(READING, lambda c: c.DATA.VAL_SHARE and c.TASK in ("segmentation", "detection"),
+    "DATA.VAL_SHARE takes images by their classes, which TASK {c.TASK} does not give them; name its splits, and set it to 0")
+conflict(READING, lambda c: c.DATA.VAL_SHARE and (c.DATA.VAL_SPLIT != VALIDATION or c.DATA.TRAIN_SPLIT == VALIDATION),
+    "DATA.VAL_SHARE takes the validation images from DATA.TRAIN_SPLIT, {c.DATA.TRAIN_SPLIT}, but DATA.VAL_SPLIT is "
+    "{c.DATA.VAL_SPLIT}; set it, or the share, back")
 # fmt: on

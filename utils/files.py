@@ -93,10 +93,10 @@ def open_regular(path: Union[str, os.PathLike]) -> BinaryIO:
 
 def remove_unfinished(directory: Path) -> list[str]:
     """Removes what killed processes left of `atomic_write` in a folder that nobody else writes to; returns the names."""
-    found = [p for p in directory.glob(".*.tmp") if p.stem.rsplit(".", 1)[-1].isdigit() and not p.is_dir()]
-    for path in found:
+    unfinished = [p for p in directory.glob(".*.tmp") if p.stem.rsplit(".", 1)[-1].isdigit() and not p.is_dir()]
+    for path in unfinished:
         path.unlink(missing_ok=True)
-    return [path.name for path in found]
+    return [path.name for path in unfinished]
 
 
 def write_text(path: os.PathLike, text: str) -> None:

@@ -20,9 +20,9 @@ def available_memory() -> int:
     for limit, use, parts, prefix in GROUPS:
         try:
             used = int(Path(use).read_text())
-            found = dict(line.split() for line in Path(parts).read_text().splitlines())
+            amounts = dict(line.split() for line in Path(parts).read_text().splitlines())
             # Files that were read stay in memory until it is needed, and count as used.
-            used -= sum(int(found.get(f"{prefix}{name}", 0)) for name in ("active_file", "inactive_file"))
+            used -= sum(int(amounts.get(f"{prefix}{name}", 0)) for name in ("active_file", "inactive_file"))
             left.append(int(Path(limit).read_text()) - used)
         except (OSError, ValueError):  # no such group, or 'max': no limit
             pass

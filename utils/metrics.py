@@ -128,8 +128,10 @@ def corruption_errors(
     """
     each: dict[str, Optional[float]] = {}
     for corruption, reference in baseline.items():
-        found = errors.get(corruption, {})
-        whole = all(severity in found for severity in severities)
-        each[corruption] = 100 * sum(found[s] for s in severities) / len(severities) / reference if whole else None
+        by_severity = errors.get(corruption, {})
+        whole = all(severity in by_severity for severity in severities)
+        each[corruption] = (
+            100 * sum(by_severity[s] for s in severities) / len(severities) / reference if whole else None
+        )
     measured = [error for error in each.values() if error is not None]
     return each, sum(measured) / len(measured) if measured and len(measured) == len(each) else None

@@ -133,6 +133,6 @@ def draw_masks(picture: np.ndarray, masks: np.ndarray, colours: Sequence[Sequenc
 
 def colour_of(number: int) -> tuple[int, int, int]:
     """A colour (RGB) by a number, such as a label's; neighbours differ."""
-    hue = np.array([[[number * 67 % 180, 220, 230]]], np.uint8)
+    hue = np.array([[[number * 67 % 180, 220, 230]]], dtype=np.uint8)
     red, green, blue = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].tolist()
     return red, green, blue

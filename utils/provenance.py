@@ -17,8 +17,8 @@ def commit() -> str:
     'unknown' outside of a git checkout.
     """
     try:
-        known = _git("rev-parse", "--short=10", "HEAD")
-        return known + "-dirty" * bool(
+        number = _git("rev-parse", "--short=10", "HEAD")
+        return number + "-dirty" * bool(
             _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
         )
     except (OSError, subprocess.SubprocessError):

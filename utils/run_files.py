@@ -15,6 +15,7 @@ from .files import require_no_device, unreadable
 
 RECORDS = "metrics.jsonl"  # a line for each start, log line and end of an epoch
 CONFIG = "config.yaml"
+SPLIT = "split.csv"  # which images DATA.VAL_SHARE has put on which side
 RESULT = "result.json"  # in the folder of a finished run
 EVAL = "eval.json"  # of main.py --eval
 MISTAKES = "mistakes.json"  # what the last evaluation showed besides figures

@@ -16,12 +16,11 @@ from yacs.config import CfgNode
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 BACKENDS = ("pil", "cv2", "nvimgcodec")
 ENGINES = ("torch", "onnxruntime", "openvino")
-FORMATS_WITH_OWN_ORDER = (
-    "cifar10",
-    "cifar100",
-    "synthetic",
-    "coco",
-)  # formats whose classes have their order from elsewhere
+# Formats whose classes have their order from elsewhere.
+FORMATS_WITH_OWN_ORDER = ("cifar10", "cifar100", "synthetic", "coco")
+VALIDATION = "val"  # the split of the validation images, where no other is named
+LIST = "list"  # the format whose labels are a list
+BY_INDEX = ("imagenet", "folder", "zip", "tar", "hfds", LIST)  # formats of image files that are read by index
 
 
 class Role(enum.Enum):
@@ -183,12 +182,17 @@ key("PRINT_FREQ", 10, POSITIVE, RUN, "updates between two lines of the log")
 key("LOGGERS", [], LOGGERS, RUN, "besides TensorBoard: csv, wandb (Weights & Biases, whose own WANDB_... variables say where to)")
 
 key("DATA.DATASET", "imagenet", ANY, IMAGES,
-    "imagenet or folder (train/ and val/ with a folder per class), zip, tar, wds, hfds, cifar10, cifar100, synthetic; TASK detection: coco")
+    "imagenet or folder (train/ and val/ with a folder per class), list, zip, tar, wds, hfds, cifar10, cifar100, synthetic; "
+    "TASK detection: coco")
 key("DATA.DATA_PATH", "", PATH, IMAGES, "where it lies")
+key("DATA.LIST", "", PATH, IMAGES, "list: the list in DATA_PATH; empty: DATA_PATH is the list, or has one for each split")
 key("DATA.TRAIN_SPLIT", "train", NOT_EMPTY, IMAGES, "its split in DATA_PATH: a folder, archive, pattern of shards, split of a hub's set")
-key("DATA.VAL_SPLIT", "val", NOT_EMPTY, IMAGES, "the same of the validation images")
+key("DATA.VAL_SPLIT", VALIDATION, NOT_EMPTY, IMAGES, "the same of the validation images")
+key("DATA.VAL_SHARE", 0.0, BELOW_ONE, IMAGES,
+    "share of each class' images of TRAIN_SPLIT that are validation images, instead of VAL_SPLIT; 0: none")
+key("DATA.VAL_SEED", 0, NOT_NEGATIVE, IMAGES, "VAL_SHARE: chooses them, with their names alone; SEED does not")
 key("DATA.COLUMNS", ["image", "label"], COLUMNS, IMAGES,
-    "of hfds: columns; of wds: members by their suffixes, such as [rgb.png, cls]; image and label stand for the usual ones")
+    "of hfds, list: columns; of wds: members by their suffixes, such as [rgb.png, cls]; image and label stand for the usual ones")
 key("DATA.ZIP_MODE", False, ANY, IMAGES, "True: the same as DATASET zip, for imagenet")
 key("DATA.CACHE_MODE", "no", one_of("no", "full", "part"), NUMERICS,
     "zip, tar: files in memory: no, full (all in each process), part (each process has its share, and trains on it)")

@@ -31,26 +31,26 @@ def read_devkit(path: Path) -> list[str]:
         from scipy.io import loadmat
 
     again = f"fetch {NAME} (ILSVRC2012, task 1 and 2) again"
-    found = {}
+    contents = {}
     try:
         with tarfile.open(path) as archive:
             for member in archive:
                 for wanted in (TRUTH, META):
                     if member.isfile() and ("/" + member.name).endswith("/" + wanted):
-                        found[wanted] = read_member(archive, member)
+                        contents[wanted] = read_member(archive, member)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; put {NAME} there, or leave out val by --splits train") from error
     except (OSError, EOFError, tarfile.TarError) as error:
         raise DataError(f"{path}: cannot be read to its end ({error}); {again}") from error
     for wanted in (TRUTH, META):
-        if wanted not in found:
+        if wanted not in contents:
             raise DataError(f"{path}: holds no {wanted}, so it is no devkit of ILSVRC2012; {again}")
     try:
-        synsets = loadmat(BytesIO(found[META]), squeeze_me=True)["synsets"]
+        synsets = loadmat(BytesIO(contents[META]), squeeze_me=True)["synsets"]
         # Groups of synsets (animal, ...) have numbers above the leaves', and children.
         leaves = synsets[synsets["num_children"] == 0]
         names = {int(number): str(name) for number, name in zip(leaves["ILSVRC2012_ID"], leaves["WNID"])}
-        return [names[int(line)] for line in found[TRUTH].split()]
+        return [names[int(line)] for line in contents[TRUTH].split()]
     except Exception as error:  # scipy raises of many kinds at damaged files
         raise DataError(
             f"{path}: its meta.mat and ground truth do not fit ({type(error).__name__}: {error}); {again}"

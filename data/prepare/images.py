@@ -46,10 +46,10 @@ class Images:
             if not key.isprintable():  # a tab or newline would end a line of Swin's map, other bytes are no UTF-8
                 raise DataError(f"{str(self.folder / key)!r}: its name has unprintable characters; rename the file")
             try:
-                found = os.stat(self.folder / key)
+                status = os.stat(self.folder / key)
             except OSError as error:
                 raise unreadable(self.folder / key, error, "replace or remove the file") from error
-            self.sizes[i], times[i] = found.st_size, found.st_mtime_ns
+            self.sizes[i], times[i] = status.st_size, status.st_mtime_ns
         self.fingerprint = fingerprint(
             [*map(os.fsencode, map(self.key, range(len(self)))), self.sizes.tobytes(), times.tobytes()]
         )
@@ -95,10 +95,10 @@ def open_splits(root: Path, splits: Sequence[str], outside_links: bool) -> list[
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder that holds train/<class>/* and val/<class>/*")
-    found = [Images(root, split, outside_links) for split in splits]
-    for other in found[1:]:
-        require_same_classes(found[0].folder, found[0].classes, other.folder, other.classes)
-    return found
+    sets = [Images(root, split, outside_links) for split in splits]
+    for other in sets[1:]:
+        require_same_classes(sets[0].folder, sets[0].classes, other.folder, other.classes)
+    return sets
 
 
 def require_same_classes(first: Path, classes: Iterable[str], second: Path, others: Iterable[str]) -> None:

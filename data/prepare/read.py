@@ -230,11 +230,11 @@ def guess(path: Path) -> str:
     Raises:
         DataError: the folder holds none of the formats, or several.
     """
-    found = [name for name, kind in FORMATS.items() if any(kind.has(path, split) for split in SPLITS)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise DataError(f"{path}: holds several formats, {', '.join(found)}; say which by --format")
+    formats = [name for name, kind in FORMATS.items() if any(kind.has(path, split) for split in SPLITS)]
+    if len(formats) == 1:
+        return formats[0]
+    if formats:
+        raise DataError(f"{path}: holds several formats, {', '.join(formats)}; say which by --format")
     raise DataError(f"{path}: holds no train or val in any of the formats {', '.join(FORMATS)}; check the path")
 
 

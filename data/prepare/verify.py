@@ -58,16 +58,16 @@ def _split(
     path: Path, kind: str, split: str, workers: int, decode: bool, problems: list[str], notes: list[str]
 ) -> dict[str, Any]:
     names, items = FORMATS[kind].read(path, split, problems, notes)
-    found: list[tuple[str, str, Optional[int]]] = []
+    images: list[tuple[str, str, Optional[int]]] = []
     num_bytes = 0
     with Progress(f"verifying {split}") as progress:
         for key, label, digest, size, reason in _checked(items, workers, decode):
             if reason:
                 problems.append(f"{path}: {split} {key}: cannot be read as an image ({reason})")
-            found.append((key, digest, label))
+            images.append((key, digest, label))
             num_bytes += size
             progress.add(size)
-    counts = Counter(class_of(key) for key, _, _ in found)
+    counts = Counter(class_of(key) for key, _, _ in images)
     classes = names or sorted(counts)
     place = {name: label for label, name in enumerate(classes)}
     if classes != sorted(classes):
@@ -76,16 +76,16 @@ def _split(
         if not counts[name]:
             problems.append(f"{path}: {split} has no image of class {name!r}")
     lines = []
-    for key, digest, label in found:
+    for key, digest, label in images:
         right = place.get(class_of(key))
         if label is not None and label != right:
             problems.append(f"{path}: {split} {key}: has label {label}, its class' is {right}")
         lines.append(f"{key}\t{digest}\t{right if label is None else label}\n")
-    for key, times in Counter(key for key, _, _ in found).items():
+    for key, times in Counter(key for key, _, _ in images).items():
         if times > 1:
             problems.append(f"{path}: {split} {key}: is there {times} times")
     return {
-        "images": len(found),
+        "images": len(images),
         "bytes": num_bytes,
         "classes": {name: counts[name] for name in classes},
         "hash": hashlib.blake2b("".join(sorted(lines)).encode(errors="surrogateescape"), digest_size=16).hexdigest(),

@@ -6,10 +6,10 @@ new format is a new file and a line in `SOURCES`.
 
 import os
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence
+from typing import Any, BinaryIO, Callable, Mapping, Optional, Sequence, cast
 
 from utils.errors import ConfigError, did_you_mean
-from utils.schema import FORMATS_WITH_OWN_ORDER
+from utils.schema import FORMATS_WITH_OWN_ORDER, LIST
 
 from ..class_order import CLASS_ORDERS, timm_map
 from ..decode import decode_image
@@ -17,9 +17,11 @@ from ..workers import waiting
 from .cifar import CIFARSource
 from .folder import FolderSource
 from .hfds import HfdsSource
+from .lists import Listing, ListSource
 from .source import AnySource, Format, StreamSource
 from .synthetic import SyntheticSource
 from .tar import TarSource
+from .val_share import Divisible, ValShare, share_of
 from .wds import WdsSource
 from .zip import ZipSource
 
@@ -30,6 +32,7 @@ SOURCES: dict[str, Format] = {
     "tar": TarSource,
     "wds": WdsSource,
     "hfds": HfdsSource,
+    LIST: ListSource,
     "cifar10": CIFARSource,
     "cifar100": CIFARSource,
     "synthetic": SyntheticSource,
@@ -58,6 +61,8 @@ class Opening:
     # one of `CLASS_ORDERS`: by which names the classes have their labels, without `class_to_idx` and where the set does not
     # name an order of its own
     class_order: str = "torchvision"
+    listing: Listing = Listing()  # of a list
+    share: Optional[ValShare] = None  # which part of the split's images is wanted; None: all
     timeout: float = 0.0  # seconds without a further file or folder after which the wait is an error; 0: none
 
 
@@ -100,12 +105,18 @@ def open_source(
             outside_links=opening.outside_links,
             class_to_idx=labels,
             columns=opening.columns,
+            class_order=opening.class_order,
+            listing=opening.listing,
         )
 
     with waiting(0.0 if name in WITHOUT_PROGRESS else opening.timeout):
         source = opened(opening.class_to_idx)
-        if opening.class_order == "timm" and opening.class_to_idx is None and name not in FORMATS_WITH_OWN_ORDER:
+        if (
+            opening.class_order == "timm"
+            and opening.class_to_idx is None
+            and name not in (*FORMATS_WITH_OWN_ORDER, LIST)
+        ):
             labels = timm_map(source.classes)
             if labels is not None:  # the names are known when the set has been read, which is why it is read again
                 source = opened(labels)
-    return source
+        return share_of(cast(Divisible, source), opening.share) if opening.share else source

@@ -79,11 +79,11 @@ def file_in(root: Path, path: str) -> Path:
     Raises:
         OSError: it is no file in the folder.
     """
-    found = os.path.realpath(root / path)
-    inside = found.startswith(os.path.realpath(root) + os.sep)
-    if not (inside and os.path.isfile(found)):  # a pipe would wait for ever
+    resolved = os.path.realpath(root / path)
+    inside = resolved.startswith(os.path.realpath(root) + os.sep)
+    if not (inside and os.path.isfile(resolved)):  # a pipe would wait for ever
         raise OSError(f"no file in {root}, {path!r}")
-    return Path(found)
+    return Path(resolved)
 
 
 def _require_all(lacking: Any, name: str, where: str) -> None:

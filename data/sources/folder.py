@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional
 import numpy as np
 
 from utils.errors import DataError, one_line
+from utils.files import open_regular
 from utils.rng import fingerprint
 
 from ..class_maps import unnamed_classes
@@ -65,14 +66,14 @@ class FolderSource:
         self.decode, self.remedies = decode, remedies
         self.inside = "" if outside_links else os.path.realpath(root) + os.sep
         try:
-            found, others = self._class_folders(root)
-            labels = {name: label for label, name in enumerate(found)}
-            unnamed = unnamed_classes(root, found, class_to_idx)
+            folders, others = self._class_folders(root)
+            labels = {name: label for label, name in enumerate(folders)}
+            unnamed = unnamed_classes(root, folders, class_to_idx)
             if class_to_idx is not None:
-                labels = {name: class_to_idx[name] for name in found if name in class_to_idx}
+                labels = {name: class_to_idx[name] for name in folders if name in class_to_idx}
             if not labels:
                 raise DataError(
-                    f"{root}: none of its folders, {found[0]!r} and so on, has a class' name; check DATA.CLASS_MAP"
+                    f"{root}: none of its folders, {folders[0]!r} and so on, has a class' name; check DATA.CLASS_MAP"
                 )
             keys = {name: list(_files_of(root, name)) for name in labels}
         except (FileNotFoundError, PermissionError) as error:
@@ -107,10 +108,15 @@ class FolderSource:
         return os.fsdecode(self.keys[index])
 
     def name(self, index: int) -> str:
-        return printable(self._path(index))
+        return printable(self.path(index))
+
+    def read(self, index: int) -> bytes:
+        """The bytes of an image's file. Raises OSError."""
+        with open_regular(self.path(index)) as file:
+            return file.read()
 
     def load(self, index: int) -> tuple[Any, int]:
-        path = self._path(index)
+        path = self.path(index)
         self._require_inside(path)
 
         def opened() -> BinaryIO:
@@ -121,7 +127,8 @@ class FolderSource:
         remedy = f"replace or remove the file{self.remedies.or_skip}"
         return read_image(self.name(index), opened, self.decode, remedy), int(self.labels[index])
 
-    def _path(self, index: int) -> str:
+    def path(self, index: int) -> str:
+        """Of an image's file."""
         return os.fsdecode(os.path.join(self.root, self.keys[index]))
 
     def _class_folders(self, root: Path) -> tuple[list[str], list[str]]:

@@ -65,24 +65,24 @@ class HfdsSource:
             notes.append(f"{root}: its classes are the names in the column {label!r}")
         self.notes = notes
         given = getattr(rows.features[label], "names", None)  # of numbers
-        own = names or (wordnet_ids(given) if given else classes_for(num_classes, class_to_idx))
-        if len(self.labels) == 0 or self.labels.min() < 0 or self.labels.max() >= len(own):
+        classes = names or (wordnet_ids(given) if given else classes_for(num_classes, class_to_idx))
+        if len(self.labels) == 0 or self.labels.min() < 0 or self.labels.max() >= len(classes):
             there = f"labels from {self.labels.min()} to {self.labels.max()}" if len(self.labels) else "no images"
             raise DataError(
-                f"{root}: {split!r} has {there}, of {len(own)} classes; choose a split with labels (DATA.VAL_SPLIT)"
+                f"{root}: {split!r} has {there}, of {len(classes)} classes; choose a split with labels (DATA.VAL_SPLIT)"
             )
-        self.classes = own
+        self.classes = classes
         self.chosen = np.arange(len(self.labels))
         if class_to_idx is not None:
-            present = [own[label] for label in np.unique(self.labels)]
+            present = [classes[label] for label in np.unique(self.labels)]
             notes.extend(unnamed_classes(root, present, class_to_idx, "label"))
-            table = np.array([class_to_idx.get(name, -1) for name in own])
+            table = np.array([class_to_idx.get(name, -1) for name in classes])
             self.chosen = np.flatnonzero(table[self.labels] >= 0)
             self.labels = table[self.labels][self.chosen]
             self.classes = sorted(class_to_idx, key=class_to_idx.__getitem__)
             if not len(self.chosen):
                 raise DataError(
-                    f"{root}: none of its classes, {own[0]!r} and so on, is in the class map; check DATA.CLASS_MAP"
+                    f"{root}: none of its classes, {classes[0]!r} and so on, is in the class map; check DATA.CLASS_MAP"
                 )
         paths = pc.struct_field(rows.data.column(image), "path").to_pylist()
         labelled = zip(self.chosen, self.labels)
@@ -106,20 +106,26 @@ class HfdsSource:
     def name(self, index: int) -> str:
         return printable(f"{self.root}:{self.key(index)}")
 
-    def load(self, index: int) -> tuple[Any, int]:
-        @contextlib.contextmanager
-        def opened() -> Iterator[BinaryIO]:
-            cell = self.rows[int(self.chosen[index])][self.column]
-            if cell is None or not (cell["bytes"] or cell["path"]):
-                raise OSError("it has no bytes")
-            if cell["bytes"]:
-                yield io.BytesIO(cell["bytes"])
-            else:
-                with open(file_in(self.root, cell["path"]), "rb") as file:
-                    yield file
+    @contextlib.contextmanager
+    def _opened(self, index: int) -> Iterator[BinaryIO]:
+        cell = self.rows[int(self.chosen[index])][self.column]
+        if cell is None or not (cell["bytes"] or cell["path"]):
+            raise OSError("it has no bytes")
+        if cell["bytes"]:
+            yield io.BytesIO(cell["bytes"])
+        else:
+            with open(file_in(self.root, cell["path"]), "rb") as file:
+                yield file
 
+    def read(self, index: int) -> bytes:
+        """The bytes of an image's file. Raises OSError."""
+        with self._opened(index) as file:
+            return file.read()
+
+    def load(self, index: int) -> tuple[Any, int]:
         remedy = f"make the parquet file anew without it{OR_SKIP}"
-        return read_image(self.name(index), opened, self.decode, remedy), int(self.labels[index])
+        image = read_image(self.name(index), lambda: self._opened(index), self.decode, remedy)
+        return image, int(self.labels[index])
 
 
 def _ignored_tables(rows: Any, root: Path) -> list[str]:
@@ -157,12 +163,12 @@ def _load(root: Path, split: str):
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         names = datasets.get_dataset_split_names(str(root))
-        known = next((name for name in SPLITS.get(split, (split,)) if name in names), None)
-        if known is None:
+        there = next((name for name in SPLITS.get(split, (split,)) if name in names), None)
+        if there is None:
             raise DataError(
                 f"{root}: has no split {split!r}, but {', '.join(names)}; name it in DATA.TRAIN_SPLIT or DATA.VAL_SPLIT"
             )
-        return datasets.load_dataset(str(root), split=known)
+        return datasets.load_dataset(str(root), split=there)
     except (OSError, ValueError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
         reason = one_line(error.__cause__ or error, 200)
         raise DataError(

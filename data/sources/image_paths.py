@@ -29,7 +29,7 @@ def find_images(names: Iterable[str]) -> Files:
 
     Links to folders inside of a folder are not followed.
     """
-    found: dict[str, str] = {}  # by absolute path
+    by_place: dict[str, str] = {}  # by absolute path
     problems: list[str] = []
     notes: list[str] = []
     for name in names:
@@ -40,8 +40,8 @@ def find_images(names: Iterable[str]) -> Files:
             shown = ", ".join(map(printable, others[:SHOWN])) + (", ..." if len(others) > SHOWN else "")
             notes.append(f"{printable(name)}: left out what is no image by its name: {len(others)} ({shown})")
         for path in paths:
-            found.setdefault(os.path.abspath(path), path)
-    return Files(list(found.values()), problems, notes)
+            by_place.setdefault(os.path.abspath(path), path)
+    return Files(list(by_place.values()), problems, notes)
 
 
 def _in_folder(root: str, problems: list[str]) -> tuple[list[str], list[str]]:
@@ -54,10 +54,10 @@ def _in_folder(root: str, problems: list[str]) -> tuple[list[str], list[str]]:
     for folder, folders, files in os.walk(root, onerror=note):
         others += [name + "/" for name in folders if is_hidden_or_tool(name)]
         folders[:] = [name for name in folders if not is_hidden_or_tool(name)]
-        own = [os.path.join(folder, name) for name in files if is_image(name)]
-        if folder != root and is_image(os.path.basename(folder)) and not own and not folders:
+        here = [os.path.join(folder, name) for name in files if is_image(name)]
+        if folder != root and is_image(os.path.basename(folder)) and not here and not folders:
             problems.append(f"{printable(folder)}: is a folder, no image")
-        images += own
+        images += here
         others += [name for name in files if not is_image(name)]
         others += [f"{name} (a link to a folder)" for name in folders if os.path.islink(os.path.join(folder, name))]
     return sorted(images), sorted(others)

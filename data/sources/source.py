@@ -7,8 +7,9 @@ class Source(Protocol):
     """Images that are read by index.
 
     It may have `notes`, lines to be said of it, such as what it leaves out; `groups`, a number of each image, such as whether
-    it is high or wide, see `TrainBatchSampler`; and `sizes`, `read` and `cache`, by which its files can be held in memory,
-    see `data.cache`.
+    it is high or wide, see `TrainBatchSampler`; `labels` and `read`, which gives an image's bytes, by which images are
+    taken off for validation, see `data.sources.val_share`; with `sizes` and `cache` besides, its files can be held in
+    memory, see `data.cache`.
     """
 
     @property

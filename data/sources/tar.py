@@ -44,10 +44,10 @@ class TarSource(ArchiveSource):
         require_file(path, LAYOUT)
         try:
             with tarfile.open(path, "r:") as archive:
-                found, others = {}, []
+                places, others = {}, []
                 for name, place in _members(path, archive):
                     if is_image(name):
-                        found[name] = place
+                        places[name] = place
                     else:
                         others.append(name)
         except (tarfile.TarError, ValueError, OverflowError) as error:  # of numbers in headers that are none
@@ -56,12 +56,12 @@ class TarSource(ArchiveSource):
             raise DataError(
                 f"{path}: {'is compressed; unpack it to a plain .tar' if packed else f'is no whole tar file ({error}); make or fetch it again'}"
             ) from error
-        prefix = leading_folders(found, split, class_to_idx)
-        found = {name[len(prefix) :]: place for name, place in found.items()}
+        prefix = leading_folders(places, split, class_to_idx)
+        places = {name[len(prefix) :]: place for name, place in places.items()}
         folders = [name[len(prefix) :] for name in others if name.startswith(prefix)]
-        classes, files, unnamed = by_class(path, found, class_to_idx, folders)
+        classes, files, unnamed = by_class(path, places, class_to_idx, folders)
         super().__init__(
-            path, classes, [Entry(name, label, found[name], found[name][1]) for name, label in files], decode
+            path, classes, [Entry(name, label, places[name], places[name][1]) for name, label in files], decode
         )
         left_out = [name for name in others if name[-1] != "/"]
         self.notes = notes_of(path, left_out) + describe_leading(path, prefix) + unnamed

@@ -98,17 +98,19 @@ class WdsSource:
                 f"{folder}: nothing says how many images {split!r} has; put {INFO} beside the shards ({LAYOUT}), or write "
                 f"'{split}|1281167' with their number as the split"
             )
-        own = info.get("classes")
+        listed = info.get("classes")
         self.classes = (
-            [str(name) for name in own] if isinstance(own, list) and own else classes_for(num_classes, class_to_idx)
+            [str(name) for name in listed]
+            if isinstance(listed, list) and listed
+            else classes_for(num_classes, class_to_idx)
         )
         self.table = list(range(len(self.classes)))  # label in the shards -> label; -1: left out
-        if class_to_idx is not None and own:
+        if class_to_idx is not None and listed:
             self.table = [class_to_idx.get(name, -1) for name in self.classes]
             self.classes = sorted(class_to_idx, key=class_to_idx.__getitem__)
             if min(self.table) < 0:
                 raise DataError(
-                    f"{folder}: its class {own[self.table.index(-1)]!r} is not in the class map, and shards cannot be read in part; correct DATA.CLASS_MAP"
+                    f"{folder}: its class {listed[self.table.index(-1)]!r} is not in the class map, and shards cannot be read in part; correct DATA.CLASS_MAP"
                 )
         self.labels = {name: label for label, name in enumerate(self.classes)}  # of labels that are names
         self.fingerprint = fingerprint(os.fsencode(name) for name in shards.names) + f" {self.num_images}"
@@ -135,12 +137,12 @@ class WdsSource:
         except DataError:
             raise
         except (OSError, ValueError, OverflowError, EOFError, tarfile.TarError) as error:
-            said = getattr(error, "strerror", None) or (error.args[0] if error.args else error)
+            words = getattr(error, "strerror", None) or (error.args[0] if error.args else error)
             ended = re.search(r"\): exit (\d+) \(read\)", str(error))  # webdataset's words about a child process
             reason = (
                 f"the command that fetches it ended with status {ended[1]}"
                 if ended
-                else " ".join(str(said).split(" @ ")[0].split())[:200]
+                else " ".join(str(words).split(" @ ")[0].split())[:200]
             )
             reason = f"cannot be read as a shard, after {count} images ({reason})"
             raise DataError(url, reason, "fetch or make it again") from error
@@ -272,9 +274,9 @@ def _read_info(folder: str) -> dict[str, Any]:
 
 def _find_shards(folder: str, split: str, info: dict[str, Any]) -> Shards:
     splits = info.get("splits")
-    known = splits if isinstance(splits, dict) else {}
+    entries = splits if isinstance(splits, dict) else {}
     try:
-        lists = {name: _as_shards(entry) for name, entry in known.items()}
+        lists = {name: _as_shards(entry) for name, entry in entries.items()}
     except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise DataError(
             f"{os.path.join(folder, INFO)}: its splits need filenames, of files beside it, and as many shard_lengths; make it anew, {LAYOUT}"
@@ -296,7 +298,7 @@ def _find_shards(folder: str, split: str, info: dict[str, Any]) -> Shards:
             else []
         )
         if not found:
-            there = f"{INFO} has {', '.join(known)}" if known else f"there is no {pattern}-000000.tar and no {INFO}"
+            there = f"{INFO} has {', '.join(entries)}" if entries else f"there is no {pattern}-000000.tar and no {INFO}"
             raise DataError(
                 f"{folder}: has no shards of {split!r} ({there}); name them in DATA.TRAIN_SPLIT and DATA.VAL_SPLIT, as {pattern}-{{000..127}}.tar"
             )

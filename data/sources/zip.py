@@ -38,22 +38,22 @@ class ZipSource(ArchiveSource):
         require_file(path, LAYOUT)
         try:
             with zipfile.ZipFile(path) as archive:
-                found, folders, backslashes = _content(path, archive.infolist())
+                members, folders, backslashes = _content(path, archive.infolist())
         except (zipfile.BadZipFile, EOFError, struct.error, UnicodeDecodeError) as error:
             raise DataError(f"{path}: is no whole zip file ({error}); make or fetch it again") from error
         map_path = path.with_name(path.stem + "_map.txt")
-        prefix = leading_folders(filter(is_image, found), split, class_to_idx)
+        prefix = leading_folders(filter(is_image, members), split, class_to_idx)
         if map_path.is_file():
-            content = _by_map(map_path, path, found, prefix, split, class_to_idx)
+            content = _by_map(map_path, path, members, prefix, split, class_to_idx)
         else:
-            content = _by_folders(map_path, path, found, folders, prefix, class_to_idx)
+            content = _by_folders(map_path, path, members, folders, prefix, class_to_idx)
         for member in content.members.values():
-            if found[member].compress_type not in METHODS or found[member].flag_bits & 1:
+            if members[member].compress_type not in METHODS or members[member].flag_bits & 1:
                 raise DataError(
                     f"{path}: {member!r} is encrypted or of a compression other than 'stored' and 'deflated'; make the zip anew"
                 )
         entries = [
-            Entry(name, label, _place(found[content.members[name]]), found[content.members[name]].file_size)
+            Entry(name, label, _place(members[content.members[name]]), members[content.members[name]].file_size)
             for name, label in content.listed
         ]
         super().__init__(path, content.classes, entries, decode)
@@ -103,15 +103,15 @@ def _content(path: Path, infos: Sequence[zipfile.ZipInfo]) -> tuple[dict[str, zi
     as .NET wrote them for years.
     """
     backslashes = any("\\" in info.filename for info in infos) and not any("/" in info.filename for info in infos)
-    found, folders = {}, []
+    members, folders = {}, []
     for info in infos:
         name = info.filename.replace("\\", "/") if backslashes else info.filename
         if name.endswith("/"):
             folders.append(inner_name(path, name).rstrip("/") + "/")
         else:
-            found[inner_name(path, name)] = info
+            members[inner_name(path, name)] = info
     return (
-        found,
+        members,
         folders,
         [f"{path}: its names have \\ between folders, as of Windows; it is read as /"] if backslashes else [],
     )

@@ -49,10 +49,10 @@ def local_file(source: str, launch: Launch, peers: Peers) -> str:
     name = Path(parts.path).name
     if parts.scheme != "https":
         raise ConfigError(f"{source}: is no https URL; only those are downloaded")
-    found = re.fullmatch(r"sha256=([0-9a-f]{64})", parts.fragment) or re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
-    if not found:
+    match = re.fullmatch(r"sha256=([0-9a-f]{64})", parts.fragment) or re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
+    if not match:
         raise ConfigError(f"{source}: has no checksum; {HELP}")
-    checksum = found[1]
+    checksum = match[1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / f"{checksum[:16]}-{name}"
     if launch.local_rank == 0 and not (path.exists() and sha256_of(path).startswith(checksum)):
         _download(source.split("#")[0], path, checksum)

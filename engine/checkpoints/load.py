@@ -141,10 +141,10 @@ def first_difference(model: nn.Module, weights: State, ignore: tuple[str, ...] =
 
     `ignore` has the prefixes of tensors whose shape may differ.
     """
-    own = model.state_dict()
+    expected = model.state_dict()
     if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         return "it holds no tensors"
-    for key, value in own.items():
+    for key, value in expected.items():
         if key not in weights:
             if key.rpartition(".")[2] == COUNT:
                 continue
@@ -156,7 +156,7 @@ def first_difference(model: nn.Module, weights: State, ignore: tuple[str, ...] =
             return f"{key} is {other.dtype} ({other.layout}), the model's {value.dtype}"
         if value.shape != weights[key].shape and not (ignore and key.startswith(ignore)):
             return f"{key} is {tuple(weights[key].shape)}, the model's {tuple(value.shape)}"
-    unknown = next((key for key in weights if key not in own), None)
+    unknown = next((key for key in weights if key not in expected), None)
     return unknown and f"{unknown} {tuple(weights[unknown].shape)} is not in the model"
 
 
@@ -216,11 +216,11 @@ def load_pretrained(model: nn.Module, checkpoint: CheckpointFile, name: str) -> 
         if skipped:
             return skipped, "a classification model's, for the backbone"
         raise CheckpointError(f"{checkpoint.path}: is of another model: {fitted.difference}; check MODEL.NAME")
-    own, weights = model.state_dict(), fitted.state
-    skipped = [key for key, value in own.items() if weights[key].shape != value.shape]
+    expected, weights = model.state_dict(), fitted.state
+    skipped = [key for key, value in expected.items() if weights[key].shape != value.shape]
     if skipped:
-        skipped = [key for key in own if head and key.startswith(head)]  # weight and bias belong together
-    taken = {key: weights[key] for key in own if key not in skipped}
+        skipped = [key for key in expected if head and key.startswith(head)]  # weight and bias belong together
+    taken = {key: weights[key] for key in expected if key not in skipped}
     _require_finite(taken, checkpoint.path)
     model.load_state_dict(taken, strict=False)
     return skipped, fitted.note
@@ -236,10 +236,10 @@ def load_backbone(model: nn.Module, checkpoint: CheckpointFile, name: str) -> li
     Raises:
         CheckpointError: a tensor holds what is no number.
     """
-    path = next((path for path, module in model.named_modules() if isinstance(module, DenseBackbone)), None)
-    if path is None:
+    backbones = {path: module for path, module in model.named_modules() if isinstance(module, DenseBackbone)}
+    if not backbones:
         return []
-    backbone = model.get_submodule(path)
+    path, backbone = next(iter(backbones.items()))
     for taken in reversed(checkpoint.weights[name].steps):
         try:
             new = backbone.load_classification_weights(taken.state)

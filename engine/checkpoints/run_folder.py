@@ -6,14 +6,14 @@ from pathlib import Path
 
 from utils.errors import OutputError
 from utils.files import remove_unfinished
-from utils.run_files import CONFIG, MISTAKES, RECORDS, REPORT, RESULT
+from utils.run_files import CONFIG, MISTAKES, RECORDS, REPORT, RESULT, SPLIT
 
 from .resume import StartPoint, stamp_of
 from .store import checkpoints_of
 
 # Besides checkpoints: what a run that starts over puts away.
 OF_ONE_RUN = (
-    RECORDS, CONFIG, "tensorboard", "train.csv", "epochs.csv", "wandb_id.txt", RESULT, MISTAKES, REPORT,
+    RECORDS, CONFIG, SPLIT, "tensorboard", "train.csv", "epochs.csv", "wandb_id.txt", RESULT, MISTAKES, REPORT,
 )  # fmt: skip
 
 

@@ -150,7 +150,9 @@ def profile_in_turns(ways: dict[str, Way], seed: int, timeout: float) -> dict[st
             with patience(timeout, lambda: describe_wait(lines, [])):
                 rounds[name].append(profile(way, seed, number))
     # the first warms up
-    return {name: {step: median(r[step] for r in found[1:]) for step in found[1]} for name, found in rounds.items()}
+    return {
+        name: {step: median(r[step] for r in timings[1:]) for step in timings[1]} for name, timings in rounds.items()
+    }
 
 
 def profile(way: Way, seed: int, number: int) -> dict[str, float]:

@@ -29,7 +29,7 @@ from ..inference.engines import InferenceEngine, is_deployed, open_engine, requi
 from ..inference.engines import describe as describe_engine
 from ..inference.examination import Examination
 from ..session import Session
-from ..setup.data_notes import order_note, source_notes
+from ..setup.data_notes import order_note, share_note, source_notes
 from ..setup.loading import caches
 from ..setup.precision import create_precision
 from ..setup.preprocessing import describe as describe_inputs
@@ -134,7 +134,9 @@ class Evaluation:
             log.warning(f"{path}: has no class names; {line}")
         if cfg.MODEL.TYPE == "timm":
             log.info(describe_inputs(cfg))
-        for line in input_warnings(self.checkpoint.config, cfg):
+        for line in filter(
+            None, [*input_warnings(self.checkpoint.config, cfg), share_note(cfg, self.checkpoint.config)]
+        ):
             log.warning(line)
 
     def measure(self) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:

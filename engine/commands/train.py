@@ -2,7 +2,7 @@
 
 from utils.files import write_text
 from utils.lock import RunLock
-from utils.run_files import CONFIG
+from utils.run_files import CONFIG, SPLIT
 from utils.signals import stop_signals
 
 from ..checkpoints.run_folder import claim
@@ -27,6 +27,7 @@ def train(session: Session) -> None:
             log.open()
             log.open_records(trainer.progress.updates if start.path else -1, trainer.progress.epoch)
             write_text(directory / CONFIG, cfg.dump())
+            trainer.data.write_split(directory / SPLIT)
         session.peers.meet()  # nobody goes on before the folder is rank 0's
         run.introduce()
         run.fill_caches()

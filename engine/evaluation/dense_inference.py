@@ -1,5 +1,6 @@
 """The classes of an image's pixels, from one view of it or several."""
 
+import functools
 from dataclasses import dataclass
 from typing import Callable, Iterator, Sequence
 
@@ -32,8 +33,8 @@ class DenseInference:
         if views == 1:
             (logits,) = self._logits(model, image)
             return at_image_size(logits, size).argmax(0)
-        total = sum(at_image_size(logits, size).softmax(0) for logits in self._logits(model, image))
-        return total.argmax(0)
+        probabilities = (at_image_size(logits, size).softmax(0) for logits in self._logits(model, image))
+        return functools.reduce(torch.add, probabilities).argmax(0)
 
     def _logits(self, model: Segmenting, image: torch.Tensor) -> Iterator[torch.Tensor]:
         """Of each view: (C, h, w), float32."""
@@ -52,12 +53,12 @@ class DenseInference:
             return model(view)[0].float()
         height, width = view.shape[2:]
         tops, lefts = (starts(length, self.window, self.stride) for length in (height, width))
-        total, seen = None, torch.zeros(height, width, device=view.device)
+        total, seen = torch.zeros(()), torch.zeros(height, width, device=view.device)
         for top in tops:
             for left in lefts:
                 rows, columns = slice(top, top + self.window), slice(left, left + self.window)
                 logits = model(view[:, :, rows, columns])[0].float()
-                if total is None:
+                if not total.ndim:  # the first window says how many classes there are
                     total = logits.new_zeros(len(logits), height, width)
                 total[:, rows, columns] += logits
                 seen[rows, columns] += 1

@@ -82,17 +82,25 @@ class ClosingDetectionEvaluator(DetectionEvaluator):
         self.worst = sorted(gathered, key=lambda one: one.place)[: self.most]
 
     def sections(self, classes: Sequence[str]) -> list[dict[str, Any]]:
-        return [worst_images(self.worst), *([_by_class(self.precision, classes)] if self.precision else [])]
+        return [worst_images(self.worst), self._by_class(classes)]
 
-
-def _by_class(precision: Precision, classes: Sequence[str]) -> dict[str, Any]:
-    columns = precision.by_class
-    rows = [
-        [name, *("no objects" if np.isnan(values[label]) else f"{values[label]:.1f}" for values in columns.values())]
-        for label, name in enumerate(classes)
-    ]
-    heads = [f"{kind} AP, %" for kind in columns]
-    return {"title": "Classes", "text": "Average precision of each class.", "columns": ["class", *heads], "rows": rows}
+    def _by_class(self, classes: Sequence[str]) -> dict[str, Any]:
+        assert self.precision is not None  # `compute` comes first
+        columns = self.precision.by_class
+        rows = [
+            [
+                name,
+                *("no objects" if np.isnan(values[label]) else f"{values[label]:.1f}" for values in columns.values()),
+            ]
+            for label, name in enumerate(classes)
+        ]
+        heads = [f"{kind} AP, %" for kind in columns]
+        return {
+            "title": "Classes",
+            "text": "Average precision of each class.",
+            "columns": ["class", *heads],
+            "rows": rows,
+        }
 
 
 def detected(found: Found, target: dict[str, Any], with_masks: bool) -> Detected:

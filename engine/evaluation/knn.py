@@ -54,11 +54,11 @@ class Bank(ByFeatures):
         """Gathers what the processes have; all call it."""
         labels = torch.cat(self.labels)
         dim = max(self.peers.gather(self.features[0].shape[1] if self.features else 0))
-        own = torch.cat(self.features) if self.features else torch.empty(0, dim, device=labels.device)
+        features = torch.cat(self.features) if self.features else torch.empty(0, dim, device=labels.device)
         self.features = []
         keys: list[str] = sum(self.peers.gather(self.keys), [])
         order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), device=labels.device)
-        self.matrix, self.targets = gather_rows(own)[order], gather_rows(labels)[order]
+        self.matrix, self.targets = gather_rows(features)[order], gather_rows(labels)[order]
         return {"num_images": len(keys)}
 
 

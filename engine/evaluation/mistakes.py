@@ -68,9 +68,11 @@ class Mistakes(ClassificationMetrics):
         predicted = top_classes(logits)[:, 0]  # of equal logits, which 16 bits often give, the one that acc1 counts
         probabilities = logits.softmax(dim=1).gather(1, predicted[:, None])[:, 0]
         losses = F.cross_entropy(logits, targets, reduction="none")
-        found = [values.tolist() for values in (targets, predicted, probabilities, losses)]
-        self.pairs.update(zip(*found[:2]))
-        wrong = [(loss, key, i, t, p, share) for i, (key, t, p, share, loss) in enumerate(zip(keys, *found)) if t != p]
+        columns = [values.tolist() for values in (targets, predicted, probabilities, losses)]
+        self.pairs.update(zip(*columns[:2]))
+        wrong = [
+            (loss, key, i, t, p, share) for i, (key, t, p, share, loss) in enumerate(zip(keys, *columns)) if t != p
+        ]
         for loss, key, i, target, guess, share in sorted(wrong, key=_by_loss)[: self.most]:
             if len(self.worst) < self.most or _by_loss((loss, key)) < _by_loss(
                 (self.worst[-1].loss, self.worst[-1].key)
@@ -93,6 +95,6 @@ class Mistakes(ClassificationMetrics):
         return Errors(self.pairs, self.worst)
 
 
-def _by_loss(found: tuple) -> tuple[float, str]:
+def _by_loss(mistake: tuple) -> tuple[float, str]:
     """Sorts (loss, key, ...) by falling loss; of equal ones by key, in which no process and no batch has a part."""
-    return -found[0], found[1]
+    return -mistake[0], mistake[1]

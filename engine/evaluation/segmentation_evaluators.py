@@ -3,12 +3,11 @@
 import base64
 import math
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import cv2
 import numpy as np
 import torch
-from torch import nn
 
 from data.batches import Examples
 from utils.label_colours import over
@@ -35,7 +34,7 @@ class SegmentationEvaluator:
         self.confusion = ConfusionMatrix(num_classes, device)
         self.inference = inference
 
-    def step(self, model: nn.Module, batch: Examples) -> None:
+    def step(self, model: Callable[[Any], Any], batch: Examples) -> None:
         for image, labels, key in zip(batch.images, batch.targets, batch.keys, strict=True):
             predicted = self.inference.classes(model, image)
             counts = self.confusion.add(predicted, labels)
@@ -98,8 +97,8 @@ class ClosingSegmentationEvaluator(SegmentationEvaluator):
         del self.worst[WORST:]
 
     def _picture(self, image: torch.Tensor, labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        pixels = ((image.float() * self.std + self.mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0)
-        pixels, count = pixels.cpu().numpy(), self.confusion.num_classes
+        levels = ((image.float() * self.std + self.mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0)
+        pixels, count = levels.cpu().numpy(), self.confusion.num_classes
         tiles = [pixels, over(pixels, labels, count), over(pixels, predicted, count)]
         factor = min(1.0, SIDE / max(labels.shape))
         height, width = (max(1, round(side * factor)) for side in labels.shape)

@@ -342,38 +342,38 @@ def warnings_of(
     run: Path, facts: Mapping[str, Any], train, epochs, waited: Optional[float], others: int
 ) -> list[tuple[str, list[str]]]:
     """What a reader of the figures has to know: a line, and details."""
-    found: list[tuple[str, list[str]]] = []
+    problems: list[tuple[str, list[str]]] = []
     left_out = max((record["left_out"] for record in train if type(record.get("left_out")) is int), default=0)
     if left_out:
-        found.append((f"{count(left_out, 'update')} left out, as the loss or gradient was not finite", []))
+        problems.append((f"{count(left_out, 'update')} left out, as the loss or gradient was not finite", []))
     unreadable = run / "unreadable.txt"
     if unreadable.is_file():
         lines = unreadable.read_text(errors="replace").splitlines()
-        found.append((f"{count(len(lines), 'image')} could not be read and left out", shortened(lines)))
+        problems.append((f"{count(len(lines), 'image')} could not be read and left out", shortened(lines)))
     missing = {
         count(record[w]["unreadable"], "image")
         for record in epochs[-1:]
         for w in weights_of(record)
         if record[w].get("unreadable")
     }
-    found += [
+    problems += [
         (f"the validation figures are not of the full set: {text} could not be read", []) for text in sorted(missing)
     ]
     changes = facts.get("changes")
     if isinstance(changes, list) and changes:
-        found.append(
+        problems.append(
             (f"{count(len(changes), 'setting')} changed on the way", shortened([str(change) for change in changes]))
         )
     if waited is not None and waited > SHARE:
-        found.append(
+        problems.append(
             (
                 f"{waited:.0%} of the training's time was spent waiting for images; --benchmark-data says where it goes",
                 [],
             )
         )
     if others:
-        found.append((f"{count(others, 'line')} of {RECORDS} left out, no records", []))
-    return found
+        problems.append((f"{count(others, 'line')} of {RECORDS} left out, no records", []))
+    return problems
 
 
 def shortened(lines: Sequence[str]) -> list[str]:
@@ -414,20 +414,20 @@ def commands(run: Path, cfg: CfgNode, processes: int) -> list[tuple[str, str]]:
         "python",
         *(["-m", "torch.distributed.launch", "--nproc_per_node", str(processes)] if processes > 1 else []),
     ]
-    own = [*launcher, "main.py", "--cfg", str(run / CONFIG)]
-    found = [("Train it again, beside this run", shlex.join([*own, "--tag", f"{cfg.TAG}_again"]))]
+    command = [*launcher, "main.py", "--cfg", str(run / CONFIG)]
+    commands = [("Train it again, beside this run", shlex.join([*command, "--tag", f"{cfg.TAG}_again"]))]
     if cfg.REPRODUCES and is_cell(cfg.REPRODUCES):
         recipe = ["--cfg", f"configs/{cfg.REPRODUCES}.yaml", *opts_over(CONFIGS / f"{cfg.REPRODUCES}.yaml", cfg)]
         target = cfg.REPRODUCES.rpartition("/")[0] or "classification"
-        found += [
+        commands += [
             (
                 "The same from its recipe; goes on with this run if it is not finished",
                 shlex.join([*launcher, "main.py", *recipe]),
             ),
             ("Put it into the tables", shlex.join(["python", "scripts/reproduce.py", target, "--runs", str(run)])),
         ]
-    return found + [
-        ("Evaluate its best checkpoint", shlex.join([*own, "--eval", "--resume", str(run / "best.pth")])),
+    return commands + [
+        ("Evaluate its best checkpoint", shlex.join([*command, "--eval", "--resume", str(run / "best.pth")])),
         ("Print its figures, draw its curves", shlex.join(["python", "scripts/summarize_run.py", str(run)])),
         ("Make this page anew", shlex.join(["python", "scripts/report.py", str(run)])),
     ]
@@ -435,6 +435,6 @@ def commands(run: Path, cfg: CfgNode, processes: int) -> list[tuple[str, str]]:
 
 def opts_over(recipe: Path, cfg: CfgNode) -> list[str]:
     """--opts that make a recipe this config."""
-    values, known = to_dict(cfg), to_dict(load_config(recipe))
-    changed = [key for key in KEYS if key != "BASE" and value_of(values, key) != value_of(known, key)]
+    values, given = to_dict(cfg), to_dict(load_config(recipe))
+    changed = [key for key in KEYS if key != "BASE" and value_of(values, key) != value_of(given, key)]
     return ["--opts", *(word for key in changed for word in (key, str(value_of(values, key))))] if changed else []

@@ -3,16 +3,15 @@
 from typing import Any, Callable, Mapping
 
 from timm.models import is_model, list_models
-from torch import nn
 from yacs.config import CfgNode
 
 from utils.config import to_dict
 from utils.errors import ConfigError, did_you_mean, one_line
 
-from .model import ARCHITECTURE
+from .model import ARCHITECTURE, Model
 
 
-def create_dense_model(cfg: CfgNode, heads: Mapping[str, Any], create: Callable[..., nn.Module]) -> nn.Module:
+def create_dense_model(cfg: CfgNode, heads: Mapping[str, Any], create: Callable[..., Model]) -> Model:
     """The config's model.
 
     Args:

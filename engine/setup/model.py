@@ -44,13 +44,13 @@ def create_model(
     registered = name.lower() if model_type == "fat" else name
     if model_type == "fat":
         settings.update({key: value for key, value in fat.items() if value not in ([], "")})
-        known = list_models(module="fat")
-        if registered not in known:
+        registered_names = list_models(module="fat")
+        if registered not in registered_names:
             missing = [key for key in ARCHITECTURE if key not in settings]
             if missing:
                 raise ConfigError(
                     f"MODEL.NAME is {name!r}, which is not registered, and MODEL.FAT has no {', '.join(missing)}; "
-                    + did_you_mean(registered, known)
+                    + did_you_mean(registered, registered_names)
                 )
             registered = "fat_b0"
     elif not is_model(registered):
@@ -202,8 +202,9 @@ def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if not dist.is_initialized():
         return model
-    known = inspect.signature(DistributedDataParallel).parameters
-    per_step_broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # by torch
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    # its name depends on torch's version
+    per_step_broadcast = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
     switched_off: dict[str, Any] = {per_step_broadcast: False}
     return DistributedDataParallel(
         model,

@@ -80,12 +80,14 @@ def input_warnings(trained_with: Optional[Mapping[str, Any]], cfg: CfgNode, trai
     if trained_with is not None:
         changes = config_changes(trained_with, to_dict(cfg))
         return [f"since training {change}" for change in changes if change.startswith(keys)]
-    found = {key: text for key, text in differences(cfg).items() if key in keys or not training}
-    if not found:
+    differing = {key: text for key, text in differences(cfg).items() if key in keys or not training}
+    if not differing:
         return []
-    can_be_mended = any(not text.endswith(NOT_BUILT) for text in found.values())
+    can_be_mended = any(not text.endswith(NOT_BUILT) for text in differing.values())
     advice = "; DATA.FROM_MODEL True takes the model's" if can_be_mended else ""
-    return [f"images are prepared otherwise than timm does for {cfg.MODEL.NAME}: {', '.join(found.values())}{advice}"]
+    return [
+        f"images are prepared otherwise than timm does for {cfg.MODEL.NAME}: {', '.join(differing.values())}{advice}"
+    ]
 
 
 def differences(cfg: CfgNode) -> dict[str, str]:
@@ -98,14 +100,14 @@ def differences(cfg: CfgNode) -> dict[str, str]:
     del theirs["DATA.IMG_SIZE"]  # of training
     ours = {key: value_of(cfg, key) for key in theirs}
     ours["TEST.IMG_SIZE"] = ours["TEST.IMG_SIZE"] or cfg.DATA.IMG_SIZE
-    found = {}
+    differing = {}
     for key, value in theirs.items():
         if ours[key] != value:
-            found[key] = f"{key} {ours[key]} (there {value})" + NOT_BUILT * (not can_be_taken(key, value))
+            differing[key] = f"{key} {ours[key]} (there {value})" + NOT_BUILT * (not can_be_taken(key, value))
     mode = published(cfg.MODEL.NAME, "MODEL.NAME").crop_mode
     if mode != CROP_MODE:
-        found["crop_mode"] = f"crop mode {CROP_MODE} (there {mode}){NOT_BUILT}"
-    return found
+        differing["crop_mode"] = f"crop mode {CROP_MODE} (there {mode}){NOT_BUILT}"
+    return differing
 
 
 def of_model(cfg: CfgNode) -> dict[str, Any]:
@@ -115,11 +117,11 @@ def of_model(cfg: CfgNode) -> dict[str, Any]:
     """
     if cfg.MODEL.TYPE != "timm":
         return {}
-    known = published(cfg.MODEL.NAME, "MODEL.NAME")
-    if known is None:  # a registered model of others
+    theirs = published(cfg.MODEL.NAME, "MODEL.NAME")
+    if theirs is None:  # a registered model of others
         return {}
-    training = resolve_data_config(pretrained_cfg=known.to_dict())
-    evaluation = resolve_data_config(pretrained_cfg=known.to_dict(), use_test_size=True)
+    training = resolve_data_config(pretrained_cfg=theirs.to_dict())
+    evaluation = resolve_data_config(pretrained_cfg=theirs.to_dict(), use_test_size=True)
     return {
         "DATA.IMG_SIZE": _side(training),
         "DATA.INTERPOLATION": evaluation["interpolation"],

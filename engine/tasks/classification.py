@@ -1,5 +1,6 @@
 """Image classification."""
 
+from dataclasses import replace
 from typing import Callable, Optional, Sequence
 
 import numpy as np
@@ -12,13 +13,16 @@ from data.batches import Examples, resize_examples
 from data.class_maps import look_alikes, read_class_map
 from data.loader import AnyDataset, dataset_of
 from data.sources import Opening, open_source
+from data.sources.lists import Listing
 from data.sources.source import AnySource
+from data.sources.val_share import ValShare
 from data.transforms import Augmentation, Transform, eval_transform, train_transform
 from utils.config import to_dict
 from utils.conflicts import mixes
 from utils.errors import ConfigError, DataError, UserError
 from utils.metrics import ACC1, ACC5, LOSS, NUM_IMAGES, ClassificationMetrics
 from utils.pictures import montage
+from utils.schema import VALIDATION
 
 from ..evaluation.evaluators import ClassEvaluator, ClosingClassEvaluator
 from ..setup.model import PooledFeatures, create_model
@@ -145,11 +149,13 @@ class Classification:
             class_to_idx=read_class_map(cfg.DATA.CLASS_MAP) if cfg.DATA.CLASS_MAP else None,
             columns=cfg.DATA.COLUMNS,
             class_order=cfg.DATA.CLASS_ORDER,
+            listing=self._listing(),
             timeout=cfg.DATA.TIMEOUT,
         )
 
         def opened(name: str) -> AnySource:
-            return open_source(dataset, name, cfg.DATA.DATA_PATH, decode, opening)
+            place, share = self._part(name)
+            return open_source(dataset, place, cfg.DATA.DATA_PATH, decode, replace(opening, share=share))
 
         source = opened(split)
         if cfg.MODEL.NUM_CLASSES not in (0, len(source.classes)):
@@ -159,6 +165,21 @@ class Classification:
                 "text file of all classes, may name some without images"
             )
         return source
+
+    def _listing(self) -> Listing:
+        cfg = self.cfg
+        undivided, may_miss = cfg.DATA.VAL_SHARE > 0, cfg.DATA.ON_ERROR == "skip"
+        return Listing(cfg.DATA.LIST, cfg.DATA.TRAIN_SPLIT, undivided, may_miss)
+
+    def _part(self, split: str) -> tuple[str, Optional[ValShare]]:
+        """Where the images of a split lie, and which part of these they are: with DATA.VAL_SHARE the training images and
+        the validation images lie in one split. Other splits, as a script may name them, are as they are.
+        """
+        cfg = self.cfg
+        if not cfg.DATA.VAL_SHARE or split not in (cfg.DATA.TRAIN_SPLIT, VALIDATION):
+            return split, None
+        validation = split != cfg.DATA.TRAIN_SPLIT
+        return cfg.DATA.TRAIN_SPLIT, ValShare(cfg.DATA.VAL_SHARE, cfg.DATA.VAL_SEED, validation)
 
     def _difference(self, split: str, classes: Sequence[str], opened: Callable[[str], AnySource]) -> str:
         """Which classes a split lacks, or has too many, of the MODEL.NUM_CLASSES that there should be, if that can be known."""

@@ -38,13 +38,14 @@ class Detection:
     """Learns boxes of COCO-like annotations, and masks with a head that has them; measures AP of both."""
 
     primary = metrics_of("box")[0]
-    figures = (*metrics_of("box"), *metrics_of("mask"), NUM_IMAGES)
+    figures = metrics_of("box") + metrics_of("mask") + (NUM_IMAGES,)
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
         self._require_settings()
         self.with_masks = cfg.MODEL.HEAD == "mask_rcnn"
         self.kinds = ("box", "mask") if self.with_masks else ("box",)
+        self.figures = tuple(metric for kind in self.kinds for metric in metrics_of(kind)) + (NUM_IMAGES,)
 
     @property
     def eval_size(self) -> int:
@@ -116,14 +117,11 @@ class Detection:
         cfg = self.cfg
         sizes = tuple(range(cfg.DET.MIN_SIZE or cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE + 1))
         self.num_classes = num_classes
-        create = partial(
-            create_detector,
-            num_classes=num_classes,
-            min_size=sizes,
-            max_size=cfg.DET.MAX_SIZE,
-            image_mean=(0.0, 0.0, 0.0),  # batches are normalised already
-            image_std=(1.0, 1.0, 1.0),
-        )
+        plain: dict[str, Any] = {
+            "image_mean": (0.0, 0.0, 0.0),
+            "image_std": (1.0, 1.0, 1.0),
+        }  # batches are normalised already
+        create = partial(create_detector, num_classes=num_classes, min_size=sizes, max_size=cfg.DET.MAX_SIZE, **plain)
         return create_dense_model(cfg, DETECTORS, create)
 
     # Learning

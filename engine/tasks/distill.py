@@ -90,14 +90,14 @@ def pretrained_teacher(name: str, num_classes: int) -> tuple[nn.Module, Inputs]:
     Raises:
         ConfigError: unknown name, no weights, they cannot be downloaded, or are for another number of classes.
     """
-    known = published(name, "DISTILL.TEACHER")
-    if known.num_classes != num_classes and known.has_weights:
+    facts = published(name, "DISTILL.TEACHER")
+    if facts.num_classes != num_classes and facts.has_weights:
         raise ConfigError(
-            f"DISTILL.TEACHER: timm's {name} knows {known.num_classes} classes, the data set has {num_classes}; give a file of "
+            f"DISTILL.TEACHER: timm's {name} knows {facts.num_classes} classes, the data set has {num_classes}; give a file of "
             "one trained on it with DISTILL.WEIGHTS, or take another teacher"
         )
     try:
-        return timm.create_model(name, pretrained=True), _inputs(known)
+        return timm.create_model(name, pretrained=True), _inputs(facts)
     except MemoryError:
         raise
     except Exception as error:  # timm, its hub and the network have many
@@ -121,8 +121,8 @@ def trained_teacher(
         ConfigError: unknown name.
         CheckpointError: the weights are of another model or number of classes.
     """
-    known = published(name, "DISTILL.TEACHER")
-    settings = {"img_size": data["IMG_SIZE"]} if known.fixed_input_size and "IMG_SIZE" in data else {}
+    facts = published(name, "DISTILL.TEACHER")
+    settings = {"img_size": data["IMG_SIZE"]} if facts.fixed_input_size and "IMG_SIZE" in data else {}
     model = timm.create_model(name, pretrained=False, num_classes=num_classes, **settings)
     fitted = fit(model, checkpoint, checkpoint.better)
     if fitted.difference:
@@ -131,7 +131,7 @@ def trained_teacher(
             "check DISTILL.TEACHER and DISTILL.WEIGHTS"
         )
     model.load_state_dict(fitted.state)
-    own = _inputs(known)
+    own = _inputs(facts)
     size = (data["IMG_SIZE"],) * 2 if settings else own.size
     return model, Inputs(data.get("MEAN", own.mean), data.get("STD", own.std), size), fitted.note
 

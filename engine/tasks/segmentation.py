@@ -13,11 +13,12 @@ from yacs.config import CfgNode
 from data.batches import Examples, collate_lists, collate_pictures, resize_examples
 from data.class_list import read_class_list
 from data.joint import JointTransform
-from data.loader import dataset_of
+from data.loader import AnyDataset, dataset_of
 from data.masks import IGNORED, MaskReader
 from data.segmentation_transforms import AugmentMasked, SegmentationAugmentation, fitted_size, unchanged
 from data.sources.mask_folders import MaskSource, open_masks
 from models.dense import SEGMENTERS, create_segmenter
+from models.dense.segmenter import Segmenter
 from utils.config import value_of
 from utils.errors import ConfigError, DataError
 from utils.label_colours import over
@@ -58,13 +59,17 @@ class Segmentation:
                 "left out; use a smaller one, or 0"
             )
         self.cfg = cfg
-        self.eval_size = cfg.DATA.IMG_SIZE
         self.auxiliary_weight = 0.0
         self.num_classes = 0
 
+    @property
+    def eval_size(self) -> int:
+        """Of windows; an image seen whole has any."""
+        return self.cfg.DATA.IMG_SIZE
+
     # Data
 
-    def train_dataset(self):
+    def train_dataset(self) -> AnyDataset:
         """The augmented training images with masks (crop, crop), int16.
 
         Raises:
@@ -93,7 +98,7 @@ class Segmentation:
         )
         return JointTransform(AugmentMasked(settings), self._masks(num_classes), cfg.DATA.EXIF)
 
-    def val_dataset(self, classes: Optional[Sequence[str]] = None):
+    def val_dataset(self, classes: Optional[Sequence[str]] = None) -> AnyDataset:
         """The validation images in their own sizes, with masks of these; `classes` are those the model knows, in label order.
 
         Raises:
@@ -121,8 +126,8 @@ class Segmentation:
         return classes
 
     def _masks(self, num_classes: int) -> MaskReader:
-        seg = self.cfg.SEG
-        return MaskReader(num_classes, seg.IGNORE, seg.REDUCE_ZERO_LABEL, self.cfg.DATA.EXIF)
+        cfg = self.cfg
+        return MaskReader(num_classes, cfg.SEG.IGNORE, cfg.SEG.REDUCE_ZERO_LABEL, cfg.DATA.EXIF)
 
     def _source(self, split: str, classes: Sequence[str], transform: JointTransform) -> MaskSource:
         data = self.cfg.DATA
@@ -137,7 +142,7 @@ class Segmentation:
             ConfigError: unknown names, or values that the backbone refuses.
         """
 
-        def create(head: str, backbone: str, **arguments: Any) -> nn.Module:
+        def create(head: str, backbone: str, **arguments: Any) -> Segmenter:
             return create_segmenter(head, backbone, num_classes, **arguments)
 
         model = create_dense_model(self.cfg, SEGMENTERS, create)
@@ -178,13 +183,13 @@ class Segmentation:
     def evaluation_like(self, batch: Examples) -> Examples:
         """Images as evaluation usually has them: as large as SEG.SCALE, and 4 px wide for 3 px high."""
         size = fitted_size(300, round(300 * ASPECT), self.cfg.SEG.SCALE)
-        images = F.interpolate(batch.images, size)
+        images = F.interpolate(batch.tensor, size)
         masks = F.interpolate(batch.targets[:, None].float(), size)[:, 0].to(batch.targets.dtype)
         return batch._replace(images=list(images), targets=list(masks))
 
     def preview(self, batch: Examples, classes: Sequence[str]) -> np.ndarray:
         """A picture of a batch's first images as the model gets them, under their masks' colours."""
-        images, masks = batch.images[:PREVIEWED].cpu().float(), batch.targets[:PREVIEWED].cpu().numpy()
+        images, masks = batch.tensor[:PREVIEWED].cpu().float(), batch.targets[:PREVIEWED].cpu().numpy()
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.cfg.DATA.MEAN, self.cfg.DATA.STD))
         pixels = ((images * std + mean).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()
         pictures = [over(one, labels, len(classes)) for one, labels in zip(pixels, masks)]

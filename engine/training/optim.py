@@ -90,22 +90,24 @@ def create_lr_scheduler(optimizer: torch.optim.Optimizer, curve: LearningRate, u
     schedule begins after the warmup; without, the warmup covers its start, so
     the learning rate jumps from the peak to where the schedule already is (the released code's way).
     """
-    warmup: Any = curve.warmup_epochs  # timm says int, and takes parts of an epoch, too
-    # timm lowers the rate an update before a milestone; here it is the first one after it
-    milestones: Any = [milestone + 0.5 / updates_per_epoch for milestone in curve.milestones]
+    # timm counts in updates and takes parts of epochs, which its annotations do not say.
+    in_epochs: dict[str, Any] = dict(
+        num_epochs=curve.epochs - curve.warmup_epochs if curve.warmup_prefix else curve.epochs,
+        warmup_epochs=curve.warmup_epochs,
+        # It lowers the rate an update before a milestone.
+        decay_milestones=[milestone + 0.5 / updates_per_epoch for milestone in curve.milestones],
+    )
     lr_scheduler, _ = create_scheduler_v2(
         optimizer,
         sched={"linear": "poly"}.get(curve.name, curve.name),
-        num_epochs=curve.epochs - warmup if curve.warmup_prefix else curve.epochs,
-        warmup_epochs=warmup,
         warmup_lr=curve.warmup_lr,
         min_lr=curve.min_lr,
         warmup_prefix=curve.warmup_prefix,
         decay_epochs=curve.decay_epochs,
-        decay_milestones=milestones,
         decay_rate={"linear": 1.0, "poly": curve.power}.get(curve.name, curve.decay_rate),  # of timm's poly its power
         step_on_epochs=False,
         updates_per_epoch=updates_per_epoch,
+        **in_epochs,
     )
     return lr_scheduler
 

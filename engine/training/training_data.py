@@ -1,9 +1,11 @@
 """The images of a run, and how many make an update."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Iterator
 
 from data.loader import AnyTrainLoader, Loader
+from data.sources.val_share import write_split
 
 from .plan import BatchPlan
 
@@ -29,3 +31,7 @@ class TrainingData:
         """Which images, with which augmentation, an update has on all processes."""
         plan = self.plan
         return self.train_loader.images_of(epoch, step * plan.accumulation_steps, plan.batches_in_update(step))
+
+    def write_split(self, path: Path) -> None:
+        """Which images are trained on and which are not, where DATA.VAL_SHARE has divided them; else nothing."""
+        write_split(path, self.train_loader.dataset.source, self.val_loader.dataset.source)

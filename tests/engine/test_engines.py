@@ -128,7 +128,10 @@ def test_throughput_says_what_ran(engine, write_config, monkeypatch, capsys):
     monkeypatch.setattr("engine.commands.throughput.MEASURED_SECONDS", 0)
     run("--cfg", write_config(MODEL=MINE), "--throughput", "--engine", engine)
     printed = capsys.readouterr().out
-    assert f"cpu | 1 process | float32 | fused | {engine}, exported in memory | batch 8" in printed and "images/s" in printed
+    assert (
+        f"cpu | 1 process | float32 | fused | {engine}, exported in memory | batch 8" in printed
+        and "images/s" in printed
+    )
 
 
 @pytest.mark.parametrize("engine", OTHERS)

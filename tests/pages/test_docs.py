@@ -39,6 +39,7 @@ import engine.commands.train  # noqa: F401  (with the packages that they need, s
 from conftest import ROOT, free_port, speak_into
 from make_quickstart_data import digits as all_digits
 from markdown_pages import PAGES, anchors_of, blocks, commands_of, links_of, markdown_files, prose, words_of
+from masked_images import write_masked_images
 from models.fuse import is_native_on_cpu
 from test_structure import FLOORS
 from utils.config import load_config
@@ -63,6 +64,7 @@ SUBSTITUTED = [
     (r" /data/imagenet", " {stand_ins}/yours"),
     (r"datasets/photos 64", "datasets/new_photos 4"),
     (r"--benchmark-data 5000", "--benchmark-data 50"),
+    (r"SEG.STRIDE 341", "SEG.STRIDE 20"),
     (r"curves RUN RUN", "curves output/fat_b0/default output/fat_b0/classes"),
     (r"([ =])best\.pth", r"\1output/fat_b0/default/best.pth"),
     (r"\[csv, wandb\]", "[csv]"),  # tests/utils/test_loggers.py has the other one
@@ -73,6 +75,8 @@ QUICK = "DEVICE cpu DATA.IMG_SIZE 32 DATA.NUM_WORKERS 0 TRAIN.EPOCHS 1 TRAIN.WAR
 APPENDED = [
     (r"main\.py", f"--opts {QUICK}"),
     (r"main\.py (?!.* TYPE timm).*configs/(fat_b0|ablations/|finetune/fat_b0)", f"--opts {TINY}"),
+    (r"main\.py .*configs/segmentation/\w+_fat_b0", f"--opts {TINY} SEG.SCALE [64,48]"),
+    (r"main\.py .*stand_ins/ade20k", "--opts TRAIN.TOTAL_BATCH_SIZE 4 DATA.BATCH_SIZE 2"),
     (r"main\.py .*stand_ins/imagenet", "--opts MODEL.NUM_CLASSES 0 TRAIN.TOTAL_BATCH_SIZE 16 DATA.BATCH_SIZE 8"),
     (r"main\.py .*stand_ins/yours", "--opts TRAIN.TOTAL_BATCH_SIZE 8 DATA.BATCH_SIZE 4"),
     (r"main\.py .*stand_ins/thousand", "--opts TRAIN.TOTAL_BATCH_SIZE 500 DATA.BATCH_SIZE 250 AUG.AUTO_AUGMENT none"),
@@ -90,6 +94,8 @@ MADE = [
     (r"reproduce\.py (\w+)", [r"results/\1.md"]),
     (r"scripts/benchmark\.py", [f"results/benchmark_cpu.{suffix}" for suffix in ("csv", "md")]),
     (r"prepare_data\.py \w+ .*--output (\S+)", [r"\1/*"]),
+    (r"predict\.py .*--output (\S+) photo", [r"\1/photo.png", r"\1/photo_overlay.jpg"]),
+    (r"export\.py onnx --checkpoint", ["exported/*.onnx"]),
     (r"predict\.py .*--json (\S+) --sheet (\S+)", [r"\1", r"\2"]),
     (
         r"visualize\.py (?!mistakes)(\w+)\S* photo\.jpg",
@@ -111,6 +117,10 @@ MADE = [
 
 EARLIER = {
     "output/fat_b0/default": "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet",
+    "output/fat_b0/semantic_fpn": (
+        "python -m torch.distributed.launch --nproc_per_node 8 main.py --cfg configs/segmentation/semantic_fpn_fat_b0.yaml "
+        "--data-path /path/to/ade20k --pretrained output/fat_b0/default/best.pth"
+    ),
     "output/fat_b0/thousand": "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/thousand --tag thousand",
     "output/fat_tiny/digits": "bash scripts/quickstart.sh",
     "exported/openvino": "python scripts/export.py openvino --checkpoint output/fat_tiny/digits/best.pth --output exported/openvino",
@@ -120,6 +130,10 @@ EARLIER = {
     ),
     "output/fat_b0/classes": (
         "python main.py --cfg configs/finetune/fat_b0_classes.yaml --data-path /path/to/yours --pretrained output/fat_b0/default/best.pth"
+    ),
+    "output/fat_b0/shared": (
+        "python main.py --cfg configs/finetune/fat_b0_classes.yaml --data-path /path/to/yours --tag shared "
+        "--pretrained output/fat_b0/default/best.pth --opts DATA.VAL_SHARE 0.1"
     ),
     " small.pth": "python scripts/checkpoint.py strip output/fat_tiny/digits/best.pth --output small.pth",
 }
@@ -132,6 +146,10 @@ NOT_RUN = {  # command: (why, the test that has what it does)
     "bash scripts/test.sh --seconds": ("it is this suite, measured", "test_the_command_runs"),
     "bash scripts/test.sh -k fasa": ("it is a part of this suite", "test_the_command_runs"),
     "bash scripts/quickstart.sh emoji": ("npm fetches 75 MB; the digits' quickstart is run", "test_the_command_runs"),
+    "bash scripts/quickstart.sh segmentation": (
+        "Debian's mirror sends 161 MB, and it takes minutes",
+        "test_stand_ins_make_a_whole_data_set",
+    ),
     ". .venv/bin/activate": ("it changes the shell", "test_error_is_one_line_without_traceback"),
     "python scripts/reproduce.py --all": ("minutes; its targets are run", "test_all_makes_every_target"),
     f"{CLASSIFICATION} --checkpoints fat_b0=best.pth": CHECKPOINTS,
@@ -140,6 +158,18 @@ NOT_RUN = {  # command: (why, the test that has what it does)
         "minutes; --csv is run",
         "test_the_speed_table_has_the_fastest_forms",
     ),
+    "python scripts/gpu_check.py": ("it needs a GPU", "test_every_stage_passes_on_the_cpu"),
+    "python scripts/gpu_check.py --stage norm values": ("it needs a GPU", "test_every_stage_passes_on_the_cpu"),
+    "python scripts/gpu_check.py --dry-run": ("a minute, in a test of its own", "test_every_stage_passes_on_the_cpu"),
+    "python -m pip download --no-deps --dest wheels yacs termcolor webdataset braceexpand": (
+        "it needs a network",
+        "test_the_packages_to_bring_are_those_that_are_missing",
+    ),
+    "python -m pip install --no-index --no-deps --target site wheels/*.whl": (
+        "it takes what the one before brings",
+        "test_the_packages_to_bring_are_those_that_are_missing",
+    ),
+    "PYTHONPATH=site python scripts/gpu_check.py": ("it needs a GPU", "test_every_stage_passes_on_the_cpu"),
     "python scripts/reproduce.py ablations --proxy": ("an hour, and npm", "test_all_variants_with_all_seeds"),
     "python scripts/reproduce.py ablations --proxy configs/proxy/tiny.yaml --seeds 2": (
         "minutes",
@@ -354,6 +384,13 @@ def write_thousand(root: Path) -> None:
     pictures(root / "imagenet-c", [f"noise/gaussian_noise/{severity}/n01440764/a" for severity in range(1, 6)], ".JPEG")
 
 
+def write_labels(root: Path) -> None:
+    """A list of the images in a folder."""
+    paths = [path.relative_to(root) for path in sorted(root.glob("*/*/*"))]
+    rows = [f"{path},{path.parent.name},{path.parts[0]}\n" for path in paths]
+    (root / "labels.csv").write_text("path,label,split\n" + "".join(rows))
+
+
 def write_template(template: Path, stand_ins: Path) -> None:
     """The repository without its runs, data and tests, and the files that pages name."""
     left_out = shutil.ignore_patterns(".*", "output", "datasets", "tests")
@@ -401,6 +438,8 @@ def sandboxes(digits, tmp_path_factory):
     write_thousand(stand_ins / "thousand")
     for name in ("imagenet", "yours"):
         shutil.copytree(digits, stand_ins / name)
+    write_labels(stand_ins / "yours")
+    write_masked_images(stand_ins / "ade20k", ("training", "validation"), first=1)
     write_downloads(stand_ins / "downloads", digits)
     assert prepare_data(["shards", str(digits), "--output", str(stand_ins / "shards")]) == 0
     torch.save(timm.create_model("fat_b0").state_dict(), stand_ins / "released.pth")

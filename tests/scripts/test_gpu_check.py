@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -14,8 +15,9 @@ import pytest
 import torch
 
 import gpu_check
+from conftest import ROOT
+from models.fat import FAT
 from models.layers import FASA, LayerNorm, norm
-from parts.gpu_check import setting as settings
 from parts.gpu_check.main_runs import count_differences
 from parts.gpu_check.setting import Check, Setting, at_least, below, equal, measured
 from parts.gpu_check.stage_process import run_stage
@@ -23,7 +25,7 @@ from utils.errors import ConfigError
 
 
 def new_setting(folder, dry_run=True, seconds=300.0):
-    return Setting(dry_run, folder, time.monotonic() + seconds, gpu_check.benchmark_of(settings.Benchmark))
+    return Setting(dry_run, folder, time.monotonic() + seconds)
 
 
 def module_of(name):
@@ -56,6 +58,29 @@ def test_without_a_gpu_it_says_so(monkeypatch, tmp_path):
         gpu_check.main(["--output", str(tmp_path)])
     with pytest.raises(ConfigError, match="did you mean 'values'"):
         gpu_check.main(["--stage", "value"])
+
+
+WITHOUT = """
+import importlib.abc, sys
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in %r:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+sys.path.insert(0, %r)
+import gpu_check
+gpu_check.run_script(lambda: gpu_check.main(["--dry-run"]))
+"""
+
+
+def test_the_packages_to_bring_are_those_that_are_missing():
+    """Where the four that the page names are absent, a line names the first, and all of them."""
+    missing = set(gpu_check.WHEELS.split())
+    program = WITHOUT % (missing, str(ROOT / "scripts"))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "yacs: cannot be imported" in done.stderr and f"pip install {gpu_check.WHEELS}" in done.stderr
+    assert f" {gpu_check.WHEELS}\n" in (ROOT / "docs/performance.md").read_text()
 
 
 # What is wrong fails
@@ -139,13 +164,14 @@ def batchnorm_of_its_own(monkeypatch):
 
 
 def a_break_in_the_graph(monkeypatch):
-    forward = FASA.forward
+    forward_head = FAT.forward_head
 
-    def broken(self, x):
+    def broken(self, x, **kwargs):
         torch._dynamo.graph_break()
-        return forward(self, x)
+        return forward_head(self, x, **kwargs)
 
-    monkeypatch.setattr(FASA, "forward", broken)
+    monkeypatch.setattr(FAT, "forward_head", broken)
+    monkeypatch.setattr(module_of("compiled_models"), "UPDATES", 1)
 
 
 def no_kernels(monkeypatch):

@@ -299,6 +299,12 @@ def test_the_speed_table_has_the_fastest_forms(tmp_path):
         and "Every form and spread: speed.csv." in text
     )
     assert (tmp_path / "results" / "speed.csv").read_text().splitlines() == source.read_text().splitlines()
+    measured, published = text.split("## Published, not measured here")
+    assert (
+        "V100" not in measured
+        and "| fat_b3 | NVIDIA V100 | 64 | 474 |" in published
+        and "not checked against the paper" in published
+    )
 
 
 @pytest.mark.parametrize("content", [None, "", "a,b\n1,2\n", b"\xff\xfe"])

@@ -9,6 +9,7 @@ import reproduce
 from conftest import ROOT, run_program
 from parts.reproduce import cells, results
 from parts.reproduce import target_ablations as ablations
+from parts.reproduce import target_ade20k as ade20k
 from utils.errors import ConfigError
 
 
@@ -114,3 +115,17 @@ def test_a_count_that_is_not_expected_ends_with_1(two_variants, tmp_path, monkey
 ])  # fmt: skip
 def test_verdicts(text, tolerance, measured, verdict):
     assert results.Expected(text, tolerance, "a source").verdict(measured) == verdict
+
+
+# ADE20K
+
+
+def test_the_table_of_ade20k(tmp_path, monkeypatch):
+    """Parameters exactly and MACs as printed; no mIoU is claimed."""
+    monkeypatch.setattr(ade20k, "CELLS", ade20k.CELLS[:1])
+    assert target(tmp_path, "ade20k") == 0
+    with open(tmp_path / "ade20k.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["params"], row["params_verdict"], row["gflops_verdict"]) == ("8377702", "reproduced", "reproduced")
+    assert row["miou_verdict"] == "not measured"
+    assert "| not measured |" in (tmp_path / "ade20k.md").read_text()

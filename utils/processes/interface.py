@@ -34,11 +34,11 @@ def _as_nccl(wanted: str) -> str:
     """The first interface that NCCL_SOCKET_IFNAME allows: prefixes, or names after `=`. What it excludes (^) says no name."""
     if not wanted or wanted.startswith("^"):
         return ""
-    known = [name for _, name in socket.if_nameindex()]
+    interfaces = [name for _, name in socket.if_nameindex()]
     exact = wanted.startswith("=")
     for part in wanted.lstrip("=").split(","):
         part = part.split(":")[0]  # a port may follow
-        for name in known:
+        for name in interfaces:
             if name == part or (not exact and name.startswith(part)):
                 return name
     return ""

@@ -156,14 +156,14 @@ class Watch:
 
     def _round(self, members: Members, count: int) -> Optional[ProcessError]:
         """One sign of life, and one look at those of others: two calls of the store."""
-        own = self._beat(members, count)
+        mine = self._beat(members, count)
         beats = members.read(self.others)
         # Who is asked to stop tells rank 0, and rank 0 tells all, so that long evaluations end on all of them.
         for beat in beats.values():
             if beat.stop:
                 self.sign.stop.make(beat.stop)
         if self.sign.rank == 0:
-            behind = self.progress.look({0: own, **beats}, INTERVAL)
+            behind = self.progress.look({0: mine, **beats}, INTERVAL)
             if behind:
                 self.on_stall(behind)
         return self.silence.lost(beats, INTERVAL)

@@ -83,8 +83,8 @@ class Predictions(ClassificationMetrics):
         top = top_classes(logits)
         probabilities = logits.softmax(dim=1).gather(1, top)
         losses = F.cross_entropy(logits, places, reduction="none")
-        found = (targets, self.subset[top], probabilities, losses)
-        self.parts.append(Records(list(keys), *(values.cpu().numpy() for values in found)))
+        columns = (targets, self.subset[top], probabilities, losses)
+        self.parts.append(Records(list(keys), *(values.cpu().numpy() for values in columns)))
 
     def records(self) -> Records:
         """What this process has seen."""
@@ -121,10 +121,14 @@ def per_class(records: Records, right: np.ndarray) -> list[dict[str, Any]]:
     """Of each class that has images, in label order: label, images, acc1, acc5."""
     rows = []
     for label in np.unique(records.targets):
-        own = right[records.targets == label]
-        hits = {"acc1": 100 * own[:, 0].mean(), "acc5": 100 * own.any(axis=1).mean()}
+        of_class = right[records.targets == label]
+        hits = {"acc1": 100 * of_class[:, 0].mean(), "acc5": 100 * of_class.any(axis=1).mean()}
         rows.append(
-            {"label": int(label), "images": len(own), **{name: round(float(value), 4) for name, value in hits.items()}}
+            {
+                "label": int(label),
+                "images": len(of_class),
+                **{name: round(float(value), 4) for name, value in hits.items()},
+            }
         )
     return rows
 

@@ -214,10 +214,10 @@ def cook(
     measured = {}
 
     def score_of(indices: list[int]) -> float:
-        found = evaluation.metrics(average([states[i] for i in sorted(indices)], [1 / len(indices)] * len(indices)))
-        measured[tuple(sorted(indices))] = found
-        print(f"with {opened[indices[-1]].path}: {_shown(found, evaluation)}", flush=True)
-        return metric.rank(found[metric.key])
+        figures = evaluation.metrics(average([states[i] for i in sorted(indices)], [1 / len(indices)] * len(indices)))
+        measured[tuple(sorted(indices))] = figures
+        print(f"with {opened[indices[-1]].path}: {_shown(figures, evaluation)}", flush=True)
+        return metric.rank(figures[metric.key])
 
     chosen = sorted(greedy([metric.rank(found[metric.key]) for found in alone], score_of))
     best = max((found[metric.key] for found in alone), key=metric.rank)

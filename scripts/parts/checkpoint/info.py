@@ -33,11 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    found = describe(open_checkpoint(args.checkpoint))
+    facts = describe(open_checkpoint(args.checkpoint))
     if args.json:
-        print(json.dumps(found, indent=2, default=str))  # an origin is the file's word
+        print(json.dumps(facts, indent=2, default=str))  # an origin is the file's word
     else:
-        lines = as_lines(found)
+        lines = as_lines(facts)
         width = max(len(name) for name, _ in lines)
         print("\n".join(f"{name:<{width}}  {printable(text)}" for name, text in lines))
     return 0
@@ -47,7 +47,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """What is known of a checkpoint, as plain values; keys of what is not known are left out."""
     path, cfg, progress = checkpoint.path, checkpoint.cfg, checkpoint.progress
     state = checkpoint.states[checkpoint.better]
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "file": str(path),
         "bytes": file_of(path).stat().st_size,
         "sha256": sha256_of(file_of(path)),
@@ -64,11 +64,11 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "parts": {name: size for name, value in checkpoint.content.items() if (size := bytes_in(value))},
     }
     if cfg is not None:
-        found["model"] = cfg.MODEL.NAME
-        found["type"] = cfg.MODEL.TYPE
-        found["img_size"] = cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE
-        found["data"] = {"dataset": cfg.DATA.DATASET, "path": cfg.DATA.DATA_PATH}
-        found["recipe"] = {
+        facts["model"] = cfg.MODEL.NAME
+        facts["type"] = cfg.MODEL.TYPE
+        facts["img_size"] = cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE
+        facts["data"] = {"dataset": cfg.DATA.DATASET, "path": cfg.DATA.DATA_PATH}
+        facts["recipe"] = {
             "epochs": cfg.TRAIN.EPOCHS,
             "optimizer": cfg.TRAIN.OPTIMIZER.NAME,
             "base_lr": cfg.TRAIN.BASE_LR,
@@ -78,20 +78,20 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "seed": cfg.SEED,
         }
     elif name := guess_fat(state):
-        found["shapes_of"] = name
+        facts["shapes_of"] = name
     elif form := shape_of_fat(state):
-        found["shapes_of"] = f"a FAT of {form}, not registered"
+        facts["shapes_of"] = f"a FAT of {form}, not registered"
     if checkpoint.classes is not None:
-        found["classes"] = checkpoint.classes
+        facts["classes"] = checkpoint.classes
     elif num_classes_in(state):
-        found["num_classes"] = num_classes_in(state)
+        facts["num_classes"] = num_classes_in(state)
     if progress:
-        found["progress"] = {"epochs": progress.epoch, "step": progress.step, "updates": progress.updates}
+        facts["progress"] = {"epochs": progress.epoch, "step": progress.step, "updates": progress.updates}
         if progress.best:
-            found["best"] = dict(progress.best)
+            facts["best"] = dict(progress.best)
     if isinstance(origin := checkpoint.content.get(ORIGIN), dict):
-        found[ORIGIN] = origin
-    return found
+        facts[ORIGIN] = origin
+    return facts
 
 
 def kind_of(checkpoint: Checkpoint) -> str:
@@ -120,42 +120,42 @@ def bytes_in(value: Any) -> int:
     return sum(map(bytes_in, value)) if isinstance(value, (list, tuple)) else 0
 
 
-def as_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def as_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and texts to print."""
-    types = ", ".join(f"{n} {dtype}" for dtype, n in found["types"].items())
+    types = ", ".join(f"{n} {dtype}" for dtype, n in facts["types"].items())
     lines = [
         (
             "file",
-            f"{found['file']}, {megabytes(found['bytes'])}"
-            + (f", sha256 {found['sha256'][:8]}..." if "sha256" in found else ""),
+            f"{facts['file']}, {megabytes(facts['bytes'])}"
+            + (f", sha256 {facts['sha256'][:8]}..." if "sha256" in facts else ""),
         ),
-        ("kind", found["kind"]),
+        ("kind", facts["kind"]),
     ]
-    if "model" in found:
+    if "model" in facts:
         lines.append(
             (
                 "model",
-                f"{found['model']}, {found['parameters'] / 1e6:.2f} M parameters, images of {found['img_size']} px",
+                f"{facts['model']}, {facts['parameters'] / 1e6:.2f} M parameters, images of {facts['img_size']} px",
             )
         )
     else:
-        shapes = f", the shapes of {found['shapes_of']}" if "shapes_of" in found else ", no FAT by its tensors"
+        shapes = f", the shapes of {facts['shapes_of']}" if "shapes_of" in facts else ", no FAT by its tensors"
         lines.append(
             (
                 "model",
-                f"{found['parameters'] / 1e6:.2f} M parameters{shapes}; no config of this project, which convert adds",
+                f"{facts['parameters'] / 1e6:.2f} M parameters{shapes}; no config of this project, which convert adds",
             )
         )
-    lines.append(("tensors", f"{found['tensors']}: {types}"))
-    if "classes" in found:
-        names = found["classes"]
+    lines.append(("tensors", f"{facts['tensors']}: {types}"))
+    if "classes" in facts:
+        names = facts["classes"]
         known = "ImageNet-1k's" if is_imagenet(names) else ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         lines.append(("classes", f"{len(names)}: {known}"))
-    elif "num_classes" in found:
-        lines.append(("classes", f"{found['num_classes']}, without names"))
-    if "data" in found:
-        recipe = found["recipe"]
-        lines.append(("data", f"{found['data']['dataset']} {found['data']['path']}".rstrip()))
+    elif "num_classes" in facts:
+        lines.append(("classes", f"{facts['num_classes']}, without names"))
+    if "data" in facts:
+        recipe = facts["recipe"]
+        lines.append(("data", f"{facts['data']['dataset']} {facts['data']['path']}".rstrip()))
         start = f", started from {recipe['started_from']}" if recipe["started_from"] else ""
         ema = f"EMA {recipe['ema_decay']:g}" if recipe["ema_decay"] is not None else "no EMA"
         lines.append((
@@ -163,21 +163,21 @@ def as_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{recipe['epochs']} epochs, {recipe['optimizer']}, base LR {recipe['base_lr']:g}, weight decay {recipe['weight_decay']:g}, "
             f"{ema}, seed {recipe['seed']}{start}",
         ))  # fmt: skip
-    if "progress" in found:
-        place = found["progress"]
+    if "progress" in facts:
+        place = facts["progress"]
         within = f" and {place['step']} updates" if place["step"] else ""
         lines.append(("trained", f"{place['epochs']} epochs{within}, {place['updates']} updates in all"))
-    if "best" in found:
-        best = found["best"]
+    if "best" in facts:
+        best = facts["best"]
         metrics = ", ".join(f"{key} {value:.3f}" for key, value in best.items() if key not in ("weights", "epoch"))
         lines.append(("best", f"{metrics} after epoch {best['epoch'] + 1} ({best['weights']} weights)"))
-    which = f"; of these {found['better']} is used by default" if len(found["weights"]) > 1 else ""
-    lines.append(("weights", " and ".join(found["weights"]) + which))
-    lines += [("how", f"{name}: {note}") for name, note in found["how"].items()]
-    parts = found["parts"].items() if len(found["parts"]) < 12 else []  # a plain state dict's are its tensors
+    which = f"; of these {facts['better']} is used by default" if len(facts["weights"]) > 1 else ""
+    lines.append(("weights", " and ".join(facts["weights"]) + which))
+    lines += [("how", f"{name}: {note}") for name, note in facts["how"].items()]
+    parts = facts["parts"].items() if len(facts["parts"]) < 12 else []  # a plain state dict's are its tensors
     if parts:
         lines.append(("sizes", ", ".join(f"{name} {megabytes(size)}" for name, size in parts if size > 5000)))
-    return lines + lines_of_origin(found.get(ORIGIN))
+    return lines + lines_of_origin(facts.get(ORIGIN))
 
 
 def lines_of_origin(origin: Any) -> list[tuple[str, str]]:

@@ -54,14 +54,14 @@ class Checkpoint(CheckpointFile):
 
     def source(self, name: str) -> dict[str, Any]:
         """What a file that is made of these weights says of where they come from."""
-        found = {"file": str(self.path), "sha256": sha256_of(file_of(self.path)), "weights": name}
+        facts = {"file": str(self.path), "sha256": sha256_of(file_of(self.path)), "weights": name}
         if note := self.note(name):
-            found["how"] = note
+            facts["how"] = note
         if self.progress:
-            found |= {"epochs": self.progress.epoch, "updates": self.progress.updates, "best": dict(self.progress.best)}
+            facts |= {"epochs": self.progress.epoch, "updates": self.progress.updates, "best": dict(self.progress.best)}
         if ORIGIN in self.content:
-            found[ORIGIN] = self.content[ORIGIN]
-        return found
+            facts[ORIGIN] = self.content[ORIGIN]
+        return facts
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -106,11 +106,11 @@ def misfit(expected: State, found: State) -> str:
             kinds["of another shape"].append(f"{key} {tuple(found[key].shape)} for {tuple(expected[key].shape)}")
         elif expected[key].is_floating_point() != found[key].is_floating_point():
             kinds["of another type"].append(f"{key} {found[key].dtype} for {expected[key].dtype}")
-    said = []
+    differences = []
     for kind, keys in kinds.items():
         if keys:
-            said.append(f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
-    return ", ".join(said)
+            differences.append(f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
+    return ", ".join(differences)
 
 
 def config_differences(first: CfgNode, second: CfgNode) -> list[tuple[str, Any, Any]]:

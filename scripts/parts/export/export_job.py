@@ -114,15 +114,17 @@ class Job:
 
     def first(self, split: str, most: int) -> torch.Tensor:
         """So many of a split's images, or fewer: (N, 3, H, W)."""
-        found, total = [], 0
+        batches, total = [], 0
         for batch in self.loader(split, most, one_view=True):
-            found.append(batch.images)
+            if isinstance(batch.images, list):
+                raise DataError(f"{split}: its images have sizes of their own; give image files or a folder")
+            batches.append(batch.images)
             total += len(batch.images)
             if total >= most:
                 break
-        if not found:
+        if not batches:
             raise DataError(f"{split}: none of its images could be read; give other ones")
-        return torch.cat(found)[:most].contiguous()
+        return torch.cat(batches)[:most].contiguous()
 
     @cached_property
     def images(self) -> torch.Tensor:
@@ -157,12 +159,12 @@ class Job:
 
     def shapes(self, smallest: int) -> list[tuple[int, int]]:
         """Heights and widths to compare at: the model's own and, if they are dynamic, others, in no relation to each other."""
-        own = self.size
+        side = self.size
         if not self.options.dynamic_size:
-            return [(own, own)]
+            return [(side, side)]
         return list(
             dict.fromkeys(
-                [(own, own), (2 * own, 2 * own), (own + 43, own + 17), (smallest, 75), (96, smallest), (64, 160)]
+                [(side, side), (2 * side, 2 * side), (side + 43, side + 17), (smallest, 75), (96, smallest), (64, 160)]
             )
         )
 

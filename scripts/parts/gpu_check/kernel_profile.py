@@ -8,6 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from utils.device import choose_arithmetic
 
+from ..benchmark.candidates import call, step
 from .setting import Check, Setting, at_least
 
 NUMBER = 25
@@ -16,11 +17,10 @@ RUNS = 3
 
 def checks(setting: Setting) -> Iterator[Check]:
     choose_arithmetic(setting.device, exact=False, deterministic=False, fixed_sizes=True)
-    lent = setting.benchmark
     images = setting.images(2 if setting.dry_run else 128).to(setting.device)
     for task in ("inference", "train"):
         model = setting.new_model().to(setting.device, memory_format=torch.channels_last)
-        make = lent.call if task == "inference" else lent.step
+        make = call if task == "inference" else step
         rows = kernels_of(setting, make(model.train(task == "train"), images, torch.bfloat16, "NHWC"))
         total = sum(row["us"] for row in rows)
         for row in rows:

@@ -13,6 +13,9 @@ import models
 from models.layers import norm
 from utils.device import choose_arithmetic
 
+from ..benchmark.candidates import Candidate, call, compiled, step
+from ..benchmark.plain_fat import PlainFAT
+from ..benchmark.turns import time_in_turns, warm_up
 from .setting import Check, Setting, at_least, equal, measured
 
 BFLOAT16 = torch.bfloat16
@@ -46,7 +49,7 @@ def groups(setting: Setting) -> list[Group]:
         ]
         for name in ("fat_b0", "fat_b3", "fat_b1", "fat_b2")
     ]
-    compiled = [
+    by_compiler = [
         [
             Group(name, "inference", ("fused, compiled",), 256, seconds),
             Group(name, "train", ("compiled",), 128, 2 * seconds),
@@ -55,7 +58,7 @@ def groups(setting: Setting) -> list[Group]:
     ]
     single = [Group("fat_b0", "inference", ("eager", "fused", "graph"), 1)]
     beside_peers = [Group("fat_b0", "inference", ("graph", *PEERS), 256)]
-    return [*quick[0], *quick[1], *single, *beside_peers, *compiled[0], *compiled[1], *quick[2], *quick[3]]
+    return [*quick[0], *quick[1], *single, *beside_peers, *by_compiler[0], *by_compiler[1], *quick[2], *quick[3]]
 
 
 def checks(setting: Setting) -> Iterator[Check]:
@@ -89,16 +92,16 @@ def images_per_second(setting: Setting, group: Group) -> dict[str, float]:
     """By form; the medians of turns."""
     choose_arithmetic(setting.device, exact=group.task == "inference", deterministic=False, fixed_sizes=True)
     torch._dynamo.reset()
-    lent, images = setting.benchmark, setting.images(group.batch_size).to(setting.device)
+    images = setting.images(group.batch_size).to(setting.device)
     make = inference_form if group.task == "inference" else train_form
     candidates = [
-        lent.candidate(group.model, form, "bfloat16", make(setting, group.model, form, images))
+        Candidate(group.model, form, "bfloat16", make(setting, group.model, form, images))
         for form in ("plain", *group.forms)
     ]
     for candidate in candidates:
-        lent.warm_up(candidate, setting.device, with_memory=False)
+        warm_up(candidate, setting.device, with_memory=False)
     rounds, seconds = (1, 0.01) if setting.dry_run else (5, 0.15)
-    lent.time_in_turns(candidates, rounds, setting.device, seconds)
+    time_in_turns(candidates, rounds, setting.device, seconds)
     speeds = {candidate.form: group.batch_size / median(candidate.seconds) for candidate in candidates}
     del candidates
     gc.collect()
@@ -108,32 +111,30 @@ def images_per_second(setting: Setting, group: Group) -> dict[str, float]:
 
 
 def inference_form(setting: Setting, name: str, form: str, images: torch.Tensor) -> Callable[[], Any]:
-    lent = setting.benchmark
     if form in PEERS:
         peer = reparameterize_model(timm.create_model(form).eval()).to(images.device, BFLOAT16)
         peer = peer.to(memory_format=torch.channels_last)
-        return in_graph(lent.call(peer, images.to(BFLOAT16), torch.float32, "NHWC"))
+        return in_graph(call(peer, images.to(BFLOAT16), torch.float32, "NHWC"))
     model = setting.new_model(name).eval().to(images.device)
     if form == "plain":
-        return lent.call(lent.plain(model).eval().to(images.device), images, BFLOAT16)
+        return call(PlainFAT(model).eval().to(images.device), images, BFLOAT16)
     model = model.to(memory_format=torch.channels_last)
     if form in ("eager", OTHER_NORM):
-        run = lent.call(model, images, BFLOAT16, "NHWC")
+        run = call(model, images, BFLOAT16, "NHWC")
         return without_kernel(run) if form == OTHER_NORM else run
     fused = models.fuse(model, BFLOAT16)
     if form == "fused, compiled":
-        fused = lent.compiled(fused, "default")
-    run = lent.call(fused, images, torch.float32, "NHWC")
+        fused = compiled(fused, "default")
+    run = call(fused, images, torch.float32, "NHWC")
     return in_graph(run) if form == "graph" else run
 
 
 def train_form(setting: Setting, name: str, form: str, images: torch.Tensor) -> Callable[[], Any]:
-    lent = setting.benchmark
     model = setting.new_model(name).to(images.device)
     if form == "plain":
-        return lent.step(lent.plain(model).to(images.device), images, BFLOAT16, fused=False)
+        return step(PlainFAT(model).to(images.device), images, BFLOAT16, fused=False)
     model = model.to(memory_format=torch.channels_last)
-    run = lent.step(lent.compiled(model, "default") if form == "compiled" else model, images, BFLOAT16, "NHWC")
+    run = step(compiled(model, "default") if form == "compiled" else model, images, BFLOAT16, "NHWC")
     return without_kernel(run) if form == OTHER_NORM else run
 
 

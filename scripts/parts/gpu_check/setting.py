@@ -4,7 +4,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, Sequence
 
 import timm
 import torch
@@ -14,18 +14,6 @@ from torch import nn
 import models  # noqa: F401  (registers FAT with timm)
 
 
-class Benchmark(NamedTuple):
-    """What scripts/benchmark.py lends: its plain form and how it times."""
-
-    plain: Callable  # PlainFAT
-    candidate: Callable  # Candidate
-    call: Callable
-    step: Callable
-    compiled: Callable
-    warm_up: Callable
-    time_in_turns: Callable
-
-
 @dataclass(frozen=True)
 class Setting:
     """Where and with what a stage works."""
@@ -33,7 +21,6 @@ class Setting:
     dry_run: bool
     folder: Path  # to write to; the stage's own
     until: float  # of time.monotonic(): when it has to have ended
-    benchmark: Benchmark
 
     @property
     def device(self) -> torch.device:

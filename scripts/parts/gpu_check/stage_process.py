@@ -30,11 +30,13 @@ def run_stage(module: str, setting: Setting) -> list[Check]:
     context = multiprocessing.get_context(setting.start_method)
     process = context.Process(target=_work, args=(module, setting, results, log))
     process.start()
-    process.join(max(0.0, setting.seconds_left) + GRACE)
+    while process.exitcode is None and setting.seconds_left > -GRACE:  # join() would wait for its children, too
+        time.sleep(0.02)
     timed_out = process.exitcode is None
     with contextlib.suppress(ProcessLookupError):  # what it started, too
         os.killpg(process.pid, signal.SIGKILL)
-    process.join()
+    while process.exitcode is None:
+        time.sleep(0.02)
     found = list(_read(results))
     seconds = round(time.monotonic() - started, 1)
     if timed_out:

@@ -72,7 +72,7 @@ def measure(args: argparse.Namespace, cells: Sequence[str]) -> tuple[dict[str, d
     Returns:
         By cell, the measurement, see `measurement`; cells without one are not in it. And what was refused, a line each.
     """
-    known, refused = kept(args.output, cells)
+    accepted, refused = kept(args.output, cells)
     fresh = []
     for folder, cell in runs_below(args.runs or Path("output"), cells):
         try:
@@ -91,11 +91,11 @@ def measure(args: argparse.Namespace, cells: Sequence[str]) -> tuple[dict[str, d
     evaluated, lines = measure_checkpoints(args, cells)
     for new in sorted(fresh, key=lambda new: new["date"]) + evaluated:
         cell = new["cell"]
-        if cell not in known or new["date"] > known[cell]["date"]:
-            known[cell] = new
+        if cell not in accepted or new["date"] > accepted[cell]["date"]:
+            accepted[cell] = new
             write_json(args.output / "measured" / f"{cell}.json", new)
             print(f"{cell}: {new['acc1']:.2f} % top-1 measured by {new['source']}")
-    return known, refused + lines
+    return accepted, refused + lines
 
 
 def kept(output: Path, cells: Iterable[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:

@@ -55,16 +55,16 @@ def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], size: f
         taken.append(Bbox.from_extents(px - 5, py - 5, px + 5, py + 5))
     for x, y, text in sorted(labels, key=lambda label: -label[1]):
         note = axes.annotate(text, (x, y), xytext=(0, 0), fontsize=size, textcoords="offset points")
-        found = []
+        places = []
         for dx, dy in PLACES:
             note.set_position((dx, dy))
             note.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
             box = note.get_window_extent()
             outside = not (axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1))
-            found.append((outside + sum(box.overlaps(other) for other in taken), len(found), box, (dx, dy)))
-            if not found[-1][0]:
+            places.append((outside + sum(box.overlaps(other) for other in taken), len(places), box, (dx, dy)))
+            if not places[-1][0]:
                 break
-        _, _, box, (dx, dy) = min(found, key=lambda place: place[:2])
+        _, _, box, (dx, dy) = min(places, key=lambda place: place[:2])
         note.set_position((dx, dy))
         note.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
         if max(abs(dx), abs(dy)) > 10:

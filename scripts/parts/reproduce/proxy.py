@@ -55,8 +55,10 @@ def reproduce(args: argparse.Namespace, variants: Mapping[str, Mapping[str, Any]
     ]
 
     def done(job: Job, seconds: float) -> None:
-        found = figures_of(runs[names[job.name]][2])
-        print(f"{job.name}: top-1 {found['acc1']:.2f} % after {found['epochs']} epochs ({seconds:.0f} s)", flush=True)
+        figures = figures_of(runs[names[job.name]][2])
+        print(
+            f"{job.name}: top-1 {figures['acc1']:.2f} % after {figures['epochs']} epochs ({seconds:.0f} s)", flush=True
+        )
 
     train_all(jobs, args.jobs, done)
     rows = [

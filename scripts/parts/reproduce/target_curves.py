@@ -43,13 +43,13 @@ class Run:
 
     def best(self) -> tuple[float, str, int]:
         """The highest top-1, of which weights, after which epoch (from 1); the earliest of several."""
-        found = [
+        values = [
             (record[name]["acc1"], name, record["epoch"] + 1)
             for record in self.epochs
             for name in self.weights
             if name in record
         ]
-        return max(found, key=lambda item: item[0])
+        return max(values, key=lambda item: item[0])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,9 +146,9 @@ def draw(runs: Sequence[Run]) -> plt.Figure:
         )
         for name in run.weights:
             how = dict(color=colour, marker=dot, linestyle=STYLES[name], label=literal(f"{run.name}, {name}"))
-            own = [(record["epoch"] + 1, record[name]) for record in run.epochs if name in record]
-            validation.plot([epoch for epoch, _ in own], [found["loss"] for _, found in own], **how)
-            accuracy.plot([epoch for epoch, _ in own], [found["acc1"] for _, found in own], **how)
+            points = [(record["epoch"] + 1, record[name]) for record in run.epochs if name in record]
+            validation.plot([epoch for epoch, _ in points], [found["loss"] for _, found in points], **how)
+            accuracy.plot([epoch for epoch, _ in points], [found["acc1"] for _, found in points], **how)
     for axes, title, unit in (
         (training, "Training loss (augmented images)", "loss"), (validation, "Validation loss", "loss"), (accuracy, "Top-1", "%")
     ):  # fmt: skip

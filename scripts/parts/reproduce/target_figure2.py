@@ -155,10 +155,10 @@ def read_speeds(path: Path) -> Speeds:
 def machine_of(path: Path) -> str:
     """The machine that the Markdown beside a benchmark's CSV names."""
     try:
-        found = re.search(r"commit [^;]+; ([^;]+)", path.with_suffix(".md").read_text(encoding="utf-8"))
+        match = re.search(r"commit [^;]+; ([^;]+)", path.with_suffix(".md").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = None
-    return found.group(1) if found else "machine not recorded"
+        match = None
+    return match.group(1) if match else "machine not recorded"
 
 
 def draw(points: list[Point], speeds: Speeds) -> plt.Figure:

@@ -50,14 +50,14 @@ def reproduce(args: argparse.Namespace) -> Outcome:
     stage = require_number("--stage", args.stage, len(stages), trained.cfg.MODEL.NAME)
     block = require_number("--block", args.block, len(stages[stage].blocks), f"stage {args.stage}")
     _, image = figure_inputs.read_image(path, trained, args.img_size)
-    found = inspect_fasa(trained.model, image, stage, block)
+    inspected = inspect_fasa(trained.model, image, stage, block)
     try:
-        maps = maps_of(found)
+        maps = maps_of(inspected)
     except ValueError as error:
         raise CheckpointError(
             f"{trained.path}: {error}, which the figure compares; use a checkpoint with both sides and one W"
         ) from error
-    side, channels = found.q.shape[-1], found.q.shape[1]
+    side, channels = inspected.q.shape[-1], inspected.q.shape[1]
     if side < LEAST_SIDE:
         raise ConfigError(
             f"--img-size: at {args.img_size} px stage {args.stage} has maps of {side} x {side}; give a greater one"
@@ -94,17 +94,17 @@ def reproduce(args: argparse.Namespace) -> Outcome:
     return Outcome()
 
 
-def maps_of(found: FASAMaps) -> dict[str, np.ndarray]:
+def maps_of(inspected: FASAMaps) -> dict[str, np.ndarray]:
     """The figure's four rows, (C, H, W) each.
 
     Raises:
         ValueError: the interaction does not have them all.
     """
     rows = {
-        "(a) local aggregation": found.local_aggregation,
-        "(b) global aggregation": found.global_aggregation,
-        "(c) add + linear": found.added,
-        f"(d) {OWN[found.fasa.interaction]}": found.output,
+        "(a) local aggregation": inspected.local_aggregation,
+        "(b) global aggregation": inspected.global_aggregation,
+        "(c) add + linear": inspected.added,
+        f"(d) {OWN[inspected.fasa.interaction]}": inspected.output,
     }
     return {name: values[0].double().numpy() for name, values in rows.items()}
 

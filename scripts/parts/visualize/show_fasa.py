@@ -47,13 +47,13 @@ def make(args: argparse.Namespace) -> list[str]:
 
     def draw(shot: Shot) -> Iterable[tuple[str, np.ndarray]]:
         for stage, block in places:
-            found = inspect_fasa(model, shot.image, stage, block)
-            maps = maps_of(found)
-            height, width = found.q.shape[2:]
-            size = f"{found.q.shape[1]} x {height} x {width}"
-            text = f"FASA of stage {stage + 1}, block {block + 1}, interaction {found.fasa.interaction}: maps of {size}"
+            inspected = inspect_fasa(model, shot.image, stage, block)
+            maps = maps_of(inspected)
+            height, width = inspected.q.shape[2:]
+            size = f"{inspected.q.shape[1]} x {height} x {width}"
+            text = f"FASA of stage {stage + 1}, block {block + 1}, interaction {inspected.fasa.interaction}: maps of {size}"
             missing = {"local": "It has no global side g.", "global": "It has no local side l'."}.get(
-                found.fasa.interaction
+                inspected.fasa.interaction
             )
             text = ". ".join(filter(None, [text, missing]))
             yield f"stage {stage + 1}", inputs.introduce(sheet(shot, maps, channels[stage, block]), shot, trained, text)
@@ -81,9 +81,9 @@ def channels_shown(asked: Optional[Sequence[int]], size: int, number: int = 8) -
     return list(asked)
 
 
-def maps_of(found: FASAMaps) -> dict[str, np.ndarray]:
+def maps_of(maps: FASAMaps) -> dict[str, np.ndarray]:
     """The maps that the module's interaction has, (C, H, W) each, by `NAMES`; `fused` is what the two sides give together."""
-    sides = {"local": ["local"], "global": ["global"]}.get(found.fasa.interaction, ["local", "global", "fused"])
+    sides = {"local": ["local"], "global": ["global"]}.get(maps.fasa.interaction, ["local", "global", "fused"])
     attributes = {
         "q": "q",
         "local": "local_aggregation",
@@ -91,7 +91,7 @@ def maps_of(found: FASAMaps) -> dict[str, np.ndarray]:
         "fused": "interaction",
         "output": "output",
     }
-    return {name: getattr(found, attributes[name])[0].numpy() for name in ("q", *sides, "output")}
+    return {name: getattr(maps, attributes[name])[0].numpy() for name in ("q", *sides, "output")}
 
 
 def sheet(shot: Shot, maps: dict[str, np.ndarray], channels: list[int]) -> np.ndarray:

@@ -64,13 +64,13 @@ def layers_of(trained: Trained, names: Optional[Sequence[str]] = None) -> dict[s
     """
     model = trained.model
     if names:
-        known = dict(model.named_modules())
-        missing = [name for name in names if not name or name not in known]
+        modules = dict(model.named_modules())
+        missing = [name for name in names if not name or name not in modules]
         if missing:
             raise ConfigError(
-                f"--layer: {trained.cfg.MODEL.NAME} has no module {missing[0]!r}; {did_you_mean(missing[0], filter(None, known))}"
+                f"--layer: {trained.cfg.MODEL.NAME} has no module {missing[0]!r}; {did_you_mean(missing[0], filter(None, modules))}"
             )
-        return {name: known[name] for name in names}
+        return {name: modules[name] for name in names}
     if isinstance(model, FAT):
         return {**{str(number): layer for number, layer in enumerate(model.layers, 1)}, "norm": model.norm}
     try:
