@@ -7,7 +7,7 @@ from torchvision import tv_tensors
 
 from utils.errors import DataError
 
-from .object_masks import decode_masks, run_lengths_of
+from .object_masks import RunLengths, decode_masks, run_lengths_of
 
 SMALLEST = 1.0  # px of a side of a box to learn from
 
@@ -38,7 +38,8 @@ def objects_to_learn(target: dict[str, Any], size: tuple[int, int], with_masks: 
     """
     require_size(target, size)
     height, width = size
-    boxes, labels, masks = [], [], []
+    boxes, labels = [], []
+    masks: list[RunLengths] = []
     for entry in target["objects"]:
         x, y, w, h = entry["bbox"]
         box = [max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)]

@@ -36,6 +36,7 @@ from timm.data import ImageNetInfo
 
 import engine.commands.evaluate
 import engine.commands.train  # noqa: F401  (with the packages that they need, so that no command has to import them again)
+from coco_files import write_coco
 from conftest import ROOT, free_port, speak_into
 from make_quickstart_data import digits as all_digits
 from markdown_pages import PAGES, anchors_of, blocks, commands_of, links_of, markdown_files, prose, words_of
@@ -76,6 +77,11 @@ APPENDED = [
     (r"main\.py", f"--opts {QUICK}"),
     (r"main\.py (?!.* TYPE timm).*configs/(fat_b0|ablations/|finetune/fat_b0)", f"--opts {TINY}"),
     (r"main\.py .*configs/segmentation/\w+_fat_b0", f"--opts {TINY} SEG.SCALE [64,48]"),
+    (
+        r"main\.py .*configs/detection/\w+_fat_b0",
+        f"--opts {TINY} TRAIN.WARMUP_UPDATES 0 DATA.TRAIN_SPLIT train DATA.VAL_SPLIT val",
+    ),
+    (r"main\.py .*stand_ins/coco", "--opts MODEL.NUM_CLASSES 0 TRAIN.TOTAL_BATCH_SIZE 4 DATA.BATCH_SIZE 2"),
     (r"main\.py .*stand_ins/ade20k", "--opts TRAIN.TOTAL_BATCH_SIZE 4 DATA.BATCH_SIZE 2"),
     (r"main\.py .*stand_ins/imagenet", "--opts MODEL.NUM_CLASSES 0 TRAIN.TOTAL_BATCH_SIZE 16 DATA.BATCH_SIZE 8"),
     (r"main\.py .*stand_ins/yours", "--opts TRAIN.TOTAL_BATCH_SIZE 8 DATA.BATCH_SIZE 4"),
@@ -121,6 +127,10 @@ EARLIER = {
         "python -m torch.distributed.launch --nproc_per_node 8 main.py --cfg configs/segmentation/semantic_fpn_fat_b0.yaml "
         "--data-path /path/to/ade20k --pretrained output/fat_b0/default/best.pth"
     ),
+    "output/fat_b0/mask_rcnn_1x": (
+        "python -m torch.distributed.launch --nproc_per_node 8 main.py --cfg configs/detection/mask_rcnn_fat_b0_1x.yaml "
+        "--data-path /path/to/coco --pretrained output/fat_b0/default/best.pth"
+    ),
     "output/fat_b0/thousand": "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/thousand --tag thousand",
     "output/fat_tiny/digits": "bash scripts/quickstart.sh",
     "exported/openvino": "python scripts/export.py openvino --checkpoint output/fat_tiny/digits/best.pth --output exported/openvino",
@@ -146,6 +156,10 @@ NOT_RUN = {  # command: (why, the test that has what it does)
     "bash scripts/test.sh --seconds": ("it is this suite, measured", "test_the_command_runs"),
     "bash scripts/test.sh -k fasa": ("it is a part of this suite", "test_the_command_runs"),
     "bash scripts/quickstart.sh emoji": ("npm fetches 75 MB; the digits' quickstart is run", "test_the_command_runs"),
+    "bash scripts/quickstart.sh detection": (
+        "Debian's mirror sends 161 MB, and it takes minutes",
+        "test_shapes_make_a_whole_set_in_coco_s_layout",
+    ),
     "bash scripts/quickstart.sh segmentation": (
         "Debian's mirror sends 161 MB, and it takes minutes",
         "test_stand_ins_make_a_whole_data_set",
@@ -440,6 +454,7 @@ def sandboxes(digits, tmp_path_factory):
         shutil.copytree(digits, stand_ins / name)
     write_labels(stand_ins / "yours")
     write_masked_images(stand_ins / "ade20k", ("training", "validation"), first=1)
+    write_coco(stand_ins / "coco", train=6, val=2)
     write_downloads(stand_ins / "downloads", digits)
     assert prepare_data(["shards", str(digits), "--output", str(stand_ins / "shards")]) == 0
     torch.save(timm.create_model("fat_b0").state_dict(), stand_ins / "released.pth")
