@@ -103,8 +103,9 @@ class TrainStream(IterableDataset):
         vacant: list[Item] = []  # places whose images could not be read
         for place in itertools.count():
             if place < done * schedule.batch_size:
-                next(samples)
+                next(samples)  # read, as the buffer's order depends on it, but not decoded
                 continue
+            # after the last place the stream goes on only as far as an image for vacant places needs
             if place >= all_batches * schedule.batch_size and not vacant:
                 return
             sample = next(samples)
@@ -114,6 +115,7 @@ class TrainStream(IterableDataset):
                     raise DataError(f"{item.failures[0]}; nor can the {MAX_IN_A_ROW} before it")
                 vacant.append(item)
                 continue
+            # one image that can be read takes all vacant places, each time with another augmentation
             for number, failed in enumerate(vacant, 1):
                 again = self.dataset.item(sample, derive_seed(schedule.seed, epoch, reader, place, number), size)
                 yield again._replace(failures=failed.failures)

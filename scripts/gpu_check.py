@@ -53,6 +53,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     with importing(f"{WHEELS} (docs/performance.md says how without a network)"):
         import torch
 
+        import engine.commands.evaluate
+        import engine.commands.train  # noqa: F401  (a package that a stage lacks is said now)
+        import engine.report.page  # noqa: F401
         from parts.gpu_check.setting import Setting
         from parts.gpu_check.stage_process import run_stage
     if not args.dry_run and not torch.cuda.is_available():

@@ -190,7 +190,7 @@ key("DATA.TRAIN_SPLIT", "train", NOT_EMPTY, IMAGES, "its split in DATA_PATH: a f
 key("DATA.VAL_SPLIT", VALIDATION, NOT_EMPTY, IMAGES, "the same of the validation images")
 key("DATA.VAL_SHARE", 0.0, BELOW_ONE, IMAGES,
     "share of each class' images of TRAIN_SPLIT that are validation images, instead of VAL_SPLIT; 0: none")
-key("DATA.VAL_SEED", 0, NOT_NEGATIVE, IMAGES, "VAL_SHARE: chooses them, with their names alone; SEED does not")
+key("DATA.VAL_SEED", 0, NOT_NEGATIVE, IMAGES, "VAL_SHARE: chooses which ones they are; SEED does not")
 key("DATA.COLUMNS", ["image", "label"], COLUMNS, IMAGES,
     "of hfds, list: columns; of wds: members by their suffixes, such as [rgb.png, cls]; image and label stand for the usual ones")
 key("DATA.ZIP_MODE", False, ANY, IMAGES, "True: the same as DATASET zip, for imagenet")

@@ -83,7 +83,7 @@ class Trainer:
             for observer in self.observers:
                 observer.before_update(self, step)
             grad_norm = self.update(step, batches, window)
-            self.networks.compiles_next = False
+            self.networks.compiles_next = False  # the next ones may not last as long, see `Place`
             for observer in self.observers:
                 observer.after_update(self, step)
             progress.step = step + 1
@@ -100,7 +100,7 @@ class Trainer:
                 self.save(LAST)
             if stop:
                 self.end_stopped()
-        return progress.loss_sum / max(progress.images, 1)
+        return progress.loss_sum / max(progress.images, 1)  # no images: every update was left out
 
     def update(self, step: int, batches: Iterator, window: Window) -> torch.Tensor:
         """One optimizer step over the update's micro-batches; returns the norm of its gradient, ()."""
