@@ -111,6 +111,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     for name in dict.fromkeys(args.format):
         print(f"{name}:", flush=True)
         try:
+            if trained.cfg.TASK == "detection":
+                raise ConfigError(
+                    f"{name}: a detector is not exported, as how much it finds is part of its form; use torch"
+                )
             if name in OF_CLASSES and trained.cfg.TASK != "classification":
                 raise ConfigError(
                     f"{name}: is for models of images' classes, and the checkpoint is of TASK {trained.cfg.TASK}; use another format"

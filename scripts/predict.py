@@ -106,7 +106,9 @@ def add_outputs(parser: Parser) -> None:
         "--sheet", metavar="FILE.png", help="contact sheet of the first 100 images with the likeliest class"
     )
     parser.add_argument(
-        "--output", metavar="FOLDER", help="of a segmentation model: for a label map and an overlay of each image"
+        "--output",
+        metavar="FOLDER",
+        help="of a segmentation model: for a label map and an overlay of each image; of a detector: for its boxes",
     )
 
 

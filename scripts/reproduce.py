@@ -26,6 +26,7 @@ TARGETS = {  # by name: what it makes; a module target_* of parts/reproduce/ eac
     "speed": "images/s of FAT and peers",
     "ablations": "parameters and MACs of FAT-B0 with parts changed; accuracy by a proxy",
     "ade20k": "parameters and MACs of the segmentation models",
+    "coco": "parameters and MACs of the detectors",
     "figure2": "top-1 over MACs and over images/s, FAT and peers",
     "figure4": "Fourier magnitudes of what FASA computes of an image",
     "overlays": "attention maps and Grad-CAM over an image",
@@ -37,6 +38,7 @@ ALL: list[list[str]] = [
     ["speed", "--quick"],
     ["ablations", "--proxy", "{configs}/proxy/tiny.yaml", "--seeds", "2"],
     ["ade20k"],
+    ["coco"],
     ["figure2", "--speed", "{output}/speed_quick.csv"],
     ["figure4"],
     ["overlays", "--img-size", "224"],  # at its own 32 px the quickstart's model has one key per stage

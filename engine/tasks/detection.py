@@ -154,13 +154,13 @@ class Detection:
 
     def preview(self, batch: Examples, classes: Sequence[str]) -> np.ndarray:
         """A picture of a batch's first images with their boxes, each in its class' colour."""
-        tiles = []
+        tiles, side = [], min(SIDE, max(max(image.shape[1:]) for image in batch.images))
         for image, target in zip(batch.images[:SHOWN], batch.targets):
             labels = target["labels"].tolist()
-            picture, scale = fitted(pixels_of(image, self.cfg.DATA.MEAN, self.cfg.DATA.STD), SIDE)
+            picture, scale = fitted(pixels_of(image, self.cfg.DATA.MEAN, self.cfg.DATA.STD), side)
             boxes = (target["boxes"] * scale).tolist()
             drawn = draw_boxes(picture, boxes, list(map(colour_of, labels)), [classes[label] for label in labels])
-            tile = np.full((SIDE, SIDE, 3), 255, np.uint8)
+            tile = np.full((side, side, 3), 255, np.uint8)
             tile[: drawn.shape[0], : drawn.shape[1]] = drawn
             tiles.append(tile)
         return grid(tiles, batch.keys[: len(tiles)], SIDE, columns=4)

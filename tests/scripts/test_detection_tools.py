@@ -6,12 +6,17 @@ import torch
 import yaml
 from PIL import Image
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 import compare_detection
+import export
 import make_detection_data
+import predict
 from coco_files import write_coco
-from conftest import SMALLEST, run
+from conftest import ROOT, SMALLEST, run
 from data.sources.coco import CocoSource
+from engine.tasks import create_task
+from utils.config import load_config, to_dict
 from utils.errors import ConfigError
 
 
@@ -56,7 +61,7 @@ def test_things_of_the_validation_images_are_others():
 def test_a_detector_is_compared_with_what_has_not_learned(tmp_path, capsys):
     coco = write_coco(tmp_path / "coco", train=4, val=3)
     config = {
-        "BASE": str(make_detection_data.Path(__file__).parents[2] / "configs/detection/base.yaml"), "DEVICE": "cpu",
+        "BASE": str(ROOT / "configs/detection/base.yaml"), "DEVICE": "cpu",
         "OUTPUT": str(tmp_path), "DATA": {"DATA_PATH": str(coco), "TRAIN_SPLIT": "train", "VAL_SPLIT": "val", "IMG_SIZE": 64, "BATCH_SIZE": 2,
         "NUM_WORKERS": 0}, "MODEL": {"NAME": "fat_tiny", "FAT": dict(SMALLEST)},
         "TRAIN": {"EPOCHS": 1, "WARMUP_UPDATES": 0, "TOTAL_BATCH_SIZE": 2},
@@ -79,3 +84,49 @@ def test_boxes_that_are_the_same_everywhere(pasted):
     small, large = model([torch.zeros(3, 64, 96), torch.zeros(3, 128, 192)])
     assert torch.allclose(2 * small["boxes"], large["boxes"]) and small["masks"].shape[1:] == (1, 64, 96)
     assert (small["scores"].diff() <= 0).all() and small["scores"][0] <= 1
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """A trained Mask R-CNN that detects much, and a folder of images, one of which is none."""
+    folder = tmp_path_factory.mktemp("detector")
+    cfg = load_config(ROOT / "configs/detection/base.yaml", [
+        "MODEL.HEAD", "mask_rcnn", "MODEL.NAME", "fat_tiny", "DATA.IMG_SIZE", "64", "DEVICE", "cpu", "MODEL.FAT.embed_dims", "[8,8,16,16]",
+        "MODEL.FAT.depths", "[1,1,1,1]", "MODEL.FAT.num_heads", "[1,1,2,2]",
+    ])  # fmt: skip
+    torch.manual_seed(0)
+    model = create_task(cfg).build_model(2)
+    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.3)
+    checkpoint = {"model": model.state_dict(), "config": to_dict(cfg), "classes": ["box", "disc"]}
+    torch.save(checkpoint, folder / "best.pth")
+    (folder / "images").mkdir()
+    Image.new("RGB", (80, 64), "red").save(folder / "images/a.png")
+    (folder / "images/b.png").write_text("no image")
+    return folder
+
+
+def test_boxes_are_drawn_and_written_as_coco_s(detector, tmp_path, capsys):
+    argv = ["--checkpoint", str(detector / "best.pth"), str(detector / "images"), "--device", "cpu"]
+    assert predict.main([*argv, "--output", str(tmp_path / "drawn"), "--json", str(tmp_path / "found.json")]) == 1
+    out, err = capsys.readouterr()
+    assert "a.png  " in out and "b.png: cannot be read as an image" in err
+    with Image.open(tmp_path / "drawn/a_boxes.jpg") as picture:
+        assert picture.size == (80, 64)
+    found = COCO(str(tmp_path / "found.json"))
+    assert [one["name"] for one in found.loadCats(found.getCatIds())] == ["box", "disc"] and len(found.imgs) == 1
+    assert found.anns and all(found.annToMask(entry).shape == (64, 80) for entry in found.anns.values())
+    assert {entry["category_id"] for entry in found.anns.values()} <= {1, 2}
+
+
+@pytest.mark.parametrize("more, said", [
+    ([], "--output: is not given; give a folder for pictures with boxes, or --json a file"),
+    (["--output", "drawn", "--fused"], "--fused: is for classification, and the checkpoint is of TASK detection; leave it out"),
+])  # fmt: skip
+def test_flags_of_detections(detector, more, said):
+    with pytest.raises(ConfigError, match=said):
+        predict.main(["--checkpoint", str(detector / "best.pth"), str(detector / "images"), *more])
+
+
+def test_a_detector_is_not_exported(detector, tmp_path):
+    with pytest.raises(ConfigError, match="onnx: a detector is not exported"):
+        export.main(["onnx", "--checkpoint", str(detector / "best.pth"), "--output", str(tmp_path)])

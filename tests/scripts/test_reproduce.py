@@ -10,6 +10,7 @@ from conftest import ROOT, run_program
 from parts.reproduce import cells, results
 from parts.reproduce import target_ablations as ablations
 from parts.reproduce import target_ade20k as ade20k
+from parts.reproduce import target_coco as coco
 from utils.errors import ConfigError
 
 
@@ -129,3 +130,17 @@ def test_the_table_of_ade20k(tmp_path, monkeypatch):
     assert (row["params"], row["params_verdict"], row["gflops_verdict"]) == ("8377702", "reproduced", "reproduced")
     assert row["miou_verdict"] == "not measured"
     assert "| not measured |" in (tmp_path / "ade20k.md").read_text()
+
+
+# COCO
+
+
+def test_the_table_of_coco(tmp_path, monkeypatch):
+    """Parameters and MACs are counted; no AP is claimed."""
+    monkeypatch.setattr(coco, "CELLS", coco.CELLS[:1])
+    monkeypatch.setattr(coco, "INPUT", (64, 64))
+    assert target(tmp_path, "coco") == 0
+    with open(tmp_path / "coco.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["params"], row["box_ap_published"], row["ap_verdict"]) == ("13779332", "40.4", "not measured")
+    assert "| 40.4 (published) | not measured |" in (tmp_path / "coco.md").read_text()

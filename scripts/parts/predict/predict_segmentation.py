@@ -56,7 +56,7 @@ def predict(args: argparse.Namespace, paths: Sequence[str], say: Callable[[str],
     )
     for path, name in zip(paths, names_of(paths)):
         try:
-            pixels = _read(path, trained)
+            pixels = read_picture(path, trained)
         except (DataError, OutputError) as error:
             problems.append(str(error))
             continue
@@ -80,7 +80,8 @@ def _require_flags(args: argparse.Namespace) -> None:
         raise ConfigError("--output: is not given; a segmentation model's label maps and overlays need a folder")
 
 
-def _read(path: str, trained: Trained) -> np.ndarray:
+def read_picture(path: str, trained: Trained) -> np.ndarray:
+    """An image file's pixels, uint8 (H, W, 3). Raises DataError, OutputError: it has none."""
     decode = partial(decode_image, exif=trained.cfg.DATA.EXIF)
     return np.array(read_image(printable(path), lambda: open_regular(path), decode, "give an image file"))
 
