@@ -373,6 +373,20 @@ def stop_at_update(monkeypatch, update):
     return watch(monkeypatch, before_update=stop)
 
 
+def kill_at_update(update: int, rank: int = 0):
+    """For `Job(prepare=...)`: SIGKILL ends this rank's process within this update, after its first images have been loaded."""
+
+    def hit(trainer, batch):
+        if trainer.progress.updates == update:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def prepare():
+        if int(os.environ.get("RANK", 0)) == rank:
+            watch(pytest.MonkeyPatch(), on_batch=hit)  # of a process that ends: nothing has to be restored
+
+    return prepare
+
+
 def _process(rank: int, world_size: int, port: int, function, args) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)

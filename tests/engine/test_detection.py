@@ -1,6 +1,7 @@
 """Detection as a task: training, resuming, evaluation by AP, what is shown, what is refused."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import yaml
 
 import engine.tasks.detection
 from coco_files import annotations_of, write_annotations, write_coco
-from conftest import ROOT, SMALLEST, Stop, assert_same_run, error_of, launch, run, stop_at_update
+from conftest import ROOT, SMALLEST, Job, assert_same_run, error_of, kill_at_update, launch, load, rest, run
 from data.object_masks import encode_masks
 from engine.evaluation.average_precision import Detected, average_precision
 from engine.evaluation.detection_errors import errors_in
@@ -94,18 +95,24 @@ def test_a_checkpoint_is_evaluated(trained, write, tmp_path):
     assert found["box_ap"] == pytest.approx(best["box_ap"], rel=1e-6) and found["complete"] and found["num_images"] == 7
 
 
-def test_mid_epoch_goes_on_with_the_same_bits(write, tmp_path, monkeypatch):
-    """With an average, accumulation, drop path and images of drawn sizes."""
+@pytest.mark.parametrize("processes", [rest(1), 2])
+def test_a_detector_killed_within_an_epoch_goes_on_to_the_bit(write, tmp_path, processes):
+    """With an average, drop path and images of drawn sizes; of two processes, the first is killed, which saves.
+
+    One process accumulates, so that both have four images an update.
+    """
     path = write(
-        TRAIN={"EPOCHS": 2, "SAVE_EVERY_STEPS": 1, "ACCUMULATION_STEPS": 2}, DET={"MIN_SIZE": 48, "EMPTY_IMAGES": True}
+        TRAIN={"EPOCHS": 2, "SAVE_EVERY_STEPS": 1, "ACCUMULATION_STEPS": 2 // processes},
+        DET={"MIN_SIZE": 48, "EMPTY_IMAGES": True},
     )
-    run("--cfg", path, "--tag", "whole")
-    restore = stop_at_update(monkeypatch, 2)
-    with pytest.raises(Stop):
-        run("--cfg", path, "--tag", "cut")
-    restore()
-    run("--cfg", path, "--tag", "cut")
-    assert_same_run(folder_of(tmp_path, "whole"), folder_of(tmp_path, "cut"))
+    whole, killed = (folder_of(tmp_path, tag) for tag in ("whole", "killed"))
+    assert Job("--cfg", path, "--tag", "whole", world_size=processes).wait() == [0] * processes
+    job = Job("--cfg", path, "--tag", "killed", world_size=processes, prepare=kill_at_update(2))
+    hit, *others = job.wait()
+    assert hit == 128 + signal.SIGKILL and all(others)  # which end by themselves
+    assert load(killed / "last.pth")["progress"]["step"] == 2  # of 3
+    assert Job("--cfg", path, "--tag", "killed", world_size=processes).wait() == [0] * processes
+    assert_same_run(whole, killed)
 
 
 def test_one_class_alone(write, tmp_path, coco):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -13,16 +14,16 @@ from PIL import Image
 from conftest import (
     ROOT,
     SMALLEST,
-    Stop,
+    Job,
     assert_same,
     assert_same_run,
     error_of,
     history,
+    kill_at_update,
     launch,
     load,
     rest,
     run,
-    stop_at_update,
 )
 from engine.evaluation.confusion_matrix import ConfusionMatrix, class_figures
 from engine.evaluation.dense_inference import DenseInference, starts
@@ -141,33 +142,32 @@ def test_a_run_learns_reports_and_is_evaluated_again(write_config, folder, capsy
     assert evaluated["miou"] == best["miou"] and evaluated["num_images"] == 5
 
 
-@pytest.mark.parametrize("more", [{}, rest({"MODEL": {"HEAD": "upernet"}})])
-def test_a_run_cut_off_within_an_epoch_goes_on_to_the_bit(write_config, tmp_path, monkeypatch, more):
-    model = {"NAME": "fat_tiny", "FAT": dict(SMALLEST), "DROP_PATH_RATE": 0.1, **more.get("MODEL", {})}
+@pytest.mark.parametrize("more", [{}, rest({"HEAD": "upernet"})])
+def test_a_segmentation_killed_within_an_epoch_goes_on_to_the_bit(write_config, tmp_path, more):
+    model = {"NAME": "fat_tiny", "FAT": dict(SMALLEST), "DROP_PATH_RATE": 0.1, **more}
     path = write_config(TRAIN={"EPOCHS": 2, "TOTAL_BATCH_SIZE": 4, "SAVE_EVERY_STEPS": 1}, MODEL=model)
+    whole, killed = (tmp_path / "output/fat_tiny" / tag for tag in ("whole", "killed"))
     run("--cfg", path, "--tag", "whole")
-    restore = stop_at_update(monkeypatch, 2)
-    with pytest.raises(Stop):
-        run("--cfg", path, "--tag", "cut")
-    restore()
-    run("--cfg", path, "--tag", "cut")
-    assert_same_run(*(tmp_path / "output/fat_tiny" / tag for tag in ("whole", "cut")))
+    assert Job("--cfg", path, "--tag", "killed", prepare=kill_at_update(2)).wait() == [128 + signal.SIGKILL]
+    assert load(killed / "last.pth")["progress"]["step"] == 2  # of 3
+    run("--cfg", path, "--tag", "killed")
+    assert_same_run(whole, killed)
 
 
-def test_two_processes_go_on_to_the_bit_and_evaluate_as_one(write_config, tmp_path, monkeypatch):
+def test_two_processes_of_which_one_is_killed_go_on_to_the_bit_and_evaluate_as_one(write_config, tmp_path):
     path = write_config(
         DATA={"DATA_PATH": str(tmp_path / "more"), "IMG_SIZE": 64, "BATCH_SIZE": 2, "NUM_WORKERS": 0},
         TRAIN={"EPOCHS": 2, "TOTAL_BATCH_SIZE": 4, "SAVE_EVERY_STEPS": 1},
         SEG={"CLASSES": str(write_masked_images(tmp_path / "more") / "classes.txt"), "SCALE": [96, 64]},
     )
+    whole, killed = (tmp_path / "output/fat_tiny" / tag for tag in ("whole", "killed"))
     launch(2, "--cfg", path, "--tag", "whole")
-    restore = stop_at_update(monkeypatch, 2)
-    with pytest.raises(Exception):
-        launch(2, "--cfg", path, "--tag", "cut")
-    restore()
-    launch(2, "--cfg", path, "--tag", "cut")
-    whole, cut = (tmp_path / "output/fat_tiny" / tag for tag in ("whole", "cut"))
-    assert_same_run(whole, cut)
+    job = Job("--cfg", path, "--tag", "killed", world_size=2, prepare=kill_at_update(2, rank=1))
+    other, hit = job.wait()
+    assert hit == 128 + signal.SIGKILL and other  # which ends by itself, maybe before its second save
+    assert 0 < load(killed / "last.pth")["progress"]["step"] < 3
+    launch(2, "--cfg", path, "--tag", "killed")
+    assert_same_run(whole, killed)
     for tag, processes in (("one", 1), ("two", 2)):
         command = ("--cfg", path, "--eval", "--resume", whole / "last.pth", "--tag", tag)
         launch(processes, *command) if processes > 1 else run(*command)
