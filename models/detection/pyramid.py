@@ -1,6 +1,7 @@
 """A backbone with torchvision's feature pyramid network, as torchvision's detectors take it."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
@@ -22,8 +23,17 @@ class ConvolvedLevels(ExtraFPNBlock):
     def forward(
         self, results: list[torch.Tensor], x: list[torch.Tensor], names: list[str]
     ) -> tuple[list[torch.Tensor], list[str]]:
-        p6 = self.p6(results[-1])
-        return [*results, p6, self.p7(p6)], [*names, "p6", "p7"]
+        p6 = self.p6(_of_two_columns(results[-1]))
+        return [*results, p6, self.p7(_of_two_columns(p6))], [*names, "p6", "p7"]
+
+
+def _of_two_columns(maps: torch.Tensor) -> torch.Tensor:
+    """Maps (B, C, H, 1) with a column of the zeros that padding would add; wider ones as they are.
+
+    torch 2.15's convolutions in bfloat16 on processors with AVX-512 BF16 give a wrong gradient of the weights, often NaN,
+    for stride 2 on maps of one column.
+    """
+    return F.pad(maps, (0, 1)) if maps.shape[-1] == 1 else maps
 
 
 class PyramidBackbone(nn.Module):

@@ -115,7 +115,7 @@ def test_a_detector_killed_within_an_epoch_goes_on_to_the_bit(write, tmp_path, p
     assert_same_run(whole, killed)
 
 
-def test_one_class_alone(write, tmp_path, coco):
+def test_bfloat16_and_one_class_alone(write, tmp_path, coco):
     """All categories are one; the last batch of an epoch has both aspects."""
     for split in ("train", "val"):
         content = annotations_of(coco, split)
@@ -123,10 +123,11 @@ def test_one_class_alone(write, tmp_path, coco):
             entry["category_id"] = 3
         write_annotations(tmp_path, split, {**content, "categories": content["categories"][:1]})
         (tmp_path / split).symlink_to(coco / split)
-    path = write(DATA={"DATA_PATH": str(tmp_path)}, TRAIN={"EPOCHS": 1, "WARMUP_UPDATES": 1})
+    path = write(DATA={"DATA_PATH": str(tmp_path)}, AMP={"DTYPE": "bfloat16"}, TRAIN={"EPOCHS": 1, "WARMUP_UPDATES": 1})
     run("--cfg", path)
     record = json.loads((folder_of(tmp_path) / "result.json").read_text())
-    assert record["classes"] == 1 and 0 <= record["best"]["box_ap"] <= 100
+    assert record["classes"] == 1 and record["precision"].startswith("bfloat16")
+    assert 0 <= record["best"]["box_ap"] <= 100
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from models import backbone_of
 from models.detection import DETECTORS, create_detector
 from models.detection.anchors import StridedAnchors
 from models.detection.proposals import FloorMatcher, ProposalNetwork
+from models.detection.pyramid import ConvolvedLevels
 from models.detection.regions import AlignedRoIAlign, box_losses, cropped_masks, mask_loss
 from models.detection.retinanet import SCALES, BatchAveragedHead
 
@@ -160,6 +161,25 @@ def test_a_scene_is_learned(name):
 
 
 # Anchors and matching
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (2, 1), (1, 2), (3, 3)])
+def test_extra_levels_of_small_maps_learn_in_bfloat16_as_in_float32(height, width):
+    """Of images of 64 px and less, the level at stride 64 is one column."""
+    torch.manual_seed(0)
+    levels, maps = ConvolvedLevels(), torch.randn(2, 256, height, width)
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not torch.float32):
+            results, names = levels([maps], [maps], ["0"])
+        _ = [torch.full((2**power,), torch.nan) for power in range(8, 21) for _ in range(4)]
+        del _  # a kernel that reads memory which it did not write finds NaN
+        sum(result.float().square().sum() for result in results).backward()
+        gradients.append([parameter.grad for parameter in levels.parameters()])
+        levels.zero_grad()
+    assert names == ["0", "p6", "p7"]
+    for expected, found in zip(*gradients):
+        assert (found - expected).norm() < 0.03 * expected.norm()
 
 
 def test_anchors_have_exact_sides_and_strides():
