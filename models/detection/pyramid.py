@@ -30,7 +30,7 @@ class ConvolvedLevels(ExtraFPNBlock):
 def _of_two_columns(maps: torch.Tensor) -> torch.Tensor:
     """Maps (B, C, H, 1) with a column of the zeros that padding would add; wider ones as they are.
 
-    torch 2.15's convolutions in bfloat16 on processors with AVX-512 BF16 give a wrong gradient of the weights, often NaN,
+    torch 2.15's 3x3 convolutions in bfloat16 on processors with AVX-512 BF16 give a wrong gradient of the weights, often NaN,
     for stride 2 on maps of one column.
     """
     return F.pad(maps, (0, 1)) if maps.shape[-1] == 1 else maps
