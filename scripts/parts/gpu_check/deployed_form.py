@@ -1,4 +1,4 @@
-"""Stage: the deployed form (`--fused`) has the model's logits."""
+"""Stage: the deployed form (`--fused`) has the model's logits, and a CUDA graph (`--engine cudagraphs`) those of what it captured."""
 
 from typing import Iterator
 
@@ -6,6 +6,9 @@ import torch
 from torch import nn
 
 import models
+from engine.inference.engines.cuda_graphs import CudaGraphEngine
+from engine.inference.engines.torch_engine import TorchEngine
+from engine.setup.precision import NativePrecision
 from models.fuse import is_native_on_cpu
 from utils.device import choose_arithmetic
 
@@ -24,6 +27,23 @@ def checks(setting: Setting) -> Iterator[Check]:
             continue
         error = distance([logits_of(models.fuse(model, dtype), images)], [logits])
         yield below(f"{str(dtype).removeprefix('torch.')} logits", error, bound)
+    for dtype in BOUNDS if not setting.dry_run else ():
+        yield graph_check(model, dtype, images)
+
+
+def graph_check(model: nn.Module, dtype: torch.dtype, images: torch.Tensor) -> Check:
+    """Batches of several sizes, of which one comes again, through graphs under autocast.
+
+    Args:
+        images: (4, 3, H, W).
+    """
+    precision = NativePrecision(images.device, None if dtype is torch.float32 else dtype)
+    engine = TorchEngine(model, precision, fused=False)
+    graphs, batches = CudaGraphEngine(engine), (images[:2], images[:1], 1 - 3 * images[2:])
+    with torch.inference_mode(), precision.autocast():  # as evaluation calls it
+        found = [graphs(batch) for batch in batches]
+        expected = [engine(batch) for batch in batches]
+    return below(f"{str(dtype).removeprefix('torch.')} logits of CUDA graphs", distance(found, expected), BOUNDS[dtype])
 
 
 def trained_looking(model: nn.Module) -> nn.Module:
