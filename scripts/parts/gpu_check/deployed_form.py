@@ -15,6 +15,8 @@ from utils.device import choose_arithmetic
 from .setting import Check, Setting, below, distance, logits_of
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+# The kernels are the same; cuDNN and cuBLAS may choose others in a capture. Another batch's logits are 1 away.
+GRAPH_BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.1}
 
 
 def checks(setting: Setting) -> Iterator[Check]:
@@ -34,6 +36,8 @@ def checks(setting: Setting) -> Iterator[Check]:
 def graph_check(model: nn.Module, dtype: torch.dtype, images: torch.Tensor) -> Check:
     """Batches of several sizes, of which one comes again, through graphs under autocast.
 
+    Logits are compared by what they differ between images, as those of another batch must not pass.
+
     Args:
         images: (4, 3, H, W).
     """
@@ -41,9 +45,11 @@ def graph_check(model: nn.Module, dtype: torch.dtype, images: torch.Tensor) -> C
     engine = TorchEngine(model, precision, fused=False)
     graphs, batches = CudaGraphEngine(engine), (images[:2], images[:1], 1 - 3 * images[2:])
     with torch.inference_mode(), precision.autocast():  # as evaluation calls it
-        found = [graphs(batch) for batch in batches]
-        expected = [engine(batch) for batch in batches]
-    return below(f"{str(dtype).removeprefix('torch.')} logits of CUDA graphs", distance(found, expected), BOUNDS[dtype])
+        found = torch.cat([graphs(batch) for batch in batches]).float()
+        expected = torch.cat([engine(batch) for batch in batches]).float()
+    error = distance([found - expected.mean(0)], [expected - expected.mean(0)])
+    name = f"{str(dtype).removeprefix('torch.')} differences between images, CUDA graphs"
+    return below(name, error, GRAPH_BOUNDS[dtype])
 
 
 def trained_looking(model: nn.Module) -> nn.Module:
