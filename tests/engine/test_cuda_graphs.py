@@ -12,7 +12,8 @@ from engine.inference.engines import describe, open_engine, require_engine
 from engine.inference.engines.cuda_graphs import KEPT, WARM_UP_CALLS
 from engine.setup.precision import NativePrecision
 from known_weights import realistic
-from parts.gpu_check import deployed_form
+from parts.gpu_check import deployed_form, model_speed
+from parts.gpu_check.setting import Setting
 from utils.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -176,3 +177,13 @@ def test_the_check_of_a_gpu_compares_graphs(graphs, dtype, monkeypatch):
     assert deployed_form.graph_check(model, dtype, images).passed
     monkeypatch.setattr(RecordedGraph, "replay", lambda graph: None)  # the first batch's logits remain
     assert not deployed_form.graph_check(model, dtype, images).passed
+
+
+@pytest.mark.parametrize("name, form", [("fat_tiny", "graph"), ("fat_b0", "repvit_m1")])
+def test_speed_is_taken_of_graphs(graphs, name, form, monkeypatch, tmp_path):
+    monkeypatch.setattr(model_speed, "BFLOAT16", torch.float32)  # which every CPU has
+    setting = Setting(dry_run=True, folder=tmp_path, until=0.0)
+    timed = model_speed.inference_form(setting, name, form, setting.images(1))
+    for _ in range(2):
+        assert timed().shape == (1, 1000)
+    assert [graph.replays for graph in graphs] == [2]

@@ -122,6 +122,10 @@ MADE = [
 ]
 
 EARLIER = {
+    "python main.py --cfg configs/fat_b0.yaml --throughput --batch-size 1 --fused --engine cudagraphs": (
+        "is for GPUs",
+        "test_logits_are_the_model_s_in_any_order_of_sizes",
+    ),
     "output/fat_b0/default": "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet",
     "output/fat_b0/semantic_fpn": (
         "python -m torch.distributed.launch --nproc_per_node 8 main.py --cfg configs/segmentation/semantic_fpn_fat_b0.yaml "

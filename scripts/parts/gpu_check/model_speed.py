@@ -118,7 +118,7 @@ def inference_form(setting: Setting, name: str, form: str, images: torch.Tensor)
     if form in PEERS:
         peer = reparameterize_model(timm.create_model(form).eval()).to(images.device, BFLOAT16)
         peer = peer.to(memory_format=torch.channels_last)
-        return call(in_graphs(peer), images.to(BFLOAT16), torch.float32, "NHWC")
+        return call(in_graphs(peer, images.device), images.to(BFLOAT16), torch.float32, "NHWC")
     model = setting.new_model(name).eval().to(images.device)
     if form == "plain":
         return call(PlainFAT(model).eval().to(images.device), images, BFLOAT16)
@@ -129,7 +129,7 @@ def inference_form(setting: Setting, name: str, form: str, images: torch.Tensor)
     fused = models.fuse(model, BFLOAT16)
     if form == "fused, compiled":
         fused = compiled(fused, "default")
-    return call(in_graphs(fused) if form == "graph" else fused, images, torch.float32, "NHWC")
+    return call(in_graphs(fused, images.device) if form == "graph" else fused, images, torch.float32, "NHWC")
 
 
 def train_form(setting: Setting, name: str, form: str, images: torch.Tensor) -> Callable[[], Any]:
@@ -151,6 +151,6 @@ def without_kernel(run: Callable[[], Any]) -> Callable[[], Any]:
     return run_without
 
 
-def in_graphs(model: nn.Module) -> nn.Module:
+def in_graphs(model: nn.Module, device: torch.device) -> nn.Module:
     """As `--engine cudagraphs` has it, in the model's number format."""
-    return CudaGraphEngine(TorchEngine(model, NativePrecision(torch.device("cuda"), None), fused=False))
+    return CudaGraphEngine(TorchEngine(model, NativePrecision(device, None), fused=False))
