@@ -67,8 +67,6 @@ class Detection:
             ("AUG.MIXUP", mixes(cfg)),
             ("AUG.SPLITS", cfg.AUG.SPLITS > 0),
             ("AUG.REPEATS", cfg.AUG.REPEATS > 1),
-            ("DATA.VAL_SHARE", bool(cfg.DATA.VAL_SHARE)),
-            ("DATA.LIST", bool(cfg.DATA.LIST)),
             ("TRAIN.IMG_SIZES", bool(cfg.TRAIN.IMG_SIZES)),
             ("TRAIN.COMPILE", bool(cfg.TRAIN.COMPILE)),
             ("TEST.IMG_SIZE", cfg.TEST.IMG_SIZE not in (0, size)),

@@ -328,7 +328,7 @@ def test_a_schedule_falls_after_milestones():
     ("DET.MIN_SIZE 80", "DET.MIN_SIZE 80, DATA.IMG_SIZE 64, DET.MAX_SIZE 96: are shorter sides and the longest one"),
     ("DATA.IMG_SIZE 128", "DET.MIN_SIZE 0, DATA.IMG_SIZE 128, DET.MAX_SIZE 96: are shorter sides and the longest one"),
     ("AUG.MIXUP 0.8", "AUG.MIXUP: TASK detection does not have it; set AUG.MIXUP and AUG.CUTMIX to 0"),
-    ("DATA.VAL_SHARE 0.1", "DATA.VAL_SHARE: "),
+    ("DATA.VAL_SHARE 0.1", "DATA.VAL_SHARE takes images by their files, which DATA.DATASET coco does not have"),
     ("AUG.REPEATS 3", "AUG.REPEATS: TASK detection does not have it; leave it at its default"),
     ("TRAIN.IMG_SIZES [[0,64]]", "TRAIN.IMG_SIZES: TASK detection does not have it"),
     ("TRAIN.COMPILE True", "TRAIN.COMPILE: TASK detection does not have it"),

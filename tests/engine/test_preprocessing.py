@@ -196,7 +196,8 @@ def test_scripts_read_a_config_as_main_does(weights, write_config, tmp_path):
 
 def test_what_shapes_the_images_that_a_model_sees():
     data = {"DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "DATA.EXIF"}
-    assert {*INPUT_KEYS} == data | {"TEST.IMG_SIZE", "TEST.CROP_PCT", "TEST.CROPS", "TEST.FLIP"}
+    segmentation = {"SEG.SCALE", "SEG.MODE", "SEG.STRIDE", "SEG.SCALES"}
+    assert {*INPUT_KEYS} == data | segmentation | {"TEST.IMG_SIZE", "TEST.CROP_PCT", "TEST.CROPS", "TEST.FLIP"}
 
 
 def test_a_change_of_any_of_them_is_said():
