@@ -122,10 +122,6 @@ MADE = [
 ]
 
 EARLIER = {
-    "python main.py --cfg configs/fat_b0.yaml --throughput --batch-size 1 --fused --engine cudagraphs": (
-        "is for GPUs",
-        "test_logits_are_the_model_s_in_any_order_of_sizes",
-    ),
     "output/fat_b0/default": "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet",
     "output/fat_b0/semantic_fpn": (
         "python -m torch.distributed.launch --nproc_per_node 8 main.py --cfg configs/segmentation/semantic_fpn_fat_b0.yaml "
@@ -175,6 +171,10 @@ NOT_RUN = {  # command: (why, the test that has what it does)
     "python scripts/reproduce.py speed --quick": (
         "minutes; --csv is run",
         "test_the_speed_table_has_the_fastest_forms",
+    ),
+    "python main.py --cfg configs/fat_b0.yaml --throughput --batch-size 1 --fused --engine cudagraphs": (
+        "it is for GPUs",
+        "test_logits_are_the_model_s_in_any_order_of_sizes",
     ),
     "python scripts/gpu_check.py": ("it needs a GPU", "test_every_stage_passes_on_the_cpu"),
     "python scripts/gpu_check.py --stage norm values": ("it needs a GPU", "test_every_stage_passes_on_the_cpu"),
