@@ -183,7 +183,7 @@ class Trainer:
                 evaluators[name] = evaluator
         for observer in self.observers:
             observer.after_evaluation(self, results)
-        if closing and self.session.is_first:
+        if evaluators and self.session.is_first:
             self.recorder.write_mistakes(evaluators, self.data.classes)
         return results
 

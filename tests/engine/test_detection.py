@@ -382,7 +382,7 @@ def test_a_classification_checkpoint_is_the_backbone(write, write_config, tmp_pa
     assert text.rstrip().endswith("all checks passed; nothing was written") and "backbone.fpn, head" in text
 
 
-CONFIGS = sorted((ROOT / "configs/detection").glob("*fat*.yaml"))
+CONFIGS = sorted((ROOT / "configs/detection").glob("*_fat_b?_?x.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -123,7 +123,6 @@ def test_the_same_figures_as_without_gathering(write_config, tmp_path, monkeypat
     run("--cfg", path, "--tag", "gathered")
     plain = Classification.evaluator
     monkeypatch.setattr(Classification, "evaluator", lambda self, purpose, device: plain(self, "figures", device))
-    monkeypatch.setattr("engine.evaluation.evaluators.ClassEvaluator.gather", lambda self, peers: None, raising=False)
     run("--cfg", path, "--tag", "plain")
     folders = [tmp_path / "output/fat_tiny" / tag for tag in ("gathered", "plain")]
     assert records(folders[0], "epoch") == records(folders[1], "epoch")
@@ -132,7 +131,17 @@ def test_the_same_figures_as_without_gathering(write_config, tmp_path, monkeypat
         not (folders[1] / "mistakes.json").exists()
         and "mistakes.json is not there" in (folders[1] / "report.html").read_text()
     )
-    assert "mistakes.json is not written" in (folders[1] / "log.txt").read_text()
+
+
+def test_what_cannot_be_shown_besides_figures_ends_no_run(write_config, tmp_path, monkeypatch):
+    def fail(self, classes):
+        raise ValueError("no picture")
+
+    monkeypatch.setattr("engine.evaluation.evaluators.ClosingClassEvaluator.sections", fail)
+    run("--cfg", write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}))
+    folder = tmp_path / "output/fat_tiny/default"
+    assert "mistakes.json is not written (ValueError: no picture)" in (folder / "log.txt").read_text()
+    assert (folder / "result.json").exists() and not (folder / "mistakes.json").exists()
 
 
 def test_a_report_that_fails_is_a_warning_and_can_be_made_later(write_config, tmp_path, monkeypatch, capsys):
