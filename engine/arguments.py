@@ -45,7 +45,8 @@ def parse_args(argv: Optional[Sequence[str]] = None, description: str = "") -> a
     parser.add_argument(
         "--engine",
         choices=ENGINES,
-        help="with --eval or --throughput, on a CPU: what computes; others than torch get the deployed form, exported in memory",
+        help="with --eval or --throughput: what computes; cudagraphs on a GPU, onnxruntime and openvino on a CPU, which get the deployed "
+        "form, exported in memory",
     )
     parser.add_argument(
         "--benchmark-data", nargs="?", type=float, const=0.0, metavar="IMAGES_PER_SECOND",

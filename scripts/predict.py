@@ -136,7 +136,8 @@ def add_computing(parser: Parser) -> None:
         "--engine",
         choices=ENGINES,
         default="torch",
-        help="what computes on a CPU; others than torch get the deployed form, exported in memory (default: torch)",
+        help="what computes; cudagraphs on a GPU, onnxruntime and openvino on a CPU, which get the deployed form, exported in "
+        "memory (default: torch)",
     )
 
 

@@ -62,6 +62,8 @@ conflict(INFERENCE, lambda c: c.TEST.ENGINE == "onnxruntime" and asks_for(c, "bf
     "--engine onnxruntime computes in float32, but AMP.DTYPE is {c.AMP.DTYPE}; add --disable_amp, or use openvino for bfloat16")
 conflict(INFERENCE, lambda c: c.TEST.ENGINE == "openvino" and asks_for(c, "float16"),
     "--engine openvino computes in float32 or bfloat16, but AMP.DTYPE is float16; set it to bfloat16, or add --disable_amp")
+conflict(INFERENCE, lambda c: c.TEST.ENGINE == "cudagraphs" and c.TASK in ("segmentation", "detection"),
+    "--engine cudagraphs has a graph for each size of images, of which TASK {c.TASK} has too many; use torch")
 conflict(("throughput",), lambda c: c.TRAIN.COMPILE is True and c.TEST.ENGINE != "torch",
     "TRAIN.COMPILE compiles torch's model, which --engine {c.TEST.ENGINE} does not call; leave one of them out")
 conflict(EVALUATION, lambda c: c.TEST.KNN and c.TEST.SETS and "val" not in c.TEST.SETS,

@@ -15,7 +15,8 @@ from yacs.config import CfgNode
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 BACKENDS = ("pil", "cv2", "nvimgcodec")
-ENGINES = ("torch", "onnxruntime", "openvino")
+EXPORTING = ("onnxruntime", "openvino")  # engines that compute an exported model, on a CPU
+ENGINES = ("torch", "cudagraphs", *EXPORTING)
 # Formats whose classes have their order from elsewhere.
 FORMATS_WITH_OWN_ORDER = ("cifar10", "cifar100", "synthetic", "coco")
 VALIDATION = "val"  # the split of the validation images, where no other is named
@@ -356,7 +357,8 @@ key("DET.AP_BY", "pycocotools", one_of("pycocotools", "faster_coco_eval"), EVALU
 key("TEST.FUSED", False, ANY, EVALUATION,
     "--eval, --throughput: the deployed form, models.fuse(model), instead of the trained one")
 key("TEST.ENGINE", "torch", one_of(*ENGINES), EVALUATION,
-    "--eval, --throughput: what computes on a CPU; others than torch get the deployed form, exported in memory")
+    "--eval, --throughput: what computes: torch; on a GPU cudagraphs, torch's kernels started once for a batch; on a CPU onnxruntime "
+    "and openvino, which get the deployed form, exported in memory")
 key("TEST.CROP_PCT", 0.875, CROP, VIEW, "evaluation resizes to its IMG_SIZE / CROP_PCT and crops the centre")
 key("TEST.IMG_SIZE", 0, SIDE_OR_0, VIEW, "of evaluation; 0: DATA.IMG_SIZE")
 key("TEST.CROPS", 1, CROPS, VIEW, "5: the corners of the resized image too; the mean of the probabilities counts")

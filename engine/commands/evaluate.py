@@ -25,7 +25,7 @@ from ..evaluation.sets.predictions import Predictions, Records
 from ..evaluation.sets.run import SetsEvaluation
 from ..evaluation.sets.spec import VAL, SetSpec, read_sets
 from ..evaluation.sets.tables import SetFiles, is_imagenet, table
-from ..inference.engines import InferenceEngine, is_deployed, open_engine, require_engine
+from ..inference.engines import EXPORTING, InferenceEngine, is_deployed, open_engine, require_engine
 from ..inference.engines import describe as describe_engine
 from ..inference.examination import Examination
 from ..session import Session
@@ -107,7 +107,7 @@ class Evaluation:
     specs: dict[str, SetSpec]
     sets: dict[str, EvaluationSet]
     compared: tuple[AnyDataset, ...]  # training and validation images, of TEST.KNN
-    # by name of the weights, of other engines than torch, which have a copy of their own of them
+    # by name of the weights, of `EXPORTING` engines, which have a copy of their own of them
     exported: dict[str, InferenceEngine] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -177,7 +177,7 @@ class Evaluation:
             return self.exported[name]
         cfg, precision = self.session.cfg, self.examination.precision
         engine = open_engine(cfg.TEST.ENGINE, self.load(name), precision, self.task.eval_size, cfg.TEST.FUSED)
-        if cfg.TEST.ENGINE != "torch":
+        if cfg.TEST.ENGINE in EXPORTING:
             self.exported[name] = engine
         return engine
 

@@ -1,5 +1,6 @@
 """`--throughput`: inference speed of a model on synthetic images."""
 
+import math
 import time
 from dataclasses import dataclass
 from statistics import median
@@ -7,17 +8,19 @@ from typing import Callable
 
 import torch
 
-from utils.device import memory_mib, to_device
+from utils.device import forget_memory, memory_mib, to_device
 
-from ..inference.engines import describe, open_engine, require_engine
+from ..inference.engines import EXPORTING, describe, open_engine, require_engine
 from ..session import Session
-from ..setup.compilation import compile_model, decide_compilation
+from ..setup.compilation import Compilation, compile_model, decide_compilation
 from ..setup.complexity import complexity_of
 from ..setup.model import prepare_model
 from ..setup.precision import create_precision
 from ..tasks import create_task
 
-WARMUP_SECONDS, MEASURED_SECONDS, MAX_BATCHES = 3, 10, 100
+WARMUP_SECONDS, MEASURED_SECONDS = 3, 10  # half of the latter for the latency, half for the stretches
+MAX_BATCHES = 100  # whose latency is taken
+STRETCHES = 5
 
 
 def throughput(session: Session) -> None:
@@ -30,28 +33,31 @@ def throughput(session: Session) -> None:
     model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
     form = describe(cfg.TEST.ENGINE, model, cfg.TEST.FUSED)
     engine = open_engine(cfg.TEST.ENGINE, model.eval(), precision, cfg.DATA.IMG_SIZE, cfg.TEST.FUSED)
-    compilation = decide_compilation(cfg, device)
+    compilation = decide_compilation(cfg, device) if cfg.TEST.ENGINE == "torch" else Compilation("", "")
     if compilation.mode:
         compile_model(engine, compilation.mode)
     compiled = f" | {compilation.reason}" if compilation.reason else ""
     log.info(f"{session.placement} | {engine.precision}{form}{compiled} | batch {cfg.DATA.BATCH_SIZE}")
-    channels_last = cfg.TRAIN.CHANNELS_LAST and engine.name == "torch"
+    channels_last = cfg.TRAIN.CHANNELS_LAST and engine.name not in EXPORTING
     speed = measure_throughput(engine, device, cfg.DATA.BATCH_SIZE, cfg.DATA.IMG_SIZE, channels_last)
     log.info(str(speed))
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Median over `batches` timed ones."""
+    """Medians: images/s over `STRETCHES` stretches of `stretch` batches, latency over `batches` ones."""
 
     images_per_second: float
-    latency_ms: float  # of a batch
-    memory_mib: float
+    stretch: int
+    latency_ms: float  # of a batch that is waited for
     batches: int
+    memory_mib: float
 
     def __str__(self) -> str:
+        batches = "1 batch" if self.stretch == 1 else f"{self.stretch} batches"
         return (
-            f"{self.images_per_second:.1f} images/s, {self.latency_ms:.2f} ms per batch (median of {self.batches}), "
+            f"{self.images_per_second:.1f} images/s (median of {STRETCHES} stretches of {batches}, each stretch waited for) | "
+            f"latency {self.latency_ms:.2f} ms per batch (median of {self.batches}, each batch waited for) | "
             f"peak memory {self.memory_mib:.0f} MiB"
         )
 
@@ -64,12 +70,18 @@ def measure_throughput(
     img_size: int,
     channels_last: bool,
 ) -> Throughput:
-    """Times forward passes of batches (batch_size, 3, img_size, img_size) after a warm-up."""
+    """Times forward passes of batches (batch_size, 3, img_size, img_size) after a warm-up.
+
+    A GPU computes while the CPU starts what comes next. To wait for each batch shows how soon one is done, its latency; in
+    images/s it would count the CPU's work between two batches, which is most of the time of a single image.
+    """
     images = to_device(torch.randn(batch_size, 3, img_size, img_size), device, channels_last)
 
-    def timed_batch() -> float:
+    def timed(batches: int) -> float:
+        """Seconds until the last of them is done."""
         started = time.perf_counter()
-        model(images)
+        for _ in range(batches):
+            model(images)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - started
@@ -77,12 +89,20 @@ def measure_throughput(
     def timed_batches(seconds: float, at_least: int) -> list[float]:
         times: list[float] = []
         while len(times) < at_least or (sum(times) < seconds and len(times) < MAX_BATCHES):
-            times.append(timed_batch())
+            times.append(timed(1))
         return times
 
     timed_batches(WARMUP_SECONDS, at_least=2)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    times = timed_batches(MEASURED_SECONDS, at_least=5)
+    forget_memory(device)
+    times = timed_batches(MEASURED_SECONDS / 2, at_least=5)
     latency = median(times)
-    return Throughput(batch_size / latency, 1000 * latency, memory_mib(device), len(times))
+    stretch = max(1, math.ceil(MEASURED_SECONDS / 2 / STRETCHES / latency))
+    seconds = median(timed(stretch) for _ in range(STRETCHES))
+    return Throughput(batch_size * stretch / seconds, stretch, 1000 * latency, len(times), peak_mib(device))
+
+
+def peak_mib(device: torch.device) -> float:
+    """The largest memory of the timed batches; on a GPU with what CUDA graphs keep for their maps, which torch calls free."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**20
+    return memory_mib(device)

@@ -9,7 +9,7 @@ import timm
 import torch
 
 from conftest import error_of, launch, run
-from engine.inference.engines import ENGINES, InferenceEngine, open_engine, require_engine
+from engine.inference.engines import EXPORTING, InferenceEngine, open_engine, require_engine
 from engine.inference.engines.openvino_engine import OpenVinoEngine
 from engine.inference.engines.tracing import trace
 from engine.setup.precision import NativePrecision
@@ -24,7 +24,7 @@ TWO_STAGES = {  # quicker to export
     "embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "kernel_sizes": [3, 3], "window_sizes": [4, 1], "mlp_ratios": [2, 2], "mlp_kernel_sizes": [3, 3],
 }  # fmt: skip
 MINE = {"NAME": "mine", "FAT": TWO_STAGES}
-OTHERS = [name for name in ENGINES if name != "torch"]
+OTHERS = list(EXPORTING)
 
 
 def require(engine: str) -> None:

@@ -172,6 +172,10 @@ NOT_RUN = {  # command: (why, the test that has what it does)
         "minutes; --csv is run",
         "test_the_speed_table_has_the_fastest_forms",
     ),
+    "python main.py --cfg configs/fat_b0.yaml --throughput --batch-size 1 --fused --engine cudagraphs": (
+        "it is for GPUs",
+        "test_logits_are_the_model_s_in_any_order_of_sizes",
+    ),
     "python scripts/gpu_check.py": ("it needs a GPU", "test_every_stage_passes_on_the_cpu"),
     "python scripts/gpu_check.py --stage norm values": ("it needs a GPU", "test_every_stage_passes_on_the_cpu"),
     "python scripts/gpu_check.py --dry-run": ("a minute, in a test of its own", "test_every_stage_passes_on_the_cpu"),

@@ -276,6 +276,7 @@ CASES = [
     ("eval", f"{WEIGHTS} TEST.KNN [3] TEST.ENGINE openvino", "TEST.KNN compares features, which --engine openvino does not"),
     ("eval", f"{WEIGHTS} TEST.ENGINE onnxruntime AMP.DTYPE bfloat16", "--engine onnxruntime computes in float32, but AMP.DTYPE"),
     ("throughput", "TEST.ENGINE openvino AMP.DTYPE float16", "--engine openvino computes in float32 or bfloat16, but AMP.DTYPE"),
+    ("eval", f"{WEIGHTS} TASK segmentation TEST.ENGINE cudagraphs", "--engine cudagraphs has a graph for each size of images"),
     ("throughput", "TEST.ENGINE openvino TRAIN.COMPILE True", "TRAIN.COMPILE compiles torch's model, which --engine openvino"),
     ("eval", f"{WEIGHTS} TEST.KNN [3] TEST.SETS [imagenet_v2]", "TEST.KNN is about the validation images; add val to"),
     ("train", "TRAIN.COMPILE True TRAIN.USE_CHECKPOINT True", "TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkp"),

@@ -9,7 +9,8 @@ from utils.errors import ConfigError
 
 from ...setup.model import deploy_model
 from ...setup.precision import Precision
-from .inference_engine import InferenceEngine
+from .cuda_graphs import CudaGraphEngine
+from .inference_engine import EXPORTING, InferenceEngine
 from .onnx_engine import OnnxruntimeEngine, to_onnx
 from .openvino_engine import OpenVinoEngine, require_native, to_openvino
 from .torch_engine import TorchEngine
@@ -23,6 +24,12 @@ def require_engine(name: str, device: torch.device, precision: Precision) -> Non
         ConfigError: a package is missing, or the engine does not compute on this device or in this precision.
     """
     if name == "torch":
+        return
+    if name == "cudagraphs":
+        if device.type != "cuda":
+            raise ConfigError(
+                f"--engine cudagraphs: is for GPUs, and the device is {device}; leave it out, or use a GPU"
+            )
         return
     if device.type != "cpu":
         raise ConfigError(
@@ -38,28 +45,29 @@ def require_engine(name: str, device: torch.device, precision: Precision) -> Non
 
 
 def open_engine(name: str, model: nn.Module, precision: Precision, size: int, fused: bool = False) -> InferenceEngine:
-    """A model in an engine. Other engines than torch get a copy, exported in memory: of a FAT the deployed form.
+    """A model in an engine. Those of `EXPORTING` get a copy, exported in memory: of a FAT the deployed form.
 
     Args:
         name: one of `ENGINES`.
         model: with its weights, on its device.
         size: px of the images' sides, which an exported model has fixed; the number of images is free.
-        fused: whether torch, too, computes the deployed form.
+        fused: whether torch, also in CUDA graphs, computes the deployed form.
 
     Raises:
         ConfigError: the engine does not take this model.
     """
-    if name == "torch":
-        return TorchEngine(model, precision, fused)
+    if name not in EXPORTING:
+        engine = TorchEngine(model, precision, fused)
+        return CudaGraphEngine(engine) if name == "cudagraphs" else engine
     # of any precision: the engine rounds, as it knows which sums need more digits
     exported = deploy_model(model, None) if isinstance(model, models.FAT) else model.eval()
     try:
         program = trace(exported, size)
         if name == "onnxruntime":
             return OnnxruntimeEngine(to_onnx(program).SerializeToString())
-        engine = OpenVinoEngine(to_openvino(program), number_format(precision))
-        engine.request((1, 3, size, size))  # or it refuses now
-        return engine
+        compiled = OpenVinoEngine(to_openvino(program), number_format(precision))
+        compiled.request((1, 3, size, size))  # or it refuses now
+        return compiled
     except ConversionError as error:
         raise ConfigError(
             f"--engine {name}: {type(model).__name__} cannot be used in it ({error}); use torch"
@@ -68,13 +76,15 @@ def open_engine(name: str, model: nn.Module, precision: Precision, size: int, fu
 
 def describe(name: str, model: nn.Module, fused: bool) -> str:
     """What computes, for the log: '' for the model as it was trained."""
-    parts = ["fused"] * is_deployed(name, model, fused) + [f"{name}, exported in memory"] * (name != "torch")
+    parts = ["fused"] * is_deployed(name, model, fused)
+    if name != "torch":
+        parts.append(f"{name}, exported in memory" if name in EXPORTING else name)
     return "".join(f" | {part}" for part in parts)
 
 
 def is_deployed(name: str, model: nn.Module, fused: bool) -> bool:
     """Whether the engine computes the deployed form, of which only FATs have one."""
-    return fused or (name != "torch" and isinstance(model, models.FAT))
+    return fused or (name in EXPORTING and isinstance(model, models.FAT))
 
 
 def number_format(precision: Precision) -> str:

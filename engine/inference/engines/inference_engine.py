@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from utils.schema import ENGINES  # noqa: F401  (their names)
+from utils.schema import ENGINES, EXPORTING  # noqa: F401  (their names)
 
 
 class InferenceEngine(nn.Module):
@@ -13,5 +13,5 @@ class InferenceEngine(nn.Module):
     precision: str  # what it computes in, for logs and results
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, classes), float32, of normalised images (B, 3, H, W), any B. Other engines than torch take images on the CPU."""
+        """Logits (B, classes), float32, of normalised images (B, 3, H, W), any B. Those of `EXPORTING` take images on the CPU."""
         raise NotImplementedError

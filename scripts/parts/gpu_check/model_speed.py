@@ -8,8 +8,12 @@ from unittest.mock import patch
 import timm
 import torch
 from timm.utils import reparameterize_model
+from torch import nn
 
 import models
+from engine.inference.engines.cuda_graphs import CudaGraphEngine
+from engine.inference.engines.torch_engine import TorchEngine
+from engine.setup.precision import NativePrecision
 from models.layers import norm
 from utils.device import choose_arithmetic
 
@@ -114,7 +118,7 @@ def inference_form(setting: Setting, name: str, form: str, images: torch.Tensor)
     if form in PEERS:
         peer = reparameterize_model(timm.create_model(form).eval()).to(images.device, BFLOAT16)
         peer = peer.to(memory_format=torch.channels_last)
-        return in_graph(call(peer, images.to(BFLOAT16), torch.float32, "NHWC"))
+        return call(in_graphs(peer, images.device), images.to(BFLOAT16), torch.float32, "NHWC")
     model = setting.new_model(name).eval().to(images.device)
     if form == "plain":
         return call(PlainFAT(model).eval().to(images.device), images, BFLOAT16)
@@ -125,8 +129,7 @@ def inference_form(setting: Setting, name: str, form: str, images: torch.Tensor)
     fused = models.fuse(model, BFLOAT16)
     if form == "fused, compiled":
         fused = compiled(fused, "default")
-    run = call(fused, images, torch.float32, "NHWC")
-    return in_graph(run) if form == "graph" else run
+    return call(in_graphs(fused, images.device) if form == "graph" else fused, images, torch.float32, "NHWC")
 
 
 def train_form(setting: Setting, name: str, form: str, images: torch.Tensor) -> Callable[[], Any]:
@@ -148,20 +151,6 @@ def without_kernel(run: Callable[[], Any]) -> Callable[[], Any]:
     return run_without
 
 
-def in_graph(run: Callable[[], Any]) -> Callable[[], Any]:
-    """The same as one CUDA graph, on the same images each time."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-
-    def replay() -> None:
-        graph.replay()
-
-    replay.reads = run  # the model and the images, which a graph does not keep
-    return replay
+def in_graphs(model: nn.Module, device: torch.device) -> nn.Module:
+    """As `--engine cudagraphs` has it, in the model's number format."""
+    return CudaGraphEngine(TorchEngine(model, NativePrecision(device, None), fused=False))
