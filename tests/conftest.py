@@ -83,6 +83,38 @@ def turn_of(file: str) -> int:
     return LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """A test that is marked `own_process` runs in a process forked for it: what OpenVINO and onnxruntime start must not be
+    there when a later test forks.
+    """
+    if not pyfuncitem.get_closest_marker("own_process"):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        outcome = ""
+        try:
+            pyfuncitem.obj(**arguments)
+        except pytest.skip.Exception as skipped:
+            outcome = f"skipped: {skipped}"
+        except BaseException:
+            outcome = traceback.format_exc()
+        with os.fdopen(writing, "w") as file:
+            file.write(outcome)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        outcome = file.read()
+    _, status = os.waitpid(pid, 0)
+    if outcome.startswith("skipped: "):
+        pytest.skip(outcome.removeprefix("skipped: "))
+    if outcome or status:
+        pytest.fail(outcome or f"the test's process ended with {os.waitstatus_to_exitcode(status)}", pytrace=False)
+    return True
+
+
 def rest(*values):
     """A case of a matrix that is tested with --all only."""
     return pytest.param(*values, marks=pytest.mark.only_all)

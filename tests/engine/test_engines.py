@@ -25,6 +25,7 @@ TWO_STAGES = {  # quicker to export
 }  # fmt: skip
 MINE = {"NAME": "mine", "FAT": TWO_STAGES}
 OTHERS = list(EXPORTING)
+pytestmark = pytest.mark.own_process
 
 
 def require(engine: str) -> None:

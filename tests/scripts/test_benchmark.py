@@ -76,6 +76,7 @@ def test_a_gpu_s_candidates_have_their_own_memory_and_their_first_call(monkeypat
     assert [each.first_seconds for each in candidates] == [51, 51]
 
 
+@pytest.mark.own_process
 def test_other_engines_take_turns_with_torch(tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(package)

@@ -518,6 +518,7 @@ def compiled_alone(path: Path, **settings):
     return lambda images: compiled({"images": images.numpy()})["logits"]
 
 
+@pytest.mark.own_process
 def test_openvino_s_form(two_stages, tmp_path, capsys):
     """float32 on every processor; any number and size of images; the file says of itself how to use it."""
     openvino = pytest.importorskip("openvino")
@@ -539,6 +540,7 @@ def test_openvino_s_form(two_stages, tmp_path, capsys):
             assert close(run(images), model(images)), shape
 
 
+@pytest.mark.own_process
 def test_openvino_in_bfloat16_says_so(two_stages, tmp_path):
     pytest.importorskip("openvino")
     if not is_native_on_cpu(torch.bfloat16):

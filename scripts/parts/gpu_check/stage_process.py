@@ -57,10 +57,11 @@ def _read(path: Path) -> Iterator[Check]:
 def _work(module: str, setting: Setting, results: Path, log: Path) -> None:
     os.setsid()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with open(log, "w") as file:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(file.fileno(), stream.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    sys.stdout = sys.stderr = open(log, "w", buffering=1)
+    for descriptor in (1, 2):  # what libraries and further processes write
+        os.dup2(sys.stdout.fileno(), descriptor)
     if setting.dry_run:
         torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves behind
