@@ -408,8 +408,11 @@ def test_a_config_is_the_paper_s(path):
 
 
 def test_all_of_the_paper_s_rows_have_a_config():
-    assert {path.stem for path in CONFIGS} >= {
-        f"{head}_fat_b{n}_1x" for head in ("retinanet", "mask_rcnn") for n in range(4)
+    assert {path.stem for path in CONFIGS} == {
+        f"{head}_fat_b{n}_{schedule}"
+        for head in ("retinanet", "mask_rcnn")
+        for n in range(4)
+        for schedule in ("1x", "3x")
     }
 
 
