@@ -54,8 +54,8 @@ def table_rows(run: Path, records: Records) -> list[tuple[str, str]]:
         sizes = Counter(
             {folder.name: sum(1 for _ in folder.iterdir()) for folder in split.iterdir() if folder.is_dir()}
         )
-        name, count = sizes.most_common(1)[0]
-        rows.append(("majority-class guess", f"{100 * count / sizes.total():.2f} % (always {name})"))
+        for name, count in sizes.most_common(1):  # none where images do not lie in folders of classes
+            rows.append(("majority-class guess", f"{100 * count / sizes.total():.2f} % (always {name})"))
     evaluation = run / EVAL
     if evaluation.is_file():
         try:
