@@ -52,6 +52,8 @@ SMALL = {
 SPREAD = {"test_checkpoint", "test_cli", "test_engine", "test_faults", "test_hostile", "test_loggers", "test_waits"}
 # What stays together and takes longest begins first, so that no process is left alone with it at the end.
 LONGEST = ["test_docs", "test_restarts", "test_evaluation_sets", "test_export", "test_finetune", "test_formats"]
+# After all others: a process in which they have run may not fork a training any more.
+LAST = ["test_engines", "test_throughput", "test_cuda_graphs"]
 
 
 def pytest_addoption(parser):
@@ -77,7 +79,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 def turn_of(file: str) -> int:
-    """Long files first, single tests last: they fill the gaps."""
+    """Long files first, single tests later: they fill the gaps."""
+    if file in LAST:
+        return len(LONGEST) + 2 + LAST.index(file)
     if file in SPREAD:
         return len(LONGEST) + 1
     return LONGEST.index(file) if file in LONGEST else len(LONGEST)
