@@ -51,9 +51,9 @@ SMALL = {
 # here stays together, so that what its tests share is made once.
 SPREAD = {"test_checkpoint", "test_cli", "test_engine", "test_faults", "test_hostile", "test_loggers", "test_waits"}
 # What stays together and takes longest begins first, so that no process is left alone with it at the end.
-LONGEST = ["test_docs", "test_restarts", "test_evaluation_sets", "test_export", "test_finetune", "test_formats"]
+LONGEST = ["test_docs", "test_restarts", "test_evaluation_sets", "test_finetune", "test_formats"]
 # After all others: a process in which they have run may not fork a training any more.
-LAST = ["test_engines", "test_throughput", "test_cuda_graphs"]
+LAST = ["test_export", "test_engines", "test_throughput", "test_cuda_graphs"]
 
 
 def pytest_addoption(parser):
