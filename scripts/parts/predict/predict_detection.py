@@ -9,19 +9,15 @@ from typing import Any, Callable, Optional, Sequence
 import numpy as np
 import torch
 
-from data.batches import Finish, Picture, collate_lists
 from data.object_masks import encode_masks
-from data.sample import Sample
 from engine.evaluation.detections import MASK_FROM
-from engine.inference.trained import Trained, load_trained
-from engine.setup.model import place
+from engine.inference.trained import Trained
 from engine.setup.precision import create_precision
-from utils.device import choose_arithmetic, select_device
-from utils.errors import ConfigError, DataError, OutputError, printable
-from utils.files import atomic_write, unwritable
+from utils.errors import ConfigError, printable
+from utils.files import atomic_write
 from utils.pictures import colour_of, draw_boxes, draw_masks, encode_jpeg
 
-from .predict_segmentation import names_of, read_picture
+from .whole_images import as_images, make_folder, open_model, pictures, require_flags
 
 OTHERS = ("csv", "sheet", "fused", "img_size")  # flags of classification
 SCORE = 0.3  # from which a detection is drawn and listed; the JSON has all
@@ -43,22 +39,20 @@ def predict(args: argparse.Namespace, paths: Sequence[str], say: Callable[[str],
         CheckpointError: the checkpoint cannot be used.
         OutputError: the folder or the file cannot be written to.
     """
-    _require_flags(args)
-    trained = load_trained(args.checkpoint, args.cfg, args.classes, args.weights)
-    device = select_device(args.device, 0)
-    choose_arithmetic(device, exact=True, deterministic=False, fixed_sizes=False)
-    place(trained.model, device, trained.cfg.TRAIN.CHANNELS_LAST)
-    folder = _folder(args.output)
+    require_flags(args, "detection", OTHERS)
+    if not args.output and not args.json:
+        raise ConfigError(
+            "--output: is not given; give a folder for pictures with boxes, or --json a file for COCO's annotations"
+        )
+    trained, device = open_model(args)
+    folder = Path(args.output) if args.output else None
+    if folder:
+        make_folder(folder)
     say(f"{args.checkpoint}: {trained.cfg.MODEL.HEAD} on {trained.cfg.MODEL.NAME}, {trained.weights} weights, {device}")
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     content["categories"] = [{"id": label, "name": name} for label, name in enumerate(trained.classes, start=1)]
-    problems = []
-    for number, (path, name) in enumerate(zip(paths, names_of(paths)), start=1):
-        try:
-            pixels = read_picture(path, trained)
-        except (DataError, OutputError) as error:
-            problems.append(str(error))
-            continue
+    problems: list[str] = []
+    for number, (path, name, pixels) in enumerate(pictures(paths, trained, problems), start=1):
         found = detections_in(trained, pixels, device, args.amp)
         height, width = pixels.shape[:2]
         content["images"].append({"id": number, "file_name": os.fspath(path), "width": width, "height": height})
@@ -73,28 +67,6 @@ def predict(args: argparse.Namespace, paths: Sequence[str], say: Callable[[str],
     return problems
 
 
-def _require_flags(args: argparse.Namespace) -> None:
-    used = next((name for name in OTHERS if getattr(args, name)), "")
-    if used or args.engine != "torch":
-        flag = f"--{(used or 'engine').replace('_', '-')}"
-        raise ConfigError(f"{flag}: is for classification, and the checkpoint is of TASK detection; leave it out")
-    if not args.output and not args.json:
-        raise ConfigError(
-            "--output: is not given; give a folder for pictures with boxes, or --json a file for COCO's annotations"
-        )
-
-
-def _folder(output: Optional[str]) -> Optional[Path]:
-    if not output:
-        return None
-    folder = Path(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    return folder
-
-
 def _write(path: Optional[str], content: dict[str, Any]) -> None:
     text = json.dumps(content) + "\n"
     if path == "-":
@@ -107,10 +79,8 @@ def _write(path: Optional[str], content: dict[str, Any]) -> None:
 @torch.inference_mode()
 def detections_in(trained: Trained, pixels: np.ndarray, device: torch.device, amp: bool = False) -> Found:
     """`boxes` (N, 4), `labels`, `scores` (N,) and, of a model that has them, `masks` (N, H, W) of a picture (H, W, 3), uint8."""
-    data = trained.cfg.DATA
-    batch = Finish(data.MEAN, data.STD, device)(collate_lists([Sample(Picture(pixels), 0)]))
     with create_precision(amp, "auto", device).autocast():
-        (found,) = trained.model(batch.images)
+        (found,) = trained.model(as_images(pixels, trained, device))
     arrays = {name: values.float().cpu().numpy() for name, values in found.items()}
     arrays["labels"] = arrays["labels"].astype(int)
     if "masks" in arrays:
