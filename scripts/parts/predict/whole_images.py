@@ -1,7 +1,6 @@
 """What the tasks share that look at images whole, each in its own size: their model, its folder, the images one by one."""
 
 import argparse
-import os
 from functools import partial
 from pathlib import Path
 from typing import Iterator, Sequence
@@ -18,6 +17,8 @@ from engine.setup.model import place
 from utils.device import choose_arithmetic, select_device
 from utils.errors import ConfigError, DataError, OutputError, printable
 from utils.files import open_regular, unwritable
+
+from ..file_names import names_of
 
 
 def require_flags(args: argparse.Namespace, task: str, others: Sequence[str]) -> None:
@@ -63,15 +64,3 @@ def as_images(pixels: np.ndarray, trained: Trained, device: torch.device) -> lis
     """A picture (H, W, 3) as the model takes it: one normalised image (3, H, W)."""
     data = trained.cfg.DATA
     return Finish(data.MEAN, data.STD, device)(collate_lists([Sample(Picture(pixels), 0)])).images
-
-
-def names_of(paths: Sequence[str]) -> list[str]:
-    """A name for the files of each image: its own without the suffix, with a number where several would have it."""
-    names: list[str] = []
-    for path in paths:
-        stem = os.path.splitext(os.path.basename(path))[0]
-        name, number = stem, 2
-        while name in names:
-            name, number = f"{stem}_{number}", number + 1
-        names.append(name)
-    return names

@@ -1,11 +1,10 @@
 """The model and the images that a picture is of, from its arguments; and where pictures go."""
 
 import argparse
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterable, Optional, Sequence
+from typing import Callable, Iterable, Optional
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from utils.files import atomic_write, unwritable
 from utils.pictures import encode_png, titled
 from utils.schema import SIDE
 
+from ..file_names import names_of
 from .panels import predict, said
 
 
@@ -227,16 +227,6 @@ def take(path: Path, name: str, trained: Trained, img_size: int) -> Shot:
             f"--img-size: {trained.cfg.MODEL.NAME} cannot take images of {img_size} px ({reason}); use another size"
         ) from error
     return Shot(path, name, picture.pixels, image, predictions)
-
-
-def names_of(paths: Sequence[Path]) -> list[str]:
-    """Images' names for file names: their own without the suffix, with a number where another one has the same."""
-    names: list[str] = []
-    for path in paths:
-        plain = re.sub(r"[^\w.-]+", "_", path.stem)[:60] or "image"
-        found = (plain if number == 1 else f"{plain}-{number}" for number in range(1, len(paths) + 1))
-        names.append(next(name for name in found if name not in names))
-    return names
 
 
 def introduce(picture: np.ndarray, shot: Shot, trained: Trained, text: str) -> np.ndarray:
