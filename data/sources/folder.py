@@ -1,7 +1,6 @@
 """Images in folders: DATA_PATH/train/<class>/*, DATA_PATH/val/<class>/*."""
 
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional
@@ -16,6 +15,7 @@ from ..class_maps import unnamed_classes
 from ..decode import decode_image
 from ..image_files import is_hidden_or_tool, is_image, left_out, notes_of
 from ..workers import reading
+from .labelled_files import LabelledFiles
 from .reading import OR_SKIP, printable, read_image
 
 
@@ -34,7 +34,7 @@ class Remedies:
 IN_A_RUN = Remedies()
 
 
-class FolderSource:
+class FolderSource(LabelledFiles):
     """One split folder; its sub-folders, sorted by name, are the classes. They hold images at any depth.
 
     Args:
@@ -89,7 +89,7 @@ class FolderSource:
         self.notes = notes_of(root, others) + unnamed
         self.root = os.fsencode(root)
         # Arrays, not a list of pairs: workers share their memory, as no reference counts in it change.
-        self.keys = np.array([os.fsencode(key) for key, _ in samples])
+        self.keys = self.paths = np.array([os.fsencode(key) for key, _ in samples])
         self.labels = np.array([label for _, label in samples])
         self.fingerprint = fingerprint(self.keys.tolist())
 
@@ -101,35 +101,11 @@ class FolderSource:
             raise DataError("DATA.DATA_PATH: is not set; give --data-path, the folder that holds train/ and val/")
         return cls(Path(data_path) / split, decode, outside_links, class_to_idx)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def key(self, index: int) -> str:
-        return os.fsdecode(self.keys[index])
-
-    def name(self, index: int) -> str:
-        return printable(self.path(index))
-
-    def read(self, index: int) -> bytes:
-        """The bytes of an image's file. Raises OSError."""
-        with open_regular(self.path(index)) as file:
-            return file.read()
-
     def load(self, index: int) -> tuple[Any, int]:
         path = self.path(index)
         self._require_inside(path)
-
-        def opened() -> BinaryIO:
-            if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
-                raise OSError("no regular file")
-            return open(path, "rb")
-
         remedy = f"replace or remove the file{self.remedies.or_skip}"
-        return read_image(self.name(index), opened, self.decode, remedy), int(self.labels[index])
-
-    def path(self, index: int) -> str:
-        """Of an image's file."""
-        return os.fsdecode(os.path.join(self.root, self.keys[index]))
+        return read_image(self.name(index), lambda: open_regular(path), self.decode, remedy), int(self.labels[index])
 
     def _class_folders(self, root: Path) -> tuple[list[str], list[str]]:
         """The folders that are classes, sorted by name, and what else is there."""

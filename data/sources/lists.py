@@ -15,7 +15,8 @@ from utils.rng import fingerprint
 from ..class_order import timm_order, torchvision_order
 from ..list_rows import JSON_LINES, WITH_HEADER, ImageList, Row, read_list
 from ..workers import reading
-from .reading import OR_SKIP, printable, read_image
+from .labelled_files import LabelledFiles
+from .reading import OR_SKIP, read_image
 
 ALL = "all"  # the split that has all images of a list
 SAME_SPLITS = {"validation": "val", "valid": "val", "dev": "val", "training": "train", "testing": "test"}
@@ -42,7 +43,7 @@ class Labels(NamedTuple):
     partial: bool = False  # whether rows of other labels are left out
 
 
-class ListSource:
+class ListSource(LabelledFiles):
     """The images of one split of a list, in its order.
 
     Args:
@@ -116,24 +117,6 @@ class ListSource:
         labels = _labels_of(training, learned, class_to_idx, class_order)
         roots = [path.parent, *([Path(data_path)] if Path(data_path).is_dir() else [])]
         return cls(images, rows, roots, labels, decode, listing.may_miss)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def key(self, index: int) -> str:
-        return os.fsdecode(self.keys[index])
-
-    def name(self, index: int) -> str:
-        return printable(self.path(index))
-
-    def path(self, index: int) -> str:
-        """Of an image's file."""
-        return os.fsdecode(os.path.join(self.root, self.paths[index]))
-
-    def read(self, index: int) -> bytes:
-        """The bytes of an image's file. Raises OSError."""
-        with open_regular(self.path(index)) as file:
-            return file.read()
 
     def load(self, index: int) -> tuple[Any, int]:
         remedy = f"replace the file, or take its line out of {self.list}{OR_SKIP}"

@@ -1,5 +1,6 @@
 """How good features are without any training: a k-nearest-neighbour vote."""
 
+from abc import ABC, abstractmethod
 from typing import Any, Callable, Sequence
 
 import torch
@@ -21,15 +22,15 @@ def require_neighbours(ks: Sequence[int], num_images: int) -> None:
         )
 
 
-class ByFeatures:
+class ByFeatures(ABC):
     """An evaluator of images' features instead of their classes."""
 
     def step(self, model: Callable[[Any], Any], batch: Examples) -> None:
         self.update(F.normalize(model(batch.images).float()), batch.targets, batch.keys)
 
+    @abstractmethod
     def update(self, features: torch.Tensor, labels: torch.Tensor, keys: Sequence[str]) -> None:
         """Adds images: features (B, D) of length 1, labels (B,)."""
-        raise NotImplementedError
 
 
 class Bank(ByFeatures):
