@@ -35,6 +35,9 @@ from cpu_seconds import CpuSeconds  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
 torch.set_num_threads(1)  # forked processes must not inherit a thread pool
+# The first backward pass decides whether processes forked from this one may have one: not after torch.export or torch.compile,
+# which make known devices that would get threads of their own.
+torch.ones(1, requires_grad=True).sum().backward()
 
 SMALL = {
     "DEVICE": "cpu",
@@ -51,9 +54,7 @@ SMALL = {
 # here stays together, so that what its tests share is made once.
 SPREAD = {"test_checkpoint", "test_cli", "test_engine", "test_faults", "test_hostile", "test_loggers", "test_waits"}
 # What stays together and takes longest begins first, so that no process is left alone with it at the end.
-LONGEST = ["test_docs", "test_restarts", "test_evaluation_sets", "test_finetune", "test_formats"]
-# After all others: a process in which they have run may not fork a training any more.
-LAST = ["test_export", "test_engines", "test_throughput", "test_cuda_graphs"]
+LONGEST = ["test_docs", "test_restarts", "test_evaluation_sets", "test_export", "test_finetune", "test_formats"]
 
 
 def pytest_addoption(parser):
@@ -80,8 +81,6 @@ def pytest_collection_modifyitems(config, items):
 
 def turn_of(file: str) -> int:
     """Long files first, single tests later: they fill the gaps."""
-    if file in LAST:
-        return len(LONGEST) + 2 + LAST.index(file)
     if file in SPREAD:
         return len(LONGEST) + 1
     return LONGEST.index(file) if file in LONGEST else len(LONGEST)

@@ -16,7 +16,6 @@ from parts.gpu_check import deployed_form, model_speed
 from parts.gpu_check.setting import Setting
 from utils.errors import ConfigError
 
-pytestmark = pytest.mark.own_process
 CPU = torch.device("cpu")
 TWO_STAGES = {
     "embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "kernel_sizes": [3, 3], "window_sizes": [4, 1], "mlp_ratios": [2, 2], "mlp_kernel_sizes": [3, 3],

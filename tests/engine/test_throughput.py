@@ -6,7 +6,6 @@ import torch
 import engine.commands.throughput as command
 from conftest import run
 
-pytestmark = pytest.mark.own_process
 GPU = torch.device("cuda", 0)
 
 
