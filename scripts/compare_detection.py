@@ -8,49 +8,31 @@ images, in the left and in the right half of the image, scored by how often the 
 
 import sys
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Optional, Sequence
 
 import numpy as np
 import torch
 
-from command_line import Parser, run_script
-from utils.errors import ConfigError
-from utils.markdown import aligned_table
+from command_line import Parser, importing, run_script
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    rows = [["model", "box AP, %", "box AP at IoU 0.5, %"]]
-    for name, figures in compared(args.checkpoint).items():
-        rows.append([name, *(f"{figures[key]:.2f}" for key in ("box_ap", "box_ap50"))])
-    print(aligned_table(rows))
-    return 0
+    with importing():  # after the flags, as it takes seconds
+        from parts.quickstart.comparison import Comparison, print_figures
 
-
-def compared(checkpoint: Path) -> dict[str, dict[str, Any]]:
-    """The figures by what has them."""
-    from engine.inference.examination import Examination
-    from engine.inference.trained import load_trained
-    from engine.tasks import create_task
-    from utils.rng import seed_all
-
-    trained, device = load_trained(checkpoint), torch.device("cpu")
-    if trained.cfg.TASK != "detection":
-        raise ConfigError(f"{checkpoint}: is of TASK {trained.cfg.TASK}; give a detector's")
-    task = create_task(trained.cfg)
-    seed_all(trained.cfg.SEED)
+    compared = Comparison(args.checkpoint, "detection")
+    task = compared.task
     models = {
-        "trained": trained.model,
-        "untrained": task.build_model(len(trained.classes)),
+        "trained": compared.trained,
+        "untrained": compared.untrained,
         "the same boxes in every image": SameBoxes(task.train_dataset().source, task.with_masks),
     }
-    images, figures = task.val_dataset(trained.classes), {}
-    for name, model in models.items():
-        examination = Examination(trained.cfg, model, device)
-        figures[name] = examination.run(examination.loader(images), task.evaluator("figures", device))
-    return figures
+    figures = {name: compared.figures_of(model)[0] for name, model in models.items()}
+    print_figures({"box_ap": "box AP, %", "box_ap50": "box AP at IoU 0.5, %"}, figures)
+    return 0
 
 
 class SameBoxes(torch.nn.Module):

@@ -7,47 +7,29 @@ All three on the validation images that the checkpoint's config names.
 
 import sys
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Optional, Sequence
 
 import numpy as np
-import torch
 
-from command_line import Parser, run_script
-from utils.errors import ConfigError
-from utils.markdown import aligned_table
+from command_line import Parser, importing, run_script
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    rows = [["model", "mIoU, %", "mAcc, %", "aAcc, %"]]
-    for name, figures in compared(args.checkpoint).items():
-        rows.append([name, *(f"{figures[key]:.2f}" for key in ("miou", "macc", "aacc"))])
-    print(aligned_table(rows))
+    with importing():  # after the flags, as it takes seconds
+        from parts.quickstart.comparison import Comparison, print_figures
+
+    compared = Comparison(args.checkpoint, "segmentation")
+    figures, evaluator = compared.figures_of(compared.trained)
+    rows = {
+        "trained": figures,
+        "untrained": compared.figures_of(compared.untrained)[0],
+        "all pixels of the most frequent class": of_one_class(evaluator.confusion.gather()),
+    }
+    print_figures({"miou": "mIoU, %", "macc": "mAcc, %", "aacc": "aAcc, %"}, rows)
     return 0
-
-
-def compared(checkpoint: Path) -> dict[str, dict[str, Any]]:
-    """The figures by what has them."""
-    from engine.inference.examination import Examination
-    from engine.inference.trained import load_trained
-    from engine.tasks import create_task
-    from utils.rng import seed_all
-
-    trained, device = load_trained(checkpoint), torch.device("cpu")
-    if trained.cfg.TASK != "segmentation":
-        raise ConfigError(f"{checkpoint}: is of TASK {trained.cfg.TASK}; give a segmentation model's")
-    task = create_task(trained.cfg)
-    seed_all(trained.cfg.SEED)
-    untrained = task.build_model(len(trained.classes))
-    images, figures = task.val_dataset(trained.classes), {}
-    for name, model in (("trained", trained.model), ("untrained", untrained)):
-        examination = Examination(trained.cfg, model, device)
-        evaluator = task.evaluator("figures", device)
-        figures[name] = examination.run(examination.loader(images), evaluator)
-    figures["all pixels of the most frequent class"] = of_one_class(evaluator.confusion.gather())
-    return figures
 
 
 def of_one_class(counts: np.ndarray) -> dict[str, float]:

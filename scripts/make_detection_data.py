@@ -9,7 +9,6 @@ photographs, which needs no network, and says little.
 """
 
 import json
-import shutil
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from command_line import Parser, importing, run_script, whole_number
-from utils.errors import ConfigError
+from parts.quickstart.new_folder import new_folder
 
 KINDS = ("animals", "food", "plants")
 SHAPES = ("disc", "square", "triangle")
@@ -131,22 +130,14 @@ def main() -> int:
     if (args.output / "annotations" / "instances_val.json").is_file():
         print(f"{args.output} is there already; nothing to do")
         return 0
-    if args.output.exists() or not args.output.name:
-        raise ConfigError(f"{args.output}: is there and is no such set; give the name of a new folder")
-    with importing("-r scripts/quickstart-requirements.txt"):
-        from sklearn.datasets import load_sample_images
-    photographs = list(load_sample_images().images)
-    things = shapes_of(photographs) if args.stand_in else photographed_things()
-    unfinished = args.output.with_name(args.output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"{args.output}: cannot be made ({error.strerror}); give another folder") from error
-    names = SHAPES if args.stand_in else KINDS
-    for split in ("train", "val"):
-        write_split(unfinished, split, getattr(args, split), things, photographs, names)
-    unfinished.rename(args.output)  # the set is there whole or not at all
+    with new_folder(args.output) as unfinished:
+        with importing("-r scripts/quickstart-requirements.txt"):
+            from sklearn.datasets import load_sample_images
+        photographs = list(load_sample_images().images)
+        things = shapes_of(photographs) if args.stand_in else photographed_things()
+        names = SHAPES if args.stand_in else KINDS
+        for split in ("train", "val"):
+            write_split(unfinished, split, getattr(args, split), things, photographs, names)
     print(f"{args.output}: {args.train} training and {args.val} validation images of {len(things)} things")
     return 0
 

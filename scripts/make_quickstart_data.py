@@ -26,6 +26,7 @@ from typing import Iterator
 from PIL import Image
 
 from command_line import Parser, importing, run_script
+from parts.quickstart.new_folder import new_folder
 from utils.errors import ConfigError, DataError
 
 EMOJI_PACKAGE = "emoji-datasource-google@16.0.0"
@@ -100,21 +101,13 @@ def main() -> int:
     if args.output.is_dir() and (args.output / "train").is_dir():
         print(f"{args.output} is there already; nothing to do")
         return 0
-    if args.output.exists() or not args.output.name:
-        raise ConfigError(f"{args.output}: is there and is no such set; give the name of a new folder")
-    unfinished = args.output.with_name(args.output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"{args.output}: cannot be made ({error.strerror}); give another folder") from error
-    count = {"train": 0, "val": 0}
-    for split, label, name, image in SETS[args.set]():
-        folder = unfinished / split / label
-        folder.mkdir(parents=True, exist_ok=True)
-        image.save(folder / name)
-        count[split] += 1
-    unfinished.rename(args.output)  # the set is there whole or not at all
+    with new_folder(args.output) as unfinished:
+        count = {"train": 0, "val": 0}
+        for split, label, name, image in SETS[args.set]():
+            folder = unfinished / split / label
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / name)
+            count[split] += 1
     print(f"{args.output}: {count['train']} training and {count['val']} validation images")
     return 0
 

@@ -8,7 +8,6 @@ are either in the training or in the validation images. With --stand-in the thin
 which needs no network, and says little.
 """
 
-import shutil
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from command_line import Parser, importing, run_script, whole_number
-from utils.errors import ConfigError
+from parts.quickstart.new_folder import new_folder
 
 KINDS = ("animals", "food", "plants")
 HEIGHT, WIDTH = 96, 128  # px of an image
@@ -119,22 +118,14 @@ def main() -> int:
     if (args.output / "classes.txt").is_file():
         print(f"{args.output} is there already; nothing to do")
         return 0
-    if args.output.exists() or not args.output.name:
-        raise ConfigError(f"{args.output}: is there and is no such set; give the name of a new folder")
-    with importing("-r scripts/quickstart-requirements.txt"):
-        from sklearn.datasets import load_sample_images
-    photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
-    things = stand_ins(photographs) if args.stand_in else photographed_things()
-    unfinished = args.output.with_name(args.output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"{args.output}: cannot be made ({error.strerror}); give another folder") from error
-    write(unfinished, things, photographs, {"train": args.train, "val": args.val})
-    names = ("disc", "square", "triangle") if args.stand_in else ("animal", "food", "plant")
-    (unfinished / "classes.txt").write_text("\n".join(("ground", *names)) + "\n")
-    unfinished.rename(args.output)  # the set is there whole or not at all
+    with new_folder(args.output) as unfinished:
+        with importing("-r scripts/quickstart-requirements.txt"):
+            from sklearn.datasets import load_sample_images
+        photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+        things = stand_ins(photographs) if args.stand_in else photographed_things()
+        write(unfinished, things, photographs, {"train": args.train, "val": args.val})
+        names = ("disc", "square", "triangle") if args.stand_in else ("animal", "food", "plant")
+        (unfinished / "classes.txt").write_text("\n".join(("ground", *names)) + "\n")
     print(f"{args.output}: {args.train} training and {args.val} validation images of {len(things)} things")
     return 0
 
