@@ -165,6 +165,7 @@ NOT_RUN = {  # command: (why, the test that has what it does)
         "test_stand_ins_make_a_whole_data_set",
     ),
     ". .venv/bin/activate": ("it changes the shell", "test_error_is_one_line_without_traceback"),
+    "python scripts/reproduce.py coco": ("a minute; a row of it is made", "test_the_table_of_coco"),
     "python scripts/reproduce.py --all": ("minutes; its targets are run", "test_all_makes_every_target"),
     f"{CLASSIFICATION} --checkpoints fat_b0=best.pth": CHECKPOINTS,
     f"{CLASSIFICATION} --checkpoints fat_b0=output/fat_b0/default/best.pth": CHECKPOINTS,
