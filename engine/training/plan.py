@@ -1,15 +1,19 @@
 """How many images make an update, how many updates an epoch."""
 
 from dataclasses import dataclass
+from typing import Optional
 
+from data.update_split import UpdateSplit
 from utils.errors import ConfigError, DataError
 
 REFERENCE_BATCH = 512  # the config's learning rates are per so many images, as in Swin and FAT
+LEAST = 2  # images of a micro-batch that BatchNorm can train on
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Sizes of one run. An update is `accumulation_steps` micro-batches of `world_size` x `batch_size` images.
+    """Sizes of one run. An update is `accumulation_steps` micro-batches of `world_size` x `batch_size` images, or what
+    `split` says, in which `batch_size` is the most that a micro-batch has.
 
     An epoch leaves out the images that fill no micro-batch; what remains after the last whole update makes a shorter
     one. With `whole_updates` it is left out too, so that any number of processes makes the same updates.
@@ -20,10 +24,11 @@ class BatchPlan:
     world_size: int
     accumulation_steps: int
     whole_updates: bool = False
+    split: Optional[UpdateSplit] = None  # of each update, with `whole_updates`
 
     @property
     def total_batch_size(self) -> int:
-        return self.batch_size * self.world_size * self.accumulation_steps
+        return self.split.total if self.split else self.batch_size * self.world_size * self.accumulation_steps
 
     @property
     def batches_per_epoch(self) -> int:
@@ -40,45 +45,57 @@ class BatchPlan:
         """Micro-batches of update `step` of an epoch; the last update may have fewer."""
         return min(self.accumulation_steps, self.batches_per_epoch - step * self.accumulation_steps)
 
+    def images_in_update(self, step: int) -> int:
+        """Images of update `step` of an epoch, of all processes."""
+        return self.split.total if self.split else self.batches_in_update(step) * self.batch_size * self.world_size
+
+    def images_in_batch(self, batch: int, rank: int) -> int:
+        """Images of a process' micro-batch of an update."""
+        return self.split.count(batch, rank) if self.split else self.batch_size
+
     def scale_lr(self, lr: float) -> float:
         """Linear scaling: `lr` per 512 images -> for this global batch."""
         return lr * self.total_batch_size / REFERENCE_BATCH
 
-
-def accumulation_for(total_batch_size: int, accumulation_steps: int, batch_size: int, world_size: int) -> int:
-    """Micro-batches per update: `accumulation_steps`, or what makes `total_batch_size` (0: not asked for).
-
-    Raises:
-        ConfigError: the total is not a multiple of a micro-batch, or the two contradict.
-    """
-    if not total_batch_size:
-        return accumulation_steps
-    micro = batch_size * world_size
-    derived, remainder = divmod(total_batch_size, micro)
-    if remainder or not derived:
-        raise ConfigError(
-            f"TRAIN.TOTAL_BATCH_SIZE is {total_batch_size}, no multiple of {world_size} processes x batch {batch_size} "
-            f"= {micro}; change DATA.BATCH_SIZE (--batch-size) or the number of processes, or set the total to 0"
+    def describe(self) -> str:
+        """The global batch and what it is made of."""
+        split = self.split
+        if split is None or split.least == split.most:
+            product = f"{self.world_size} x {self.batch_size} x {self.accumulation_steps} accumulated"
+            return f"global batch {product} = {self.total_batch_size}"
+        return (
+            f"global batch {split.total}: {self.world_size} processes x {self.accumulation_steps} accumulated of {split.least} or "
+            f"{split.most} images, which count by their number"
         )
-    if accumulation_steps not in (1, derived):
-        raise ConfigError(
-            f"TRAIN.ACCUMULATION_STEPS (--accumulation-steps) is {accumulation_steps}, but TRAIN.TOTAL_BATCH_SIZE "
-            f"{total_batch_size} needs {derived} at {world_size} processes x batch {batch_size}; set only one of them"
-        )
-    return derived
 
 
 def plan_batches(
-    num_images: int, batch_size: int, world_size: int, accumulation_steps: int, total_batch_size: int
+    num_images: int,
+    batch_size: int,
+    world_size: int,
+    accumulation_steps: int,
+    total_batch_size: int,
+    pairs: bool = False,
+    alike: bool = False,
 ) -> BatchPlan:
     """The plan of a run.
 
+    Args:
+        pairs, alike: see `split_update`.
+
     Raises:
-        ConfigError: as `accumulation_for`, or an update needs more images than there are.
+        ConfigError: as `split_update`, or an update needs more images than there are.
         DataError: fewer images than one micro-batch over all processes.
     """
-    steps = accumulation_for(total_batch_size, accumulation_steps, batch_size, world_size)
-    plan = BatchPlan(num_images, batch_size, world_size, steps, whole_updates=total_batch_size > 0)
+    if total_batch_size:
+        split = split_update(total_batch_size, accumulation_steps, batch_size, world_size, pairs, alike)
+        if num_images < total_batch_size:
+            raise ConfigError(
+                f"TRAIN.TOTAL_BATCH_SIZE: an update needs {total_batch_size} images, the data set has {num_images}; use a "
+                "smaller TRAIN.TOTAL_BATCH_SIZE"
+            )
+        return BatchPlan(num_images, split.most, world_size, split.accumulation_steps, whole_updates=True, split=split)
+    plan = BatchPlan(num_images, batch_size, world_size, accumulation_steps)
     micro = batch_size * world_size
     if num_images < micro:
         raise DataError(
@@ -86,9 +103,57 @@ def plan_batches(
             f"has {num_images}; use a smaller --batch-size"
         )
     if num_images < plan.total_batch_size:
-        key = "TRAIN.TOTAL_BATCH_SIZE" if total_batch_size else "TRAIN.ACCUMULATION_STEPS"
         raise ConfigError(
-            f"{key}: an update of {steps} micro-batches x {micro} needs {plan.total_batch_size} images, the data set has "
-            f"{num_images} ({num_images // micro} micro-batches); use a smaller {key}"
+            f"TRAIN.ACCUMULATION_STEPS: an update of {accumulation_steps} micro-batches x {micro} needs {plan.total_batch_size} "
+            f"images, the data set has {num_images} ({num_images // micro} micro-batches); use a smaller TRAIN.ACCUMULATION_STEPS"
         )
     return plan
+
+
+def split_update(
+    total_batch_size: int, accumulation_steps: int, batch_size: int, world_size: int, pairs: bool, alike: bool = False
+) -> UpdateSplit:
+    """TRAIN.TOTAL_BATCH_SIZE over these processes, in micro-batches of at most `batch_size` images.
+
+    Args:
+        accumulation_steps: must be 1, or what results.
+        pairs: images are mixed in pairs, which stay together.
+        alike: all micro-batches must have as many images, and each draws for itself: the order of the images depends on the
+            number of processes, as that of shards does.
+
+    Raises:
+        ConfigError: the total cannot be divided so.
+    """
+    key = f"TRAIN.TOTAL_BATCH_SIZE is {total_batch_size}"
+    unit = 2 if pairs else 1
+    if total_batch_size % unit:
+        raise ConfigError(f"{key}, but mixup and cutmix mix pairs; use an even one, or set AUG.MIXUP and AUG.CUTMIX to 0")
+    split = UpdateSplit(total_batch_size, batch_size, world_size, unit)
+    if split.least < LEAST:
+        raise ConfigError(
+            f"{key}, too few images for {world_size} processes, which need {LEAST * world_size}; use fewer processes, or another total"
+        )
+    if alike:
+        split = _alike(split)
+    if accumulation_steps not in (1, split.accumulation_steps):
+        raise ConfigError(
+            f"TRAIN.ACCUMULATION_STEPS (--accumulation-steps) is {accumulation_steps}, but TRAIN.TOTAL_BATCH_SIZE "
+            f"{total_batch_size} needs {split.accumulation_steps} at {world_size} processes x batch {batch_size}; set only one of them"
+        )
+    return split
+
+
+def _alike(split: UpdateSplit) -> UpdateSplit:
+    """The same update in the largest micro-batches that all have as many images, each a group of its own.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    total, world_size, unit = split.total, split.world_size, split.unit
+    for batch_size in range(split.batch_size, LEAST - 1, -1):
+        if batch_size % unit == 0 and total % (batch_size * world_size) == 0:
+            return UpdateSplit(total, batch_size, world_size, unit)
+    raise ConfigError(
+        f"TRAIN.TOTAL_BATCH_SIZE is {total}, which {world_size} processes cannot share evenly, as shards and DATA.CACHE_MODE part need; "
+        "change the number of processes, or the total"
+    )

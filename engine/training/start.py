@@ -122,8 +122,7 @@ def introduce_run(session: Session, trainer: Trainer, complexity: Complexity) ->
     train_set, val_set = trainer.data.train_loader.dataset, trainer.data.val_loader.dataset
     compilation = decide_compilation(cfg, device).reason
     log.info(
-        f"{session.placement} | {trainer.optim.precision}{f' | {compilation}' * bool(compilation)} | global batch "
-        f"{session.launch.world_size} x {plan.batch_size} x {plan.accumulation_steps} accumulated = {plan.total_batch_size} | "
+        f"{session.placement} | {trainer.optim.precision}{f' | {compilation}' * bool(compilation)} | {plan.describe()} | "
         f"lr {plan.scale_lr(cfg.TRAIN.BASE_LR):.3e}"
     )
     if cfg.DEVICE == "auto" and device.type == "cpu":
