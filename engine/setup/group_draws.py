@@ -48,7 +48,9 @@ class GroupDraws:
             number = self.repeated.get(layer, 0)
             self.repeated[layer] = number + 1
             return masks[number % len(masks)]
-        masks.append(torch.cat([self._draw(number, layer, x) for number in range(len(self.groups))], dim=1).flatten(0, 1))
+        masks.append(
+            torch.cat([self._draw(number, layer, x) for number in range(len(self.groups))], dim=1).flatten(0, 1)
+        )
         return masks[-1]
 
     def _draw(self, number: int, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -58,7 +60,9 @@ class GroupDraws:
         values = (1,) * (x.ndim - 1) if isinstance(layer, DropPath) else x.shape[1:]
         ones = x.new_ones(views * group.size, *values)
         if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-            ones = ones.to(memory_format=torch.channels_last)  # values are drawn in the order in which they lie in memory
+            ones = ones.to(
+                memory_format=torch.channels_last
+            )  # values are drawn in the order in which they lie in memory
         generator, key = default_generator(x.device), (number, x.device)
         if key not in self.generators:
             self.generators[key] = torch.Generator(x.device).manual_seed(derive_seed(*group.seed))

@@ -127,7 +127,9 @@ def split_update(
     key = f"TRAIN.TOTAL_BATCH_SIZE is {total_batch_size}"
     unit = 2 if pairs else 1
     if total_batch_size % unit:
-        raise ConfigError(f"{key}, but mixup and cutmix mix pairs; use an even one, or set AUG.MIXUP and AUG.CUTMIX to 0")
+        raise ConfigError(
+            f"{key}, but mixup and cutmix mix pairs; use an even one, or set AUG.MIXUP and AUG.CUTMIX to 0"
+        )
     split = UpdateSplit(total_batch_size, batch_size, world_size, unit)
     if split.least < LEAST:
         raise ConfigError(
