@@ -1,5 +1,6 @@
 """How many images make an update, how many updates an epoch."""
 
+import math
 from dataclasses import dataclass
 from typing import Optional
 
@@ -24,6 +25,7 @@ class BatchPlan:
     world_size: int
     accumulation_steps: int
     whole_updates: bool = False
+    lr_scaling: str = "linear"  # or 'sqrt'
     split: Optional[UpdateSplit] = None  # of each update, with `whole_updates`
 
     @property
@@ -54,7 +56,13 @@ class BatchPlan:
         return self.split.count(batch, rank) if self.split else self.batch_size
 
     def scale_lr(self, lr: float) -> float:
-        """Linear scaling: `lr` per 512 images -> for this global batch."""
+        """`lr` per 512 images -> for this global batch.
+
+        'linear': Goyal et al. 2017 (arXiv 1706.02677), which LARS keeps to; 'sqrt': with the square root of the batch, as
+        LAMB's LR grows (You et al. 2020, arXiv 1904.00962).
+        """
+        if self.lr_scaling == "sqrt":
+            return lr * math.sqrt(self.total_batch_size / REFERENCE_BATCH)
         return lr * self.total_batch_size / REFERENCE_BATCH
 
     def describe(self) -> str:
@@ -75,6 +83,7 @@ def plan_batches(
     world_size: int,
     accumulation_steps: int,
     total_batch_size: int,
+    lr_scaling: str = "linear",
     pairs: bool = False,
     alike: bool = False,
 ) -> BatchPlan:
@@ -94,8 +103,8 @@ def plan_batches(
                 f"TRAIN.TOTAL_BATCH_SIZE: an update needs {total_batch_size} images, the data set has {num_images}; use a "
                 "smaller TRAIN.TOTAL_BATCH_SIZE"
             )
-        return BatchPlan(num_images, split.most, world_size, split.accumulation_steps, whole_updates=True, split=split)
-    plan = BatchPlan(num_images, batch_size, world_size, accumulation_steps)
+        return BatchPlan(num_images, split.most, world_size, split.accumulation_steps, True, lr_scaling, split)
+    plan = BatchPlan(num_images, batch_size, world_size, accumulation_steps, lr_scaling=lr_scaling)
     micro = batch_size * world_size
     if num_images < micro:
         raise DataError(
