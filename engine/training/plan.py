@@ -71,10 +71,22 @@ class BatchPlan:
         if split is None or split.least == split.most:
             product = f"{self.world_size} x {self.batch_size} x {self.accumulation_steps} accumulated"
             return f"global batch {product} = {self.total_batch_size}"
-        return (
-            f"global batch {split.total}: {self.world_size} processes x {self.accumulation_steps} accumulated of {split.least} or "
-            f"{split.most} images, which count by their number"
+        sizes = f"{split.least} or {split.most}"
+        return f"global batch {self.world_size} x {sizes} x {self.accumulation_steps} accumulated = {split.total}"
+
+    def notes(self, batch_size: int, compiled: bool) -> list[str]:
+        """What is not as the config's `batch_size` says."""
+        split = self.split
+        if split is None or split.most == batch_size:
+            return []
+        weights = "" if split.least == split.most else "; each image counts the same in the gradient"
+        layers = (
+            "; torch.compile draws drop path and dropout anew for them" if compiled and not split.keeps_groups else ""
         )
+        return [
+            f"TRAIN.TOTAL_BATCH_SIZE {split.total} over {split.world_size} processes: micro-batches of at most {split.most} images, not "
+            f"DATA.BATCH_SIZE {batch_size}{weights}{layers}"
+        ]
 
 
 def plan_batches(

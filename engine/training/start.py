@@ -128,6 +128,8 @@ def introduce_run(session: Session, trainer: Trainer, complexity: Complexity) ->
         f"{session.placement} | {trainer.optim.precision}{f' | {compilation}' * bool(compilation)} | {plan.describe()} | "
         f"lr {plan.scale_lr(cfg.TRAIN.BASE_LR):.3e}"
     )
+    for note in plan.notes(cfg.DATA.BATCH_SIZE, compiled=bool(trainer.networks.compile_mode)):
+        log.info(note)
     if cfg.DEVICE == "auto" and device.type == "cpu":
         log.warning("no GPU found, training on the CPU")
     log.info(f"{cfg.MODEL.NAME} at {cfg.DATA.IMG_SIZE} px: {complexity}")

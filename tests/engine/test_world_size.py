@@ -170,14 +170,15 @@ def test_copies_of_an_image_are_in_different_groups():
     assert groups == [set(range(8))] * 3
 
 
-@pytest.mark.parametrize("world_size, text", [
-    (8, "global batch 8 x 128 x 1 accumulated = 1024"), (16, "global batch 16 x 64 x 1 accumulated = 1024"),
-    (12, "global batch 1024: 12 processes x 1 accumulated of 84 or 86 images, which count by their number"),
-    (3, "global batch 1024: 3 processes x 3 accumulated of 112 or 114 images, which count by their number"),
+@pytest.mark.parametrize("world_size, text, note", [
+    (8, "8 x 128 x 1", ""), (16, "16 x 64 x 1", "at most 64 images, not DATA.BATCH_SIZE 128"),
+    (12, "12 x 84 or 86 x 1", "at most 86 images, not DATA.BATCH_SIZE 128; each image counts the same in the gradient"),
+    (3, "3 x 112 or 114 x 3", "at most 114 images, not DATA.BATCH_SIZE 128; each image counts the same in the gradient"),
 ])  # fmt: skip
-def test_the_recipe_on_any_number_of_processes(world_size, text):
+def test_the_recipe_on_any_number_of_processes(world_size, text, note):
     plan = plan_batches(1281167, 128, world_size, 1, 1024, pairs=True)
-    assert plan.describe() == text
+    assert plan.describe() == f"global batch {text} accumulated = 1024"
+    assert [line.partition(": micro-batches of ")[2] for line in plan.notes(128, compiled=False)] == [note] * bool(note)
     assert (plan.updates_per_epoch, plan.total_batch_size, plan.scale_lr(5e-4)) == (1251, 1024, 1e-3)
 
 
