@@ -1,5 +1,6 @@
 """Going on: which checkpoint a run goes on from, whether it fits, and what has changed since."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping, Optional
@@ -114,10 +115,10 @@ def _fit_step(progress: Progress, before: dict[str, Any], after: dict[str, Any],
     for key in ORDER:
         if before.get(key) != after[key]:
             remedy = "Finish the epoch with the old one, or start with another --tag"
-            if key == "images" and str(before.get(key)).partition(" ")[0] == after[key].partition(" ")[0]:
+            if key == "images" and re.search(r" readers of | shares", after[key]):
                 remedy = (
-                    "The images are the same, but who reads which depends on the number of processes and more: finish the epoch with as many "
-                    "as before"
+                    "Which process reads which image depends on the number of processes: finish the epoch with as many, and the same "
+                    "DATA.NUM_WORKERS and DATA.BATCH_SIZE, or start with another --tag"
                 )
             raise ConfigError(
                 f"{path}: is from within epoch {progress.epoch}, with {key} {before.get(key)}; now it is {after[key]}. {remedy}"

@@ -65,27 +65,30 @@ class BatchPlan:
             return lr * math.sqrt(self.total_batch_size / REFERENCE_BATCH)
         return lr * self.total_batch_size / REFERENCE_BATCH
 
+    @property
+    def sizes(self) -> str:
+        """Images of a process' micro-batches."""
+        if self.split and self.split.least < self.split.most:
+            return f"{self.split.least} or {self.split.most}"
+        return str(self.batch_size)
+
     def describe(self) -> str:
         """The global batch and what it is made of."""
-        split = self.split
-        if split is None or split.least == split.most:
-            product = f"{self.world_size} x {self.batch_size} x {self.accumulation_steps} accumulated"
-            return f"global batch {product} = {self.total_batch_size}"
-        sizes = f"{split.least} or {split.most}"
-        return f"global batch {self.world_size} x {sizes} x {self.accumulation_steps} accumulated = {split.total}"
+        product = f"{self.world_size} x {self.sizes} x {self.accumulation_steps} accumulated"
+        return f"global batch {product} = {self.total_batch_size}"
 
     def notes(self, batch_size: int, compiled: bool) -> list[str]:
         """What is not as the config's `batch_size` says."""
         split = self.split
-        if split is None or split.most == batch_size:
+        if split is None or self.sizes == str(batch_size):
             return []
-        weights = "" if split.least == split.most else "; each image counts the same in the gradient"
+        weights = "; each image counts the same in the gradient" if split.least < split.most else ""
         layers = (
             "; torch.compile draws drop path and dropout anew for them" if compiled and not split.keeps_groups else ""
         )
         return [
-            f"TRAIN.TOTAL_BATCH_SIZE {split.total} over {split.world_size} processes: micro-batches of at most {split.most} images, not "
-            f"DATA.BATCH_SIZE {batch_size}{weights}{layers}"
+            f"TRAIN.TOTAL_BATCH_SIZE {split.total} over {split.world_size} processes: micro-batches of {self.sizes} images, where "
+            f"DATA.BATCH_SIZE is {batch_size}{weights}{layers}"
         ]
 
 

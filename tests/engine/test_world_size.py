@@ -171,9 +171,9 @@ def test_copies_of_an_image_are_in_different_groups():
 
 
 @pytest.mark.parametrize("world_size, text, note", [
-    (8, "8 x 128 x 1", ""), (16, "16 x 64 x 1", "at most 64 images, not DATA.BATCH_SIZE 128"),
-    (12, "12 x 84 or 86 x 1", "at most 86 images, not DATA.BATCH_SIZE 128; each image counts the same in the gradient"),
-    (3, "3 x 112 or 114 x 3", "at most 114 images, not DATA.BATCH_SIZE 128; each image counts the same in the gradient"),
+    (8, "8 x 128 x 1", ""), (16, "16 x 64 x 1", "64 images, where DATA.BATCH_SIZE is 128"),
+    (12, "12 x 84 or 86 x 1", "84 or 86 images, where DATA.BATCH_SIZE is 128; each image counts the same in the gradient"),
+    (3, "3 x 112 or 114 x 3", "112 or 114 images, where DATA.BATCH_SIZE is 128; each image counts the same in the gradient"),
 ])  # fmt: skip
 def test_the_recipe_on_any_number_of_processes(world_size, text, note):
     plan = plan_batches(1281167, 128, world_size, 1, 1024, pairs=True)
