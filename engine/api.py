@@ -105,7 +105,7 @@ def load(
         CheckpointError: the checkpoint cannot be used.
         ConfigError: the config, the classes or the device cannot; or the model gives no classes of images.
     """
-    trained = load_trained(Path(checkpoint), Path(cfg) if cfg is not None else None, classes, weights)
+    trained = load_trained(Path(checkpoint), Path(cfg) if cfg else None, classes, weights)
     if trained.cfg.TASK != "classification":
         raise ConfigError(
             str(checkpoint),

@@ -5,7 +5,7 @@ import operator
 import os
 import re
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional, Sequence
+from typing import Any, Iterable, Mapping, Optional, Sequence, Union
 
 import yaml
 from yacs.config import CfgNode
@@ -17,7 +17,7 @@ from .yaml_files import read_yaml
 
 
 def load_config(
-    path: os.PathLike,
+    path: Union[str, os.PathLike],
     opts: Sequence[str] = (),
     flags: Optional[Mapping[str, Any]] = None,
     command: str = "",
