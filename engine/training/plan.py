@@ -72,6 +72,11 @@ class BatchPlan:
             return f"{self.split.least} or {self.split.most}"
         return str(self.batch_size)
 
+    @property
+    def num_sizes(self) -> int:
+        """How many numbers of images micro-batches have."""
+        return 1 + bool(self.split and self.split.least < self.split.most)
+
     def describe(self) -> str:
         """The global batch and what it is made of."""
         product = f"{self.world_size} x {self.sizes} x {self.accumulation_steps} accumulated"

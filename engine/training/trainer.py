@@ -56,7 +56,7 @@ class Trainer:
             OutputError: a checkpoint cannot be written.
         """
         self.saver.start_clock()
-        self.networks.compile(num_sizes=len(self.data.train_loader.schedule.sizes) + 1)
+        self.networks.compile((len(self.data.train_loader.schedule.sizes) + 1) * self.data.plan.num_sizes)
         self.optim.guard.start(self.progress.left_out)
         if self.optim.guard.policy == "rollback" and not self.saver.newest():
             self.save(LAST)  # something to go back to

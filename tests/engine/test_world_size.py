@@ -16,7 +16,7 @@ from data.schedule import Schedule
 from data.update_split import UpdateSplit
 from engine.checkpoints.progress import Progress, Window
 from engine.session import Session
-from engine.setup.group_draws import draw_by_groups
+from engine.setup.group_draws import Group, draw_by_groups, drawing
 from engine.setup.precision import NativePrecision
 from engine.tasks.classification import Classification
 from engine.training.networks import Networks
@@ -28,6 +28,7 @@ from engine.training.training_data import TrainingData
 from utils.errors import ConfigError
 from utils.processes.launch import Launch
 from utils.processes.peers import Peers
+from utils.rng import derive_seed
 from utils.run_log import RunLog
 from utils.schema import DEFAULTS
 
@@ -139,6 +140,17 @@ def test_one_process_makes_the_updates_that_it_made_without_a_total():
     """To the bit: accumulation draws for each micro-batch."""
     total, accumulated = learn(plan_of(1)), learn(BatchPlan(IMAGES, 8, 1, 3))
     assert all(map(torch.equal, total[0] + total[1], accumulated[0] + accumulated[1]))
+
+
+def test_views_of_an_image_draw_as_in_one_process():
+    """AUG.SPLITS: two views of each of 8 images, of which 2 micro-batches have 4 each."""
+    layer, x = DropPath(0.5).train(), torch.ones(16, 5)
+    draw_by_groups(layer)
+    torch.manual_seed(derive_seed(1, 2))
+    whole = layer(x).view(2, 8, 5)
+    for rows in ([0, 1, 6, 7], [2, 3, 4, 5]):
+        with drawing([Group((1, 2), 8, rows)]):
+            assert torch.equal(layer(x[:8]).view(2, 4, 5), whole[:, rows])
 
 
 totals, sizes = st.integers(2, 40), st.integers(2, 9)
