@@ -38,20 +38,26 @@ from ..tasks import create_task
 from ..tasks.base import ClassTask, PerClassEvaluator, Task
 
 
-def evaluate_checkpoint(session: Session) -> None:
+def evaluate_checkpoint(session: Session) -> Optional[dict[str, Any]]:
     """Evaluates MODEL.RESUME (or MODEL.PRETRAINED) and writes into the run's folder: eval.json, of the validation images, and
     their classes' figures; with TEST.SETS instead of the latter the files of each set and a table into eval/.
+
+    Returns:
+        What eval.json says, and with TEST.SETS a summary of each as `sets`, on the process that writes them.
     """
     evaluation = open_evaluation(session)
     session.log.open()
     evaluation.introduce()
-    with stop_signals(session.peers.stop):  # an exception at any line could be lost in what ends the workers
-        results, summaries = evaluation.measure()
+    try:
+        with stop_signals(session.peers.stop):  # an exception at any line could be lost in what ends the workers
+            results, summaries = evaluation.measure()
+    finally:
+        evaluation.loader.cache_clear()  # ends the workers, which the collector of cycles could not: it ends their queues first
     if results:
         session.log.info(describe(results))
-    if session.is_first:
-        evaluation.write(results, summaries)
+    written = evaluation.write(results, summaries) if session.is_first else None
     session.log.close()
+    return written
 
 
 def open_evaluation(session: Session) -> "Evaluation":
@@ -228,9 +234,14 @@ class Evaluation:
             facts |= {"knn_temperature": cfg.TEST.KNN_TEMPERATURE, "knn_train_images": len(self.compared[0])}
         return facts
 
-    def write(self, results: dict[str, dict[str, Any]], summaries: dict[str, dict[str, Any]]) -> None:
-        """Writes eval.json and, with TEST.SETS, the table of the sets; their own files are there already."""
+    def write(self, results: dict[str, dict[str, Any]], summaries: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Writes eval.json and, with TEST.SETS, the table of the sets; their own files are there already.
+
+        Returns:
+            What eval.json says, and with TEST.SETS the summaries as `sets`.
+        """
         cfg, log, directory = self.session.cfg, self.session.log, self.session.directory
+        value: dict[str, Any] = {}
         if results:
             summary = summarize(results, self.task.primary)
             value = {
@@ -254,6 +265,8 @@ class Evaluation:
             )
             write_text(directory / "eval" / "table.md", text)
             log.info(f"wrote {directory / 'eval' / 'table.md'}\n{text.rstrip()}")
+            value = {**value, "sets": summaries}
+        return value
 
 
 def write_classes(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
