@@ -119,7 +119,8 @@ class Trainer:
         optim, plan, peers = self.optim, self.data.plan, self.session.peers
         epoch, num_batches = self.progress.epoch, plan.batches_in_update(step)
         place, compiling = f"epoch {epoch}, update {step + 1}", self.networks.compiles_next
-        optim.lr_scheduler.step_update(self.length.place(epoch, step, plan.updates_per_epoch))
+        update: Any = self.length.place(epoch, step, plan.updates_per_epoch)  # timm takes parts, which it does not say
+        optim.lr_scheduler.step_update(update)
         if [epoch, step] in self.progress.rolled_back:  # it was not finite: its images are passed over
             for _ in range(num_batches):
                 next(batches)
