@@ -104,6 +104,8 @@ MADE = [
     (r"predict\.py .*--output (\S+) photo", [r"\1/photo.png", r"\1/photo_overlay.jpg"]),
     (r"export\.py onnx --checkpoint", ["exported/*.onnx"]),
     (r"predict\.py .*--json (\S+) --sheet (\S+)", [r"\1", r"\2"]),
+    (r"predict\.py .*--embeddings (\S+)", [r"\1"]),
+    (r"visualize\.py (neighbours|map) vectors", [r"look/\1.png", r"look/\1.csv"]),
     (
         r"visualize\.py (?!mistakes)(\w+)\S* photo\.jpg",
         [r"output/fat_tiny/digits/look/*.png", "output/fat_tiny/digits/look/tensorboard/*"],
@@ -146,6 +148,7 @@ EARLIER = {
         "python main.py --cfg configs/finetune/fat_b0_classes.yaml --data-path /path/to/yours --tag shared "
         "--pretrained output/fat_b0/default/best.pth --opts DATA.VAL_SHARE 0.1"
     ),
+    " vectors.npz": "python scripts/predict.py --checkpoint output/fat_tiny/digits/best.pth datasets/digits/val --embeddings vectors.npz",
     " small.pth": "python scripts/checkpoint.py strip output/fat_tiny/digits/best.pth --output small.pth",
 }
 
