@@ -7,7 +7,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterator, NamedTuple, Optional, Sequence
+from typing import Any, BinaryIO, Callable, Iterator, Mapping, NamedTuple, Optional
 
 from utils.errors import UserError
 from utils.processes.launch import read_launch
@@ -34,18 +34,18 @@ class Shelf:
     Servers are asked for them, so that one that is missing is known before it is wanted.
 
     Args:
-        shards: in any order; what is not known of them is 0 or ''.
+        shards: by any numbers; what is not known of them is 0 or ''.
 
     Raises:
         DataError, OutputError, ConfigError: a server cannot be reached or lacks a shard; or what `ShardCache.prepare` raises.
     """
 
-    def __init__(self, shards: Sequence[RemoteShard], how: Fetching):
+    def __init__(self, shards: Mapping[int, RemoteShard], how: Fetching):
         self.how = how
         self.shards = _looked_up(shards, how.tries)
         self.cache = ShardCache(Path(how.cache), how.cache_bytes) if how.cache and shards else None
         if self.cache:
-            self.cache.prepare(self.shards)
+            self.cache.prepare(list(self.shards.values()))
 
     @contextlib.contextmanager
     def opened(self, number: int) -> Iterator[BinaryIO]:
@@ -84,16 +84,16 @@ def read_small(url: str, tries: int) -> Optional[bytes]:
         raise
 
 
-def _looked_up(shards: Sequence[RemoteShard], tries: int) -> list[RemoteShard]:
+def _looked_up(shards: Mapping[int, RemoteShard], tries: int) -> dict[int, RemoteShard]:
     """The shards with what the servers say of them.
 
     Where a list says their sizes, each process of a run asks for its share of them: they are many.
     """
-    asked = [number for number, shard in enumerate(shards) if is_http(shard.url)]
+    asked = [number for number, shard in shards.items() if is_http(shard.url)]
     if all(shards[number].size for number in asked):
         launch = read_launch(os.environ)
         asked = asked[launch.rank :: launch.world_size] or asked[:1]
-    known = list(shards)
+    known = dict(shards)
     ended = threading.Event()
     look = functools.partial(_look, tries=tries, sleep=ended.wait)
     for number in asked[:1]:  # alone, as it tells whether there is a server

@@ -75,12 +75,10 @@ class WdsSource:
         self.decode, self.wanted = decode, wanted_by(columns)
         places = [place(folder, name) for name in shards.names]
         self.shards = [shown(shard) for shard in places]
-        remote = {number: url for number, url in enumerate(places) if REMOTE.match(url)}
-        local = set(self.shards) - set(map(shown, remote.values()))
-        sizes = shards.sizes or [0] * len(places)
-        hashes = shards.sha256 or [""] * len(places)
-        self.shelf = Shelf([RemoteShard(url, sizes[n], hashes[n]) for n, url in remote.items()], fetching)
-        self.on_shelf = {number: place_there for place_there, number in enumerate(remote)}
+        sizes, hashes = shards.sizes or [0] * len(places), shards.sha256 or [""] * len(places)
+        remote = {n: RemoteShard(url, sizes[n], hashes[n]) for n, url in enumerate(places) if REMOTE.match(url)}
+        self.shelf = Shelf(remote, fetching)
+        local = {shard for number, shard in enumerate(self.shards) if number not in remote}
         _require_local(self.shards, local, shards.sizes, split)
         self.lengths = shards.lengths
         self.unusual = ""  # what is to be said of which member is the image
@@ -141,8 +139,8 @@ class WdsSource:
             raise DataError(f"{url}: holds {count} images, {INFO} says {self.lengths[shard]}; fetch or make it again")
 
     def _opened(self, shard: int) -> ContextManager[BinaryIO]:
-        if shard in self.on_shelf:
-            return self.shelf.opened(self.on_shelf[shard])
+        if shard in self.shelf.shards:
+            return self.shelf.opened(shard)
         return open(self.shards[shard], "rb")
 
     def load(self, stored: StoredImage) -> tuple[Any, int]:

@@ -6,5 +6,4 @@ from data.remote.shelf import Fetching
 
 
 def fetching_of(cfg: CfgNode) -> Fetching:
-    data = cfg.DATA
-    return Fetching(data.SHARD_TRIES, data.SHARD_CACHE, int(data.SHARD_CACHE_GB * 1e9))
+    return Fetching(cfg.DATA.SHARD_TRIES, cfg.DATA.SHARD_CACHE, int(cfg.DATA.SHARD_CACHE_GB * 1e9))
