@@ -75,6 +75,8 @@ conflict(TRAINING, lambda c: c.TRAIN.COMPILE is True and c.TRAIN.USE_CHECKPOINT,
 conflict(TRAINING, lambda c: c.TRAIN.WARMUP_EPOCHS >= c.TRAIN.EPOCHS,
     "TRAIN.WARMUP_EPOCHS is {c.TRAIN.WARMUP_EPOCHS}, TRAIN.EPOCHS {c.TRAIN.EPOCHS}; the warmup must be shorter than "
     "the run")
+conflict(TRAINING, lambda c: c.TRAIN.MAX_HOURS and c.TRAIN.IMG_SIZES,
+    "TRAIN.MAX_HOURS takes an epoch's time for that of the others, but TRAIN.IMG_SIZES changes it; leave one of them out")
 conflict(TRAINING, lambda c: c.TRAIN.WARMUP_UPDATES and c.TRAIN.WARMUP_EPOCHS,
     "TRAIN.WARMUP_UPDATES is {c.TRAIN.WARMUP_UPDATES}, TRAIN.WARMUP_EPOCHS {c.TRAIN.WARMUP_EPOCHS}; set one of them to 0")
 conflict(TRAINING, lambda c: (c.TRAIN.LR_SCHEDULER.NAME == "multistep") != bool(c.TRAIN.LR_SCHEDULER.MILESTONES),

@@ -255,6 +255,9 @@ key("MODEL.FAT.ffn", "conv", ANY, MODEL, "conv (ConvFFN), or mlp: without its co
 key("MODEL.FAT.distilled", False, ANY, MODEL, "a second head, which DISTILL's teacher trains")
 
 key("TRAIN.EPOCHS", 300, POSITIVE, RECIPE, "passes over the training images")
+key("TRAIN.PATIENCE", 0, NOT_NEGATIVE, RECIPE, "epochs without a better BEST_METRIC after which the run ends; 0: it does not")
+key("TRAIN.MAX_HOURS", 0.0, NOT_NEGATIVE, RECIPE,
+    "time for training and evaluation, of all starts: EPOCHS become as many as fit, and the schedule ends with them; 0: any")
 key("TRAIN.WARMUP_EPOCHS", 20, NOT_NEGATIVE, RECIPE, "epochs in which the LR rises from WARMUP_LR")
 key("TRAIN.WARMUP_UPDATES", 0, NOT_NEGATIVE, RECIPE, "the same in updates, with WARMUP_EPOCHS 0; 0: not used")
 key("TRAIN.BASE_LR", 5e-4, POSITIVE, RECIPE, "this LR and the next two are per 512 images of the global batch")

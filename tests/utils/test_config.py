@@ -291,6 +291,7 @@ CASES = [
     ("train", "TRAIN.COMPILE True TRAIN.USE_CHECKPOINT True", "TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkp"),
     ("train", "TRAIN.WARMUP_EPOCHS 5 TRAIN.EPOCHS 5", "TRAIN.WARMUP_EPOCHS is 5, TRAIN.EPOCHS 5; the warmup must be shorter"),
     ("check", "TRAIN.WARMUP_EPOCHS 6 TRAIN.EPOCHS 5", "TRAIN.WARMUP_EPOCHS is 6, TRAIN.EPOCHS 5; the warmup must be shorter"),
+    ("train", "TRAIN.MAX_HOURS 2.0 TRAIN.IMG_SIZES [[0,96],[100,160]]", "TRAIN.MAX_HOURS takes an epoch's time for that of the"),
     ("train", "DISTILL.WEIGHTS x.pth", "DISTILL.WEIGHTS are given, but no DISTILL.TEACHER, timm's name of the model; add it"),
     ("train", "AUG.SPLITS 3", "AUG.SPLITS is 3, whose loss compares views of one image, which mixup and cutmix would mix"),
     ("train", f"{UNMIXED} AUG.CUTMIX_MINMAX [0.2,0.8] AUG.SPLITS 2", "AUG.SPLITS is 2, whose loss compares views"),
