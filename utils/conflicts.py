@@ -119,6 +119,8 @@ conflict(READING, lambda c: c.DATA.CLASS_MAP and format_of(c) in FORMATS_WITH_OW
     "DATA.CLASS_MAP: the classes of {c.DATA.DATASET} are fixed; leave it out")
 conflict(READING, lambda c: c.DATA.LIST and format_of(c) != LIST,
     "DATA.LIST is read by DATA.DATASET list, which is {c.DATA.DATASET}; set it to list, or leave the key out")
+conflict(READING, lambda c: c.DATA.SHARD_CACHE and format_of(c) != "wds",
+    "DATA.SHARD_CACHE keeps the shards of DATA.DATASET wds, which is {c.DATA.DATASET}; leave it out, or correct that")
 conflict(READING, lambda c: c.DATA.VAL_SHARE and format_of(c) not in BY_INDEX,
     "DATA.VAL_SHARE takes images by their files, which DATA.DATASET {c.DATA.DATASET} does not have one by one; leave it out")
 conflict(READING, lambda c: c.DATA.VAL_SHARE and c.TASK in ("segmentation", "detection"),

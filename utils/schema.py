@@ -201,6 +201,9 @@ key("DATA.CACHE_MODE", "no", one_of("no", "full", "part"), NUMERICS,
 key("DATA.SHUFFLE_BUFFER", 1000, POSITIVE, RECIPE, "wds: images among which a loading process chooses the next one")
 key("DATA.SAMPLING", "", SAMPLING, RECIPE,
     "balanced: an epoch of as many images as ever has each class equally often; empty: each image once")
+key("DATA.SHARD_TRIES", 8, POSITIVE, SPEED, "wds: times that a shard elsewhere is asked for; the waits between them double")
+key("DATA.SHARD_CACHE", "", PATH, SPEED, "wds: folder that keeps such shards, for all processes of the machine; empty: none")
+key("DATA.SHARD_CACHE_GB", 100.0, POSITIVE, SPEED, "its size at most; the shards that were read longest ago make room")
 key("DATA.CLASS_MAP", "", PATH, IMAGES,
     "labels of the classes: a text file with a name per line, or imagenet-22k, -12k, -21k-goog ...; empty: see CLASS_ORDER")
 key("DATA.CLASS_ORDER", "torchvision", one_of("torchvision", "timm"), IMAGES,

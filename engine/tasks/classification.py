@@ -25,6 +25,7 @@ from utils.pictures import montage
 from utils.schema import VALIDATION
 
 from ..evaluation.evaluators import ClassEvaluator, ClosingClassEvaluator
+from ..setup.fetching import fetching_of
 from ..setup.model import PooledFeatures, create_model
 from .base import Decode, Purpose
 from .criterion import create_criterion
@@ -159,6 +160,7 @@ class Classification:
             columns=cfg.DATA.COLUMNS,
             class_order=cfg.DATA.CLASS_ORDER,
             listing=self._listing(),
+            fetching=fetching_of(cfg),
             timeout=cfg.DATA.TIMEOUT,
         )
 

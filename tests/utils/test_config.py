@@ -314,6 +314,7 @@ CASES = [
     ("eval", f"{WEIGHTS} DATA.ZIP_MODE True DATA.DATASET tar/x", "DATA.ZIP_MODE (--zip) contradicts DATA.DATASET tar/x"),
     ("train", "DATA.DATASET synthetic DATA.CLASS_MAP imagenet-1k", "DATA.CLASS_MAP: the classes of synthetic are fixed;"),
     ("eval", f"{WEIGHTS} DATA.LIST labels.csv", "DATA.LIST is read by DATA.DATASET list, which is imagenet; set it to list"),
+    ("eval", f"{WEIGHTS} DATA.SHARD_CACHE shards DATA.DATASET zip", "DATA.SHARD_CACHE keeps the shards of DATA.DATASET wds, which is zip"),
     ("eval", f"{WEIGHTS} DATA.VAL_SHARE 0.1 DATA.DATASET wds", "DATA.VAL_SHARE takes images by their files, which DATA.DATASET wds"),
     ("eval", f"{WEIGHTS} DATA.VAL_SHARE 0.1 TASK segmentation", "DATA.VAL_SHARE takes images by their classes, which TASK"),
     ("eval", f"{WEIGHTS} DATA.VAL_SHARE 0.1 DATA.VAL_SPLIT test", "DATA.VAL_SHARE takes the validation images from DATA.TRAIN_SPLIT"),
