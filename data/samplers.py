@@ -2,11 +2,13 @@
 
 from typing import Iterator, Optional, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 from utils.rng import derive_seed
 
+from .class_balance import balanced_order
 from .dataset import SeededIndex
 from .schedule import Schedule
 
@@ -31,16 +33,24 @@ class TrainBatchSampler(Sampler):
         num_images: images in the data set.
         schedule: of this process.
         groups: of each image, such as whether it is wide or high; None: all are one. Not with `shares` or `repeats`.
+        labels: of each image (N,): an epoch is drawn so that all classes are as frequent, see `balanced_order`; None: it is a
+            permutation. Not with `shares`, `repeats` or `groups`.
         shares: process r has the images r, r + world_size, ... alone (see `data.cache`), not any of all.
     """
 
     def __init__(
-        self, num_images: int, schedule: Schedule, shares: bool = False, groups: Optional[Sequence[int]] = None
+        self,
+        num_images: int,
+        schedule: Schedule,
+        shares: bool = False,
+        groups: Optional[Sequence[int]] = None,
+        labels: Optional[np.ndarray] = None,
     ):
         self.num_images = num_images
         self.schedule = schedule
         self.shares = shares
         self.groups = groups
+        self.labels = None if labels is None else torch.as_tensor(labels)
         self.epoch = 0
         self.first_batch = 0
 
@@ -50,9 +60,11 @@ class TrainBatchSampler(Sampler):
         self.first_batch = first_batch
 
     def order(self, epoch: int) -> list[int]:
-        """The permutation of all images that an epoch is."""
+        """The permutation of all images that an epoch is, or what is drawn of them."""
         schedule = self.schedule
         generator = torch.Generator().manual_seed(derive_seed(schedule.seed, epoch))
+        if self.labels is not None:
+            return balanced_order(self.labels, generator).tolist()
         order = torch.randperm(self.num_images, generator=generator)
         if self.shares:
             each = schedule.num_batches * schedule.batch_size
@@ -71,10 +83,13 @@ class TrainBatchSampler(Sampler):
         size = self.schedule.size_at(epoch)
         positions = self._positions(batch, rank)
         if repeats == 1:
-            images = [order[position] for position in positions]
-            return [SeededIndex(index, derive_seed(seed, epoch, index), size) for index in images]
-        places = [(order[position // repeats], position % repeats) for position in positions]
-        return [SeededIndex(index, derive_seed(seed, epoch, index, copy), size) for index, copy in places]
+            images = [(order[position], position) for position in positions]
+            if self.labels is None:
+                return [SeededIndex(index, derive_seed(seed, epoch, index), size) for index, _ in images]
+            # an image may stand in an epoch more than once, each time with another augmentation
+            return [SeededIndex(index, derive_seed(seed, epoch, index, place), size) for index, place in images]
+        copies = [(order[position // repeats], position % repeats) for position in positions]
+        return [SeededIndex(index, derive_seed(seed, epoch, index, copy), size) for index, copy in copies]
 
     def _positions(self, batch: int, rank: int) -> Sequence[int]:
         """What a process' micro-batch takes of the epoch's order."""

@@ -20,9 +20,9 @@ class Schedule:
     seed: int  # of orders and augmentations
     repeats: int = 1  # how often an image stands in an epoch, each time with another augmentation
     sizes: Sequence[tuple[int, int]] = ()  # (epoch, size) of images, each from its epoch on; none: the data set's own
-    split: Optional[UpdateSplit] = (
-        None  # of each update; None: micro-batches of `batch_size` images, whatever an update is
-    )
+    balanced: bool = False  # whether all classes are as frequent, see `data.class_balance`
+    # of each update; None: micro-batches of `batch_size` images, whatever an update is
+    split: Optional[UpdateSplit] = None
 
     def size_at(self, epoch: int) -> int:
         """Of an epoch's images; 0: the data set's own."""

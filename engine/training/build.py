@@ -50,6 +50,7 @@ from .observers import CompileTime, TrainBatchPicture
 from .optim import LearningRate, Optimisation, create_lr_scheduler, create_optimizer
 from .plan import BatchPlan, plan_batches, split_update
 from .recorder import Recorder
+from .run_length import RunLength
 from .saver import Saver
 from .trainer import Trainer
 from .training_data import TrainingData
@@ -93,7 +94,7 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
         recorder=build_recorder(session, data, progress, str(optim.precision)),
         saver=build_saver(session, data, networks, optim, progress),
         observers=[TrainBatchPicture(), *([CompileTime()] if compile_mode else []), *session.observers],
-        epochs=cfg.TRAIN.EPOCHS,
+        length=length_of(cfg, progress, keeps_time=session.is_first),
         seed=cfg.SEED,
     )
     return trainer, complexity, notes
@@ -110,8 +111,10 @@ def build_data(session: Session, task: Task) -> TrainingData:
     alike = order_is_of_processes(train_set, cfg.DATA.CACHE_MODE)
     plan = plan_batches(len(train_set), **update_of(session), lr_scaling=cfg.TRAIN.LR_SCALING, alike=alike)
     place: dict[str, Any] = dict(rank=launch.rank, world_size=launch.world_size)
-    changing: dict[str, Any] = dict(repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES, split=plan.split)
-    schedule = Schedule(plan.batches_per_epoch, plan.batch_size, seed=cfg.SEED, **place, **changing)
+    changing: dict[str, Any] = dict(
+        repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES, balanced=bool(cfg.DATA.SAMPLING)
+    )
+    schedule = Schedule(plan.batches_per_epoch, plan.batch_size, seed=cfg.SEED, split=plan.split, **place, **changing)
     how = loading(cfg, session.device)
     train_batches = train_loader(train_set, schedule, how, cfg.DATA.SHUFFLE_BUFFER, cfg.DATA.CACHE_MODE)
     require_same_images(session.peers, train_batches.order, val_set.source.fingerprint)
@@ -235,6 +238,10 @@ def build_optimisation(session: Session, model: torch.nn.Module, plan: BatchPlan
 
 
 # State and records
+
+
+def length_of(cfg: CfgNode, progress: Progress, keeps_time: bool = True) -> RunLength:
+    return RunLength(cfg.TRAIN.EPOCHS, cfg.TRAIN.PATIENCE, cfg.TRAIN.MAX_HOURS, progress, keeps_time)
 
 
 def build_saver(
