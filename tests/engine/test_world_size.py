@@ -23,6 +23,7 @@ from engine.training.networks import Networks
 from engine.training.nonfinite import FiniteGuard
 from engine.training.optim import LearningRate, Optimisation, create_lr_scheduler
 from engine.training.plan import BatchPlan, plan_batches
+from engine.training.run_length import RunLength
 from engine.training.trainer import Trainer
 from engine.training.training_data import TrainingData
 from utils.errors import ConfigError
@@ -73,13 +74,13 @@ def trainer_of(rank: int, plan: BatchPlan, model: nn.Module, task: Classificatio
     """One rank's part of a run. No other processes are there: it learns from its own gradient."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     lr_scheduler = create_lr_scheduler(optimizer, LearningRate("step", 10, decay_epochs=100), plan.updates_per_epoch)
-    launch = Launch(rank, plan.world_size)
+    launch, progress = Launch(rank, plan.world_size), Progress(epoch=1)
     precision = NativePrecision(CPU, None)
     guard = FiniteGuard("raise", False, model, CPU)
     return Trainer(
         Session(None, launch, CPU, Peers(launch), None, RunLog(None, enabled=False)), task,
         TrainingData(None, None, plan, []), Networks(model, model), Optimisation(optimizer, lr_scheduler, precision, guard, 0.0),
-        Progress(epoch=1), None, None, [], epochs=10, seed=SEED,
+        progress, None, None, [], RunLength(10, 0, 0.0, progress), seed=SEED,
     )  # fmt: skip
 
 
