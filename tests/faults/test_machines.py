@@ -5,6 +5,7 @@ import re
 import time
 
 import pytest
+import torch
 
 from conftest import Job, with_smallest_model
 from engine.tasks.classification import Classification
@@ -13,6 +14,7 @@ from engine.training.slow_rank import SPAN, SlowRank, Spent, describe_slowest
 from utils.processes import machines, members
 from utils.processes.machines import clock_skew, describe_machines
 from utils.processes.members import Member
+from utils.stopwatch import Stopwatch
 
 FACTS = {"torch": "2.15.0", "config": "c0ffee", "code": "f00d"}
 
@@ -56,6 +58,33 @@ def test_a_slow_process_is_named_once_in_an_epoch_and_after_some_time(monkeypatc
     assert [bool(slow.add(rows[0], 5)) for _ in range(6)] == [False, True, False, False, False, False]
     slow.start_epoch()
     assert [bool(slow.add(rows[0], 5)) for _ in range(3)] == [False, True, False]
+
+
+def test_a_gpu_s_seconds_are_those_between_its_events(monkeypatch):
+    """A stand-in for events: each is a place in the GPU's time, which runs on as it works."""
+
+    class Event:
+        now = 0.0  # ms
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = Event.now
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, other):
+            return other.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    stopwatch = Stopwatch(torch.device("cuda"))
+    for milliseconds in (200, 300):
+        with stopwatch.running():
+            Event.now += milliseconds
+        Event.now += 1000  # of the backward pass
+    assert stopwatch.seconds() == 0.5
 
 
 def values_of(rows):

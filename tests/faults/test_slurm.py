@@ -26,11 +26,11 @@ def path(write_config):
 
 
 class Submitted:
-    """A job by sbatch."""
+    """A job by sbatch, or the one with this number, and its log."""
 
-    def __init__(self, cluster, log: Path, *argv):
+    def __init__(self, cluster, log: Path, *argv, number: str = ""):
         self.cluster, self.log = cluster, log
-        self.number = self.ask("sbatch", "--parsable", f"--output={log}", *SMALL, *argv).strip()
+        self.number = number or self.ask("sbatch", "--parsable", f"--output={log}", *SMALL, *argv).strip()
 
     def ask(self, *command) -> str:
         ended = subprocess.run([*map(str, command)], cwd=ROOT, env=self.cluster, capture_output=True, text=True)
@@ -69,3 +69,30 @@ def test_a_job_saves_at_a_signal_and_is_put_back_into_the_queue(cluster, path, t
     assert f"job {job.number}: stopped by a signal" in text and "put back into the queue" in text, text
     assert f"last.pth: {saved}" in text and "finished: best " in text, text
     assert load(tmp_path / "output/fat_tiny/job/last.pth")["progress"]["epoch"] == 3
+
+
+@pytest.mark.only_all
+def test_submitit_puts_a_job_back_into_the_queue(cluster, path, tmp_path):
+    pytest.importorskip("submitit", reason="needs submitit (tests/requirements.txt)")
+    flags = [
+        "--cluster",
+        "slurm",
+        "--folder",
+        tmp_path / "jobs",
+        "--nodes",
+        2,
+        "--gpus-per-node",
+        1,
+        "--cpus-per-task",
+        1,
+    ]
+    argv = [sys.executable, "scripts/submit.py", *flags, "--", "--cfg", path, "--tag", "job"]
+    said = subprocess.run([*map(str, argv)], cwd=ROOT, env=cluster, capture_output=True, text=True)
+    number, log = re.fullmatch(r"job (\d+): log in (\S+)\n", said.stdout).groups()
+    job = Submitted(cluster, Path(log), number=number)
+    job.until(lambda: "epoch 0 [2/" in job.text())
+    job.ask("scancel", "--signal=USR2", number)
+    job.until(lambda: job.state() == "COMPLETED")
+    assert job.text().count("| 2 processes |") == 2, job.text()
+    (saved,) = re.findall(r"warning: stopped by SIGUSR1: saved at (epoch \d, update \d)", job.text())
+    assert f"last.pth: {saved}" in job.text() and "finished: best " in job.text()

@@ -1,6 +1,5 @@
 """scripts/train_nodes.sh: torchrun on several machines, each a host in a network namespace."""
 
-import functools
 import os
 import subprocess
 import sys
