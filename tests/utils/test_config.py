@@ -53,6 +53,15 @@ def test_the_same_recipe_on_fewer_gpus(world_size, steps):
     assert (plan.updates_per_epoch, plan.batches_per_epoch) == (1251, 1251 * steps)
 
 
+def test_the_lr_of_large_batches():
+    """LAMB's grows with the square root of the batch, LARS's with the batch."""
+    for name, at_2048, at_8192 in [("lamb", 4e-3, 8e-3), ("lars", 2.0, 8.0)]:
+        cfg = load_config(ROOT / f"configs/large_batch/fat_b0_{name}.yaml")
+        assert (cfg.TRAIN.OPTIMIZER.NAME, cfg.MODEL.NAME, cfg.REPRODUCES) == (name, "fat_b0", "")
+        plans = [plan_batches(1281167, 128, 16, 1, total, cfg.TRAIN.LR_SCALING) for total in (2048, 8192)]
+        assert [plan.scale_lr(cfg.TRAIN.BASE_LR) for plan in plans] == pytest.approx([at_2048, at_8192])
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_released_yaml_loads_unchanged(write, name):
     released = json.loads((ROOT / "tests/models/released_parity.json").read_text())["models"][name]["config"]
@@ -282,6 +291,11 @@ CASES = [
     ("train", "TRAIN.COMPILE True TRAIN.USE_CHECKPOINT True", "TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkp"),
     ("train", "TRAIN.WARMUP_EPOCHS 5 TRAIN.EPOCHS 5", "TRAIN.WARMUP_EPOCHS is 5, TRAIN.EPOCHS 5; the warmup must be shorter"),
     ("check", "TRAIN.WARMUP_EPOCHS 6 TRAIN.EPOCHS 5", "TRAIN.WARMUP_EPOCHS is 6, TRAIN.EPOCHS 5; the warmup must be shorter"),
+    ("train", "DATA.SAMPLING balanced AUG.REPEATS 3", "DATA.SAMPLING balanced contradicts AUG.REPEATS above 1 and DATA.CACHE_MODE"),
+    ("train", "DATA.SAMPLING balanced TRAIN.CLASS_WEIGHTS effective", "DATA.SAMPLING balanced makes all classes as frequent, which"),
+    ("check", "TRAIN.LOGIT_ADJUSTMENT 1.0 TRAIN.LOSS bce", "TRAIN.CLASS_WEIGHTS and TRAIN.LOGIT_ADJUSTMENT are of the cross-entropy, but"),
+    ("train", "TASK segmentation DATA.SAMPLING balanced", "TRAIN.CLASS_WEIGHTS, TRAIN.LOGIT_ADJUSTMENT and DATA.SAMPLING are about an"),
+    ("train", "TRAIN.MAX_HOURS 2.0 TRAIN.IMG_SIZES [[0,96],[100,160]]", "TRAIN.MAX_HOURS takes an epoch's time for that of the"),
     ("train", "DISTILL.WEIGHTS x.pth", "DISTILL.WEIGHTS are given, but no DISTILL.TEACHER, timm's name of the model; add it"),
     ("train", "AUG.SPLITS 3", "AUG.SPLITS is 3, whose loss compares views of one image, which mixup and cutmix would mix"),
     ("train", f"{UNMIXED} AUG.CUTMIX_MINMAX [0.2,0.8] AUG.SPLITS 2", "AUG.SPLITS is 2, whose loss compares views"),
@@ -300,6 +314,7 @@ CASES = [
     ("eval", f"{WEIGHTS} DATA.ZIP_MODE True DATA.DATASET tar/x", "DATA.ZIP_MODE (--zip) contradicts DATA.DATASET tar/x"),
     ("train", "DATA.DATASET synthetic DATA.CLASS_MAP imagenet-1k", "DATA.CLASS_MAP: the classes of synthetic are fixed;"),
     ("eval", f"{WEIGHTS} DATA.LIST labels.csv", "DATA.LIST is read by DATA.DATASET list, which is imagenet; set it to list"),
+    ("eval", f"{WEIGHTS} DATA.SHARD_CACHE shards DATA.DATASET zip", "DATA.SHARD_CACHE keeps the shards of DATA.DATASET wds, which is zip"),
     ("eval", f"{WEIGHTS} DATA.VAL_SHARE 0.1 DATA.DATASET wds", "DATA.VAL_SHARE takes images by their files, which DATA.DATASET wds"),
     ("eval", f"{WEIGHTS} DATA.VAL_SHARE 0.1 TASK segmentation", "DATA.VAL_SHARE takes images by their classes, which TASK"),
     ("eval", f"{WEIGHTS} DATA.VAL_SHARE 0.1 DATA.VAL_SPLIT test", "DATA.VAL_SHARE takes the validation images from DATA.TRAIN_SPLIT"),
