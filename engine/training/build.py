@@ -116,7 +116,7 @@ def build_data(session: Session, task: Task, batch_size: int) -> TrainingData:
         cfg.TRAIN.LR_SCALING,
     )
     placing: dict[str, Any] = dict(batch_size=batch_size, rank=launch.rank, world_size=launch.world_size)
-    changing = dict(repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES)
+    changing = dict(repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES, balanced=bool(cfg.DATA.SAMPLING))
     schedule = Schedule(num_batches=plan.batches_per_epoch, seed=cfg.SEED, **placing, **changing)
     how = loading(cfg, session.device)
     train_batches = train_loader(train_set, schedule, how, cfg.DATA.SHUFFLE_BUFFER, cfg.DATA.CACHE_MODE)
