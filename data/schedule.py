@@ -31,4 +31,4 @@ class Schedule:
     @property
     def together(self) -> int:
         """Images in a row that a micro-batch takes; not a matter of the number of processes where there is a `split`."""
-        return self.split.batch_size if self.split else self.batch_size
+        return (self.split.group_size or self.split.batch_size) if self.split else self.batch_size

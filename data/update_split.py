@@ -20,8 +20,9 @@ class Part(NamedTuple):
 class UpdateSplit:
     """An update's images in groups, which draw together, and in micro-batches, which are computed together.
 
-    Groups depend on the update and `batch_size` alone: they are the micro-batches of a single process. One share of mixup is
-    drawn for a group, and image i of n is mixed with image n - 1 - i. So an update is the same for any number of processes.
+    Groups depend on the update and `group_size` alone; of `batch_size` images they are the micro-batches of a single process. One
+    share of mixup is drawn for a group, and image i of n is mixed with image n - 1 - i. So an update is the same for any number
+    of processes.
     Micro-batches have as few images as `accumulation_steps` allow, all of them the same number, or `unit` more. Where they are
     not whole groups, pairs of images that are mixed with each other stay together.
 
@@ -32,6 +33,7 @@ class UpdateSplit:
     batch_size: int  # the most images of a micro-batch, at least `unit`
     world_size: int
     unit: int = 1  # 2: images are mixed in pairs; 1: they are not
+    group_size: int = 0  # the most images of a group, at least `unit`; 0: `batch_size`
 
     @property
     def units(self) -> int:
@@ -44,7 +46,7 @@ class UpdateSplit:
 
     @property
     def num_groups(self) -> int:
-        return -(-self.units // self.units_of_batch)
+        return -(-self.units // ((self.group_size or self.batch_size) // self.unit))
 
     @property
     def accumulation_steps(self) -> int:

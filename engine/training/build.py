@@ -1,5 +1,6 @@
 """A training run from its config: data, model, optimizer, schedule and state, each given the values that it uses."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional, cast
 
@@ -10,7 +11,7 @@ from yacs.config import CfgNode
 
 from data.loader import eval_loader, order_is_of_processes, train_loader
 from data.schedule import Schedule
-from utils.config import to_dict
+from utils.config import batch_size_of, to_dict
 from utils.conflicts import mixes
 from utils.errors import ConfigError
 from utils.macs import Complexity
@@ -18,6 +19,7 @@ from utils.processes.launch import available_cores
 from utils.processes.sameness import require_same_images
 from utils.provenance import commit
 from utils.rng import seed_all
+from utils.schema import AUTO
 
 from ..checkpoints.download import local_file
 from ..checkpoints.file import open_checkpoint
@@ -42,26 +44,29 @@ from ..tasks.distill import (
     pretrained_teacher,
     trained_teacher,
 )
+from .delays import Delays
 from .freeze import freeze
 from .model_ema import WeightAverage
 from .networks import Networks
 from .nonfinite import FiniteGuard
 from .observers import CompileTime, TrainBatchPicture
 from .optim import LearningRate, Optimisation, create_lr_scheduler, create_optimizer
-from .plan import BatchPlan, plan_batches, split_update
+from .plan import BatchPlan, Sharing, plan_batches, split_update
 from .recorder import Recorder
 from .run_length import RunLength
 from .saver import Saver
+from .slow_rank import SlowRank
 from .trainer import Trainer
 from .training_data import TrainingData
 from .waits import Waits
 
 
-def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexity, list[str]]:
+def build_trainer(session: Session, pretrained: str, batch_size: int) -> tuple[Trainer, Complexity, list[str]]:
     """Everything that a training run consists of, at its beginning. Writes nothing.
 
     Args:
         pretrained: weights to start from, '' for none.
+        batch_size: DATA.BATCH_SIZE, or what `auto` stands for.
 
     Returns:
         The trainer, the model's size, and what to say of the weights it started from, by lines.
@@ -71,9 +76,9 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
     """
     cfg = session.cfg
     if cfg.TRAIN.TOTAL_BATCH_SIZE:
-        split_update(**update_of(session))  # refuses before the data set is read
+        split_update(**update_of(session, batch_size))  # refuses before the data set is read
     task = create_task(cfg)
-    data = build_data(session, task)
+    data = build_data(session, task, batch_size)
     distillation = build_distillation(session, data.classes)
     task.prepare_training(len(data.classes), distillation)
     model, complexity, notes = build_model(session, task, len(data.classes), bool(distillation), pretrained)
@@ -103,13 +108,14 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
 # Data
 
 
-def build_data(session: Session, task: Task) -> TrainingData:
+def build_data(session: Session, task: Task, batch_size: int) -> TrainingData:
     cfg, launch = session.cfg, session.launch
     train_set = task.train_dataset()
     classes = list(train_set.classes)
     val_set = task.val_dataset(classes)
-    alike = order_is_of_processes(train_set, cfg.DATA.CACHE_MODE)
-    plan = plan_batches(len(train_set), **update_of(session), lr_scaling=cfg.TRAIN.LR_SCALING, alike=alike)
+    update = update_of(session, batch_size)
+    update["sharing"] = replace(update["sharing"], alike=order_is_of_processes(train_set, cfg.DATA.CACHE_MODE))
+    plan = plan_batches(len(train_set), **update, lr_scaling=cfg.TRAIN.LR_SCALING)
     place: dict[str, Any] = dict(rank=launch.rank, world_size=launch.world_size)
     changing: dict[str, Any] = dict(
         repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES, balanced=bool(cfg.DATA.SAMPLING)
@@ -118,19 +124,19 @@ def build_data(session: Session, task: Task) -> TrainingData:
     how = loading(cfg, session.device)
     train_batches = train_loader(train_set, schedule, how, cfg.DATA.SHUFFLE_BUFFER, cfg.DATA.CACHE_MODE)
     require_same_images(session.peers, train_batches.order, val_set.source.fingerprint)
-    val_batches = eval_loader(val_set, cfg.DATA.BATCH_SIZE, **place, loading=how)
-    return TrainingData(train_batches, val_batches, plan, classes)
+    val_batches = eval_loader(val_set, batch_size, **place, loading=how)
+    return TrainingData(train_batches, val_batches, plan, classes, batch_size)
 
 
-def update_of(session: Session) -> dict[str, Any]:
+def update_of(session: Session, batch_size: int) -> dict[str, Any]:
     """What an update is made of, as `plan_batches` and `split_update` take it."""
     cfg = session.cfg
     return {
         "total_batch_size": cfg.TRAIN.TOTAL_BATCH_SIZE,
         "accumulation_steps": cfg.TRAIN.ACCUMULATION_STEPS,
-        "batch_size": cfg.DATA.BATCH_SIZE,
+        "batch_size": batch_size,
         "world_size": session.launch.world_size,
-        "pairs": mixes(cfg),
+        "sharing": Sharing(mixes(cfg), group_size=batch_size_of(cfg)),
     }
 
 
@@ -258,8 +264,9 @@ def build_recorder(session: Session, data: TrainingData, progress: Progress, pre
     cfg = session.cfg
     cores = available_cores(session.launch.local_size)
     waits = Waits(cfg.DATA.NUM_WORKERS, cfg.DATA.BACKEND, cores)
+    delays = Delays(waits, SlowRank(session.peers.members, session.device))
     facts = facts_of(session, data, precision)
-    return Recorder(session.log, progress, data.plan, cfg.TRAIN.EPOCHS, cfg.PRINT_FREQ, waits, session.device, facts)
+    return Recorder(session.log, progress, data.plan, cfg.TRAIN.EPOCHS, cfg.PRINT_FREQ, delays, session.device, facts)
 
 
 def metadata_of(session: Session, data: TrainingData, lr_scheduler: Scheduler) -> dict[str, Any]:
@@ -277,6 +284,7 @@ def metadata_of(session: Session, data: TrainingData, lr_scheduler: Scheduler) -
             "total_batch_size": plan.total_batch_size,
             "updates_per_epoch": plan.updates_per_epoch,
             "world_size": session.launch.world_size,
+            **({"batch_size": data.batch_size} if cfg.DATA.BATCH_SIZE == AUTO else {}),
         },
     }
 

@@ -97,6 +97,17 @@ class BatchPlan:
         ]
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """What dividing an update must heed."""
+
+    pairs: bool = False  # images are mixed in pairs, which stay together
+    # All micro-batches must have as many images, and each draws for itself: the order of the images depends on the number of
+    # processes, as that of shards does.
+    alike: bool = False
+    group_size: int = 0  # images that draw together; 0: as many as a micro-batch has at most
+
+
 def plan_batches(
     num_images: int,
     batch_size: int,
@@ -104,20 +115,16 @@ def plan_batches(
     accumulation_steps: int,
     total_batch_size: int,
     lr_scaling: str = "linear",
-    pairs: bool = False,
-    alike: bool = False,
+    sharing: Sharing = Sharing(),
 ) -> BatchPlan:
     """The plan of a run.
-
-    Args:
-        pairs, alike: see `split_update`.
 
     Raises:
         ConfigError: as `split_update`, or an update needs more images than there are.
         DataError: fewer images than one micro-batch over all processes.
     """
     if total_batch_size:
-        split = split_update(total_batch_size, accumulation_steps, batch_size, world_size, pairs, alike)
+        split = split_update(total_batch_size, accumulation_steps, batch_size, world_size, sharing)
         if num_images < total_batch_size:
             raise ConfigError(
                 f"TRAIN.TOTAL_BATCH_SIZE: an update needs {total_batch_size} images, the data set has {num_images}; use a "
@@ -140,31 +147,28 @@ def plan_batches(
 
 
 def split_update(
-    total_batch_size: int, accumulation_steps: int, batch_size: int, world_size: int, pairs: bool, alike: bool = False
+    total_batch_size: int, accumulation_steps: int, batch_size: int, world_size: int, sharing: Sharing
 ) -> UpdateSplit:
     """TRAIN.TOTAL_BATCH_SIZE over these processes, in micro-batches of at most `batch_size` images.
 
     Args:
         accumulation_steps: must be 1, or what results.
-        pairs: images are mixed in pairs, which stay together.
-        alike: all micro-batches must have as many images, and each draws for itself: the order of the images depends on the
-            number of processes, as that of shards does.
 
     Raises:
         ConfigError: the total cannot be divided so.
     """
     key = f"TRAIN.TOTAL_BATCH_SIZE is {total_batch_size}"
-    unit = 2 if pairs else 1
+    unit = 2 if sharing.pairs else 1
     if total_batch_size % unit:
         raise ConfigError(
             f"{key}, but mixup and cutmix mix pairs; use an even one, or set AUG.MIXUP and AUG.CUTMIX to 0"
         )
-    split = UpdateSplit(total_batch_size, batch_size, world_size, unit)
+    split = UpdateSplit(total_batch_size, batch_size, world_size, unit, sharing.group_size)
     if split.least < LEAST:
         raise ConfigError(
             f"{key}, too few images for {world_size} processes, which need {LEAST * world_size}; use fewer processes, or another total"
         )
-    if alike:
+    if sharing.alike:
         split = _alike(split)
     if accumulation_steps not in (1, split.accumulation_steps):
         raise ConfigError(

@@ -138,7 +138,7 @@ class Trainer:
                 self.networks.replayed(keep_gradients=i == 0 and not last),
                 seeded(plan, self.seed, (epoch, step), i, peers.launch.rank) as draws,
             ):
-                with optim.precision.autocast():
+                with window.forward.running(), optim.precision.autocast():
                     losses = self.task.loss(self.networks.wrapped, batch)
                 peers.at(f"{place}: backward", may_last=compiling)
                 draws.begin_backward()

@@ -22,7 +22,7 @@ from engine.tasks.classification import Classification
 from engine.training.networks import Networks
 from engine.training.nonfinite import FiniteGuard
 from engine.training.optim import LearningRate, Optimisation, create_lr_scheduler
-from engine.training.plan import BatchPlan, plan_batches
+from engine.training.plan import BatchPlan, Sharing, plan_batches
 from engine.training.run_length import RunLength
 from engine.training.trainer import Trainer
 from engine.training.training_data import TrainingData
@@ -79,7 +79,7 @@ def trainer_of(rank: int, plan: BatchPlan, model: nn.Module, task: Classificatio
     guard = FiniteGuard("raise", False, model, CPU)
     return Trainer(
         Session(None, launch, CPU, Peers(launch), None, RunLog(None, enabled=False)), task,
-        TrainingData(None, None, plan, []), Networks(model, model), Optimisation(optimizer, lr_scheduler, precision, guard, 0.0),
+        TrainingData(None, None, plan, [], plan.batch_size), Networks(model, model), Optimisation(optimizer, lr_scheduler, precision, guard, 0.0),
         progress, None, None, [], RunLength(10, 0, 0.0, progress), seed=SEED,
     )  # fmt: skip
 
@@ -117,7 +117,7 @@ def learn(plan: BatchPlan, updates: int = 2, repeats: int = 1, groups: bool = Tr
 
 
 def plan_of(world_size: int, batch_size: int = 8, total: int = 24, steps: int = 1) -> BatchPlan:
-    return plan_batches(IMAGES, batch_size, world_size, steps, total, pairs=True)
+    return plan_batches(IMAGES, batch_size, world_size, steps, total, sharing=Sharing(pairs=True, group_size=8))
 
 
 def assert_near(some, others):
@@ -133,6 +133,8 @@ def test_any_number_of_processes_makes_the_same_updates(how):
     one = learn(plan_of(1), **how)
     for world_size in (2, 3, 4, 5):
         assert_near(learn(plan_of(world_size), **how), one)
+    for more in (12, 24):  # images at a time, of which 8 draw together
+        assert_near(learn(plan_of(1, batch_size=more), **how), one)
     with pytest.raises(AssertionError):
         assert_near(learn(plan_of(4), **{**how, "groups": False}), one)
 
@@ -158,16 +160,16 @@ totals, sizes = st.integers(2, 40), st.integers(2, 9)
 
 
 @settings(deadline=None, max_examples=150)
-@given(totals, sizes, st.integers(1, 12), st.sampled_from([1, 2]), st.sampled_from([1, 3]))
-def test_each_image_of_an_update_is_in_one_micro_batch(units, batch_size, world_size, unit, repeats):
-    split = UpdateSplit(units * unit, batch_size, world_size, unit)
+@given(totals, sizes, sizes, st.integers(1, 12), st.sampled_from([1, 2]), st.sampled_from([1, 3]))
+def test_each_image_of_an_update_is_in_one_micro_batch(units, batch_size, group_size, world_size, unit, repeats):
+    split = UpdateSplit(units * unit, batch_size, world_size, unit, group_size)
     cells = [(batch, rank) for batch in range(split.accumulation_steps) for rank in range(world_size)]
     positions = [split.positions(*cell, repeats) for cell in cells]
     assert sorted(sum(positions, [])) == list(range(split.total))
     counts = [split.count(*cell) for cell in cells]
     assert counts == list(map(len, positions)) and (min(counts), max(counts)) == (split.least, split.most)
     assert split.most <= batch_size and split.most - split.least <= unit
-    alone = UpdateSplit(split.total, batch_size, 1, unit)
+    alone = UpdateSplit(split.total, group_size, 1, unit)
     assert alone.keeps_groups
     for part in sum((split.parts(*cell) for cell in cells), []):
         (whole,) = alone.parts(part.group, 0)
@@ -189,7 +191,7 @@ def test_copies_of_an_image_are_in_different_groups():
     (3, "3 x 112 or 114 x 3", "112 or 114 images, where DATA.BATCH_SIZE is 128; each image counts the same in the gradient"),
 ])  # fmt: skip
 def test_the_recipe_on_any_number_of_processes(world_size, text, note):
-    plan = plan_batches(1281167, 128, world_size, 1, 1024, pairs=True)
+    plan = plan_batches(1281167, 128, world_size, 1, 1024, sharing=Sharing(pairs=True))
     assert plan.describe() == f"global batch {text} accumulated = 1024"
     assert [line.partition(": micro-batches of ")[2] for line in plan.notes(128, compiled=False)] == [note] * bool(note)
     assert (plan.updates_per_epoch, plan.total_batch_size, plan.scale_lr(5e-4)) == (1251, 1024, 1e-3)
@@ -199,14 +201,14 @@ def test_the_recipe_on_any_number_of_processes(world_size, text, note):
     (25, 1, {}, "is 25, but mixup and cutmix mix pairs"),
     (24, 13, {"pairs": False}, "is 24, too few images for 13 processes, which need 26"),
     (24, 5, {"alike": True}, "is 24, which 5 processes cannot share evenly"),
-    (24, 2, {"accumulation_steps": 3}, "needs 2 at 2 processes x batch 8"),
+    (24, 2, {"steps": 3}, "needs 2 at 2 processes x batch 8"),
 ])  # fmt: skip
 def test_totals_that_cannot_be_divided(total, world_size, changes, part):
-    settings = {"accumulation_steps": 1, "pairs": True, **changes}
+    sharing = Sharing(**{"pairs": True, **{key: value for key, value in changes.items() if key != "steps"}})
     with pytest.raises(ConfigError, match=part):
-        plan_batches(IMAGES, 8, world_size, total_batch_size=total, **settings)
+        plan_batches(IMAGES, 8, world_size, changes.get("steps", 1), total, sharing=sharing)
 
 
 def test_where_the_order_is_of_the_processes_all_have_as_many_images():
-    plan = plan_batches(IMAGES, 8, 2, 1, 20, pairs=True, alike=True)
+    plan = plan_batches(IMAGES, 8, 2, 1, 20, sharing=Sharing(pairs=True, alike=True))
     assert (plan.batch_size, plan.accumulation_steps, plan.split.keeps_groups) == (2, 5, True)
