@@ -41,6 +41,7 @@ from ..tasks.distill import (
     pretrained_teacher,
     trained_teacher,
 )
+from .delays import Delays
 from .freeze import freeze
 from .model_ema import WeightAverage
 from .networks import Networks
@@ -51,6 +52,7 @@ from .plan import BatchPlan, accumulation_for, plan_batches
 from .recorder import Recorder
 from .run_length import RunLength
 from .saver import Saver
+from .slow_rank import SlowRank
 from .trainer import Trainer
 from .training_data import TrainingData
 from .waits import Waits
@@ -248,8 +250,9 @@ def build_recorder(session: Session, data: TrainingData, progress: Progress, pre
     cfg = session.cfg
     cores = available_cores(session.launch.local_size)
     waits = Waits(cfg.DATA.NUM_WORKERS, cfg.DATA.BACKEND, cores)
+    delays = Delays(waits, SlowRank(session.peers.members, session.device))
     facts = facts_of(session, data, precision)
-    return Recorder(session.log, progress, data.plan, cfg.TRAIN.EPOCHS, cfg.PRINT_FREQ, waits, session.device, facts)
+    return Recorder(session.log, progress, data.plan, cfg.TRAIN.EPOCHS, cfg.PRINT_FREQ, delays, session.device, facts)
 
 
 def metadata_of(session: Session, data: TrainingData, lr_scheduler: Scheduler) -> dict[str, Any]:
