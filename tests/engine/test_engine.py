@@ -71,7 +71,7 @@ def make_trainer(
     precision = precision or NativePrecision(CPU, None)
     guard = FiniteGuard("raise", precision.skips_overflows, model, CPU)
     settings = dict(
-        session=session, task=Regression(), data=TrainingData(None, None, plan, []), networks=Networks(model, model, average),
+        session=session, task=Regression(), data=TrainingData(None, None, plan, [], batch_size), networks=Networks(model, model, average),
         optim=Optimisation(optimizer, scheduler, precision, guard, clip_grad), progress=progress,
         recorder=Recorder(log, progress, plan, 10, 1, Delays(Waits(0, "pil", 1), SlowRank(session.peers.members, CPU)), CPU, {}),
         saver=Saver(None, log, progress, session.peers, 0, 0, 0.0), observers=[], length=RunLength(10, 0, 0.0, progress), seed=0,
