@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch.utils.data import default_collate
 
 from utils.device import map_tensors, to_device
+from utils.image_size import Size, height_and_width
 
 from .sample import Sample
 
@@ -115,13 +116,10 @@ class Examples(NamedTuple):
         return self.images
 
 
-def resize_examples(batch: Examples, size: int) -> Examples:
+def resize_examples(batch: Examples, size: Size) -> Examples:
     """The batch with images of another size, for rehearsals, in which the pixels do not matter."""
-    return (
-        batch
-        if batch.tensor.shape[2:] == (size, size)
-        else batch._replace(images=F.interpolate(batch.tensor, (size, size)))
-    )
+    sides = height_and_width(size)
+    return batch if batch.tensor.shape[2:] == sides else batch._replace(images=F.interpolate(batch.tensor, sides))
 
 
 def erase_in_turn(images: torch.Tensor, boxes: Sequence[tuple[int, ...]], fills: torch.Tensor) -> None:

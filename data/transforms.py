@@ -14,6 +14,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_inter
 from torchvision.transforms import FiveCrop, TrivialAugmentWide
 
 from utils.errors import ConfigError
+from utils.image_size import Size, frozen
 
 from .batches import Erasure, Picture
 from .decode import decode_image
@@ -139,14 +140,14 @@ class Augmentation:
 
 
 def train_transform(
-    img_size: int,
+    img_size: Size,
     interpolation: str,
     mean: Sequence[float],
     augmentation: Augmentation,
     exif: bool = True,
     backend: str = "pil",
 ) -> Transform:
-    """Image -> augmented `Picture` of img_size x img_size, or views of it.
+    """Image -> augmented `Picture` of that size, or views of it.
 
     Random resized crop, horizontal flip, an AutoAugment policy or colour jitter ('3a' has both, as timm does), random
     erasing. `mean` is the colour of what a policy moves into the image. All backends make the same draws.
@@ -179,7 +180,7 @@ def train_transform(
 
 
 def _timm_steps(
-    img_size: int, interpolation: str, mean: Sequence[float], augmentation: Augmentation
+    img_size: Size, interpolation: str, mean: Sequence[float], augmentation: Augmentation
 ) -> tuple[list[Callable[[Any], Any]], list[Callable[[Any], Any]]]:
     """timm's steps on images of Pillow's: crop and flips, and those on colours."""
     policy = augmentation.auto_augment
@@ -188,7 +189,7 @@ def _timm_steps(
     for_timm = None if trivial or policy.lower() in ("", "none", "null") else policy
     try:
         place, colour, _ = create_transform(
-            img_size,
+            frozen(img_size),
             is_training=True,
             scale=(augmentation.scale[0], augmentation.scale[1]),
             ratio=(augmentation.ratio[0], augmentation.ratio[1]),
@@ -232,18 +233,18 @@ def _trivial_augment(interpolation: str, mean: Sequence[float]) -> TrivialAugmen
     return TrivialAugmentWide(interpolation=mode, fill=[min(255, round(255 * level)) for level in mean])
 
 
-def eval_transform(img_size: int, interpolation: str, crop_pct: float, exif: bool = True, crops: int = 1) -> Transform:
-    """RGB image -> `Picture` of img_size x img_size: resize to img_size / crop_pct, centre crop. Always by Pillow, so
+def eval_transform(img_size: Size, interpolation: str, crop_pct: float, exif: bool = True, crops: int = 1) -> Transform:
+    """RGB image -> `Picture` of that size: resized so that it covers img_size / crop_pct, centre crop. Always by Pillow, so
     that accuracies do not depend on how a model was trained.
 
     With 5 `crops`, as many views: torchvision's, the corners and the centre of the resized image.
     """
     resize, crop, *_ = create_transform(
-        img_size, is_training=False, interpolation=interpolation, crop_pct=crop_pct
+        frozen(img_size), is_training=False, interpolation=interpolation, crop_pct=crop_pct
     ).transforms
     decode = partial(decode_image, exif=exif)
     if crops == 5:
-        return Transform(decode, {"resize": resize, "crop": FiveCrop(img_size), "views": _plain_views})
+        return Transform(decode, {"resize": resize, "crop": FiveCrop(frozen(img_size)), "views": _plain_views})
     return Transform(decode, {"resize": resize, "crop": crop, "to array": np.array, "picture": Picture})
 
 

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from .conflicts import require_no_conflict
 from .errors import ConfigError, did_you_mean
-from .schema import ALIASES, DEFAULTS, KEYS, PATH, RETIRED, SWITCH, is_finite
+from .schema import ALIASES, DEFAULTS, KEYS, PATH, RETIRED, is_finite
 from .yaml_files import read_yaml
 
 
@@ -141,13 +141,15 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
     """`value` with the type of `default`, as the key's rule has it: see `_converted`."""
     rule, kind = KEYS[key].rule, type(default)
     result = _converted(key, value, kind)
-    if type(result) is not kind and not (rule is SWITCH and isinstance(result, str)):
+    if list in rule.kinds:
+        result = _short_size(result)
+    if type(result) not in (kind, *rule.kinds):
         raise ConfigError(f"{where} is {value!r}; it must be of type {kind.__name__}, like {default!r}")
     if isinstance(result, str) and not result.isprintable():
         raise ConfigError(f"{where} is {value!r}; it must have printable characters only")
     if rule is PATH and not result.startswith("pipe:"):  # a command, which its own shell expands
         result = _expand(result, where)
-    if kind is int and abs(result) >= 2**31:
+    if type(result) is int and abs(result) >= 2**31:
         raise ConfigError(f"{where} is {value}; it must be below 2147483648")
     if not is_finite(result):
         raise ConfigError(f"{where} is {value!r}; it must be a finite number")
@@ -168,6 +170,14 @@ def _converted(key: str, value: Any, kind: type) -> Any:
             return float(value)  # PyYAML reads 1e-3 as a string
         except (ValueError, OverflowError):
             return value
+    return value
+
+
+def _short_size(value: Any) -> Any:
+    """[224, 224] is 224: what is one size is written in one way."""
+    if isinstance(value, (list, tuple)):
+        value = list(value)
+        return value[0] if len(value) == 2 and value[0] == value[1] else value
     return value
 
 

@@ -22,18 +22,18 @@ def montage(
     """
     scale, shift = torch.tensor(std).view(3, 1, 1), torch.tensor(mean).view(3, 1, 1)
     pixels = ((images.cpu().float() * scale + shift).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()
-    return grid(list(pixels), captions, max(96, images.shape[-1]), columns)
+    return grid(list(pixels), captions, max(96, *images.shape[-2:]), columns)
 
 
 def grid(pictures: Sequence[np.ndarray], captions: Sequence[str], side: int, columns: int) -> np.ndarray:
-    """RGB pictures (height, width, 3), uint8, each as a square of `side` px under its caption, `columns` in a row.
+    """RGB pictures (height, width, 3), uint8, each in a square of `side` px under its caption, `columns` in a row.
 
     The lines of a caption are cut where they are too long.
     """
     tiles = []
     lines = max((caption.count("\n") + 1 for caption in captions), default=1)
     for picture, caption in zip(pictures, captions, strict=True):
-        tile = cv2.resize(np.ascontiguousarray(picture), (side, side), interpolation=cv2.INTER_NEAREST)
+        tile = in_square(picture, side)
         tile = cv2.copyMakeBorder(tile, 2 + 16 * lines, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))
         for number, line in enumerate(caption.split("\n")):
             text = line[: max(16, side // 7)].encode("ascii", "replace").decode()
@@ -41,6 +41,15 @@ def grid(pictures: Sequence[np.ndarray], captions: Sequence[str], side: int, col
         tiles.append(tile)
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
     return cv2.vconcat([cv2.hconcat(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
+
+
+def in_square(picture: np.ndarray, side: int) -> np.ndarray:
+    """A picture (height, width, 3) with a longer side of so many px; what is missing of the square is white."""
+    longer = max(picture.shape[:2])
+    size = [max(1, round(length * side / longer)) for length in picture.shape[1::-1]]
+    tile = cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_NEAREST)
+    below, beside = side - tile.shape[0], side - tile.shape[1]
+    return cv2.copyMakeBorder(tile, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=(255, 255, 255))
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -43,10 +43,14 @@ RUN, IMAGES, SPEED, NUMERICS, MODEL, COLOURS, VIEW, RECIPE, SPLIT, EVALUATION = 
 
 
 class Rule:
-    """What a value must satisfy, and how to say so."""
+    """What a value must satisfy, and how to say so.
 
-    def __init__(self, text: str, holds: Callable[[Any], bool]):
-        self.text, self.holds = text, holds
+    Args:
+        kinds: types that it may have besides the default's.
+    """
+
+    def __init__(self, text: str, holds: Callable[[Any], bool], kinds: tuple[type, ...] = ()):
+        self.text, self.holds, self.kinds = text, holds, kinds
 
 
 class Key(NamedTuple):
@@ -87,8 +91,16 @@ def is_cell(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name) is not None and (CONFIGS / f"{name}.yaml").is_file()
 
 
+def is_side(value: Any) -> bool:
+    return type(value) is int and 32 <= value <= 4096
+
+
+def is_size(value: Any) -> bool:
+    return is_side(value) or (isinstance(value, list) and len(value) == 2 and all(map(is_side, value)))
+
+
 def are_size_steps(steps: list) -> bool:
-    if not all(len(step) == 2 and all(type(n) is int for n in step) and 32 <= step[1] <= 4096 for step in steps):
+    if not all(len(step) == 2 and type(step[0]) is int and is_size(step[1]) for step in steps):
         return False
     epochs = [epoch for epoch, _ in steps]
     return epochs[:1] in ([], [0]) and epochs == sorted(set(epochs))
@@ -107,7 +119,7 @@ def are_counts(values: list) -> bool:
 
 
 ANY = Rule("any value", lambda value: True)
-SWITCH = Rule("True, False or auto", lambda value: value in (True, False, "auto"))  # the one rule for two types
+SWITCH = Rule("True, False or auto", lambda value: value in (True, False, "auto"), kinds=(str,))
 PATH = Rule("a file or folder", lambda value: True)  # as a shell has it, with ~ and $VARIABLE
 NOT_EMPTY = Rule("a name", bool)
 POSITIVE = Rule("greater than 0", lambda value: value > 0)
@@ -115,7 +127,8 @@ NOT_NEGATIVE = Rule("0 or greater", lambda value: value >= 0)
 PROBABILITY = Rule("between 0 and 1", lambda value: 0 <= value <= 1)
 FRACTION = Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1)
 BELOW_ONE = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
-SIDE = Rule("between 32 and 4096", lambda value: 32 <= value <= 4096)
+SIZE = Rule("between 32 and 4096, or [height, width] of such numbers", is_size, kinds=(list,))
+SIZE_OR_0 = Rule(f"0, or {SIZE.text}", lambda value: value == 0 or is_size(value), kinds=(list,))
 SIDE_OR_0 = Rule("0, or between 32 and 4096", lambda value: value == 0 or 32 <= value <= 4096)
 CROP = Rule("between 0.1 and 1", lambda value: 0.1 <= value <= 1)
 RANGE = Rule("two numbers greater than 0, the smaller first", lambda v: len(v) == 2 and 0 < v[0] <= v[1])
@@ -131,7 +144,8 @@ PER_STAGE = Rule(
 )
 PER_STAGE_INT = Rule("whole numbers greater than 0, one per stage", are_counts)
 SIZE_STEPS = Rule(
-    "a list of [epoch, size], the first of epoch 0, epochs rising, sizes between 32 and 4096", are_size_steps
+    "a list of [epoch, size], the first of epoch 0, epochs rising, sizes between 32 and 4096 or [height, width] of such numbers",
+    are_size_steps,
 )
 PARTS = Rule("a list of stem, backbone and the numbers of stages, from 1 on", lambda parts: all(map(is_part, parts)))
 NEIGHBOURS = Rule(
@@ -203,7 +217,7 @@ key("DATA.CLASS_MAP", "", PATH, IMAGES,
 key("DATA.CLASS_ORDER", "torchvision", one_of("torchvision", "timm"), IMAGES,
     "of classes without a CLASS_MAP: torchvision (0, 1, 10, 2; Zebra, apple) or timm (0, 1, 2, 10; apple, Zebra)")
 key("DATA.BATCH_SIZE", 128, POSITIVE, SPLIT, "images per process and micro-batch")
-key("DATA.IMG_SIZE", 224, SIDE, VIEW, "square images of that side")
+key("DATA.IMG_SIZE", 224, SIZE, VIEW, "px of square images' sides, or [height, width]")
 key("DATA.INTERPOLATION", "bicubic", one_of("nearest", "bilinear", "bicubic", "lanczos"), COLOURS, "how images are resized")
 key("DATA.MEAN", [0.485, 0.456, 0.406], MEAN, COLOURS, "of red, green and blue, to normalise")
 key("DATA.STD", [0.229, 0.224, 0.225], STD, COLOURS, "of red, green and blue, to normalise")
@@ -360,7 +374,7 @@ key("TEST.ENGINE", "torch", one_of(*ENGINES), EVALUATION,
     "--eval, --throughput: what computes: torch; on a GPU cudagraphs, torch's kernels started once for a batch; on a CPU onnxruntime "
     "and openvino, which get the deployed form, exported in memory")
 key("TEST.CROP_PCT", 0.875, CROP, VIEW, "evaluation resizes to its IMG_SIZE / CROP_PCT and crops the centre")
-key("TEST.IMG_SIZE", 0, SIDE_OR_0, VIEW, "of evaluation; 0: DATA.IMG_SIZE")
+key("TEST.IMG_SIZE", 0, SIZE_OR_0, VIEW, "of evaluation; 0: DATA.IMG_SIZE")
 key("TEST.CROPS", 1, CROPS, VIEW, "5: the corners of the resized image too; the mean of the probabilities counts")
 key("TEST.FLIP", False, ANY, VIEW, "the same with each mirror image")
 key("TEST.KNN", [], NEIGHBOURS, EVALUATION,

@@ -23,6 +23,7 @@ from data.transforms import Erase, Transform
 from data.workers import Lines, describe_wait
 from utils.conflicts import require_no_conflict
 from utils.errors import ConfigError, DataError
+from utils.image_size import size_text
 from utils.rng import derive_seed, seed_cpu
 from utils.run_log import RunLog
 from utils.schema import BACKENDS
@@ -67,7 +68,7 @@ def benchmark_data(session: Session, images_per_second: float) -> None:
     chosen = ways[cfg.DATA.BACKEND].dataset
     cores = len(os.sched_getaffinity(0))
     log.info(
-        f"{cfg.DATA.DATA_PATH or cfg.DATA.DATASET}: {len(chosen)} training images, {cfg.DATA.IMG_SIZE} px; "
+        f"{cfg.DATA.DATA_PATH or cfg.DATA.DATASET}: {len(chosen)} training images, {size_text(cfg.DATA.IMG_SIZE)} px; "
         f"{cores} cores; one process, medians of {ROUNDS} rounds of {min(IMAGES, len(chosen))} images, in turns"
     )
     seconds = {}

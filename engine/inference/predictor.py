@@ -11,6 +11,7 @@ from data.dataset import ImageDataset
 from data.sources.image_paths import FileSource
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError, OutputError, one_line
+from utils.image_size import Size, size_text
 
 from ..evaluation.views import predict_views
 from ..setup.precision import create_precision
@@ -40,7 +41,7 @@ class Predictor:
 
     Args:
         trained: its model is moved to the device.
-        img_size: px; 0: what the model was evaluated on.
+        img_size: 0: what the model was evaluated on.
         workers: loading processes; 0: this one loads. A single batch is always loaded by this one.
         fused: whether the deployed form predicts, see `models.fuse`.
         amp: whether a GPU computes in 16 bits, see `engine.setup.precision`.
@@ -54,7 +55,7 @@ class Predictor:
         self,
         trained: Trained,
         device: torch.device = torch.device("cpu"),
-        img_size: int = 0,
+        img_size: Size = 0,
         batch_size: int = 64,
         workers: int = 0,
         fused: bool = False,
@@ -123,6 +124,6 @@ class Predictor:
         if self.img_size != self.trained.own_size:
             name = self.trained.cfg.MODEL.NAME
             return ConfigError(
-                f"--img-size is {self.img_size}: {name} cannot take such images ({reason}); leave it out, or use another"
+                f"--img-size is {size_text(self.img_size)}: {name} cannot take such images ({reason}); leave it out, or use another"
             )
         return None

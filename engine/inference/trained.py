@@ -17,6 +17,7 @@ from data.transforms import Transform, eval_transform
 from utils.config import config_from, load_config
 from utils.errors import CheckpointError, ConfigError
 from utils.files import open_regular
+from utils.image_size import Size
 
 from ..checkpoints.file import open_checkpoint
 from ..checkpoints.load import load_weights, require_fit
@@ -42,8 +43,8 @@ class Trained:
         return is_imagenet(self.classes)
 
     @property
-    def own_size(self) -> int:
-        """px of the images it was evaluated on."""
+    def own_size(self) -> Size:
+        """Of the images it was evaluated on."""
         return self.cfg.TEST.IMG_SIZE or self.cfg.DATA.IMG_SIZE
 
     @property
@@ -51,14 +52,14 @@ class Trained:
         """What the classes are called: ImageNet's ids by their first English name, others as they are."""
         return [text.split(",")[0] or name for text, name in zip(meanings(self.classes), self.classes)]
 
-    def transform(self, img_size: int = 0, crops: int = 1) -> Transform:
+    def transform(self, img_size: Size = 0, crops: int = 1) -> Transform:
         """Its evaluation's transform to one view of a size, 0 for its own, or to 5 `crops`; `.decode` reads an open file."""
         cfg = self.cfg
         return eval_transform(
             img_size or self.own_size, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT, cfg.DATA.EXIF, crops
         )
 
-    def read(self, path: Path, img_size: int = 0) -> Picture:
+    def read(self, path: Path, img_size: Size = 0) -> Picture:
         """An image file as its evaluation sees it, before the normalisation.
 
         Raises:

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 import models
 from models.sync_batchnorm import synchronise_batchnorm
 from utils.errors import ConfigError, did_you_mean
+from utils.image_size import Size, frozen
 
 Model = TypeVar("Model", bound=nn.Module)
 ARCHITECTURE = ("embed_dims", "depths", "num_heads")  # what a FAT that is not registered must say of itself
@@ -26,7 +27,7 @@ def create_model(
     num_classes: int,
     drop_rate: float,
     drop_path_rate: float,
-    img_size: int,
+    img_size: Size,
     fat: dict[str, Any],
 ) -> nn.Module:
     """A model by type and name.
@@ -57,7 +58,7 @@ def create_model(
         raise ConfigError(_unknown_to_timm(name, "MODEL.NAME"))
     try:
         if model_type == "timm" and getattr(timm.get_pretrained_cfg(registered), "fixed_input_size", False):
-            settings["img_size"] = img_size
+            settings["img_size"] = frozen(img_size)
         try:
             return timm.create_model(registered, pretrained=False, **settings)
         except TypeError as error:

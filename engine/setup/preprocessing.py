@@ -7,6 +7,7 @@ from yacs.config import CfgNode
 
 from utils.config import to_dict, value_of
 from utils.errors import ConfigError
+from utils.image_size import height_and_width, size_text
 from utils.schema import COLOURS, INPUT_KEYS, KEYS, keys_of
 
 from ..checkpoints.resume import config_changes
@@ -53,9 +54,9 @@ def can_be_taken(key: str, value: Any) -> bool:
 
 def data_config(cfg: CfgNode) -> dict[str, Any]:
     """How the config's evaluation prepares an image, in timm's words (`timm.data.resolve_data_config`); one view of it."""
-    size = cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE
+    size = height_and_width(cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE)
     return {
-        "input_size": (3, size, size), "interpolation": cfg.DATA.INTERPOLATION, "mean": tuple(cfg.DATA.MEAN), "std": tuple(cfg.DATA.STD),
+        "input_size": (3, *size), "interpolation": cfg.DATA.INTERPOLATION, "mean": tuple(cfg.DATA.MEAN), "std": tuple(cfg.DATA.STD),
         "crop_pct": cfg.TEST.CROP_PCT, "crop_mode": "center",
     }  # fmt: skip
 
@@ -63,7 +64,9 @@ def data_config(cfg: CfgNode) -> dict[str, Any]:
 def describe(cfg: CfgNode) -> str:
     """How the config prepares images, and whether timm does so for its model."""
     training, evaluation = cfg.DATA.IMG_SIZE, cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE
-    sizes = f"{training} px" if training == evaluation else f"{training} px, in evaluation {evaluation} px"
+    sizes = f"{size_text(training)} px"
+    if training != evaluation:
+        sizes += f", in evaluation {size_text(evaluation)} px"
     as_there = f", as timm has them for {cfg.MODEL.NAME}" if of_model(cfg) and not differences(cfg) else ""
     colours = f"mean {cfg.DATA.MEAN}, std {cfg.DATA.STD}"
     return f"images: {colours}, {cfg.DATA.INTERPOLATION}, {sizes}, crop {cfg.TEST.CROP_PCT:g}{as_there}"
@@ -111,10 +114,7 @@ def differences(cfg: CfgNode) -> dict[str, str]:
 
 
 def of_model(cfg: CfgNode) -> dict[str, Any]:
-    """How timm prepares the images of the config's model, as values of config keys; {} if it is no model of timm's.
-
-    A size is a side in px, or (height, width) if these are not the same.
-    """
+    """How timm prepares the images of the config's model, as values of config keys; {} if it is no model of timm's."""
     if cfg.MODEL.TYPE != "timm":
         return {}
     theirs = published(cfg.MODEL.NAME, "MODEL.NAME")
@@ -134,4 +134,4 @@ def of_model(cfg: CfgNode) -> dict[str, Any]:
 
 def _side(images: Mapping[str, Any]) -> Any:
     height, width = images["input_size"][1:]
-    return height if height == width else (height, width)
+    return height if height == width else [height, width]

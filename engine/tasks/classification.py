@@ -20,6 +20,7 @@ from data.transforms import Augmentation, Transform, eval_transform, train_trans
 from utils.config import to_dict
 from utils.conflicts import mixes
 from utils.errors import ConfigError, DataError, UserError
+from utils.image_size import Size, frozen, height_and_width, size_text
 from utils.metrics import ACC1, ACC5, LOSS, NUM_IMAGES, ClassificationMetrics
 from utils.pictures import montage
 from utils.schema import VALIDATION
@@ -45,7 +46,7 @@ class Classification:
         return mixes(self.cfg)
 
     @property
-    def eval_size(self) -> int:
+    def eval_size(self) -> Size:
         return self.cfg.TEST.IMG_SIZE or self.cfg.DATA.IMG_SIZE
 
     # Data
@@ -59,10 +60,10 @@ class Classification:
         """
         cfg = self.cfg
         transform = self._train_transform(cfg.DATA.IMG_SIZE)
-        sized = {size: self._train_transform(size) for _, size in cfg.TRAIN.IMG_SIZES}
+        sized = {frozen(size): self._train_transform(size) for _, size in cfg.TRAIN.IMG_SIZES}
         return dataset_of(self._source(cfg.DATA.TRAIN_SPLIT, transform.decode), transform, cfg.DATA.ON_ERROR, sized)
 
-    def _train_transform(self, img_size: int) -> Transform:
+    def _train_transform(self, img_size: Size) -> Transform:
         cfg = self.cfg
         augmentation = Augmentation(
             scale=cfg.AUG.SCALE,
@@ -223,11 +224,11 @@ class Classification:
             ("TRAIN.IMG_SIZES", [size for _, size in cfg.TRAIN.IMG_SIZES]),
             ("TEST.IMG_SIZE", [self.eval_size]),
         ):
-            if {*sizes} - {cfg.DATA.IMG_SIZE} and (getattr(model, "pretrained_cfg", None) or {}).get(
-                "fixed_input_size"
-            ):
+            others = {height_and_width(size) for size in sizes} - {height_and_width(cfg.DATA.IMG_SIZE)}
+            if others and (getattr(model, "pretrained_cfg", None) or {}).get("fixed_input_size"):
+                size = size_text(cfg.DATA.IMG_SIZE)
                 raise ConfigError(
-                    f"{key}: {cfg.MODEL.NAME} takes images of one size, DATA.IMG_SIZE {cfg.DATA.IMG_SIZE}; leave the key at its default"
+                    f"{key}: {cfg.MODEL.NAME} takes images of one size, DATA.IMG_SIZE {size}; leave the key at its default"
                 )
         return model
 
@@ -277,7 +278,7 @@ class Classification:
         """An evaluator that adds to such metrics."""
         return ClassEvaluator(metrics, self.cfg.TEST.FLIP)
 
-    def resized(self, batch: Examples, size: int) -> Examples:
+    def resized(self, batch: Examples, size: Size) -> Examples:
         return resize_examples(batch, size)
 
     def evaluation_like(self, batch: Examples) -> Examples:

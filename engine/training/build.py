@@ -12,6 +12,7 @@ from data.loader import eval_loader, train_loader
 from data.schedule import Schedule
 from utils.config import to_dict
 from utils.errors import ConfigError
+from utils.image_size import frozen
 from utils.macs import Complexity
 from utils.processes.launch import available_cores
 from utils.processes.sameness import require_same_images
@@ -112,7 +113,8 @@ def build_data(session: Session, task: Task) -> TrainingData:
         cfg.TRAIN.TOTAL_BATCH_SIZE,
     )
     placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=launch.rank, world_size=launch.world_size)
-    changing = dict(repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES)
+    sizes = [(epoch, frozen(size)) for epoch, size in cfg.TRAIN.IMG_SIZES]
+    changing: dict[str, Any] = dict(repeats=cfg.AUG.REPEATS, sizes=sizes)
     schedule = Schedule(num_batches=plan.batches_per_epoch, seed=cfg.SEED, **placing, **changing)
     how = loading(cfg, session.device)
     train_batches = train_loader(train_set, schedule, how, cfg.DATA.SHUFFLE_BUFFER, cfg.DATA.CACHE_MODE)

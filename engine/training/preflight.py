@@ -1,6 +1,7 @@
 """What a long run needs, looked at before its first step: images that can be read, memory, disk space, time."""
 
 import copy
+import math
 import os
 import shutil
 import time
@@ -12,6 +13,7 @@ import torch
 from data.batches import collate_items
 from utils.device import forget_memory, is_out_of_memory, memory_mib
 from utils.errors import ConfigError, OutputError, one_line
+from utils.image_size import FrozenSize, height_and_width
 from utils.rng import get_rng_state, seed_all, set_rng_state
 
 from ..checkpoints.store import BEST, LAST, PREVIOUS
@@ -87,16 +89,16 @@ def look_ahead(trainer: Trainer, findings: Findings) -> list[str]:
 def _read_images(trainer: Trainer):
     """A micro-batch of the largest size, made of a few training images, and the seconds that each took."""
     size = trainer.data.plan.batch_size
-    pixels = max(_sizes(trainer), default=0)
+    largest = max(_sizes(trainer), key=lambda size: math.prod(height_and_width(size)), default=0)
     started = time.perf_counter()
-    items = trainer.data.train_loader.first(min(SAMPLES, size), pixels)
+    items = trainer.data.train_loader.first(min(SAMPLES, size), largest)
     seconds = (time.perf_counter() - started) / len(items)
     repeated = (items * -(-size // len(items)))[:size]
     batch, _ = collate_items(repeated, trainer.data.train_loader.dataset.collate)
     return batch, seconds
 
 
-def _sizes(trainer: Trainer) -> set[int]:
+def _sizes(trainer: Trainer) -> set[FrozenSize]:
     """Of training images, if they change."""
     return {size for _, size in trainer.data.train_loader.schedule.sizes}
 

@@ -6,6 +6,7 @@ from torch import nn
 import models
 from utils.cli import importing
 from utils.errors import ConfigError
+from utils.image_size import Size, height_and_width
 
 from ...setup.model import deploy_model
 from ...setup.precision import Precision
@@ -44,13 +45,13 @@ def require_engine(name: str, device: torch.device, precision: Precision) -> Non
         require_native(number_format(precision))
 
 
-def open_engine(name: str, model: nn.Module, precision: Precision, size: int, fused: bool = False) -> InferenceEngine:
+def open_engine(name: str, model: nn.Module, precision: Precision, size: Size, fused: bool = False) -> InferenceEngine:
     """A model in an engine. Those of `EXPORTING` get a copy, exported in memory: of a FAT the deployed form.
 
     Args:
         name: one of `ENGINES`.
         model: with its weights, on its device.
-        size: px of the images' sides, which an exported model has fixed; the number of images is free.
+        size: of the images, which an exported model has fixed; the number of images is free.
         fused: whether torch, also in CUDA graphs, computes the deployed form.
 
     Raises:
@@ -66,7 +67,7 @@ def open_engine(name: str, model: nn.Module, precision: Precision, size: int, fu
         if name == "onnxruntime":
             return OnnxruntimeEngine(to_onnx(program).SerializeToString())
         compiled = OpenVinoEngine(to_openvino(program), number_format(precision))
-        compiled.request((1, 3, size, size))  # or it refuses now
+        compiled.request((1, 3, *height_and_width(size)))  # or it refuses now
         return compiled
     except ConversionError as error:
         raise ConfigError(

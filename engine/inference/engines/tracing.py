@@ -7,6 +7,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from utils.errors import UserError
+from utils.image_size import Size, height_and_width
 
 MAX_BATCH = 4096  # for which torch wants a limit
 
@@ -17,19 +18,19 @@ class ConversionError(UserError):
     status = 1
 
 
-def trace(model: nn.Module, size: int, sizes: Optional[dict[str, int]] = None) -> ExportedProgram:
+def trace(model: nn.Module, size: Size, sizes: Optional[dict[str, int]] = None) -> ExportedProgram:
     """The model's program for any number of images up to `MAX_BATCH`.
 
     Args:
         model: in evaluation mode, on the CPU.
-        size: px of the images' sides.
+        size: of the images.
         sizes: {"min": px, "max": px} of the sides, where the program is to take any height and width.
 
     Raises:
         ConversionError: the model cannot be traced.
     """
     dims: dict[int, Any] = {0: Dim("batch", min=1, max=MAX_BATCH)}
-    example = torch.zeros(2, 3, size, size)
+    example = torch.zeros(2, 3, *height_and_width(size))
     if sizes:
         dims |= {2: Dim("height", **sizes), 3: Dim("width", **sizes)}
         example = torch.zeros(2, 3, 96, 160)  # a square one would be taken for always square

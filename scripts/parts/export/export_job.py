@@ -29,6 +29,7 @@ from engine.setup.precision import create_precision
 from engine.tasks import create_task
 from utils.errors import ConfigError, DataError, UserError, printable
 from utils.files import unwritable, write_json
+from utils.image_size import height_and_width
 from utils.provenance import record
 
 CPU = torch.device("cpu")
@@ -159,20 +160,17 @@ class Job:
 
     def shapes(self, smallest: int) -> list[tuple[int, int]]:
         """Heights and widths to compare at: the model's own and, if they are dynamic, others, in no relation to each other."""
-        side = self.size
+        height, width = own = height_and_width(self.size)
         if not self.options.dynamic_size:
-            return [(side, side)]
-        return list(
-            dict.fromkeys(
-                [(side, side), (2 * side, 2 * side), (side + 43, side + 17), (smallest, 75), (96, smallest), (64, 160)]
-            )
-        )
+            return [own]
+        others = [(2 * height, 2 * width), (height + 43, width + 17), (smallest, 75), (96, smallest), (64, 160)]
+        return list(dict.fromkeys([own, *others]))
 
     def batches(self, smallest: int = SIZES[0]) -> Iterator[torch.Tensor]:
         """Real images in batches of several numbers and, if these are dynamic, sizes."""
         total = len(self.images)
         for height, width in self.shapes(smallest):
-            at_own = (height, width) == (self.size, self.size)
+            at_own = (height, width) == height_and_width(self.size)
             for count in (
                 sorted({1, 2, min(7, total), total} & set(range(total + 1))) if at_own else sorted({1, min(3, total)})
             ):
@@ -229,7 +227,7 @@ class Job:
     def description(self) -> dict[str, Any]:
         """What a user of the file must know: its images, how to prepare them, its classes, and where it comes from."""
         trained, cfg = self.trained, self.cfg
-        sides = ["height", "width"] if self.options.dynamic_size else [self.size, self.size]
+        sides = ["height", "width"] if self.options.dynamic_size else [*height_and_width(self.size)]
         return {
             "model": cfg.MODEL.NAME,
             "fused": self.fused,
@@ -286,10 +284,14 @@ class Job:
 def preprocessing(trained: Trained) -> dict[str, Any]:
     """How the evaluation prepares an image file, so that others can do the same."""
     cfg, size = trained.cfg, trained.own_size
+    if isinstance(size, int):
+        resize: dict[str, Any] = {"resize_shorter_side": math.floor(size / cfg.TEST.CROP_PCT)}
+    else:
+        resize = {"resize_to_cover": [math.floor(side / cfg.TEST.CROP_PCT) for side in size]}
     return {
         "colour": "RGB; transparent pixels over white",
         "exif_upright": cfg.DATA.EXIF,
-        "resize_shorter_side": math.floor(size / cfg.TEST.CROP_PCT),
+        **resize,
         "interpolation": cfg.DATA.INTERPOLATION,
         "crop": "center",
         "crop_size": size,

@@ -15,6 +15,7 @@ from engine.evaluation.sets.tables import meanings
 from engine.setup.preprocessing import data_config
 from utils.config import config_from, to_dict, value_of
 from utils.errors import CheckpointError, OutputError
+from utils.image_size import height_and_width, size_text
 from utils.markdown import markdown_table
 from utils.provenance import commit
 from utils.run_files import EVAL, RESULT, read_object
@@ -95,7 +96,7 @@ def verify(job: Job, folder: Path) -> None:
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     own, found = job.trained.model.state_dict(), model.state_dict()
     same = own.keys() == found.keys() and all(torch.equal(own[key], found[key]) for key in own)
-    images = torch.rand(2, 3, job.size, job.size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, *height_and_width(job.size), generator=torch.Generator().manual_seed(0))
     if not same or not torch.equal(model(images), job.trained.model(images)):
         raise ExportError(
             f"--checkpoint: timm makes another model of the folder than {job.cfg.MODEL.NAME} is; nothing is written"
@@ -136,7 +137,7 @@ def card(job: Job) -> ModelCard:
         lines += [f"FAT, an image classifier after {PAPER}."]
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     lines += [
-        f"{parameters / 1e6:.2f} M parameters, {job.size} x {job.size} px, {len(trained.classes)} classes. License: not stated.",
+        f"{parameters / 1e6:.2f} M parameters, {' x '.join(map(str, height_and_width(job.size)))} px, {len(trained.classes)} classes. License: not stated.",
         "",
     ]
     lines += ["## Metrics", "", *metric_lines(metrics, source, dataset, cfg), ""]
@@ -198,6 +199,11 @@ def metric_lines(metrics: dict[str, Any], source: str, dataset: str, cfg: CfgNod
 
 def use_lines(job: Job) -> list[str]:
     prepared = preprocessing(job.trained)
+    resized = (
+        f"{prepared['resize_shorter_side']} px of the shorter side"
+        if "resize_shorter_side" in prepared
+        else f"cover {size_text(prepared['resize_to_cover'])} px"
+    )
     first = "import models  # of the FAT repository, from its root: registers FAT with timm\n" if job.fused else ""
     return [
         "```python",
@@ -219,7 +225,7 @@ def use_lines(job: Job) -> list[str]:
         'print(model.pretrained_cfg["label_names"][shares.argmax()], shares.max())',
         "```",
         "",
-        f"Images are resized to {prepared['resize_shorter_side']} px (shorter side, {prepared['interpolation']}), cropped to {job.size} px at the centre, "
+        f"Images are resized to {resized} ({prepared['interpolation']}), cropped to {size_text(job.size)} px at the centre, "
         f"divided by 255, and normalised by mean {prepared['mean']} and standard deviation {prepared['std']}.",
     ]
 

@@ -8,6 +8,7 @@ import torch
 from torch.export import ExportedProgram
 
 from engine.inference.engines import tracing
+from utils.image_size import height_and_width, size_text
 
 from .export_job import MAX_BATCH, SIZES, ExportError, Job
 
@@ -31,9 +32,9 @@ def traced(job: Job) -> ExportedProgram:
     Raises:
         ExportError: the model cannot be traced, or its own size is none of the dynamic ones.
     """
-    if job.options.dynamic_size and job.size < SIZES[0]:
+    if job.options.dynamic_size and min(height_and_width(job.size)) < SIZES[0]:
         raise ExportError(
-            f"--dynamic-size: a program takes images from {SIZES[0]} px on, and the model's own have {job.size}; leave it out, or export to onnx"
+            f"--dynamic-size: a program takes images from {SIZES[0]} px on, and the model's own have {size_text(job.size)}; leave it out, or export to onnx"
         )
     return trace(job, dict(zip(("min", "max"), SIZES)))
 
@@ -48,4 +49,7 @@ def trace(job: Job, sizes: dict[str, int]) -> ExportedProgram:
 
 def limits(job: Job) -> dict[str, Any]:
     """The numbers and sizes of images that a program takes."""
-    return {"batch": [1, MAX_BATCH], "sizes": list(SIZES) if job.options.dynamic_size else [job.size, job.size]}
+    return {
+        "batch": [1, MAX_BATCH],
+        "sizes": list(SIZES) if job.options.dynamic_size else [*height_and_width(job.size)],
+    }
