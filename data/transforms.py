@@ -233,14 +233,31 @@ def _trivial_augment(interpolation: str, mean: Sequence[float]) -> TrivialAugmen
     return TrivialAugmentWide(interpolation=mode, fill=[min(255, round(255 * level)) for level in mean])
 
 
-def eval_transform(img_size: Size, interpolation: str, crop_pct: float, exif: bool = True, crops: int = 1) -> Transform:
-    """RGB image -> `Picture` of that size: resized so that it covers img_size / crop_pct, centre crop. Always by Pillow, so
-    that accuracies do not depend on how a model was trained.
+def eval_transform(
+    img_size: Size,
+    interpolation: str,
+    crop_pct: float,
+    exif: bool = True,
+    crops: int = 1,
+    crop_mode: str = "center",
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+) -> Transform:
+    """RGB image -> `Picture` of that size: resized to img_size / crop_pct as timm's `crop_mode` says, centre crop. Always by
+    Pillow, so that accuracies do not depend on how a model was trained.
+
+    - 'center': its sides keep their ratio, and it covers that size.
+    - 'border': its sides keep their ratio, and it fits into that size; what is missing has the colour `mean`.
+    - 'squash': it has that size; its sides do not keep their ratio.
 
     With 5 `crops`, as many views: torchvision's, the corners and the centre of the resized image.
     """
     resize, crop, *_ = create_transform(
-        frozen(img_size), is_training=False, interpolation=interpolation, crop_pct=crop_pct
+        frozen(img_size),
+        is_training=False,
+        interpolation=interpolation,
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        mean=tuple(mean),
     ).transforms
     decode = partial(decode_image, exif=exif)
     if crops == 5:

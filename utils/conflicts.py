@@ -66,6 +66,8 @@ conflict(INFERENCE, lambda c: c.TEST.ENGINE == "cudagraphs" and c.TASK in ("segm
     "--engine cudagraphs has a graph for each size of images, of which TASK {c.TASK} has too many; use torch")
 conflict(("throughput",), lambda c: c.TRAIN.COMPILE is True and c.TEST.ENGINE != "torch",
     "TRAIN.COMPILE compiles torch's model, which --engine {c.TEST.ENGINE} does not call; leave one of them out")
+conflict((*TRAINING, *EVALUATION), lambda c: c.TEST.CROP_MODE == "border" and c.TEST.CROPS > 1,
+    "TEST.CROPS is {c.TEST.CROPS}, but an image of TEST.CROP_MODE border has no corners beside its centre; set one of them back")
 conflict(EVALUATION, lambda c: c.TEST.KNN and c.TEST.SETS and "val" not in c.TEST.SETS,
     "TEST.KNN is about the validation images; add val to TEST.SETS, or leave it out")
 conflict(TRAINING, lambda c: max(c.TRAIN.WARMUP_LR, c.TRAIN.MIN_LR) > c.TRAIN.BASE_LR,

@@ -373,7 +373,9 @@ key("TEST.FUSED", False, ANY, EVALUATION,
 key("TEST.ENGINE", "torch", one_of(*ENGINES), EVALUATION,
     "--eval, --throughput: what computes: torch; on a GPU cudagraphs, torch's kernels started once for a batch; on a CPU onnxruntime "
     "and openvino, which get the deployed form, exported in memory")
-key("TEST.CROP_PCT", 0.875, CROP, VIEW, "evaluation resizes to its IMG_SIZE / CROP_PCT and crops the centre")
+key("TEST.CROP_PCT", 0.875, CROP, VIEW, "evaluation resizes to its IMG_SIZE / CROP_PCT, as CROP_MODE says, and crops the centre")
+key("TEST.CROP_MODE", "center", one_of("center", "border", "squash"), VIEW,
+    "timm's crop_mode: center (keeps the sides' ratio, cuts off), border (keeps it, pads), squash (both sides to IMG_SIZE / CROP_PCT)")
 key("TEST.IMG_SIZE", 0, SIZE_OR_0, VIEW, "of evaluation; 0: DATA.IMG_SIZE")
 key("TEST.CROPS", 1, CROPS, VIEW, "5: the corners of the resized image too; the mean of the probabilities counts")
 key("TEST.FLIP", False, ANY, VIEW, "the same with each mirror image")

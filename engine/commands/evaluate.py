@@ -235,6 +235,7 @@ class Evaluation:
                 "dataset": cfg.DATA.DATASET,
                 "data_path": cfg.DATA.DATA_PATH,
                 "crop_pct": cfg.TEST.CROP_PCT,
+                "crop_mode": cfg.TEST.CROP_MODE,
                 "complete": summary["num_images"] == len(self.val_set()),
                 **self.facts(),
                 "cell": cfg.REPRODUCES,

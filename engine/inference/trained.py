@@ -56,7 +56,13 @@ class Trained:
         """Its evaluation's transform to one view of a size, 0 for its own, or to 5 `crops`; `.decode` reads an open file."""
         cfg = self.cfg
         return eval_transform(
-            img_size or self.own_size, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT, cfg.DATA.EXIF, crops
+            img_size or self.own_size,
+            cfg.DATA.INTERPOLATION,
+            cfg.TEST.CROP_PCT,
+            cfg.DATA.EXIF,
+            crops,
+            cfg.TEST.CROP_MODE,
+            cfg.DATA.MEAN,
         )
 
     def read(self, path: Path, img_size: Size = 0) -> Picture:

@@ -13,7 +13,6 @@ from utils.schema import COLOURS, INPUT_KEYS, KEYS, keys_of
 from ..checkpoints.resume import config_changes
 from .model import published
 
-CROP_MODE = "center"  # what `data.transforms.eval_transform` does
 NOT_BUILT = ", which is not built here"
 
 
@@ -57,7 +56,7 @@ def data_config(cfg: CfgNode) -> dict[str, Any]:
     size = height_and_width(cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE)
     return {
         "input_size": (3, *size), "interpolation": cfg.DATA.INTERPOLATION, "mean": tuple(cfg.DATA.MEAN), "std": tuple(cfg.DATA.STD),
-        "crop_pct": cfg.TEST.CROP_PCT, "crop_mode": "center",
+        "crop_pct": cfg.TEST.CROP_PCT, "crop_mode": cfg.TEST.CROP_MODE,
     }  # fmt: skip
 
 
@@ -69,7 +68,8 @@ def describe(cfg: CfgNode) -> str:
         sizes += f", in evaluation {size_text(evaluation)} px"
     as_there = f", as timm has them for {cfg.MODEL.NAME}" if of_model(cfg) and not differences(cfg) else ""
     colours = f"mean {cfg.DATA.MEAN}, std {cfg.DATA.STD}"
-    return f"images: {colours}, {cfg.DATA.INTERPOLATION}, {sizes}, crop {cfg.TEST.CROP_PCT:g}{as_there}"
+    crop = f"crop {cfg.TEST.CROP_PCT:g}" + f", {cfg.TEST.CROP_MODE}" * (cfg.TEST.CROP_MODE != "center")
+    return f"images: {colours}, {cfg.DATA.INTERPOLATION}, {sizes}, {crop}{as_there}"
 
 
 def input_warnings(trained_with: Optional[Mapping[str, Any]], cfg: CfgNode, training: bool = False) -> list[str]:
@@ -107,9 +107,6 @@ def differences(cfg: CfgNode) -> dict[str, str]:
     for key, value in theirs.items():
         if ours[key] != value:
             differing[key] = f"{key} {ours[key]} (there {value})" + NOT_BUILT * (not can_be_taken(key, value))
-    mode = published(cfg.MODEL.NAME, "MODEL.NAME").crop_mode
-    if mode != CROP_MODE:
-        differing["crop_mode"] = f"crop mode {CROP_MODE} (there {mode}){NOT_BUILT}"
     return differing
 
 
@@ -129,6 +126,7 @@ def of_model(cfg: CfgNode) -> dict[str, Any]:
         "DATA.STD": list(evaluation["std"]),
         "TEST.IMG_SIZE": _side(evaluation),
         "TEST.CROP_PCT": float(evaluation["crop_pct"]),
+        "TEST.CROP_MODE": evaluation["crop_mode"],
     }
 
 

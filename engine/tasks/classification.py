@@ -135,7 +135,15 @@ class Classification:
 
     def _eval_transform(self, crop_pct: float, crops: int = 0) -> Transform:
         cfg = self.cfg
-        return eval_transform(self.eval_size, cfg.DATA.INTERPOLATION, crop_pct, cfg.DATA.EXIF, crops or cfg.TEST.CROPS)
+        return eval_transform(
+            self.eval_size,
+            cfg.DATA.INTERPOLATION,
+            crop_pct,
+            cfg.DATA.EXIF,
+            crops or cfg.TEST.CROPS,
+            cfg.TEST.CROP_MODE,
+            cfg.DATA.MEAN,
+        )
 
     def _source(self, split: str, decode: Decode) -> AnySource:
         cfg = self.cfg

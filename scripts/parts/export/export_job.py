@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Subset
+from yacs.config import CfgNode
 
 import models
 from data.loader import Loader
@@ -29,7 +30,7 @@ from engine.setup.precision import create_precision
 from engine.tasks import create_task
 from utils.errors import ConfigError, DataError, UserError, printable
 from utils.files import unwritable, write_json
-from utils.image_size import height_and_width
+from utils.image_size import Size, height_and_width
 from utils.provenance import record
 
 CPU = torch.device("cpu")
@@ -284,14 +285,10 @@ class Job:
 def preprocessing(trained: Trained) -> dict[str, Any]:
     """How the evaluation prepares an image file, so that others can do the same."""
     cfg, size = trained.cfg, trained.own_size
-    if isinstance(size, int):
-        resize: dict[str, Any] = {"resize_shorter_side": math.floor(size / cfg.TEST.CROP_PCT)}
-    else:
-        resize = {"resize_to_cover": [math.floor(side / cfg.TEST.CROP_PCT) for side in size]}
     return {
         "colour": "RGB; transparent pixels over white",
         "exif_upright": cfg.DATA.EXIF,
-        **resize,
+        **resizing(cfg, size),
         "interpolation": cfg.DATA.INTERPOLATION,
         "crop": "center",
         "crop_size": size,
@@ -301,6 +298,16 @@ def preprocessing(trained: Trained) -> dict[str, Any]:
         "std": list(cfg.DATA.STD),
         "evaluated_with": {"crops": cfg.TEST.CROPS, "flip": cfg.TEST.FLIP},  # 1 and False: one view, as above
     }
+
+
+def resizing(cfg: CfgNode, size: Size) -> dict[str, Any]:
+    """What is done before the crop, of TEST.CROP_MODE; sizes are [height, width]."""
+    if cfg.TEST.CROP_MODE == "center" and isinstance(size, int):
+        return {"resize_shorter_side": math.floor(size / cfg.TEST.CROP_PCT)}
+    to = [math.floor(side / cfg.TEST.CROP_PCT) for side in height_and_width(size)]
+    if cfg.TEST.CROP_MODE == "border":
+        return {"resize_into": to, "border": [round(255 * level) for level in cfg.DATA.MEAN]}
+    return {"resize_to" if cfg.TEST.CROP_MODE == "squash" else "resize_to_cover": to}
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:

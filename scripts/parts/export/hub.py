@@ -166,9 +166,9 @@ def metrics_of(path: Path, weights: str, cfg: CfgNode) -> tuple[dict[str, Any], 
     except CheckpointError:  # of weights alone
         pass
     evaluation = path.with_name(EVAL)
-    evaluated = read_object(evaluation)
+    evaluated = {"crop_mode": "center", **read_object(evaluation)}  # an older file does not say it
     own = {
-        "img_size": cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE, "crop_pct": cfg.TEST.CROP_PCT, "crops": cfg.TEST.CROPS, "flip": cfg.TEST.FLIP,
+        "img_size": cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE, "crop_pct": cfg.TEST.CROP_PCT, "crop_mode": cfg.TEST.CROP_MODE, "crops": cfg.TEST.CROPS, "flip": cfg.TEST.FLIP,
         "dataset": cfg.DATA.DATASET, "data_path": cfg.DATA.DATA_PATH,
     }  # fmt: skip
     same = Path(str(evaluated.get("checkpoint", ""))).resolve() == path.resolve() and own.items() <= evaluated.items()
@@ -199,11 +199,6 @@ def metric_lines(metrics: dict[str, Any], source: str, dataset: str, cfg: CfgNod
 
 def use_lines(job: Job) -> list[str]:
     prepared = preprocessing(job.trained)
-    resized = (
-        f"{prepared['resize_shorter_side']} px of the shorter side"
-        if "resize_shorter_side" in prepared
-        else f"cover {size_text(prepared['resize_to_cover'])} px"
-    )
     first = "import models  # of the FAT repository, from its root: registers FAT with timm\n" if job.fused else ""
     return [
         "```python",
@@ -225,9 +220,19 @@ def use_lines(job: Job) -> list[str]:
         'print(model.pretrained_cfg["label_names"][shares.argmax()], shares.max())',
         "```",
         "",
-        f"Images are resized to {resized} ({prepared['interpolation']}), cropped to {size_text(job.size)} px at the centre, "
+        f"Images are resized {resized_to(prepared)} ({prepared['interpolation']}), cropped to {size_text(job.size)} px at the centre, "
         f"divided by 255, and normalised by mean {prepared['mean']} and standard deviation {prepared['std']}.",
     ]
+
+
+def resized_to(prepared: dict[str, Any]) -> str:
+    """How an image's size changes before the crop, of `preprocessing`."""
+    if "resize_shorter_side" in prepared:
+        return f"to {prepared['resize_shorter_side']} px of the shorter side"
+    (verb,) = (name.removeprefix("resize_") for name in prepared if name.startswith("resize_"))
+    size = size_text(prepared[f"resize_{verb}"])
+    border = f" with borders of the colour {prepared['border']}" if "border" in prepared else ""
+    return f"{verb.replace('_', ' ')} {size} px{border}"
 
 
 def training_lines(job: Job) -> list[str]:
