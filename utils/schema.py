@@ -269,6 +269,8 @@ key("TRAIN.EPOCHS", 300, POSITIVE, RECIPE, "passes over the training images")
 key("TRAIN.WARMUP_EPOCHS", 20, NOT_NEGATIVE, RECIPE, "epochs in which the LR rises from WARMUP_LR")
 key("TRAIN.WARMUP_UPDATES", 0, NOT_NEGATIVE, RECIPE, "the same in updates, with WARMUP_EPOCHS 0; 0: not used")
 key("TRAIN.BASE_LR", 5e-4, POSITIVE, RECIPE, "this LR and the next two are per 512 images of the global batch")
+key("TRAIN.LR_SCALING", "linear", one_of("linear", "sqrt"), RECIPE,
+    "how these LRs grow with the batch: linear (Goyal et al. 2017), sqrt: with its square root (LAMB's rule, You et al. 2020)")
 key("TRAIN.WARMUP_LR", 5e-7, NOT_NEGATIVE, RECIPE, "the first LR")
 key("TRAIN.MIN_LR", 5e-6, NOT_NEGATIVE, RECIPE, "the last LR")
 key("TRAIN.WEIGHT_DECAY", 0.05, NOT_NEGATIVE, RECIPE, "of all weights but biases and norms")
@@ -277,6 +279,8 @@ key("TRAIN.IMG_SIZES", [], SIZE_STEPS, RECIPE,
 key("TRAIN.LOSS", "ce", one_of("ce", "bce"), RECIPE, "cross-entropy, or bce: binary cross-entropy of each class")
 key("TRAIN.BCE_TARGET_THRESH", 0.0, BELOW_ONE, RECIPE,
     "bce: targets above it count as 1, others as 0; 0: as they are, mixed and smoothed")
+key("TRAIN.BEST_METRIC", "", ANY, RECIPE,
+    "what best.pth is chosen by: a figure of the task's evaluation, such as f1_macro or loss; empty: its first (acc1, miou, box_ap)")
 key("TRAIN.CLIP_GRAD", 5.0, NOT_NEGATIVE, RECIPE, "largest norm of the gradient; 0: no clipping")
 key("TRAIN.LAYER_DECAY", 1.0, FRACTION, RECIPE, "LR factor from each layer to the one below")
 key("TRAIN.FREEZE", [], PARTS, RECIPE,

@@ -21,7 +21,7 @@ from utils.config import to_dict
 from utils.conflicts import mixes
 from utils.errors import ConfigError, DataError, UserError
 from utils.image_size import Size, frozen, height_and_width, size_text
-from utils.metrics import ACC1, ACC5, LOSS, NUM_IMAGES, ClassificationMetrics
+from utils.metrics import ACC1, ACC5, LOSS, MACRO, NUM_IMAGES, ClassificationMetrics
 from utils.pictures import montage
 from utils.schema import VALIDATION
 
@@ -36,7 +36,7 @@ class Classification:
     """Classifies images: mixup or cutmix, cross-entropies with label smoothing, top-1 and top-5 accuracy."""
 
     primary = ACC1
-    figures = (ACC1, ACC5, LOSS, NUM_IMAGES)
+    figures = (ACC1, ACC5, LOSS, NUM_IMAGES, *MACRO)
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg

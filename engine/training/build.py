@@ -111,6 +111,7 @@ def build_data(session: Session, task: Task) -> TrainingData:
         launch.world_size,
         cfg.TRAIN.ACCUMULATION_STEPS,
         cfg.TRAIN.TOTAL_BATCH_SIZE,
+        cfg.TRAIN.LR_SCALING,
     )
     placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=launch.rank, world_size=launch.world_size)
     sizes = [(epoch, frozen(size)) for epoch, size in cfg.TRAIN.IMG_SIZES]

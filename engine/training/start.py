@@ -22,6 +22,7 @@ from ..setup.model import has_drop_path
 from ..setup.preprocessing import describe as describe_inputs
 from .build import build_optimizer, build_trainer
 from .freeze import describe as describe_frozen
+from .optim import describe_trust_ratio
 from .preflight import look_ahead, rehearse
 from .recorder import describe_best
 from .trainer import Trainer
@@ -79,6 +80,7 @@ def prepare(session: Session, start: StartPoint) -> PreparedRun:
         trainer, lambda model: build_optimizer(cfg, model, trainer.data.plan.scale_lr(cfg.TRAIN.BASE_LR))
     )
     changes = restore(trainer, start.checkpoint, start.path) if start.checkpoint and start.path else []
+    notes.append(trainer.progress.judge_by(trainer.task.primary.key))
     forecast = look_ahead(trainer, findings)
     datasets = [trainer.data.train_loader.dataset, trainer.data.val_loader.dataset]
     fill_caches = caches(cfg.DATA.CACHE_MODE, datasets, peers, log)
@@ -90,8 +92,9 @@ def prepare(session: Session, start: StartPoint) -> PreparedRun:
         record_start(session, trainer, complexity)
         warn_of_settings(session, trainer, has_weights=bool(pretrained or start.path))
         by_names = start.path and not cfg.DISTILL.TEACHER  # the checkpoint's classes were compared with the data set's
+        ratio = describe_trust_ratio(trainer.optim.optimizer)
         order = "" if by_names else order_note(cfg, trainer.data.train_loader.dataset.classes)
-        for line in filter(None, [order, *notes, *describe_start(session, start, changes, trainer)]):
+        for line in filter(None, [ratio, order, *notes, *describe_start(session, start, changes, trainer)]):
             log.info(line)
 
     return PreparedRun(trainer, introduce, fill_caches)
