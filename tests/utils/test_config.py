@@ -287,7 +287,7 @@ CASES = [
     ("throughput", "TEST.ENGINE openvino AMP.DTYPE float16", "--engine openvino computes in float32 or bfloat16, but AMP.DTYPE"),
     ("eval", f"{WEIGHTS} TASK segmentation TEST.ENGINE cudagraphs", "--engine cudagraphs has a graph for each size of images"),
     ("throughput", "TEST.ENGINE openvino TRAIN.COMPILE True", "TRAIN.COMPILE compiles torch's model, which --engine openvino"),
-    ("train", "TEST.CROP_MODE border TEST.CROPS 5", "TEST.CROPS is 5, but an image of TEST.CROP_MODE border has no corners"),
+    ("eval", f"{WEIGHTS} TEST.CROP_MODE border TEST.CROPS 5", "TEST.CROPS is 5, but an image of TEST.CROP_MODE border has no corners"),
     ("eval", f"{WEIGHTS} TEST.KNN [3] TEST.SETS [imagenet_v2]", "TEST.KNN is about the validation images; add val to"),
     ("train", "TRAIN.COMPILE True TRAIN.USE_CHECKPOINT True", "TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkp"),
     ("train", "TRAIN.WARMUP_EPOCHS 5 TRAIN.EPOCHS 5", "TRAIN.WARMUP_EPOCHS is 5, TRAIN.EPOCHS 5; the warmup must be shorter"),
