@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, Callable, Sequence, Union, cast
+from typing import Any, BinaryIO, Callable, Optional, Sequence, Union, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torchvision.transforms import FiveCrop, TrivialAugmentWide
 from utils.errors import ConfigError
 from utils.image_size import Size, frozen
 
+from . import band_transforms
+from .bands import BandReader
 from .batches import Erasure, Picture
 from .decode import decode_image
 from .sample import Sample
@@ -68,7 +70,7 @@ class Transform:
 
 
 class Erase:
-    """Array (H, W, 3) -> `Picture`, with timm's random erasing drawn but not yet done: it is for normalised images.
+    """Array (H, W, C) -> `Picture`, with timm's random erasing drawn but not yet done: it is for normalised images.
 
     timm's class is given something that takes down what it would do to an image.
     """
@@ -77,7 +79,7 @@ class Erase:
         self.erasing = RandomErasing(probability, mode=mode, max_count=count, device="cpu")
 
     def __call__(self, pixels: np.ndarray) -> Picture:
-        record = _Record(*pixels.shape[:2])
+        record = _Record(*pixels.shape)
         if self.erasing.probability > 0:
             self.erasing(record)
         return Picture(pixels, tuple(record.erasures))
@@ -110,8 +112,8 @@ class Views:
 class _Record:
     dtype = torch.float32
 
-    def __init__(self, height: int, width: int):
-        self.shape = (3, height, width)
+    def __init__(self, height: int, width: int, channels: int):
+        self.shape = (channels, height, width)
         self.erasures: list[Erasure] = []
 
     def size(self) -> tuple[int, int, int]:
@@ -146,6 +148,7 @@ def train_transform(
     augmentation: Augmentation,
     exif: bool = True,
     backend: str = "pil",
+    bands: int = 3,
 ) -> Transform:
     """Image -> augmented `Picture` of that size, or views of it.
 
@@ -156,21 +159,30 @@ def train_transform(
         exif: see `decode_image`.
         backend: 'pil': Pillow, the pixels of timm's pipeline. 'cv2': see `data.backend_cv2` and `data.augment_cv2`.
             'nvimgcodec': the same pixels as 'cv2', see `data.crops_nvimgcodec`.
+        bands: of the images; 3: RGB. Others have one way, see `data.bands`, whatever the backend, and no colours.
 
     Raises:
         ConfigError: an unknown policy, or one that the backend does not have.
     """
     place, colours = _timm_steps(img_size, interpolation, mean, augmentation)
     crop, *flips = place
-    if backend == "pil":
+    decode: Callable[[BinaryIO], Any]
+    to_array: Optional[Callable[[Any], np.ndarray]] = None
+    placed: dict[str, Callable[[Any], Any]]
+    augment: dict[str, Callable[[Any], Any]]
+    if bands != 3:
+        decode, to_array = BandReader(bands, exif), band_transforms.to_array
+        placed = {"crop and resize": band_transforms.Resized(crop), **{"flip": flip for flip in flips}}
+        augment = {}
+    elif backend == "pil":
         decode, to_array = partial(decode_image, exif=exif), np.array
         placed = {"crop and resize": crop, **{"flip": flip for flip in flips}}
         augment = dict(zip(AUGMENT, colours))
     else:
         from .backend_cv2 import colour_steps, place_steps
 
-        decode, to_array = _crop_reader(augmentation, exif, backend), None
-        placed = place_steps(decode.crop, cast(RandomResizedCropAndInterpolation, crop), flips)
+        decode = reader = _crop_reader(augmentation, exif, backend)
+        placed = place_steps(reader.crop, cast(RandomResizedCropAndInterpolation, crop), flips)
         augment = dict(zip(AUGMENT, colour_steps(colours, augmentation.auto_augment)))
     erase = Erase(augmentation.reprob, augmentation.remode, augmentation.recount)
     if augmentation.splits:
@@ -241,17 +253,19 @@ def eval_transform(
     crops: int = 1,
     crop_mode: str = "center",
     mean: Sequence[float] = (0.0, 0.0, 0.0),
+    bands: int = 3,
 ) -> Transform:
-    """RGB image -> `Picture` of that size: resized to img_size / crop_pct as timm's `crop_mode` says, centre crop. Always by
+    """Image -> `Picture` of that size: resized to img_size / crop_pct as timm's `crop_mode` says, centre crop. Always by
     Pillow, so that accuracies do not depend on how a model was trained.
 
     - 'center': its sides keep their ratio, and it covers that size.
     - 'border': its sides keep their ratio, and it fits into that size; what is missing has the colour `mean`.
     - 'squash': it has that size; its sides do not keep their ratio.
 
-    With 5 `crops`, as many views: torchvision's, the corners and the centre of the resized image.
+    With 5 `crops`, as many views: torchvision's, the corners and the centre of the resized image. Images of 3 `bands` are
+    RGB, for others see `data.bands`.
     """
-    resize, crop, *_ = create_transform(
+    resize, crop, *_ = steps = create_transform(
         frozen(img_size),
         is_training=False,
         interpolation=interpolation,
@@ -259,6 +273,9 @@ def eval_transform(
         crop_mode=crop_mode,
         mean=tuple(mean),
     ).transforms
+    if bands != 3:
+        border = mean if crop_mode == "border" else ()
+        return Transform(BandReader(bands, exif), band_transforms.eval_steps(steps, img_size, crops, border))
     decode = partial(decode_image, exif=exif)
     if crops == 5:
         return Transform(decode, {"resize": resize, "crop": FiveCrop(frozen(img_size)), "views": _plain_views})

@@ -114,6 +114,10 @@ def are_names(values: list) -> bool:
     return all(isinstance(name, str) and name for name in values) and len(set(values)) == len(values)
 
 
+def are_numbers(values: list) -> bool:
+    return bool(values) and all(type(x) in (int, float) for x in values)
+
+
 def are_counts(values: list) -> bool:
     return all(type(n) is int and n > 0 for n in values)
 
@@ -135,9 +139,15 @@ RANGE = Rule("two numbers greater than 0, the smaller first", lambda v: len(v) =
 SHARES = Rule("two numbers greater than 0 and at most 1, the smaller first", lambda v: RANGE.holds(v) and v[1] <= 1)
 MINMAX = Rule(f"empty, or {SHARES.text}", lambda v: not v or SHARES.holds(v))
 BETAS = Rule("two numbers at least 0 and below 1", lambda v: len(v) == 2 and all(0 <= b < 1 for b in v))
-MEAN = Rule("three numbers between 0 and 1", lambda v: len(v) == 3 and all(0 <= x <= 1 for x in v))
-STD = Rule("three numbers between 0.001 and 10", lambda v: len(v) == 3 and all(0.001 <= x <= 10 for x in v))
-IN_CHANS = Rule("3, as images are read as RGB", lambda value: value == 3)
+PER_BAND = "or with another DATA.IN_CHANS than 3 one for each band"
+MEAN = Rule(
+    f"three numbers between 0 and 1, {PER_BAND}",
+    lambda v: are_numbers(v) and (len(v) != 3 or all(0 <= x <= 1 for x in v)),
+)
+STD = Rule(
+    f"three numbers between 0.001 and 10, {PER_BAND}, greater than 0",
+    lambda v: are_numbers(v) and all(0.001 <= x <= 10 if len(v) == 3 else x > 0 for x in v),
+)
 ODD_PER_STAGE = Rule("odd numbers greater than 0, one per stage", lambda v: are_counts(v) and all(n % 2 for n in v))
 PER_STAGE = Rule(
     "numbers greater than 0, one per stage", lambda v: all(isinstance(n, (int, float)) and n > 0 for n in v)
@@ -219,8 +229,10 @@ key("DATA.CLASS_ORDER", "torchvision", one_of("torchvision", "timm"), IMAGES,
 key("DATA.BATCH_SIZE", 128, POSITIVE, SPLIT, "images per process and micro-batch")
 key("DATA.IMG_SIZE", 224, SIZE, VIEW, "px of square images' sides, or [height, width]")
 key("DATA.INTERPOLATION", "bicubic", one_of("nearest", "bilinear", "bicubic", "lanczos"), COLOURS, "how images are resized")
-key("DATA.MEAN", [0.485, 0.456, 0.406], MEAN, COLOURS, "of red, green and blue, to normalise")
-key("DATA.STD", [0.229, 0.224, 0.225], STD, COLOURS, "of red, green and blue, to normalise")
+key("DATA.IN_CHANS", 3, Rule("between 1 and 512", lambda value: 1 <= value <= 512), COLOURS,
+    "bands of an image; 3: RGB, to which any image is converted; another number: as files have them, with their full range")
+key("DATA.MEAN", [0.485, 0.456, 0.406], MEAN, COLOURS, "of red, green and blue, or of each band, to normalise (prepare_data.py stats)")
+key("DATA.STD", [0.229, 0.224, 0.225], STD, COLOURS, "of red, green and blue, or of each band, to normalise (prepare_data.py stats)")
 key("DATA.FROM_MODEL", False, ANY, RECIPE,
     "sizes, crop, mean, std and interpolation as timm has them for its model; those of --opts stay")
 key("DATA.BACKEND", "pil", one_of(*BACKENDS), NUMERICS,
@@ -248,7 +260,6 @@ key("MODEL.DROP_RATE", 0.0, BELOW_ONE, RECIPE, "dropout before the head")
 key("MODEL.DROP_PATH_RATE", 0.0, BELOW_ONE, RECIPE, "share of images for which the last block is left out; earlier ones less")
 key("MODEL.LABEL_SMOOTHING", 0.1, BELOW_ONE, RECIPE, "share of a target that all classes have alike")
 # an empty list: as in the registered model MODEL.NAME
-key("MODEL.FAT.in_chans", 3, IN_CHANS, MODEL, "channels of an image")
 key("MODEL.FAT.embed_dims", [], PER_STAGE_INT, MODEL, "channels")
 key("MODEL.FAT.depths", [], PER_STAGE_INT, MODEL, "blocks")
 key("MODEL.FAT.kernel_sizes", [], ODD_PER_STAGE, MODEL, "of FASA's local side")
@@ -398,6 +409,7 @@ INPUT_KEYS = keys_of(COLOURS, VIEW)
 
 # Keys of the released YAMLs that mean the same as one of ours.
 ALIASES = {
+    "MODEL.FAT.in_chans": "DATA.IN_CHANS",
     "MODEL.FAT.num_classes": "MODEL.NUM_CLASSES",
     "MODEL.FAT.drop_path_rate": "MODEL.DROP_PATH_RATE",
     "MODEL.FAT.use_checkpoint": "TRAIN.USE_CHECKPOINT",

@@ -69,6 +69,7 @@ class FileSource:
     Args:
         paths: of the files.
         decode: open file -> image.
+        frames: open file -> how many pictures it has.
 
     Raises:
         DataError: at `load`, a file is no image or cannot be read.
@@ -76,9 +77,14 @@ class FileSource:
 
     classes: list[str] = []
 
-    def __init__(self, paths: Sequence[str], decode: Callable[[BinaryIO], Any] = decode_image):
+    def __init__(
+        self,
+        paths: Sequence[str],
+        decode: Callable[[BinaryIO], Any] = decode_image,
+        frames: Callable[[BinaryIO], int] = lambda file: frames_of(open_image(file)),
+    ):
         self.paths = np.array([os.fsencode(path) for path in paths])  # no list: see `FolderSource`
-        self.decode = decode
+        self.decode, self.frames = decode, frames
         self.fingerprint = fingerprint(self.paths.tolist())
 
     def __len__(self) -> int:
@@ -92,7 +98,7 @@ class FileSource:
 
     def load(self, index: int) -> tuple[Any, int]:
         def decode(file: BinaryIO) -> tuple[Any, int]:
-            frames = frames_of(open_image(file))
+            frames = self.frames(file)
             file.seek(0)
             return self.decode(file), frames
 

@@ -108,7 +108,7 @@ def open_ways(cfg: CfgNode, finish: Finish, log: RunLog) -> dict[str, Way]:
                 raise
             log.warning(f"{name}: left out ({error})")
             continue
-        if name == "pil" and not cfg.AUG.SPLITS and isinstance(dataset.transform, Transform):
+        if name == "pil" and cfg.DATA.IN_CHANS == 3 and not cfg.AUG.SPLITS and isinstance(dataset.transform, Transform):
             ways[RELEASED] = as_released(dataset, dataset.transform, cfg.DATA.MEAN, cfg.DATA.STD)
         ways[name] = Way(
             dataset, named_steps(dataset.transform), partial(collate_items, collate=dataset.collate), finish

@@ -176,7 +176,9 @@ class Evaluation:
         if name in self.exported:
             return self.exported[name]
         cfg, precision = self.session.cfg, self.examination.precision
-        engine = open_engine(cfg.TEST.ENGINE, self.load(name), precision, self.task.eval_size, cfg.TEST.FUSED)
+        engine = open_engine(
+            cfg.TEST.ENGINE, self.load(name), precision, self.task.eval_size, cfg.TEST.FUSED, cfg.DATA.IN_CHANS
+        )
         if cfg.TEST.ENGINE in EXPORTING:
             self.exported[name] = engine
         return engine

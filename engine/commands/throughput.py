@@ -33,14 +33,14 @@ def throughput(session: Session) -> None:
     log.info(f"{cfg.MODEL.NAME} at {size_text(cfg.DATA.IMG_SIZE)} px: {complexity_of(model, cfg)}")
     model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
     form = describe(cfg.TEST.ENGINE, model, cfg.TEST.FUSED)
-    engine = open_engine(cfg.TEST.ENGINE, model.eval(), precision, cfg.DATA.IMG_SIZE, cfg.TEST.FUSED)
+    engine = open_engine(cfg.TEST.ENGINE, model.eval(), precision, cfg.DATA.IMG_SIZE, cfg.TEST.FUSED, cfg.DATA.IN_CHANS)
     compilation = decide_compilation(cfg, device) if cfg.TEST.ENGINE == "torch" else Compilation("", "")
     if compilation.mode:
         compile_model(engine, compilation.mode)
     compiled = f" | {compilation.reason}" if compilation.reason else ""
     log.info(f"{session.placement} | {engine.precision}{form}{compiled} | batch {cfg.DATA.BATCH_SIZE}")
     channels_last = cfg.TRAIN.CHANNELS_LAST and engine.name not in EXPORTING
-    speed = measure_throughput(engine, device, cfg.DATA.BATCH_SIZE, cfg.DATA.IMG_SIZE, channels_last)
+    speed = measure_throughput(engine, device, cfg.DATA.BATCH_SIZE, cfg.DATA.IMG_SIZE, channels_last, cfg.DATA.IN_CHANS)
     log.info(str(speed))
 
 
@@ -70,13 +70,14 @@ def measure_throughput(
     batch_size: int,
     img_size: Size,
     channels_last: bool,
+    in_chans: int = 3,
 ) -> Throughput:
-    """Times forward passes of batches (batch_size, 3, height, width) after a warm-up.
+    """Times forward passes of batches (batch_size, in_chans, height, width) after a warm-up.
 
     A GPU computes while the CPU starts what comes next. To wait for each batch shows how soon one is done, its latency; in
     images/s it would count the CPU's work between two batches, which is most of the time of a single image.
     """
-    images = to_device(torch.randn(batch_size, 3, *height_and_width(img_size)), device, channels_last)
+    images = to_device(torch.randn(batch_size, in_chans, *height_and_width(img_size)), device, channels_last)
 
     def timed(batches: int) -> float:
         """Seconds until the last of them is done."""

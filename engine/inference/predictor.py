@@ -12,6 +12,7 @@ from data.sources.image_paths import FileSource
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError, OutputError, one_line
 from utils.image_size import Size, size_text
+from utils.pictures import pixels_of
 
 from ..evaluation.views import predict_views
 from ..setup.precision import create_precision
@@ -70,7 +71,9 @@ class Predictor:
         precision = create_precision(amp, "auto", device)
         require_engine(engine, device, precision)
         self.examination = Examination(trained.cfg, trained.model, device, precision=precision)
-        self.engine = open_engine(engine, self.examination.model, precision, self.img_size, fused)
+        self.engine = open_engine(
+            engine, self.examination.model, precision, self.img_size, fused, trained.cfg.DATA.IN_CHANS
+        )
         self.failures: list[str] = []  # a line for each file that could not be read
 
     def __call__(self, paths: Sequence[str], topk: int = 5) -> Iterator[Prediction]:
@@ -87,7 +90,8 @@ class Predictor:
         cfg = self.trained.cfg
         topk = min(topk, len(self.trained.classes))
         transform = self.trained.transform(self.img_size, cfg.TEST.CROPS)
-        dataset = ImageDataset(FileSource(paths, transform.decode), transform, on_error="skip")
+        frames = {} if cfg.DATA.IN_CHANS == 3 else {"frames": lambda file: 1}  # pages can be bands
+        dataset = ImageDataset(FileSource(paths, transform.decode, **frames), transform, on_error="skip")
         workers = self.workers if len(paths) > self.batch_size else 0
         loader = self.examination.loader(dataset, batch_size=self.batch_size, num_workers=workers)
         try:
@@ -108,9 +112,17 @@ class Predictor:
         likeliest = logits.float().softmax(dim=1).topk(topk, dim=1)
         if not likeliest.values.isfinite().all():
             raise CheckpointError(f"{self.trained.path}: the model's outputs are not finite; use another checkpoint")
-        pixels = batch.tensor[-len(paths) :].permute(0, 2, 3, 1).numpy()  # torchvision's last crop is the centre
+        centre = slice(-len(paths), None)  # torchvision's last crop
+        pixels = self._shown(batch.tensor[centre], examples.tensor[centre])
         labels, probabilities = likeliest.indices.tolist(), likeliest.values.tolist()
         return list(map(Prediction, paths, labels, probabilities, examples.targets.tolist(), pixels))
+
+    def _shown(self, pixels: torch.Tensor, images: torch.Tensor) -> Sequence[np.ndarray]:
+        """RGB pictures of images as loaded and as normalised."""
+        data = self.trained.cfg.DATA
+        if data.IN_CHANS == 3:
+            return list(pixels.permute(0, 2, 3, 1).numpy())
+        return [pixels_of(image, data.MEAN, data.STD) for image in images]
 
     def _explain(self, error: BaseException) -> Optional[ConfigError]:
         """What the user can do about an error; None if nothing."""

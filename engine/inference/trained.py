@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Optional, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 from yacs.config import CfgNode
@@ -18,6 +19,7 @@ from utils.config import config_from, load_config
 from utils.errors import CheckpointError, ConfigError
 from utils.files import open_regular
 from utils.image_size import Size
+from utils.pictures import pixels_of
 
 from ..checkpoints.file import open_checkpoint
 from ..checkpoints.load import load_weights, require_fit
@@ -63,6 +65,7 @@ class Trained:
             crops,
             cfg.TEST.CROP_MODE,
             cfg.DATA.MEAN,
+            cfg.DATA.IN_CHANS,
         )
 
     def read(self, path: Path, img_size: Size = 0) -> Picture:
@@ -77,6 +80,11 @@ class Trained:
         picture = transform.picture(image)
         assert isinstance(picture, Picture)  # of one crop
         return picture
+
+    def shown(self, picture: Picture) -> np.ndarray:
+        """A picture as RGB pixels (H, W, 3), uint8, see `utils.pictures.three_bands`."""
+        data = self.cfg.DATA
+        return picture.pixels if data.IN_CHANS == 3 else pixels_of(self.normalise([picture])[0], data.MEAN, data.STD)
 
     def normalise(self, pictures: Sequence[Picture], device: torch.device = torch.device("cpu")) -> torch.Tensor:
         """The pictures as what the model takes: (B, 3, H, W), float32, on the device."""
@@ -103,7 +111,7 @@ def load_trained(
     checkpoint = open_checkpoint(path)
     name = checkpoint.choose(weights)
     if cfg_file:
-        cfg = take_from_model(load_config(cfg_file))
+        cfg = take_from_model(load_config(cfg_file, command="predict"))
     elif checkpoint.config:
         try:
             cfg = config_from(checkpoint.config, f"{path}: its config")

@@ -16,7 +16,7 @@ def complexity_of(model: torch.nn.Module, cfg: CfgNode) -> Complexity:
         ConfigError: it does not.
     """
     try:
-        return measure_complexity(model, (3, *height_and_width(cfg.DATA.IMG_SIZE)))
+        return measure_complexity(model, (cfg.DATA.IN_CHANS, *height_and_width(cfg.DATA.IMG_SIZE)))
     except Exception as error:  # models raise of many kinds
         if is_out_of_memory(error):
             raise

@@ -29,6 +29,7 @@ def create_model(
     drop_path_rate: float,
     img_size: Size,
     fat: dict[str, Any],
+    in_chans: int = 3,
 ) -> nn.Module:
     """A model by type and name.
 
@@ -37,11 +38,14 @@ def create_model(
         name: a registered model, or for 'fat' a name of one's own with the architecture in `fat`.
         drop_path_rate: left out where a timm model has no drop path, see `has_drop_path`.
         fat: arguments of `models.FAT` that differ from the registered model; empty ones do not.
+        in_chans: channels of an image.
 
     Raises:
         ConfigError: unknown name, or values that the model refuses.
     """
     settings: dict[str, Any] = {"num_classes": num_classes, "drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+    if in_chans != 3:
+        settings["in_chans"] = in_chans
     registered = name.lower() if model_type == "fat" else name
     if model_type == "fat":
         settings.update({key: value for key, value in fat.items() if value not in ([], "")})

@@ -55,7 +55,7 @@ def data_config(cfg: CfgNode) -> dict[str, Any]:
     """How the config's evaluation prepares an image, in timm's words (`timm.data.resolve_data_config`); one view of it."""
     size = height_and_width(cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE)
     return {
-        "input_size": (3, *size), "interpolation": cfg.DATA.INTERPOLATION, "mean": tuple(cfg.DATA.MEAN), "std": tuple(cfg.DATA.STD),
+        "input_size": (cfg.DATA.IN_CHANS, *size), "interpolation": cfg.DATA.INTERPOLATION, "mean": tuple(cfg.DATA.MEAN), "std": tuple(cfg.DATA.STD),
         "crop_pct": cfg.TEST.CROP_PCT, "crop_mode": cfg.TEST.CROP_MODE,
     }  # fmt: skip
 
@@ -119,11 +119,11 @@ def of_model(cfg: CfgNode) -> dict[str, Any]:
         return {}
     training = resolve_data_config(pretrained_cfg=theirs.to_dict())
     evaluation = resolve_data_config(pretrained_cfg=theirs.to_dict(), use_test_size=True)
+    of_rgb = {"DATA.MEAN": list(evaluation["mean"]), "DATA.STD": list(evaluation["std"])}
     return {
         "DATA.IMG_SIZE": _side(training),
         "DATA.INTERPOLATION": evaluation["interpolation"],
-        "DATA.MEAN": list(evaluation["mean"]),
-        "DATA.STD": list(evaluation["std"]),
+        **(of_rgb if cfg.DATA.IN_CHANS == 3 else {}),
         "TEST.IMG_SIZE": _side(evaluation),
         "TEST.CROP_PCT": float(evaluation["crop_pct"]),
         "TEST.CROP_MODE": evaluation["crop_mode"],

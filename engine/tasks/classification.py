@@ -76,7 +76,7 @@ class Classification:
             recount=cfg.AUG.RECOUNT,
             splits=cfg.AUG.SPLITS,
         )
-        colours, files = cfg.DATA.MEAN, (cfg.DATA.EXIF, cfg.DATA.BACKEND)
+        colours, files = cfg.DATA.MEAN, (cfg.DATA.EXIF, cfg.DATA.BACKEND, cfg.DATA.IN_CHANS)
         return train_transform(img_size, cfg.DATA.INTERPOLATION, colours, augmentation, *files)
 
     def val_dataset(self, classes: Optional[Sequence[str]] = None) -> AnyDataset:
@@ -143,6 +143,7 @@ class Classification:
             crops or cfg.TEST.CROPS,
             cfg.TEST.CROP_MODE,
             cfg.DATA.MEAN,
+            cfg.DATA.IN_CHANS,
         )
 
     def _source(self, split: str, decode: Decode) -> AnySource:
@@ -227,6 +228,7 @@ class Classification:
             drop_path_rate=cfg.MODEL.DROP_PATH_RATE,
             img_size=cfg.DATA.IMG_SIZE,
             fat=to_dict(cfg.MODEL.FAT),
+            in_chans=cfg.DATA.IN_CHANS,
         )
         for key, sizes in (
             ("TRAIN.IMG_SIZES", [size for _, size in cfg.TRAIN.IMG_SIZES]),

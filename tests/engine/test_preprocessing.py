@@ -195,7 +195,7 @@ def test_scripts_read_a_config_as_main_does(weights, write_config, tmp_path):
 
 
 def test_what_shapes_the_images_that_a_model_sees():
-    data = {"DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "DATA.EXIF"}
+    data = {"DATA.IMG_SIZE", "DATA.INTERPOLATION", "DATA.MEAN", "DATA.STD", "DATA.EXIF", "DATA.IN_CHANS"}
     segmentation = {"SEG.SCALE", "SEG.MODE", "SEG.STRIDE", "SEG.SCALES"}
     assert {*INPUT_KEYS} == data | segmentation | {
         f"TEST.{name}" for name in ("IMG_SIZE", "CROP_PCT", "CROP_MODE", "CROPS", "FLIP")

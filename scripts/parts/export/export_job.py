@@ -28,6 +28,7 @@ from engine.inference.examination import Examination
 from engine.inference.trained import Trained
 from engine.setup.precision import create_precision
 from engine.tasks import create_task
+from utils.conflicts import is_rgb
 from utils.errors import ConfigError, DataError, UserError, printable
 from utils.files import unwritable, write_json
 from utils.image_size import Size, height_and_width
@@ -235,8 +236,8 @@ class Job:
             "input": {
                 "name": "images",
                 "dtype": "float32",
-                "shape": ["batch", 3, *sides],
-                "layout": "contiguous NCHW, RGB",
+                "shape": ["batch", self.cfg.DATA.IN_CHANS, *sides],
+                "layout": "contiguous NCHW" + ", RGB" * is_rgb(self.cfg),
             },
             "output": {"name": "logits", "dtype": "float32", "shape": ["batch", len(trained.classes)]},
             "preprocessing": preprocessing(trained),
@@ -286,14 +287,16 @@ def preprocessing(trained: Trained) -> dict[str, Any]:
     """How the evaluation prepares an image file, so that others can do the same."""
     cfg, size = trained.cfg, trained.own_size
     return {
-        "colour": "RGB; transparent pixels over white",
+        "colour": "RGB; transparent pixels over white"
+        if is_rgb(cfg)
+        else f"{cfg.DATA.IN_CHANS} bands, as the file has them",
         "exif_upright": cfg.DATA.EXIF,
         **resizing(cfg, size),
         "interpolation": cfg.DATA.INTERPOLATION,
         "crop": "center",
         "crop_size": size,
         "crop_pct": cfg.TEST.CROP_PCT,
-        "scale": "divided by 255",
+        "scale": "divided by 255" if is_rgb(cfg) else "uint8 divided by 255, uint16 by 65535, floats as they are",
         "mean": list(cfg.DATA.MEAN),
         "std": list(cfg.DATA.STD),
         "evaluated_with": {"crops": cfg.TEST.CROPS, "flip": cfg.TEST.FLIP},  # 1 and False: one view, as above
@@ -306,7 +309,8 @@ def resizing(cfg: CfgNode, size: Size) -> dict[str, Any]:
         return {"resize_shorter_side": math.floor(size / cfg.TEST.CROP_PCT)}
     to = [math.floor(side / cfg.TEST.CROP_PCT) for side in height_and_width(size)]
     if cfg.TEST.CROP_MODE == "border":
-        return {"resize_into": to, "border": [round(255 * level) for level in cfg.DATA.MEAN]}
+        border = [round(255 * level) for level in cfg.DATA.MEAN] if is_rgb(cfg) else list(cfg.DATA.MEAN)
+        return {"resize_into": to, "border": border}
     return {"resize_to" if cfg.TEST.CROP_MODE == "squash" else "resize_to_cover": to}
 
 

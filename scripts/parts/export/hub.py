@@ -96,7 +96,9 @@ def verify(job: Job, folder: Path) -> None:
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     own, found = job.trained.model.state_dict(), model.state_dict()
     same = own.keys() == found.keys() and all(torch.equal(own[key], found[key]) for key in own)
-    images = torch.rand(2, 3, *height_and_width(job.size), generator=torch.Generator().manual_seed(0))
+    images = torch.rand(
+        2, job.cfg.DATA.IN_CHANS, *height_and_width(job.size), generator=torch.Generator().manual_seed(0)
+    )
     if not same or not torch.equal(model(images), job.trained.model(images)):
         raise ExportError(
             f"--checkpoint: timm makes another model of the folder than {job.cfg.MODEL.NAME} is; nothing is written"

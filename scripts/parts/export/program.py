@@ -42,7 +42,7 @@ def traced(job: Job) -> ExportedProgram:
 def trace(job: Job, sizes: dict[str, int]) -> ExportedProgram:
     """As `traced`, with given limits of the sizes."""
     try:
-        return tracing.trace(job.model, job.size, sizes if job.options.dynamic_size else None)
+        return tracing.trace(job.model, job.size, sizes if job.options.dynamic_size else None, job.cfg.DATA.IN_CHANS)
     except tracing.ConversionError as error:
         raise ExportError(f"--checkpoint: {job.cfg.MODEL.NAME} {error}") from error
 

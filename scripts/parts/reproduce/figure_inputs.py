@@ -65,7 +65,7 @@ def read_image(path: Path, trained: Trained, img_size: Size) -> tuple[np.ndarray
         picture = trained.read(path, img_size)
     except DataError as error:
         raise DataError(f"--image: {error}") from error
-    return picture.pixels, trained.normalise([picture])
+    return trained.shown(picture), trained.normalise([picture])
 
 
 def add_arguments(parser: argparse.ArgumentParser, img_size: Optional[int]) -> None:

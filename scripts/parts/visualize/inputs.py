@@ -232,7 +232,7 @@ def take(path: Path, name: str, trained: Trained, img_size: Size) -> Shot:
         raise ConfigError(
             f"--img-size: {trained.cfg.MODEL.NAME} cannot take images of {size_text(img_size)} px ({reason}); use another size"
         ) from error
-    return Shot(path, name, picture.pixels, image, predictions)
+    return Shot(path, name, trained.shown(picture), image, predictions)
 
 
 def introduce(picture: np.ndarray, shot: Shot, trained: Trained, text: str) -> np.ndarray:
