@@ -105,6 +105,8 @@ conflict(TRAINING, lambda c: c.TRAIN.COMPILE is True and c.TRAIN.USE_CHECKPOINT,
 conflict(TRAINING, lambda c: c.TRAIN.WARMUP_EPOCHS >= c.TRAIN.EPOCHS,
     "TRAIN.WARMUP_EPOCHS is {c.TRAIN.WARMUP_EPOCHS}, TRAIN.EPOCHS {c.TRAIN.EPOCHS}; the warmup must be shorter than "
     "the run")
+conflict(TRAINING, lambda c: c.TRAIN.MAX_HOURS and c.TRAIN.IMG_SIZES,
+    "TRAIN.MAX_HOURS takes an epoch's time for that of the others, but TRAIN.IMG_SIZES changes it; leave one of them out")
 conflict(TRAINING, lambda c: c.TRAIN.WARMUP_UPDATES and c.TRAIN.WARMUP_EPOCHS,
     "TRAIN.WARMUP_UPDATES is {c.TRAIN.WARMUP_UPDATES}, TRAIN.WARMUP_EPOCHS {c.TRAIN.WARMUP_EPOCHS}; set one of them to 0")
 conflict(TRAINING, lambda c: (c.TRAIN.LR_SCHEDULER.NAME == "multistep") != bool(c.TRAIN.LR_SCHEDULER.MILESTONES),
@@ -135,6 +137,8 @@ conflict(READING, lambda c: c.DATA.CLASS_MAP and format_of(c) in FORMATS_WITH_OW
     "DATA.CLASS_MAP: the classes of {c.DATA.DATASET} are fixed; leave it out")
 conflict(READING, lambda c: c.DATA.LIST and format_of(c) != LIST,
     "DATA.LIST is read by DATA.DATASET list, which is {c.DATA.DATASET}; set it to list, or leave the key out")
+conflict(READING, lambda c: c.DATA.SHARD_CACHE and format_of(c) != "wds",
+    "DATA.SHARD_CACHE keeps the shards of DATA.DATASET wds, which is {c.DATA.DATASET}; leave it out, or correct that")
 conflict(READING, lambda c: c.DATA.VAL_SHARE and format_of(c) not in BY_INDEX,
     "DATA.VAL_SHARE takes images by their files, which DATA.DATASET {c.DATA.DATASET} does not have one by one; leave it out")
 conflict(READING, lambda c: c.DATA.VAL_SHARE and c.TASK in ("segmentation", "detection"),

@@ -222,6 +222,9 @@ key("DATA.ZIP_MODE", False, ANY, IMAGES, "True: the same as DATASET zip, for ima
 key("DATA.CACHE_MODE", "no", one_of("no", "full", "part"), NUMERICS,
     "zip, tar: files in memory: no, full (all in each process), part (each process has its share, and trains on it)")
 key("DATA.SHUFFLE_BUFFER", 1000, POSITIVE, RECIPE, "wds: images among which a loading process chooses the next one")
+key("DATA.SHARD_TRIES", 8, POSITIVE, SPEED, "wds: times that a shard elsewhere is asked for; the waits between them double")
+key("DATA.SHARD_CACHE", "", PATH, SPEED, "wds: folder that keeps such shards, for all processes of the machine; empty: none")
+key("DATA.SHARD_CACHE_GB", 100.0, POSITIVE, SPEED, "its size at most; the shards that were read longest ago make room")
 key("DATA.CLASS_MAP", "", PATH, IMAGES,
     "labels of the classes: a text file with a name per line, or imagenet-22k, -12k, -21k-goog ...; empty: see CLASS_ORDER")
 key("DATA.CLASS_ORDER", "torchvision", one_of("torchvision", "timm"), IMAGES,
@@ -277,6 +280,9 @@ key("MODEL.FAT.ffn", "conv", ANY, MODEL, "conv (ConvFFN), or mlp: without its co
 key("MODEL.FAT.distilled", False, ANY, MODEL, "a second head, which DISTILL's teacher trains")
 
 key("TRAIN.EPOCHS", 300, POSITIVE, RECIPE, "passes over the training images")
+key("TRAIN.PATIENCE", 0, NOT_NEGATIVE, RECIPE, "epochs without a better BEST_METRIC after which the run ends; 0: it does not")
+key("TRAIN.MAX_HOURS", 0.0, NOT_NEGATIVE, RECIPE,
+    "time for training and evaluation, of all starts: EPOCHS become as many as fit, and the schedule ends with them; 0: any")
 key("TRAIN.WARMUP_EPOCHS", 20, NOT_NEGATIVE, RECIPE, "epochs in which the LR rises from WARMUP_LR")
 key("TRAIN.WARMUP_UPDATES", 0, NOT_NEGATIVE, RECIPE, "the same in updates, with WARMUP_EPOCHS 0; 0: not used")
 key("TRAIN.BASE_LR", 5e-4, POSITIVE, RECIPE, "this LR and the next two are per 512 images of the global batch")

@@ -30,6 +30,7 @@ from ..inference.engines import describe as describe_engine
 from ..inference.examination import Examination
 from ..session import Session
 from ..setup.data_notes import order_note, share_note, source_notes
+from ..setup.fetching import fetching_of
 from ..setup.loading import caches
 from ..setup.precision import create_precision
 from ..setup.preprocessing import describe as describe_inputs
@@ -38,20 +39,26 @@ from ..tasks import create_task
 from ..tasks.base import ClassTask, PerClassEvaluator, Task
 
 
-def evaluate_checkpoint(session: Session) -> None:
+def evaluate_checkpoint(session: Session) -> Optional[dict[str, Any]]:
     """Evaluates MODEL.RESUME (or MODEL.PRETRAINED) and writes into the run's folder: eval.json, of the validation images, and
     their classes' figures; with TEST.SETS instead of the latter the files of each set and a table into eval/.
+
+    Returns:
+        What eval.json says, and with TEST.SETS a summary of each as `sets`, on the process that writes them.
     """
     evaluation = open_evaluation(session)
     session.log.open()
     evaluation.introduce()
-    with stop_signals(session.peers.stop):  # an exception at any line could be lost in what ends the workers
-        results, summaries = evaluation.measure()
+    try:
+        with stop_signals(session.peers.stop):  # an exception at any line could be lost in what ends the workers
+            results, summaries = evaluation.measure()
+    finally:
+        evaluation.loader.cache_clear()  # ends the workers, which the collector of cycles could not: it ends their queues first
     if results:
         session.log.info(describe(results))
-    if session.is_first:
-        evaluation.write(results, summaries)
+    written = evaluation.write(results, summaries) if session.is_first else None
     session.log.close()
+    return written
 
 
 def open_evaluation(session: Session) -> "Evaluation":
@@ -72,7 +79,12 @@ def open_evaluation(session: Session) -> "Evaluation":
     val_set = functools.cache(lambda: task.val_dataset(checkpoint.classes))
     classes = checkpoint.classes or list(val_set().classes)  # other tools' files may have none
     root = cfg.TEST.SETS_PATH or cfg.DATA.DATA_PATH
-    opening = Opening(outside_links=cfg.DATA.OUTSIDE_LINKS, columns=cfg.DATA.COLUMNS, timeout=cfg.DATA.TIMEOUT)
+    opening = Opening(
+        outside_links=cfg.DATA.OUTSIDE_LINKS,
+        columns=cfg.DATA.COLUMNS,
+        fetching=fetching_of(cfg),
+        timeout=cfg.DATA.TIMEOUT,
+    )
     sets = open_sets(specs, SetsOpening(task, val_set, classes, root, opening))
     model = task.build_model(len(classes))
     examination = Examination(cfg, model, session.device, session.log, session.peers, precision)
@@ -230,9 +242,14 @@ class Evaluation:
             facts |= {"knn_temperature": cfg.TEST.KNN_TEMPERATURE, "knn_train_images": len(self.compared[0])}
         return facts
 
-    def write(self, results: dict[str, dict[str, Any]], summaries: dict[str, dict[str, Any]]) -> None:
-        """Writes eval.json and, with TEST.SETS, the table of the sets; their own files are there already."""
+    def write(self, results: dict[str, dict[str, Any]], summaries: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Writes eval.json and, with TEST.SETS, the table of the sets; their own files are there already.
+
+        Returns:
+            What eval.json says, and with TEST.SETS the summaries as `sets`.
+        """
         cfg, log, directory = self.session.cfg, self.session.log, self.session.directory
+        value: dict[str, Any] = {}
         if results:
             summary = summarize(results, self.task.primary)
             value = {
@@ -257,6 +274,8 @@ class Evaluation:
             )
             write_text(directory / "eval" / "table.md", text)
             log.info(f"wrote {directory / 'eval' / 'table.md'}\n{text.rstrip()}")
+            value = {**value, "sets": summaries}
+        return value
 
 
 def write_classes(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

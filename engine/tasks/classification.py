@@ -26,6 +26,7 @@ from utils.pictures import montage
 from utils.schema import VALIDATION
 
 from ..evaluation.evaluators import ClassEvaluator, ClosingClassEvaluator
+from ..setup.fetching import fetching_of
 from ..setup.model import PooledFeatures, create_model
 from .base import Decode, Purpose
 from .criterion import create_criterion
@@ -160,6 +161,7 @@ class Classification:
             columns=cfg.DATA.COLUMNS,
             class_order=cfg.DATA.CLASS_ORDER,
             listing=self._listing(),
+            fetching=fetching_of(cfg),
             timeout=cfg.DATA.TIMEOUT,
         )
 
