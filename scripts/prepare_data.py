@@ -158,7 +158,8 @@ def stats(args: argparse.Namespace) -> int:
     from utils.config import load_config
 
     given = {"DATA.DATA_PATH": args.data_path} if args.data_path else {}
-    cfg = load_config(args.cfg, args.opts, {**given, "DATA.BACKEND": "pil"})
+    any_classes = {"DATA.BACKEND": "pil", "MODEL.NUM_CLASSES": 0}  # whose number does not matter here
+    cfg = load_config(args.cfg, args.opts, {**given, **any_classes})
     import torch
 
     from data.batches import Finish
