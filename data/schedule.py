@@ -19,9 +19,8 @@ class Schedule:
     world_size: int  # how many there are
     seed: int  # of orders and augmentations
     repeats: int = 1  # how often an image stands in an epoch, each time with another augmentation
-    sizes: Sequence[
-        tuple[int, FrozenSize]
-    ] = ()  # (epoch, size) of images, each from its epoch on; none: the data set's own
+    sizes: Sequence[tuple[int, FrozenSize]] = ()  # (epoch, size), each from its epoch on; none: the data set's own
+    balanced: bool = False  # whether all classes are as frequent, see `data.class_balance`
 
     def size_at(self, epoch: int) -> FrozenSize:
         """Of an epoch's images; 0: the data set's own."""

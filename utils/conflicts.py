@@ -126,6 +126,18 @@ conflict(LOADING, lambda c: mixes(c) and c.DATA.BATCH_SIZE % 2,
     "AUG.MIXUP and AUG.CUTMIX to 0")
 conflict(LOADING, lambda c: c.AUG.REPEATS > 1 and c.DATA.CACHE_MODE == "part",
     "AUG.REPEATS contradicts DATA.CACHE_MODE part, which has another order of the images; use full or no")
+conflict(LOADING, lambda c: c.DATA.SAMPLING and (c.AUG.REPEATS > 1 or c.DATA.CACHE_MODE == "part"),
+    "DATA.SAMPLING {c.DATA.SAMPLING} contradicts AUG.REPEATS above 1 and DATA.CACHE_MODE part, which have orders of their own; leave one "
+    "of them out")
+conflict(LOADING, lambda c: c.DATA.SAMPLING and (c.TRAIN.CLASS_WEIGHTS in ("balanced", "effective") or c.TRAIN.LOGIT_ADJUSTMENT),
+    "DATA.SAMPLING {c.DATA.SAMPLING} makes all classes as frequent, which TRAIN.CLASS_WEIGHTS '{c.TRAIN.CLASS_WEIGHTS}' and "
+    "TRAIN.LOGIT_ADJUSTMENT {c.TRAIN.LOGIT_ADJUSTMENT} would make up for again; leave one of them out")
+conflict(LOADING, lambda c: (c.TRAIN.CLASS_WEIGHTS or c.TRAIN.LOGIT_ADJUSTMENT) and (c.TRAIN.LOSS != "ce" or c.AUG.SPLITS),
+    "TRAIN.CLASS_WEIGHTS and TRAIN.LOGIT_ADJUSTMENT are of the cross-entropy, but TRAIN.LOSS is {c.TRAIN.LOSS}, AUG.SPLITS {c.AUG.SPLITS}; "
+    "leave them out, or set TRAIN.LOSS ce and AUG.SPLITS 0")
+conflict(LOADING, lambda c: c.TASK != "classification" and (c.TRAIN.CLASS_WEIGHTS or c.TRAIN.LOGIT_ADJUSTMENT or c.DATA.SAMPLING),
+    "TRAIN.CLASS_WEIGHTS, TRAIN.LOGIT_ADJUSTMENT and DATA.SAMPLING are about an image's one class, which TASK {c.TASK} does not give; "
+    "leave them out")
 conflict(LOADING, lambda c: c.DATA.BATCH_SIZE == 1,
     "DATA.BATCH_SIZE (--batch-size) is 1; BatchNorm cannot train on one image, use 2 or more")
 conflict(LOADING, lambda c: c.DATA.BACKEND != "pil" and c.DATA.INTERPOLATION not in INTERPOLATIONS_OF_CV2,

@@ -187,6 +187,7 @@ MILESTONES = Rule(
     "a list of numbers greater than 0, rising",
     lambda v: all(isinstance(n, (int, float)) and n > 0 for n in v) and list(v) == sorted(set(v)),
 )
+SAMPLING = Rule("empty or balanced", lambda value: value in ("", "balanced"))
 COMPILE_MODE = one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -222,6 +223,8 @@ key("DATA.ZIP_MODE", False, ANY, IMAGES, "True: the same as DATASET zip, for ima
 key("DATA.CACHE_MODE", "no", one_of("no", "full", "part"), NUMERICS,
     "zip, tar: files in memory: no, full (all in each process), part (each process has its share, and trains on it)")
 key("DATA.SHUFFLE_BUFFER", 1000, POSITIVE, RECIPE, "wds: images among which a loading process chooses the next one")
+key("DATA.SAMPLING", "", SAMPLING, RECIPE,
+    "balanced: an epoch of as many images as ever has each class equally often; empty: each image once")
 key("DATA.SHARD_TRIES", 8, POSITIVE, SPEED, "wds: times that a shard elsewhere is asked for; the waits between them double")
 key("DATA.SHARD_CACHE", "", PATH, SPEED, "wds: folder that keeps such shards, for all processes of the machine; empty: none")
 key("DATA.SHARD_CACHE_GB", 100.0, POSITIVE, SPEED, "its size at most; the shards that were read longest ago make room")
@@ -294,6 +297,11 @@ key("TRAIN.WEIGHT_DECAY", 0.05, NOT_NEGATIVE, RECIPE, "of all weights but biases
 key("TRAIN.IMG_SIZES", [], SIZE_STEPS, RECIPE,
     "[[epoch, size], ...]: size of training images from that epoch on; empty: DATA.IMG_SIZE")
 key("TRAIN.LOSS", "ce", one_of("ce", "bce"), RECIPE, "cross-entropy, or bce: binary cross-entropy of each class")
+key("TRAIN.CLASS_WEIGHTS", "", PATH, RECIPE,
+    "of the loss: balanced (as 1 / images), effective (Cui et al. 2019, beta 0.999), or a CSV file of class,weight; their mean is 1; empty: "
+    "all alike")
+key("TRAIN.LOGIT_ADJUSTMENT", 0.0, NOT_NEGATIVE, RECIPE,
+    "tau: the loss sees logits + tau x log(share of a class' images) (Menon et al. 2021); 0: as they are")
 key("TRAIN.BCE_TARGET_THRESH", 0.0, BELOW_ONE, RECIPE,
     "bce: targets above it count as 1, others as 0; 0: as they are, mixed and smoothed")
 key("TRAIN.BEST_METRIC", "", ANY, RECIPE,

@@ -18,6 +18,7 @@ class SyntheticSource:
         self.bands = bands
         self.num_images = num_images
         self.classes = [str(label) for label in range(num_classes)]
+        self.labels = np.arange(num_images) % num_classes
         self.split = split
         self.fingerprint = f"synthetic {split}"
 
@@ -37,4 +38,4 @@ class SyntheticSource:
     def load(self, index: int) -> tuple[Union[Image.Image, np.ndarray], int]:
         rng = np.random.default_rng([index, self.split == "train"])
         pixels = rng.integers(0, 256, (SIZE, SIZE, self.bands), dtype=np.uint8)
-        return Image.fromarray(pixels) if self.bands == 3 else pixels, index % len(self.classes)
+        return Image.fromarray(pixels) if self.bands == 3 else pixels, int(self.labels[index])

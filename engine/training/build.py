@@ -116,7 +116,7 @@ def build_data(session: Session, task: Task) -> TrainingData:
     )
     placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=launch.rank, world_size=launch.world_size)
     sizes = [(epoch, frozen(size)) for epoch, size in cfg.TRAIN.IMG_SIZES]
-    changing: dict[str, Any] = dict(repeats=cfg.AUG.REPEATS, sizes=sizes)
+    changing: dict[str, Any] = dict(repeats=cfg.AUG.REPEATS, sizes=sizes, balanced=bool(cfg.DATA.SAMPLING))
     schedule = Schedule(num_batches=plan.batches_per_epoch, seed=cfg.SEED, **placing, **changing)
     how = loading(cfg, session.device)
     train_batches = train_loader(train_set, schedule, how, cfg.DATA.SHUFFLE_BUFFER, cfg.DATA.CACHE_MODE)
