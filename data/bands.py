@@ -72,6 +72,10 @@ class BandReader:
             pixels = self._by_pillow(file)
         return self._checked(pixels)
 
+    def frames(self, file: BinaryIO) -> int:
+        """How many pictures a file has: one, as pages are bands."""
+        return 1
+
     def _checked(self, pixels: np.ndarray) -> np.ndarray:
         shape = pixels.shape
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels

@@ -68,8 +68,7 @@ class FileSource:
 
     Args:
         paths: of the files.
-        decode: open file -> image.
-        frames: open file -> how many pictures it has.
+        decode: open file -> image; its method `frames`, if it has one, says how many pictures a file has.
 
     Raises:
         DataError: at `load`, a file is no image or cannot be read.
@@ -77,14 +76,10 @@ class FileSource:
 
     classes: list[str] = []
 
-    def __init__(
-        self,
-        paths: Sequence[str],
-        decode: Callable[[BinaryIO], Any] = decode_image,
-        frames: Callable[[BinaryIO], int] = lambda file: frames_of(open_image(file)),
-    ):
+    def __init__(self, paths: Sequence[str], decode: Callable[[BinaryIO], Any] = decode_image):
         self.paths = np.array([os.fsencode(path) for path in paths])  # no list: see `FolderSource`
-        self.decode, self.frames = decode, frames
+        self.decode = decode
+        self.frames = getattr(decode, "frames", lambda file: frames_of(open_image(file)))
         self.fingerprint = fingerprint(self.paths.tolist())
 
     def __len__(self) -> int:

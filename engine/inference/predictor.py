@@ -90,8 +90,7 @@ class Predictor:
         cfg = self.trained.cfg
         topk = min(topk, len(self.trained.classes))
         transform = self.trained.transform(self.img_size, cfg.TEST.CROPS)
-        frames = {} if cfg.DATA.IN_CHANS == 3 else {"frames": lambda file: 1}  # pages can be bands
-        dataset = ImageDataset(FileSource(paths, transform.decode, **frames), transform, on_error="skip")
+        dataset = ImageDataset(FileSource(paths, transform.decode), transform, on_error="skip")
         workers = self.workers if len(paths) > self.batch_size else 0
         loader = self.examination.loader(dataset, batch_size=self.batch_size, num_workers=workers)
         try:
