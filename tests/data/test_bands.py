@@ -151,6 +151,9 @@ def test_five_crops_and_a_border_of_each_band():
     views = eval_transform(32, "bilinear", 0.875, crops=5, bands=5).picture(BYTES)
     alone = eval_transform(32, "bilinear", 0.875, bands=5).picture(BYTES)
     assert len(views) == 5 and np.array_equal(views[4].pixels, alone.pixels) and alone.pixels.shape == (32, 32, 5)
+    for pixels, stays in ((BYTES, True), (BYTES / np.float32(255), False)):  # a bicubic filter goes beyond 0 and 1
+        resized = eval_transform(48, "bicubic", 1.0, bands=5).picture(pixels).pixels
+        assert (0 <= resized.min() and resized.max() <= 1) == stays
     levels = np.array([-5, 0, 1, 2, 3], np.float32)
     bordered = (
         eval_transform(40, "bilinear", 1.0, crop_mode="border", mean=levels.tolist(), bands=5).picture(BYTES).pixels
