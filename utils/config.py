@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from .conflicts import require_no_conflict
 from .errors import ConfigError, did_you_mean
-from .schema import ALIASES, DEFAULTS, KEYS, PATH, RETIRED, is_finite
+from .schema import ALIASES, AUTO, DEFAULTS, KEYS, PATH, RETIRED, is_finite
 from .yaml_files import read_yaml
 
 
@@ -81,6 +81,12 @@ def config_from(values: dict[str, Any], where: str) -> CfgNode:
 def value_of(config: Mapping[str, Any], key: str) -> Any:
     """The value of SECTION.KEY, which has to be there."""
     return functools.reduce(operator.getitem, key.split("."), config)
+
+
+def batch_size_of(cfg: CfgNode) -> int:
+    """DATA.BATCH_SIZE outside training, which alone looks for the one that `auto` stands for: there it is the default."""
+    size = cfg.DATA.BATCH_SIZE
+    return DEFAULTS.DATA.BATCH_SIZE if size == AUTO else size
 
 
 def to_dict(node: CfgNode) -> dict[str, Any]:
