@@ -46,7 +46,7 @@ class Submitted:
     def until(self, condition, seconds: float = 180) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
-            if time.monotonic() > deadline or self.state() in ("FAILED", "CANCELLED"):
+            if time.monotonic() > deadline or self.state() in ("FAILED", "TIMEOUT"):
                 self.ask("scancel", self.number)
                 pytest.fail(f"{self.state()}: {self.text()}")
             time.sleep(0.2)
@@ -96,3 +96,17 @@ def test_submitit_puts_a_job_back_into_the_queue(cluster, path, tmp_path):
     assert job.text().count("| 2 processes |") == 2, job.text()
     (saved,) = re.findall(r"warning: stopped by SIGUSR1: saved at (epoch \d, update \d)", job.text())
     assert f"last.pth: {saved}" in job.text() and "finished: best " in job.text()
+
+
+@pytest.mark.only_all
+def test_a_job_whose_time_is_up_saves_and_is_put_back_into_the_queue(cluster, write_config, tmp_path):
+    """A minute, the shortest time that Slurm knows; it sends the signal when it looks at its jobs, each half a minute."""
+    settings = dict(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 60, "WARMUP_EPOCHS": 0})
+    path = with_smallest_model(write_config)(**settings)
+    flags = ["--time=1", "--signal=USR1@25", "scripts/slurm/train.sbatch", "--cfg", path, "--tag", "job"]
+    job = Submitted(cluster, tmp_path / "log", *flags)
+    job.until(lambda: job.text().count("resumed from") == 1)
+    job.ask("scancel", job.number)
+    job.until(lambda: job.state() == "CANCELLED")  # by a user: it is not put back again
+    assert job.text().count("warning: stopped by SIGUSR1: saved") == 1, job.text()
+    assert job.text().count("put back into the queue") == 1, job.text()
