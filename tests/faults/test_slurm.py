@@ -25,6 +25,24 @@ def path(write_config):
     return with_smallest_model(write_config)(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 3, "WARMUP_EPOCHS": 0})
 
 
+@pytest.mark.parametrize("status, restarts, back", [
+    (0, "", False), (143, "", True), (143, "40", True), (138, "", True), (5, "", True), (5, "4", True), (5, "5", False), (2, "", False), (1, "", False),
+])  # fmt: skip
+def test_which_ends_put_a_job_back_into_the_queue(tmp_path, status, restarts, back):
+    """The script alone, with commands in place of Slurm's."""
+    for name, line in {"srun": f"exit {status}", "scontrol": f'echo "$@" > {tmp_path}/asked'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    environment |= {"SLURM_RESTART_COUNT": restarts} if restarts else {}
+    ended = subprocess.run(
+        ["bash", ROOT / "scripts/slurm/train.sbatch"], env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == status and not ended.stderr
+    assert (tmp_path / "asked").exists() == back == ("put back into the queue" in ended.stdout)
+    assert not back or (tmp_path / "asked").read_text() == "requeue 7\n"
+
+
 class Submitted:
     """A job by sbatch, or the one with this number, and its log."""
 
