@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, load, with_smallest_model
-from slurm_cluster import slurm
+from slurm_cluster import kill_node, slurm, slurmd
 
 SMALL = ["--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1"]
 
@@ -128,3 +128,24 @@ def test_a_job_whose_time_is_up_saves_and_is_put_back_into_the_queue(cluster, wr
     job.until(lambda: job.state() == "CANCELLED")  # by a user: it is not put back again
     assert job.text().count("warning: stopped by SIGUSR1: saved") == 1, job.text()
     assert job.text().count("put back into the queue") == 1, job.text()
+
+
+@pytest.mark.only_all
+def test_a_job_whose_node_is_lost_goes_on_when_it_is_back(cluster, write_config, tmp_path):
+    train = {"EPOCHS": 8, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 2}
+    path = with_smallest_model(write_config)(DATA={"BATCH_SIZE": 4}, TRAIN=train)
+    job = Submitted(cluster, tmp_path / "log", "scripts/slurm/train.sbatch", "--cfg", path, "--tag", "job")
+    job.until(lambda: "epoch 0 [4/" in job.text())
+    kill_node(cluster, 1)
+    job.until(lambda: job.state() == "PENDING")
+    daemon = subprocess.Popen(
+        slurmd(cluster, "127.0.0.2"), env=cluster, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        job.until(lambda: job.state() == "COMPLETED")
+    finally:
+        daemon.terminate()
+        daemon.wait()
+    assert "Node failure on 127.0.0.2" in job.text() and "finished: best " in job.text(), job.text()
+    (resumed,) = re.findall(r"resumed from \S+last.pth: epoch (\d), update (\d)", job.text())
+    assert resumed >= ("0", "4"), job.text()
