@@ -13,6 +13,7 @@ from utils.schema import FORMATS_WITH_OWN_ORDER, LIST
 
 from ..class_order import CLASS_ORDERS, timm_map
 from ..decode import decode_image
+from ..label_sets import LabelCells
 from ..workers import waiting
 from .cifar import CIFARSource
 from .folder import FolderSource
@@ -62,6 +63,7 @@ class Opening:
     # name an order of its own
     class_order: str = "torchvision"
     listing: Listing = Listing()  # of a list
+    cells: Optional[LabelCells] = None  # of formats whose images may have several labels, or none; None: each has one
     share: Optional[ValShare] = None  # which part of the split's images is wanted; None: all
     timeout: float = 0.0  # seconds without a further file or folder after which the wait is an error; 0: none
 
@@ -107,6 +109,7 @@ def open_source(
             columns=opening.columns,
             class_order=opening.class_order,
             listing=opening.listing,
+            cells=opening.cells,
         )
 
     with waiting(0.0 if name in WITHOUT_PROGRESS else opening.timeout):

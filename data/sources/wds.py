@@ -10,6 +10,7 @@ import sys
 import tarfile
 from typing import Any, BinaryIO, Callable, Iterator, Mapping, NamedTuple, Optional, Sequence
 
+import numpy as np
 import webdataset
 
 from utils.errors import DataError, one_line
@@ -18,6 +19,7 @@ from utils.rng import fingerprint
 
 from ..class_maps import classes_for
 from ..image_files import notes_of
+from ..label_sets import LabelCells, multi_hot
 from ..workers import kill_with_children, reading
 from .archive import require_end
 from .reading import OR_SKIP, printable, read_image
@@ -37,7 +39,7 @@ class StoredImage(NamedTuple):
     name: str  # for messages
     key: str
     data: bytes
-    label: int
+    label: Any  # or, where images may have several, uint8 (classes,), see `label_sets.target_of`
 
 
 class WdsSource:
@@ -54,6 +56,7 @@ class WdsSource:
         num_classes, class_to_idx: where the info has no `classes`, see `classes_for`.
         decode: open file -> image.
         columns: which members are image and label, see `wds_members.wanted_by`.
+        cells: take the labels of an image apart, which may have several, or none; None: each image has one.
 
     Raises:
         DataError: shards are missing, cut short, or of another size than the info says; where they are counted and at
@@ -68,10 +71,11 @@ class WdsSource:
         class_to_idx: Optional[Mapping[str, int]],
         decode: Callable[[BinaryIO], Any],
         columns: Sequence[str] = ("image", "label"),
+        cells: Optional[LabelCells] = None,
     ):
         info = _read_info(folder)
         shards = _find_shards(folder, split, info)
-        self.decode, self.wanted = decode, wanted_by(columns)
+        self.decode, self.cells, self.wanted = decode, cells, wanted_by(columns, several=cells is not None)
         self.shards = [name if REMOTE.match(name) else os.path.join(folder, name) for name in shards.names]
         local = {shard for shard in self.shards if not REMOTE.match(shard)}
         sizes: Sequence[Optional[int]] = shards.sizes or [None] * len(self.shards)
@@ -117,9 +121,9 @@ class WdsSource:
 
     @classmethod
     def open(
-        cls, split: str, data_path: str, num_classes: int, class_to_idx, decode: Callable, columns, **_
+        cls, split: str, data_path: str, num_classes: int, class_to_idx, decode: Callable, columns, cells=None, **_
     ) -> "WdsSource":
-        return cls(data_path, split, num_classes, class_to_idx, decode, columns)
+        return cls(data_path, split, num_classes, class_to_idx, decode, columns, cells)
 
     def __len__(self) -> int:
         return self.num_images
@@ -149,8 +153,8 @@ class WdsSource:
         if self.lengths and count != self.lengths[shard]:
             raise DataError(f"{url}: holds {count} images, {INFO} says {self.lengths[shard]}; fetch or make it again")
 
-    def load(self, stored: StoredImage) -> tuple[Any, int]:
-        """The decoded image and its label. Raises DataError: it is no image."""
+    def load(self, stored: StoredImage) -> tuple[Any, Any]:
+        """The decoded image and its label, or labels. Raises DataError: it is no image."""
         remedy = f"make the shard anew without it{OR_SKIP}"
         return read_image(stored.name, lambda: io.BytesIO(stored.data), self.decode, remedy), stored.label
 
@@ -179,14 +183,27 @@ class WdsSource:
         name = printable(f"{url}:{parts.key}")
         about = _as_json(parts.members.get("json", b""))
         key = about.get("key") or about.get("filename") or f"{parts.key}.{parts.image}"
-        label = self._label(name, self._written_label(parts))
+        written = self._written_label(parts)
+        label = self._label(name, written) if self.cells is None else self._labels(name, written, self.cells)
         return StoredImage(f"{name}.{parts.image}", str(key), parts.members[parts.image], label)
 
     def _written_label(self, parts: Parts[bytes]) -> Any:
         data = parts.members[parts.label]
         if parts.label.rpartition(".")[2] == "json":
-            return _as_json(data).get(self.wanted.field)
+            about = _as_json(data)
+            return next((about[field] for field in self.wanted.fields if field in about), None)
         return data.decode("utf-8-sig", "replace")
+
+    def _labels(self, name: str, written: Any, cells: LabelCells) -> np.ndarray:
+        """The labels of a list, or of what a cell of a list could hold; none of [] or ''."""
+        if written is None:
+            raise DataError(
+                f"{name}: has no labels; an image without any has an empty .cls, or 'labels': [] in .json; DATA.COLUMNS "
+                "names another member, or another field as json:<field>"
+            )
+        each = cells.labels_of(written, name) if isinstance(written, str) else written
+        each = each if isinstance(each, (list, tuple)) else [each]
+        return multi_hot([self._label(name, label) for label in each], len(self.classes))
 
     def _label(self, name: str, written: Any) -> int:
         """The label that is written as a number or as a class' name."""

@@ -27,10 +27,11 @@ class Wanted(NamedTuple):
 
     image: str  # suffix; '': the one that is an image's
     labels: Sequence[str]  # suffixes
-    field: str  # of a label in JSON
+    fields: Sequence[str]  # of a label in JSON; the first one that is there counts
 
 
-USUAL = Wanted("", LABELS, "label")
+USUAL = Wanted("", LABELS, ("label",))
+SEVERAL_FIELDS = ("labels", "label")  # where an image may have several labels
 
 
 class Parts(NamedTuple, Generic[Data]):
@@ -43,9 +44,10 @@ class Parts(NamedTuple, Generic[Data]):
     exact: bool  # the image is the one that was asked for, or has a suffix alone
 
 
-def wanted_by(columns: Sequence[str]) -> Wanted:
+def wanted_by(columns: Sequence[str], several: bool = False) -> Wanted:
     """
     Args:
+        several: whether an image may have several labels.
         columns: suffixes of images and labels, such as 'rgb.png' and 'cls'; 'json:class' is a field in JSON;
             'image' and 'label', the defaults, stand for the usual members.
     """
@@ -54,7 +56,7 @@ def wanted_by(columns: Sequence[str]) -> Wanted:
     return Wanted(
         USUAL.image if image == "image" else image.lower().lstrip("."),
         USUAL.labels if label == "label" else (suffix.lower().lstrip("."),),
-        field or USUAL.field,
+        (field,) if field else SEVERAL_FIELDS if several else USUAL.fields,
     )
 
 
