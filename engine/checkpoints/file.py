@@ -47,6 +47,10 @@ class CheckpointFile:
         is_best = best.get("epoch") == self.progress.epoch - 1
         return "ema" if is_best and best.get("weights") == "ema" and "ema" in self.weights else "raw"
 
+    def chosen(self, name: str) -> dict[str, Any]:
+        """What the run's evaluation chose that goes with these weights; {} if nothing is there."""
+        return self.progress.chosen.get(name, {}) if self.progress else {}
+
     def choose(self, name: Optional[str], flag: str = "--weights") -> str:
         """The kind of weights that is asked for, or the better one; `flag` is what they are asked for by.
 

@@ -34,6 +34,8 @@ class Progress:
     rolled_back: list[list[int]] = field(default_factory=list)  # [epoch, step] of updates to be left out
     best: dict[str, Any] = field(default_factory=dict)  # {metric: value, "weights": "raw" or "ema", "epoch": number}
     best_metrics: dict[str, Any] = field(default_factory=dict)  # all of that evaluation's
+    # of the last evaluation, by weights ('raw', 'ema'), what it chose that goes with them, see `tasks.base.ChoosingEvaluator`
+    chosen: dict[str, dict[str, Any]] = field(default_factory=dict)
     # what had changed each time that the run was gone on with, see `config_changes`
     changes: list[str] = field(default_factory=list)
 
@@ -46,7 +48,7 @@ class Progress:
         state: dict[str, Any] = {}
         for key, value in asdict(self).items():
             if key != "window":
-                state[key] = value
+                state |= {key: value} if value or key != "chosen" else {}
                 continue
             sums = dict(self.window.sums)
             state |= {"window_loss_sums": sums.pop("loss", []), "window_images": self.window.images}
@@ -86,6 +88,8 @@ class Progress:
             operator.index(self.best["epoch"])
         if not all(type(value) in (int, float) and math.isfinite(value) for value in self.best_metrics.values()):
             raise ValueError("no such metrics")
+        if not all(isinstance(chosen, dict) for chosen in self.chosen.values()):
+            raise ValueError("nothing that an evaluation chooses")
         if not isinstance(self.changes, list) or not all(type(change) is str for change in self.changes):
             raise ValueError("no such changes")
 

@@ -35,7 +35,7 @@ from ..setup.precision import create_precision
 from ..setup.preprocessing import describe as describe_inputs
 from ..setup.preprocessing import input_warnings
 from ..tasks import create_task
-from ..tasks.base import ClassTask, Task
+from ..tasks.base import ChoosingEvaluator, ClassTask, Task
 
 
 def evaluate_checkpoint(session: Session) -> None:
@@ -184,6 +184,8 @@ class Evaluation:
     def figures_of(self, name: str) -> dict[str, Any]:
         """The figures of the validation images with one of the checkpoint's weights."""
         evaluator = self.task.evaluator("figures", self.session.device)
+        if isinstance(evaluator, ChoosingEvaluator):
+            self.session.log.info(f"{name}: {evaluator.use(self.checkpoint.chosen(name))}")
         return self.examination.run(self.loader(self.val_set()), evaluator, self.engine_of(name))
 
     def predictions_of(

@@ -12,7 +12,7 @@ A run asks in this order:
     evaluator.gather(peers), .sections(classes)        after the last epoch: what the report shows besides
 """
 
-from typing import Any, BinaryIO, Callable, Literal, Optional, Protocol, Sequence, runtime_checkable
+from typing import Any, BinaryIO, Callable, Literal, Mapping, Optional, Protocol, Sequence, runtime_checkable
 
 import numpy as np
 import torch
@@ -52,6 +52,19 @@ class ClosingEvaluator(Evaluator, Protocol):
 
     def sections(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         """Sections of `title` and `text`, with `pictures` or with `columns` and `rows`, as JSON can hold them."""
+
+
+@runtime_checkable
+class ChoosingEvaluator(Evaluator, Protocol):
+    """Chooses something by its images, such as thresholds, that goes with the weights from then on."""
+
+    def chosen(self) -> dict[str, Any]:
+        """After `compute` plain values, for a checkpoint; the same in all processes."""
+
+    def use(self, chosen: Mapping[str, Any]) -> str:
+        """Takes what an earlier evaluation of these weights chose, {} if none did, instead of choosing; returns a line of
+        what is taken. Raises CheckpointError: it is of other classes.
+        """
 
 
 class Task(Protocol):

@@ -22,7 +22,7 @@ from ..checkpoints.store import LAST
 from ..evaluation.loop import evaluate, summarize
 from ..observer import Observer
 from ..session import Session
-from ..tasks.base import ClosingEvaluator, Task
+from ..tasks.base import ChoosingEvaluator, ClosingEvaluator, Task
 from .networks import Networks
 from .nonfinite import MAX_ROLLBACKS, NonFinite, require_finite_results
 from .optim import Optimisation
@@ -178,6 +178,8 @@ class Trainer:
                 self.save(LAST)
                 self.end_stopped()
             results[name] = figures
+            if isinstance(evaluator, ChoosingEvaluator):
+                self.progress.chosen[name] = evaluator.chosen()
             if closing and isinstance(evaluator, ClosingEvaluator):
                 evaluator.gather(self.session.peers)
                 evaluators[name] = evaluator
