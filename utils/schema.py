@@ -255,6 +255,8 @@ key("TRAIN.EPOCHS", 300, POSITIVE, RECIPE, "passes over the training images")
 key("TRAIN.WARMUP_EPOCHS", 20, NOT_NEGATIVE, RECIPE, "epochs in which the LR rises from WARMUP_LR")
 key("TRAIN.WARMUP_UPDATES", 0, NOT_NEGATIVE, RECIPE, "the same in updates, with WARMUP_EPOCHS 0; 0: not used")
 key("TRAIN.BASE_LR", 5e-4, POSITIVE, RECIPE, "this LR and the next two are per 512 images of the global batch")
+key("TRAIN.LR_SCALING", "linear", one_of("linear", "sqrt"), RECIPE,
+    "how these LRs grow with the batch: linear (Goyal et al. 2017), sqrt: with its square root (LAMB's rule, You et al. 2020)")
 key("TRAIN.WARMUP_LR", 5e-7, NOT_NEGATIVE, RECIPE, "the first LR")
 key("TRAIN.MIN_LR", 5e-6, NOT_NEGATIVE, RECIPE, "the last LR")
 key("TRAIN.WEIGHT_DECAY", 0.05, NOT_NEGATIVE, RECIPE, "of all weights but biases and norms")

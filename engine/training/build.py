@@ -110,6 +110,7 @@ def build_data(session: Session, task: Task) -> TrainingData:
         launch.world_size,
         cfg.TRAIN.ACCUMULATION_STEPS,
         cfg.TRAIN.TOTAL_BATCH_SIZE,
+        cfg.TRAIN.LR_SCALING,
     )
     placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=launch.rank, world_size=launch.world_size)
     changing = dict(repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Sequence
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from timm.optim import Lamb, Lars, create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -64,6 +64,24 @@ def create_optimizer(
         raise ConfigError(
             f"TRAIN.OPTIMIZER: {name} refuses its settings ({error}); check EPS, BETAS, MOMENTUM"
         ) from error
+
+
+def describe_trust_ratio(optimizer: torch.optim.Optimizer) -> str:
+    """Which tensors LAMB or LARS gives an LR of their own by their trust ratio, for the log; '' for other optimizers.
+
+    timm's rule: those with weight decay, so no norms and biases, as in both papers' code.
+    """
+    if not isinstance(optimizer, (Lamb, Lars)):
+        return ""
+    name, groups = type(optimizer).__name__.upper(), optimizer.param_groups
+    scaled = sum(len(group["params"]) for group in groups if group["weight_decay"] or group["always_adapt"])
+    if not scaled:
+        return f"warning: TRAIN.WEIGHT_DECAY is 0, and {name} scales weights with weight decay only: it scales none"
+    total = sum(len(group["params"]) for group in groups)
+    line = f"{name}'s trust ratio scales {scaled} of {total} tensors, those with weight decay"
+    if isinstance(optimizer, Lamb):
+        line += f"; a gradient whose norm is above {optimizer.defaults['max_grad_norm']} is scaled down to it (timm's default)"
+    return line
 
 
 @dataclass(frozen=True)

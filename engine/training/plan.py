@@ -1,5 +1,6 @@
 """How many images make an update, how many updates an epoch."""
 
+import math
 from dataclasses import dataclass
 
 from utils.errors import ConfigError, DataError
@@ -20,6 +21,7 @@ class BatchPlan:
     world_size: int
     accumulation_steps: int
     whole_updates: bool = False
+    lr_scaling: str = "linear"  # or 'sqrt'
 
     @property
     def total_batch_size(self) -> int:
@@ -41,7 +43,13 @@ class BatchPlan:
         return min(self.accumulation_steps, self.batches_per_epoch - step * self.accumulation_steps)
 
     def scale_lr(self, lr: float) -> float:
-        """Linear scaling: `lr` per 512 images -> for this global batch."""
+        """`lr` per 512 images -> for this global batch.
+
+        'linear': Goyal et al. 2017 (arXiv 1706.02677), which LARS keeps to; 'sqrt': with the square root of the batch, as
+        LAMB's LR grows (You et al. 2020, arXiv 1904.00962).
+        """
+        if self.lr_scaling == "sqrt":
+            return lr * math.sqrt(self.total_batch_size / REFERENCE_BATCH)
         return lr * self.total_batch_size / REFERENCE_BATCH
 
 
@@ -69,7 +77,12 @@ def accumulation_for(total_batch_size: int, accumulation_steps: int, batch_size:
 
 
 def plan_batches(
-    num_images: int, batch_size: int, world_size: int, accumulation_steps: int, total_batch_size: int
+    num_images: int,
+    batch_size: int,
+    world_size: int,
+    accumulation_steps: int,
+    total_batch_size: int,
+    lr_scaling: str = "linear",
 ) -> BatchPlan:
     """The plan of a run.
 
@@ -78,7 +91,7 @@ def plan_batches(
         DataError: fewer images than one micro-batch over all processes.
     """
     steps = accumulation_for(total_batch_size, accumulation_steps, batch_size, world_size)
-    plan = BatchPlan(num_images, batch_size, world_size, steps, whole_updates=total_batch_size > 0)
+    plan = BatchPlan(num_images, batch_size, world_size, steps, total_batch_size > 0, lr_scaling)
     micro = batch_size * world_size
     if num_images < micro:
         raise DataError(

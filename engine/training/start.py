@@ -21,6 +21,7 @@ from ..setup.model import has_drop_path
 from ..setup.preprocessing import describe as describe_inputs
 from .build import build_optimizer, build_trainer
 from .freeze import describe as describe_frozen
+from .optim import describe_trust_ratio
 from .preflight import look_ahead, rehearse
 from .recorder import describe_best
 from .trainer import Trainer
@@ -89,8 +90,9 @@ def prepare(session: Session, start: StartPoint) -> PreparedRun:
         record_start(session, trainer, complexity)
         warn_of_settings(session, trainer, has_weights=bool(pretrained or start.path))
         by_names = start.path and not cfg.DISTILL.TEACHER  # the checkpoint's classes were compared with the data set's
+        ratio = describe_trust_ratio(trainer.optim.optimizer)
         order = "" if by_names else order_note(cfg, trainer.data.train_loader.dataset.classes)
-        for line in filter(None, [order, *notes, *describe_start(session, start, changes, trainer)]):
+        for line in filter(None, [ratio, order, *notes, *describe_start(session, start, changes, trainer)]):
             log.info(line)
 
     return PreparedRun(trainer, introduce, fill_caches)

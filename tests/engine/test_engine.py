@@ -21,7 +21,14 @@ from engine.setup.model import create_model, prepare_model
 from engine.setup.precision import NativePrecision, create_precision, resolve_dtype
 from engine.training.networks import Networks
 from engine.training.nonfinite import FiniteGuard
-from engine.training.optim import LearningRate, Optimisation, ResumableOptimizer, create_lr_scheduler, create_optimizer
+from engine.training.optim import (
+    LearningRate,
+    Optimisation,
+    ResumableOptimizer,
+    create_lr_scheduler,
+    create_optimizer,
+    describe_trust_ratio,
+)
 from engine.training.plan import BatchPlan
 from engine.training.recorder import Recorder
 from engine.training.saver import Saver
@@ -263,7 +270,9 @@ def test_refused_optimizers():
         optimizer_for("fusedadamw")
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "adafactor", "lion", "rmsprop", "adabelief", "nadamw"])
+@pytest.mark.parametrize(
+    "name", ["adamw", "sgd", "lamb", "lars", "adafactor", "lion", "rmsprop", "adabelief", "nadamw"]
+)
 def test_optimizers_resume_exactly(name):
     """Three steps, a checkpoint, three more: as six in one go; counters in the groups (lamb) included."""
 
@@ -287,6 +296,47 @@ def test_optimizers_resume_exactly(name):
     steps(linears[2], after, 3, 6)
     for a, b in zip(linears[0].parameters(), linears[2].parameters()):
         assert torch.equal(a, b)
+
+
+def lamb_update(x, g, state, step, decays):
+    """You et al. 2020 (arXiv 1904.00962), algorithm 2 with the identity as phi; in the order of the settings above."""
+    lr, decay, eps, (beta1, beta2) = 1e-3, 0.05 * decays, 1e-8, (0.8, 0.99)
+    state["m"] = beta1 * state.get("m", 0.0) + (1 - beta1) * g
+    state["v"] = beta2 * state.get("v", 0.0) + (1 - beta2) * g**2
+    r = state["m"] / (1 - beta1**step) / ((state["v"] / (1 - beta2**step)).sqrt() + eps) + decay * x
+    return x - lr * (x.norm() / r.norm() if decays else 1.0) * r
+
+
+def lars_update(x, g, state, step, decays):
+    """You et al. 2017 (arXiv 1708.03888), algorithm 1, the LR taken out of the momentum, as is usual in PyTorch."""
+    lr, decay, momentum, trust = 1e-3, 0.05 * decays, 0.7, 0.001
+    local_lr = trust * x.norm() / (g.norm() + decay * x.norm()) if decays else 1.0
+    state["v"] = momentum * state.get("v", 0.0) + local_lr * (g + decay * x)
+    return x - lr * state["v"]
+
+
+@pytest.mark.parametrize("name, update", [("lamb", lamb_update), ("lars", lars_update)])
+def test_lamb_and_lars_are_the_papers(name, update):
+    """Weights get a trust ratio, biases, which have no weight decay, none."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 5).double()
+    values, states = [p.detach().clone() for p in model.parameters()], [{}, {}]
+    optimizer = optimizer_for(name, model)
+    for step in (1, 2, 3):
+        for i, parameter in enumerate(model.parameters()):
+            parameter.grad = 0.05 * torch.randn_like(parameter)  # of a norm below 1, from which on timm's LAMB scales
+            values[i] = update(values[i], parameter.grad, states[i], step, decays=i == 0)
+        optimizer.step()
+    for parameter, value in zip(model.parameters(), values):
+        torch.testing.assert_close(parameter.detach(), value, rtol=1e-7, atol=1e-9)
+
+
+def test_what_the_trust_ratio_scales_is_said():
+    model = nn.Linear(2, 2)
+    assert describe_trust_ratio(optimizer_for("lars", model)).startswith("LARS's trust ratio scales 1 of 2 tensors")
+    assert "whose norm is above 1.0 is scaled down" in describe_trust_ratio(optimizer_for("lamb", model))
+    assert "it scales none" in describe_trust_ratio(optimizer_for("lamb", model, weight_decay=0.0))
+    assert describe_trust_ratio(optimizer_for("adamw", model)) == ""
 
 
 # Models

@@ -14,6 +14,7 @@ in NOT_RUN fails, and so does a line that no command needs any more.
 """
 
 import compileall
+import itertools
 import os
 import re
 import runpy
@@ -255,6 +256,8 @@ class Sandboxes:
     def __init__(self, folder: Path, stand_ins: Path, template: Path):
         self.folder, self.stand_ins, self.template = folder, stand_ins, template
         self.done: dict[str, Path] = {}
+        self.later = {made_small(earlier) for earlier in EARLIER.values()}
+        self.numbers = itertools.count()
 
     def ran(self, command: str) -> Path:
         """The sandbox in which the command of a page ended well."""
@@ -265,15 +268,24 @@ class Sandboxes:
             self.done[small] = place
         return self.done[small]
 
+    def discard(self, command: str) -> None:
+        """Frees the disk of a command that no other command needs."""
+        small = made_small(command)
+        if small not in self.later:
+            shutil.rmtree(self.done.pop(small))
+
     def new(self, text: str) -> Path:
         """A copy of the repository with what the text names, made by earlier commands."""
-        place = self.folder / str(len(list(self.folder.iterdir())))
+        place = self.folder / str(next(self.numbers))
         shutil.copytree(self.template, place, symlinks=True)
         for path, command in EARLIER.items():
             made = path.strip()
             if path in text and made_small(command) != text:
-                copy = shutil.copytree if (self.ran(command) / made).is_dir() else shutil.copyfile
-                copy(self.ran(command) / made, place / made)
+                source = self.ran(command) / made
+                if source.is_dir():
+                    shutil.copytree(source, place / made, copy_function=copy_or_link)
+                else:
+                    shutil.copyfile(source, place / made)
         return place
 
     def _run(self, command: str, place: Path) -> None:
@@ -289,6 +301,11 @@ class Sandboxes:
                     assert any(path.stat().st_mtime > started - 0.1 for path in place.glob(glob)), (
                         f"{text}: has not written {glob}"
                     )
+
+
+def copy_or_link(source: str, target: str) -> None:
+    """Checkpoints, up to 235 MB, are linked: they are replaced as a whole, never written into."""
+    (os.link if source.endswith(".pth") else shutil.copy2)(source, target)
 
 
 def recorded(words: list[str], place: Path) -> list[list[str]]:
@@ -487,6 +504,7 @@ BLOCKS = [block for page in PAGES for block in blocks(page) if block.language ==
 def test_the_command_runs(sandboxes, command):
     require_packages(command)
     sandboxes.ran(command)
+    sandboxes.discard(command)
 
 
 def require_packages(text: str) -> None:
@@ -508,6 +526,7 @@ def test_the_python_block_runs(sandboxes, block):
         exec(compile("\n" * (block.line - 1) + text, block.page, "exec"), {"__name__": "__main__"})
 
     finish([fork(work, {}, place)], f"{block.page}:{block.line}")
+    shutil.rmtree(place)
 
 
 def test_what_is_not_run_has_a_test_and_known_flags():

@@ -53,6 +53,15 @@ def test_the_same_recipe_on_fewer_gpus(world_size, steps):
     assert (plan.updates_per_epoch, plan.batches_per_epoch) == (1251, 1251 * steps)
 
 
+def test_the_lr_of_large_batches():
+    """LAMB's grows with the square root of the batch, LARS's with the batch."""
+    for name, at_2048, at_8192 in [("lamb", 4e-3, 8e-3), ("lars", 2.0, 8.0)]:
+        cfg = load_config(ROOT / f"configs/large_batch/fat_b0_{name}.yaml")
+        assert (cfg.TRAIN.OPTIMIZER.NAME, cfg.MODEL.NAME, cfg.REPRODUCES) == (name, "fat_b0", "")
+        plans = [plan_batches(1281167, 128, 16, 1, total, cfg.TRAIN.LR_SCALING) for total in (2048, 8192)]
+        assert [plan.scale_lr(cfg.TRAIN.BASE_LR) for plan in plans] == pytest.approx([at_2048, at_8192])
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_released_yaml_loads_unchanged(write, name):
     released = json.loads((ROOT / "tests/models/released_parity.json").read_text())["models"][name]["config"]
