@@ -62,8 +62,9 @@ class LabelSets:
         return len(self.ends)
 
     def __getitem__(self, indices: np.ndarray) -> "LabelSets":
-        """Of some images, as an array has them."""
-        return LabelSets.of([self.of_image(index) for index in indices], self.num_classes)
+        """Of some images, by an array of their places, or of truth values of all."""
+        places = np.arange(len(self))[indices]
+        return LabelSets.of([self.of_image(place) for place in places], self.num_classes)
 
     def of_image(self, index: int) -> np.ndarray:
         """The labels of an image."""

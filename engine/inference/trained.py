@@ -52,6 +52,10 @@ class Trained:
         """What the classes are called: ImageNet's ids by their first English name, others as they are."""
         return [text.split(",")[0] or name for text, name in zip(meanings(self.classes), self.classes)]
 
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Of each class (B, C), that it is the image's one class, or, with TASK multilabel, that it is one of its classes."""
+        return logits.sigmoid() if self.cfg.TASK == "multilabel" else logits.softmax(dim=1)
+
     def transform(self, img_size: int = 0, crops: int = 1) -> Transform:
         """Its evaluation's transform to one view of a size, 0 for its own, or to 5 `crops`; `.decode` reads an open file."""
         cfg = self.cfg
