@@ -269,6 +269,8 @@ key("TRAIN.LOSS", "ce", one_of("ce", "bce", "asymmetric"), RECIPE,
     "cross-entropy, or bce: binary cross-entropy of each class; TASK multilabel: bce, or asymmetric (Ridnik et al., ICCV 2021)")
 key("TRAIN.BCE_TARGET_THRESH", 0.0, BELOW_ONE, RECIPE,
     "bce: targets above it count as 1, others as 0; 0: as they are, mixed and smoothed")
+key("TRAIN.BEST_METRIC", "", ANY, RECIPE,
+    "what best.pth is chosen by: a figure of the task's evaluation, such as f1_macro or loss; empty: its first (acc1, miou, box_ap)")
 key("TRAIN.CLIP_GRAD", 5.0, NOT_NEGATIVE, RECIPE, "largest norm of the gradient; 0: no clipping")
 key("TRAIN.LAYER_DECAY", 1.0, FRACTION, RECIPE, "LR factor from each layer to the one below")
 key("TRAIN.FREEZE", [], PARTS, RECIPE,

@@ -32,7 +32,8 @@ class Progress:
     window: OpenWindow = field(default_factory=OpenWindow)  # since the last log line
     left_out: list[int] = field(default_factory=lambda: [0, 0])  # updates that were not finite: in all, in a row
     rolled_back: list[list[int]] = field(default_factory=list)  # [epoch, step] of updates to be left out
-    best: dict[str, Any] = field(default_factory=dict)  # {metric: value, "weights": "raw" or "ema", "epoch": number}
+    # {metric: value, "weights": "raw" or "ema", "epoch": number}, by which best.pth was chosen
+    best: dict[str, Any] = field(default_factory=dict)
     best_metrics: dict[str, Any] = field(default_factory=dict)  # all of that evaluation's
     # of the last evaluation, by weights ('raw', 'ema'), what it chose that goes with them, see `tasks.base.ChoosingEvaluator`
     chosen: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -42,6 +43,21 @@ class Progress:
     def start_epoch(self, epoch: int) -> None:
         self.epoch, self.step, self.loss_sum, self.images = epoch, 0, 0.0, 0
         self.window = OpenWindow()
+
+    def judge_by(self, metric: str) -> str:
+        """From here on the best so far is compared by this metric. Returns what to say if that was another one (TRAIN.BEST_METRIC has
+        changed), else ''.
+        """
+        if not self.best or metric in self.best:
+            return ""
+        (before,) = {*self.best} - {"weights", "epoch"}
+        place = f"of epoch {self.best['epoch']}, chosen by {before}"
+        if metric not in self.best_metrics:
+            self.best, self.best_metrics = {}, {}
+            return f"TRAIN.BEST_METRIC: the {metric} of best.pth, {place}, is not known; the next epoch takes its place"
+        value = self.best_metrics[metric]
+        self.best = {metric: value, "weights": self.best["weights"], "epoch": self.best["epoch"]}
+        return f"TRAIN.BEST_METRIC: best.pth, {place}, stays until an epoch has a better {metric} than its {value:.3f}"
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, the window's beside the others: {"epoch": 0, "step": 0, ..., "window_loss_sums": [], ...}"""

@@ -13,6 +13,7 @@ from utils.metrics import LOSS, NUM_IMAGES
 from utils.processes.collectives import gather_rows
 from utils.processes.peers import Peers
 
+from .findings import POOREST
 from .label_figures import EVEN, label_figures
 from .views import mean_of_sigmoids, predict_views
 
@@ -81,6 +82,18 @@ class LabelEvaluator:
         # rounded, as the order in which processes bring their images moves the last digits of the sum
         return {**self.figures.summary(), LOSS.key: round(loss.item(), 6), NUM_IMAGES.key: len(targets)}
 
+    def class_table(self, classes: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
+        each = self.figures
+        shares = (each.average_precision, each.precision, each.recall, each.f1)
+        columns = ["class", "images", "predicted", "average_precision", "precision", "recall", "f1", "threshold"]
+        rows = []
+        for label, name in enumerate(classes):
+            percents = [None if math.isnan(values[label]) else 100 * float(values[label]) for values in shares]
+            rows.append(
+                [name, int(each.positives[label]), int(each.taken[label]), *percents, float(each.thresholds[label])]
+            )
+        return columns, rows
+
     def chosen(self) -> dict[str, Any]:
         """The thresholds that these images gave; nothing where the config fixes them."""
         return {} if self.threshold else {THRESHOLDS: self.figures.thresholds.tolist()}
@@ -98,28 +111,23 @@ class ClosingLabelEvaluator(LabelEvaluator):
         """Nothing: all processes have all figures."""
 
     def sections(self, classes: Sequence[str]) -> list[dict[str, Any]]:
-        each = self.figures
-        order = sorted(
-            range(len(classes)), key=lambda i: (math.isnan(each.average_precision[i]), each.average_precision[i], i)
+        table = self.class_table(classes)[1]
+        table.sort(key=lambda row: math.inf if row[3] is None else row[3])
+        which = (
+            "All classes" if len(classes) <= POOREST else f"The {POOREST} of {len(classes)} classes with the lowest AP"
         )
-        shares = (each.average_precision, each.f1, each.precision, each.recall)
-        rows = [
-            [
-                classes[i],
-                str(each.positives[i]),
-                *(_percent(values[i]) for values in shares),
-                f"{each.thresholds[i]:.3f}",
-            ]
-            for i in order
-        ]
         chosen = "one for all" if self.threshold else "of each class that with the largest F1 on these images"
         text = (
-            "All classes, by rising average precision; F1, precision and recall are at the threshold, "
-            f"{chosen}; \u2013: no image has the class, or none was taken for it."
+            f"{which}, by rising average precision (AP); precision, recall and F1 are at the threshold, {chosen}; "
+            "\u2013: no image has the class, or none was taken for it."
         )
-        columns = ["class", "images", "AP, %", "F1, %", "precision, %", "recall, %", "threshold"]
+        rows = [
+            [name, str(images), str(taken), *map(_shown, percents), f"{threshold:.3f}"]
+            for name, images, taken, *percents, threshold in table[:POOREST]
+        ]
+        columns = ["class", "images", "taken for it", "AP, %", "precision, %", "recall, %", "F1, %", "threshold"]
         return [{"title": "Classes", "text": text, "columns": columns, "rows": rows}]
 
 
-def _percent(value: float) -> str:
-    return "\u2013" if math.isnan(value) else f"{100 * value:.2f}"
+def _shown(percent: Optional[float]) -> str:
+    return "\u2013" if percent is None else f"{percent:.2f}"

@@ -12,8 +12,8 @@ import numpy as np
 from utils.metrics import LOSS, NUM_IMAGES, Metric
 
 MAP = Metric("map", "mAP, %")
-F1_MACRO = Metric("f1_macro", "F1 macro, %")
-F1_MICRO = Metric("f1_micro", "F1 micro, %")
+F1_MACRO = Metric("f1_macro", "F1 (macro), %")
+F1_MICRO = Metric("f1_micro", "F1 (micro), %")
 NUM_CLASSES = Metric("num_classes", "classes with images", digits=0)
 FIGURES = (MAP, F1_MACRO, F1_MICRO, LOSS, NUM_CLASSES, NUM_IMAGES)
 EVEN = 0.5  # the threshold of a class whose own nobody has chosen
@@ -87,12 +87,14 @@ class LabelFigures:
         return _share(self.right, self.positives)
 
     def summary(self) -> dict[str, float]:
-        """`MAP` and `F1_MACRO`, means over the classes that an image has, `F1_MICRO` of all decisions; percent."""
+        """In percent `MAP`, the mean over the classes that an image has, `F1_MACRO`, over those and the ones that an image was
+        taken for, and `F1_MICRO`, of all decisions.
+        """
         there = self.positives > 0
         decided = self.taken.sum() + self.positives.sum()
         return {
             MAP.key: 100 * float(self.average_precision[there].mean()),
-            F1_MACRO.key: 100 * float(self.f1[there].mean()),
+            F1_MACRO.key: 100 * float(np.nanmean(self.f1)),
             F1_MICRO.key: 100 * float(2 * self.right.sum() / decided),
             NUM_CLASSES.key: int(there.sum()),
         }

@@ -21,6 +21,7 @@ from utils.run_log import RunLog
 from utils.schema import CONFIGS, DEFAULTS, KEYS, is_cell
 
 from ..tasks import TASKS
+from ..tasks.base import choose_metric
 from ..training.waits import SHARE
 from .charts import Chart, Points, chart
 
@@ -67,7 +68,8 @@ def describe_run(run: Path) -> dict[str, Any]:
     start = records["start"][-1] if records["start"] else {}
     train, epochs = records["train"], records["epoch"]
     task = TASKS[cfg.TASK]
-    best = best_of(epochs, task.primary)
+    metric = choose_metric(task, cfg.TRAIN.BEST_METRIC)
+    best = best_of(epochs, metric)
     result = result_of(run, epochs)
     facts = {**start, **result}
     finished = bool(result) and epochs[-1]["epoch"] + 1 >= cfg.TRAIN.EPOCHS
@@ -79,9 +81,9 @@ def describe_run(run: Path) -> dict[str, Any]:
         "state": f"finished after {count(cfg.TRAIN.EPOCHS, 'epoch')}"
         if finished
         else unfinished(train, epochs, cfg.TRAIN.EPOCHS),
-        "headline": headline(best, epochs, task.primary, start, train, waited),
+        "headline": headline(best, epochs, metric, start, train, waited),
         "warnings": warnings_of(run, facts, train, epochs, waited, len(others)),
-        "charts": charts(train, epochs, task.primary),
+        "charts": charts(train, epochs, metric),
         "metrics": metrics_table(epochs, best, task.figures),
         "mistakes": mistakes,
         "better": best[1] if best else "",

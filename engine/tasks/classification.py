@@ -21,7 +21,7 @@ from data.transforms import Augmentation, Transform, eval_transform, train_trans
 from utils.config import to_dict
 from utils.conflicts import mixes
 from utils.errors import ConfigError, DataError, UserError
-from utils.metrics import ACC1, ACC5, LOSS, NUM_IMAGES, ClassificationMetrics
+from utils.metrics import ACC1, ACC5, LOSS, MACRO, NUM_IMAGES, ClassificationMetrics
 from utils.pictures import montage
 from utils.schema import VALIDATION
 
@@ -216,7 +216,7 @@ class Classification(LabelledImages):
     """Classifies images: mixup or cutmix, cross-entropies with label smoothing, top-1 and top-5 accuracy."""
 
     primary = ACC1
-    figures = (ACC1, ACC5, LOSS, NUM_IMAGES)
+    figures = (ACC1, ACC5, LOSS, NUM_IMAGES, *MACRO)
 
     def feature_datasets(self, classes: Sequence[str]) -> tuple[AnyDataset, AnyDataset]:
         """The training and validation images, both as evaluation sees them, in one view each.

@@ -104,7 +104,7 @@ class Recorder:
         """Logs an epoch that is done, and the best one so far."""
         progress = self.progress
         self.log.info(
-            f"epoch {progress.epoch} done in {seconds:.1f} s: train loss {train_loss:.4f}; {describe(results)}; "
+            f"epoch {progress.epoch} done in {seconds:.1f} s: train loss {train_loss:.4f}; {describe(results, progress.best)}; "
             f"best {describe_best(progress.best)}"
         )
         self.log.record("epoch", progress.updates, {"epoch": progress.epoch, "train_loss": train_loss, **results})

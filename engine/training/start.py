@@ -79,6 +79,7 @@ def prepare(session: Session, start: StartPoint) -> PreparedRun:
         trainer, lambda model: build_optimizer(cfg, model, trainer.data.plan.scale_lr(cfg.TRAIN.BASE_LR))
     )
     changes = restore(trainer, start.checkpoint, start.path) if start.checkpoint and start.path else []
+    notes.append(trainer.progress.judge_by(trainer.task.primary.key))
     forecast = look_ahead(trainer, findings)
     datasets = [trainer.data.train_loader.dataset, trainer.data.val_loader.dataset]
     fill_caches = caches(cfg.DATA.CACHE_MODE, datasets, peers, log)

@@ -11,7 +11,7 @@ from typing import Any, Iterator, NoReturn, Sequence
 
 import torch
 
-from utils.errors import NonFiniteError, OutputError, Stopped
+from utils.errors import ConfigError, NonFiniteError, OutputError, Stopped
 from utils.files import write_json
 from utils.processes.collectives import broadcast_buffers
 from utils.rng import seed_all
@@ -194,10 +194,12 @@ class Trainer:
 
         Raises:
             NonFiniteError: a figure is not finite, so the weights are not worth keeping.
+            ConfigError: the figure that best.pth is chosen by is not there.
             Stopped: as `fit`.
         """
         progress, metric, peers = self.progress, self.task.primary, self.session.peers
         require_finite_results(results, progress.epoch)
+        self.require_metric(results)
         summary = summarize(results, metric)
         value, best = summary[metric.key], progress.best.get(metric.key)
         improved = best is None or metric.rank(value) > metric.rank(best)
@@ -213,6 +215,17 @@ class Trainer:
         self.save(*self.saver.names_after_epoch(improved))
         if progress.epoch < self.epochs and peers.agree([bool(peers.stop)], now=True)[0]:
             self.end_stopped()
+
+    def require_metric(self, results: dict[str, dict[str, Any]]) -> None:
+        """Raises ConfigError, once the run is saved, if the evaluation has not what best.pth is chosen by: of no object, say."""
+        key = self.task.primary.key
+        if any(key not in figures for figures in results.values()):
+            self.save(LAST)
+            self.session.peers.meet()  # nobody ends the run before rank 0 has saved it
+            given = ", ".join(name for name in results["raw"] if name != "num_images")
+            raise ConfigError(
+                "TRAIN.BEST_METRIC", f"the validation images give no {key}", f"use one of {given}; the run is saved"
+            )
 
     # Between updates
 
@@ -307,6 +320,7 @@ class Trainer:
         path = Path(self.session.peers.from_first(str(self.saver.newest()[0])))
         self.saver.restore(read_checkpoint(path), path)
         progress.rolled_back, progress.changes = rolled_back, changes
+        progress.judge_by(self.task.primary.key)
         self.optim.optimizer.zero_grad()
         self.optim.guard.start(progress.left_out)
         log.rewind(progress.updates, progress.epoch)

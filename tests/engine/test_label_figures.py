@@ -72,7 +72,7 @@ def test_thresholds_have_the_largest_f1(drawn):
     each = [counts_at(0.5, *(values[:, label] for values in drawn)) for label in range(6)]
     right, taken, positives = (sum(count[i] for count in each) for i in range(3))
     assert given.summary()["f1_micro"] == pytest.approx(200 * right / (taken + positives))
-    macro = np.mean([2 * right / (taken + positives) for right, taken, positives in each if positives])
+    macro = np.mean([2 * right / (taken + positives) for right, taken, positives in each if taken + positives])
     assert given.summary()["f1_macro"] == pytest.approx(100 * macro)
     assert given.precision[0] == each[0][0] / each[0][1] and given.recall[0] == each[0][0] / each[0][2]
 
@@ -105,7 +105,9 @@ def test_an_evaluator_chooses_or_takes_thresholds(drawn):
     expected = F.binary_cross_entropy_with_logits(logits.double(), torch.from_numpy(targets).double())
     assert figures["loss"] == pytest.approx(expected.item(), abs=1e-6) and figures["num_images"] == 150
     (section,) = evaluator.sections(list("abcdef"))
-    assert [row[0] for row in section["rows"]][-1] == "d" and section["rows"][-1][1:3] == ["0", "\u2013"]
+    assert section["rows"][-1][:4] == ["d", "0", str(evaluator.figures.taken[3]), "\u2013"]
+    columns, rows = evaluator.class_table(list("abcdef"))
+    assert len(columns) == len(rows[0]) == len(section["rows"][0]) and rows[3][3] is None and rows[4][3] == 100.0
 
     again = LabelEvaluator(6, CPU, flip=False)
     assert "largest F1" in again.use(evaluator.chosen())

@@ -26,6 +26,7 @@ from conftest import (
     with_smallest_model,
 )
 from data.batches import Examples
+from engine import api
 from engine.tasks import create_task
 from engine.tasks.criterion import create_label_criterion
 from utils.config import load_config
@@ -154,18 +155,14 @@ def test_eval_has_the_run_s_figures_with_its_thresholds_on_any_number_of_process
         found = json.loads((output / tag / "eval.json").read_text())
         for weights in ("raw", "ema"):
             assert found[weights] == pytest.approx(last[weights], abs=2e-6)
-    run(
-        "--cfg",
-        path,
-        "--tag",
-        "half",
-        "--eval",
-        "--resume",
-        trained / "last.pth",
-        "--opts",
-        "MULTILABEL.THRESHOLD",
-        0.99,
-    )
+    with open(output / "two/eval_classes_raw.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == sorted(COLOURS)
+    assert np.mean([float(row["average_precision"]) for row in rows]) == pytest.approx(last["raw"]["map"])
+    thresholds = load(trained / "last.pth")["progress"]["chosen"]["raw"]["thresholds"]
+    assert [float(row["threshold"]) for row in rows] == pytest.approx(thresholds, abs=1e-4)
+    fixed = ["--opts", "MULTILABEL.THRESHOLD", 0.99]
+    run("--cfg", path, "--tag", "half", "--eval", "--resume", trained / "last.pth", *fixed)
     found = json.loads((output / "half" / "eval.json").read_text())["raw"]
     assert found["map"] == last["raw"]["map"] and found["f1_micro"] == 0.0
     assert "MULTILABEL.THRESHOLD 0.99 of all classes" in capsys.readouterr().out
@@ -230,6 +227,14 @@ def test_predict_gives_all_labels_above_the_thresholds(trained, painted, tmp_pat
     stripped = str(tmp_path / "small.pth")
     assert tools.main(["strip", str(trained / "last.pth"), "--weights", "raw", "--output", stripped]) == 0
     assert load(stripped)["chosen"] == {"thresholds": thresholds}
+
+
+def test_a_predictor_in_python(trained, painted):
+    predictor = api.load(trained / "last.pth", weights="raw", device="cpu")
+    (prediction,) = predictor([str(painted / "50.png")])
+    assert prediction.labels == [
+        label for label in np.argsort(-prediction.scores) if prediction.scores[label] >= predictor.thresholds[label]
+    ]
 
 
 def test_an_image_without_labels_is_written_too(trained, painted, tmp_path, capsys):
