@@ -196,9 +196,11 @@ def _require_all_classes(source: Divisible, chosen: np.ndarray, share: float) ->
             more = f", and {len(lacking) - 1} more classes" if len(lacking) > 1 else ""
             alike = "" if several else ", which share their bytes"  # else it has a stratum of its own
             images = f"{count} images{alike}" if count > 1 else "1 image"
+            first = next(i for i in range(len(source)) if lacking[0] in labels_at(source.labels, i))
+            place = f"such as {source.name(first)}" if count > 1 else source.name(first)
             raise DataError(
                 f"DATA.VAL_SHARE is {share}",
-                f"it leaves the class {name!r}, of {images}, without {what} images{more}",
+                f"it leaves the class {name!r}, of {images}, without {what} images{more} ({place})",
                 "add other images of it, take the class out (DATA.CLASS_MAP), or name the splits in a list (DATA.DATASET list)",
             )
 

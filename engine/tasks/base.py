@@ -9,6 +9,7 @@ A run asks in this order:
     evaluator = task.evaluator(purpose, device)        after each epoch
     evaluator.step(model, batch)                       for each batch of the validation images
     evaluator.compute()                                figures, of which `task.primary` chooses best.pth
+    evaluator.chosen()                                 what goes with the weights from then on, of one that chooses
     evaluator.gather(peers), .sections(classes)        after the last epoch: what the report shows besides
 """
 
@@ -22,7 +23,7 @@ from yacs.config import CfgNode
 from data.loader import AnyDataset
 from data.sources.source import AnySource
 from utils.errors import ConfigError
-from utils.metrics import NUM_IMAGES, ClassificationMetrics, Metric
+from utils.metrics import ClassificationMetrics, Metric
 from utils.processes.peers import Peers
 
 from .distill import Distillation
@@ -145,7 +146,8 @@ def choose_metric(task: Union[Task, TaskKind], name: str) -> Metric:
     Raises:
         ConfigError: the task gives no such figure.
     """
-    choices = {metric.key: metric for metric in (task.primary, *task.figures) if metric != NUM_IMAGES}
+    # counts, which have no digits behind the point, say nothing of weights
+    choices = {metric.key: metric for metric in (task.primary, *task.figures) if metric.digits}
     if name and name not in choices:
         raise ConfigError(
             "TRAIN.BEST_METRIC", f"{name!r} is no figure of this task", f"use one of {', '.join(choices)}"

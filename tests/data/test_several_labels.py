@@ -255,6 +255,7 @@ def test_a_class_that_a_share_leaves_without_images(tmp_path):
     assert str(caught.value).startswith(
         "DATA.VAL_SHARE is 0.25: it leaves the class 'emu', of 1 image, without validation"
     )
+    assert f"({tmp_path / '8.png'}); add other images" in str(caught.value)
     path = rows_of(tmp_path, [["dog", "emu"]] * 2 + [["dog"]] * 8)
     shutil.copy(tmp_path / "0.png", tmp_path / "2.png")
     assert "warning: the same bytes have different labels: 0.png and 2.png" in "\n".join(shared(path, True).notes)
