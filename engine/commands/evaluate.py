@@ -30,6 +30,7 @@ from ..inference.engines import describe as describe_engine
 from ..inference.examination import Examination
 from ..session import Session
 from ..setup.data_notes import order_note, share_note, source_notes
+from ..setup.fetching import fetching_of
 from ..setup.loading import caches
 from ..setup.precision import create_precision
 from ..setup.preprocessing import describe as describe_inputs
@@ -78,7 +79,12 @@ def open_evaluation(session: Session) -> "Evaluation":
     val_set = functools.cache(lambda: task.val_dataset(checkpoint.classes))
     classes = checkpoint.classes or list(val_set().classes)  # other tools' files may have none
     root = cfg.TEST.SETS_PATH or cfg.DATA.DATA_PATH
-    opening = Opening(outside_links=cfg.DATA.OUTSIDE_LINKS, columns=cfg.DATA.COLUMNS, timeout=cfg.DATA.TIMEOUT)
+    opening = Opening(
+        outside_links=cfg.DATA.OUTSIDE_LINKS,
+        columns=cfg.DATA.COLUMNS,
+        fetching=fetching_of(cfg),
+        timeout=cfg.DATA.TIMEOUT,
+    )
     sets = open_sets(specs, SetsOpening(task, val_set, classes, root, opening))
     model = task.build_model(len(classes))
     examination = Examination(cfg, model, session.device, session.log, session.peers, precision)

@@ -64,6 +64,8 @@ SUBSTITUTED = [
     (r"--output /data/", "--output prepared/"),
     (r"verify /data/imagenet_wds", "verify {stand_ins}/shards"),
     (r" /data/imagenet", " {stand_ins}/yours"),
+    (r"https://host/imagenet_wds", "'pipe:cat {stand_ins}/shards/{}'"),
+    (r"SHARD_CACHE /nvme/shards", "SHARD_CACHE shards"),
     (r"datasets/photos 64", "datasets/new_photos 4"),
     (r"--benchmark-data 5000", "--benchmark-data 50"),
     (r"SEG.STRIDE 341", "SEG.STRIDE 20"),
@@ -85,7 +87,8 @@ APPENDED = [
     (r"main\.py .*stand_ins/coco", "--opts MODEL.NUM_CLASSES 0 TRAIN.TOTAL_BATCH_SIZE 4 DATA.BATCH_SIZE 2"),
     (r"main\.py .*stand_ins/ade20k", "--opts TRAIN.TOTAL_BATCH_SIZE 4 DATA.BATCH_SIZE 2"),
     (r"main\.py .*stand_ins/imagenet", "--opts MODEL.NUM_CLASSES 0 TRAIN.TOTAL_BATCH_SIZE 16 DATA.BATCH_SIZE 8"),
-    (r"main\.py .*stand_ins/yours", "--opts TRAIN.TOTAL_BATCH_SIZE 8 DATA.BATCH_SIZE 4"),
+    (r"main\.py .*stand_ins/(?:yours|shards)", "--opts TRAIN.TOTAL_BATCH_SIZE 8 DATA.BATCH_SIZE 4"),
+    (r"main\.py .*stand_ins/shards", "--opts MODEL.NUM_CLASSES 0"),
     (r"main\.py .*stand_ins/thousand", "--opts TRAIN.TOTAL_BATCH_SIZE 500 DATA.BATCH_SIZE 250 AUG.AUTO_AUGMENT none"),
     (r"scripts/benchmark\.py", "--models fat_tiny --peers --tasks inference --batch-sizes 1 --rounds 1 --seconds 0.01"),
     (r"scripts/benchmark\.py", "--img-size 32 --compile-mode '' --device cpu"),
@@ -105,6 +108,8 @@ MADE = [
     (r"export\.py onnx --checkpoint", ["exported/*.onnx"]),
     (r"predict\.py .*--json (\S+) --sheet (\S+)", [r"\1", r"\2"]),
     (r"predict\.py .*--csv (\S+) --json (\S+)", [r"\1", r"\2"]),
+    (r"predict\.py .*--embeddings (\S+)", [r"\1"]),
+    (r"visualize\.py (neighbours|map) vectors", [r"look/\1.png", r"look/\1.csv"]),
     (
         r"visualize\.py (?!mistakes)(\w+)\S* photo\.jpg",
         [r"output/fat_tiny/digits/look/*.png", "output/fat_tiny/digits/look/tensorboard/*"],
@@ -151,6 +156,7 @@ EARLIER = {
         "python main.py --cfg configs/finetune/fat_b0_classes.yaml --data-path /path/to/yours --tag shared "
         "--pretrained output/fat_b0/default/best.pth --opts DATA.VAL_SHARE 0.1"
     ),
+    " vectors.npz": "python scripts/predict.py --checkpoint output/fat_tiny/digits/best.pth datasets/digits/val --embeddings vectors.npz",
     " small.pth": "python scripts/checkpoint.py strip output/fat_tiny/digits/best.pth --output small.pth",
 }
 
