@@ -55,7 +55,7 @@ class WdsSource:
         decode: open file -> image.
         columns: which members are image and label, see `wds_members.wanted_by`.
         fetching: how shards that lie elsewhere come here, see `data.remote`.
-        cells: take the labels of an image apart, which may have several, or none; None: each image has one.
+        cells: see `wds_members.Wanted`.
 
     Raises:
         OutputError, ConfigError: shards that lie elsewhere cannot be fetched just now, or not be kept; also at `read`.
@@ -77,7 +77,7 @@ class WdsSource:
         folder, split = divided(folder, split)
         info = read_info(folder, split, fetching.tries)
         shards = find_shards(folder, split, info)
-        self.decode, self.cells, self.wanted = decode, cells, wanted_by(columns, several=cells is not None)
+        self.decode, self.wanted = decode, wanted_by(columns, cells)
         places = [place(folder, name) for name in shards.names]
         self.shards = [shown(shard) for shard in places]
         sizes, hashes = shards.sizes or [0] * len(places), shards.sha256 or [""] * len(places)
@@ -188,7 +188,8 @@ class WdsSource:
         about = _as_json(parts.members.get("json", b""))
         key = about.get("key") or about.get("filename") or f"{parts.key}.{parts.image}"
         written = self._written_label(parts)
-        label = self._label(name, written) if self.cells is None else self._labels(name, written, self.cells)
+        cells = self.wanted.cells
+        label = self._label(name, written) if cells is None else self._labels(name, written, cells)
         return StoredImage(f"{name}.{parts.image}", str(key), parts.members[parts.image], label)
 
     def _written_label(self, parts: Parts[bytes]) -> Any:

@@ -112,7 +112,7 @@ class Trainer:
                 self.save(LAST)
             if stop:
                 self.end_stopped()
-        return progress.loss_sum / max(progress.images, 1)  # no images: every update was left out
+        return progress.logged.loss / max(progress.logged.images, 1)  # no images: every update was left out
 
     def update(self, step: int, batches: Iterator, window: Window) -> torch.Tensor:
         """One optimizer step over the update's micro-batches; returns the norm of its gradient, ()."""
