@@ -46,8 +46,8 @@ def thresholds_from(fixed: float, chosen: Mapping[str, Any], num_classes: int) -
 
 
 class LabelEvaluator:
-    """mAP and F1 of all processes' images. Each process holds the logits and targets of all of them for a moment, 5 N C
-    bytes, and twice 9 N C more while it counts.
+    """mAP and F1 of all processes' images. Each process holds the scores and targets of all N of them for a moment, about
+    40 N C bytes.
 
     Args:
         num_classes: C.

@@ -12,6 +12,7 @@ from PIL import Image
 
 import checkpoint as tools
 import predict
+import visualize
 from conftest import (
     ROOT,
     Stop,
@@ -30,6 +31,7 @@ from engine import api
 from engine.tasks import create_task
 from engine.tasks.criterion import create_label_criterion
 from utils.config import load_config
+from utils.errors import ConfigError
 
 COLOURS = ["red", "green", "blue"]
 
@@ -227,6 +229,15 @@ def test_predict_gives_all_labels_above_the_thresholds(trained, painted, tmp_pat
     stripped = str(tmp_path / "small.pth")
     assert tools.main(["strip", str(trained / "last.pth"), "--weights", "raw", "--output", stripped]) == 0
     assert load(stripped)["chosen"] == {"thresholds": thresholds}
+
+
+def test_mistakes_are_of_one_label(trained, tmp_path):
+    with pytest.raises(
+        ConfigError, match="mistakes: are classes taken for others, which TASK multilabel does not have"
+    ):
+        visualize.main(
+            ["mistakes", "--checkpoint", str(trained / "last.pth"), "--output", str(tmp_path), "--device", "cpu"]
+        )
 
 
 def test_a_predictor_in_python(trained, painted):
