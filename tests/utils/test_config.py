@@ -290,6 +290,8 @@ CASES = [
     ("throughput", "TEST.ENGINE openvino TRAIN.COMPILE True", "TRAIN.COMPILE compiles torch's model, which --engine openvino"),
     ("eval", f"{WEIGHTS} TEST.KNN [3] TEST.SETS [imagenet_v2]", "TEST.KNN is about the validation images; add val to"),
     ("train", "TRAIN.COMPILE True TRAIN.USE_CHECKPOINT True", "TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkp"),
+    ("train", "DATA.BATCH_SIZE auto TRAIN.TOTAL_BATCH_SIZE 0", "DATA.BATCH_SIZE (--batch-size) auto keeps the images of an update"),
+    ("check", "DATA.BATCH_SIZE auto TRAIN.TOTAL_BATCH_SIZE 64 TRAIN.ACCUMULATION_STEPS 2", "TRAIN.ACCUMULATION_STEPS (--accumulation-steps) is 2, but DATA.BATCH"),
     ("train", "TRAIN.WARMUP_EPOCHS 5 TRAIN.EPOCHS 5", "TRAIN.WARMUP_EPOCHS is 5, TRAIN.EPOCHS 5; the warmup must be shorter"),
     ("check", "TRAIN.WARMUP_EPOCHS 6 TRAIN.EPOCHS 5", "TRAIN.WARMUP_EPOCHS is 6, TRAIN.EPOCHS 5; the warmup must be shorter"),
     ("train", "DATA.SAMPLING balanced AUG.REPEATS 3", "DATA.SAMPLING balanced contradicts AUG.REPEATS above 1 and DATA.CACHE_MODE"),
