@@ -14,6 +14,7 @@ from utils.pictures import montage
 
 from ..evaluation.label_evaluators import ClosingLabelEvaluator, LabelEvaluator
 from ..evaluation.label_figures import FIGURES, MAP
+from ..setup.group_draws import mixed
 from .base import Purpose
 from .classification import LabelledImages, create_mixup
 from .criterion import create_label_criterion
@@ -50,7 +51,7 @@ class Multilabel(LabelledImages):
         """The mean loss of a batch of images (B, 3, H, W) and targets (B, C)."""
         images, targets = batch.tensor, batch.targets.float()
         if self.mixup:
-            images, targets = self.mixup(images, targets)
+            images, targets = mixed(self.mixup, images, targets)
         return {"loss": self.criterion(model(images), targets)}
 
     def evaluator(self, purpose: Purpose, device: torch.device) -> LabelEvaluator:

@@ -28,10 +28,12 @@ from conftest import (
 )
 from data.batches import Examples
 from engine import api
+from engine.setup.group_draws import Group, drawing
 from engine.tasks import create_task
 from engine.tasks.criterion import create_label_criterion
 from utils.config import load_config
 from utils.errors import ConfigError
+from utils.rng import derive_seed
 
 COLOURS = ["red", "green", "blue"]
 
@@ -111,23 +113,24 @@ def test_binary_cross_entropy_is_linear_in_mixed_targets():
     assert create_label_criterion("bce", 0.2, 4.0, 1.0, 0.05)(logits, 0.3 * targets) == criterion(logits, targets)
 
 
-def test_mixup_mixes_all_labels_of_two_images(config):
-    opts = ["TRAIN.LOSS", "bce", "AUG.MIXUP", "1.0"]
-    task = create_task(load_config(config("mixed.yaml"), opts, command="train"))
+def test_mixup_mixes_all_labels_of_two_images_in_whole_groups_or_parts(config):
+    task = create_task(load_config(config("mixed.yaml"), ["TRAIN.LOSS", "bce", "AUG.MIXUP", "1.0"], command="train"))
     task.prepare_training(3)
     targets = torch.tensor([[1, 1, 0], [0, 0, 0], [0, 1, 0], [1, 0, 1]], dtype=torch.uint8)
-    images = targets[:, :, None, None].float().expand(4, 3, 2, 2).clone()  # a pixel says what its target must be
+    images = targets[:, :, None, None].float().expand(4, 3, 2, 2)  # a pixel says what its target must be
     seen = []
+    task.criterion = lambda logits, mixed: seen.append((logits, mixed)) or mixed.mean()
 
-    def model(images):
-        seen.append(images)
-        return torch.zeros(4, 3)
+    def learn(rows):
+        task.loss(lambda images: images[:, :, 0, 0], Examples(images[rows].clone(), targets[rows], [""] * len(rows)))
 
-    task.criterion = lambda logits, mixed: seen.append(mixed) or mixed.mean()
-    torch.manual_seed(0)
-    np.random.seed(0)
-    task.loss(model, Examples(images, targets, [""] * 4))
-    assert torch.allclose(seen[0][:, :, 0, 0], seen[1]) and 0 < seen[1][0, 1] < 1
+    np.random.seed(derive_seed(0))
+    learn([0, 1, 2, 3])
+    with drawing([Group((0,), 4, (0, 3))]):
+        learn([0, 3])
+    pixels, mixed = seen[0]
+    assert torch.allclose(pixels, mixed) and 0 < mixed[0, 1] < 1
+    assert torch.equal(seen[1][1], mixed[[0, 3]]) and torch.equal(seen[1][0], pixels[[0, 3]])
 
 
 # A run
