@@ -14,7 +14,7 @@ from utils.errors import CheckpointError, ConfigError, OutputError, one_line
 from utils.image_size import Size, size_text
 from utils.pictures import pixels_of
 
-from ..evaluation.views import predict_views
+from ..evaluation.views import mean_of_softmaxes, predict_views
 from ..setup.precision import create_precision
 from .engines import open_engine, require_engine
 from .examination import Examination
@@ -51,6 +51,8 @@ class Predictor:
     Raises:
         ConfigError: the model has no deployed form, or the engine is not there or does not take it.
     """
+
+    mean = staticmethod(mean_of_softmaxes)  # of several views
 
     def __init__(
         self,
@@ -107,14 +109,20 @@ class Predictor:
     @torch.inference_mode()
     def _predict(self, batch: Batch, finish: Finish, topk: int) -> list[Prediction]:
         examples, paths = finish(batch), batch.keys
-        logits = predict_views(self.engine, examples.tensor.split(len(paths)), self.trained.cfg.TEST.FLIP)
-        likeliest = logits.float().softmax(dim=1).topk(topk, dim=1)
-        if not likeliest.values.isfinite().all():
+        logits = predict_views(self.engine, examples.tensor.split(len(paths)), self.trained.cfg.TEST.FLIP, self.mean)
+        if not logits.isfinite().all():
             raise CheckpointError(f"{self.trained.path}: the model's outputs are not finite; use another checkpoint")
         centre = slice(-len(paths), None)  # torchvision's last crop
         pixels = self._shown(batch.tensor[centre], examples.tensor[centre])
+        return self.describe(logits, topk, paths, examples.targets.tolist(), pixels)
+
+    def describe(
+        self, logits: torch.Tensor, topk: int, paths: Sequence[str], frames: Sequence[int], pixels: Sequence[np.ndarray]
+    ) -> list[Prediction]:
+        """The predictions of B files from the model's logits (B, C); the other arguments are as in `Prediction`."""
+        likeliest = logits.float().softmax(dim=1).topk(topk, dim=1)
         labels, probabilities = likeliest.indices.tolist(), likeliest.values.tolist()
-        return list(map(Prediction, paths, labels, probabilities, examples.targets.tolist(), pixels))
+        return list(map(Prediction, paths, labels, probabilities, frames, pixels))
 
     def _shown(self, pixels: torch.Tensor, images: torch.Tensor) -> Sequence[np.ndarray]:
         """RGB pictures of images as loaded and as normalised."""
