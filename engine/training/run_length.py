@@ -56,8 +56,8 @@ class RunLength:
         if done >= self.epochs:
             return f"epoch {done} of {self.epochs}, as many as TRAIN.MAX_HOURS gave time for"
         if self.patience and self.state.stale >= self.patience:
-            stale = f"{self.state.stale} epoch{'s' * (self.state.stale > 1)}"
-            return f"no better one for {stale} (TRAIN.PATIENCE {self.patience}; a larger one, or 0, goes on)"
+            last = f"the last {self.state.stale}" if self.state.stale > 1 else "the last one"
+            return f"no better epoch among {last} (TRAIN.PATIENCE {self.patience}; a larger one, or 0, goes on)"
         return ""
 
     def early(self, done: int) -> str:

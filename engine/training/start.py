@@ -20,6 +20,7 @@ from ..setup.loading import caches
 from ..setup.model import has_drop_path
 from ..setup.preprocessing import describe as describe_inputs
 from ..tasks import create_task
+from .batch_size import batch_size_of_run
 from .build import build_optimizer, build_trainer, length_of
 from .freeze import describe as describe_frozen
 from .optim import describe_trust_ratio
@@ -77,12 +78,14 @@ def prepare(session: Session, start: StartPoint) -> PreparedRun:
     cfg, peers, log = session.cfg, session.peers, session.log
     require_loggers(cfg.LOGGERS)
     pretrained = "" if start.path else local_file(cfg.MODEL.PRETRAINED, session.launch, peers)
-    trainer, complexity, notes = build_trainer(session, pretrained)
+    batch_size, chosen = batch_size_of_run(session, start.checkpoint)
+    trainer, complexity, notes = build_trainer(session, pretrained, batch_size)
+    notes = [chosen, *notes]
     findings = rehearse(
         trainer, lambda model: build_optimizer(cfg, model, trainer.data.plan.scale_lr(cfg.TRAIN.BASE_LR))
     )
     changes, judged = restore(trainer, start.checkpoint, start.path) if start.checkpoint and start.path else ([], "")
-    notes += [judged, trainer.length.describe()]
+    notes += [judged, trainer.length.describe(), *getattr(trainer.task, "notes", ())]
     forecast = look_ahead(trainer, findings)
     datasets = [trainer.data.train_loader.dataset, trainer.data.val_loader.dataset]
     fill_caches = caches(cfg.DATA.CACHE_MODE, datasets, peers, log)
@@ -132,6 +135,7 @@ def introduce_run(session: Session, trainer: Trainer, complexity: Complexity) ->
         f"{session.launch.world_size} x {plan.batch_size} x {plan.accumulation_steps} accumulated = {plan.total_batch_size} | "
         f"lr {plan.scale_lr(cfg.TRAIN.BASE_LR):.3e}"
     )
+    session.describe_machines()
     if cfg.DEVICE == "auto" and device.type == "cpu":
         log.warning("no GPU found, training on the CPU")
     log.info(f"{cfg.MODEL.NAME} at {cfg.DATA.IMG_SIZE} px: {complexity}")

@@ -135,7 +135,7 @@ class Trainer:
             # Mixup, dropout and drop path draw from here on: the same draws whatever ran before.
             seed_all(self.seed, epoch, step, i, peers.launch.rank)
             with self.networks.synchronised(last), self.networks.replayed(keep_gradients=i == 0 and not last):
-                with optim.precision.autocast():
+                with window.forward.running(), optim.precision.autocast():
                     losses = self.task.loss(self.networks.wrapped, batch)
                 peers.at(f"{place}: backward", may_last=compiling)
                 # The last update of an epoch may have fewer micro-batches: its gradient is the mean over these.

@@ -49,7 +49,7 @@ def test_without_a_better_epoch_a_run_ends_and_goes_on_to_the_same_bits(write_co
     patience = ["--cfg", path, "--tag", "patience", "--opts", "TRAIN.PATIENCE"]
     folder = tmp_path / "output/fat_tiny/patience"
     run(*patience, 1)
-    said = "no better one for 1 epoch (TRAIN.PATIENCE 1; a larger one, or 0, goes on)"
+    said = "no better epoch among the last one (TRAIN.PATIENCE 1; a larger one, or 0, goes on)"
     result = json.loads((folder / "result.json").read_text())
     assert (result["ended"], result["last"]["epoch"], result["best"]["epoch"]) == (said, 1, 0)
     assert f"finished, {said}: best acc5" in capsys.readouterr().out
