@@ -5,7 +5,7 @@ from typing import Callable, NamedTuple
 from yacs.config import CfgNode
 
 from .errors import ConfigError
-from .schema import BY_INDEX, FORMATS_WITH_OWN_ORDER, LIST, VALIDATION
+from .schema import AUTO, BY_INDEX, FORMATS_WITH_OWN_ORDER, LIST, VALIDATION
 
 TRAINING = ("train", "check")
 LOADING = (*TRAINING, "benchmark_data")  # those that open the training images
@@ -75,6 +75,8 @@ conflict(TRAINING, lambda c: c.TRAIN.COMPILE is True and c.TRAIN.USE_CHECKPOINT,
 conflict(TRAINING, lambda c: c.TRAIN.WARMUP_EPOCHS >= c.TRAIN.EPOCHS,
     "TRAIN.WARMUP_EPOCHS is {c.TRAIN.WARMUP_EPOCHS}, TRAIN.EPOCHS {c.TRAIN.EPOCHS}; the warmup must be shorter than "
     "the run")
+conflict(TRAINING, lambda c: c.TRAIN.MAX_HOURS and c.TRAIN.IMG_SIZES,
+    "TRAIN.MAX_HOURS takes an epoch's time for that of the others, but TRAIN.IMG_SIZES changes it; leave one of them out")
 conflict(TRAINING, lambda c: c.TRAIN.WARMUP_UPDATES and c.TRAIN.WARMUP_EPOCHS,
     "TRAIN.WARMUP_UPDATES is {c.TRAIN.WARMUP_UPDATES}, TRAIN.WARMUP_EPOCHS {c.TRAIN.WARMUP_EPOCHS}; set one of them to 0")
 conflict(TRAINING, lambda c: (c.TRAIN.LR_SCHEDULER.NAME == "multistep") != bool(c.TRAIN.LR_SCHEDULER.MILESTONES),
@@ -89,11 +91,27 @@ conflict(LOADING, lambda c: c.TRAIN.LOSS != "ce" and c.AUG.SPLITS,
     "TRAIN.LOSS is {c.TRAIN.LOSS}, but AUG.SPLITS {c.AUG.SPLITS} brings its own loss; set one of them back")
 conflict(LOADING, lambda c: c.TRAIN.BCE_TARGET_THRESH and c.TRAIN.LOSS != "bce",
     "TRAIN.BCE_TARGET_THRESH belongs to TRAIN.LOSS bce, which is {c.TRAIN.LOSS}; set it to 0, or the loss to bce")
-conflict(LOADING, lambda c: mixes(c) and c.DATA.BATCH_SIZE % 2,
+conflict(TRAINING, lambda c: c.DATA.BATCH_SIZE == AUTO and not c.TRAIN.TOTAL_BATCH_SIZE,
+    "DATA.BATCH_SIZE (--batch-size) auto keeps the images of an update, and TRAIN.TOTAL_BATCH_SIZE, which says how many, is 0; set it")
+conflict(TRAINING, lambda c: c.DATA.BATCH_SIZE == AUTO and c.TRAIN.ACCUMULATION_STEPS != 1,
+    "TRAIN.ACCUMULATION_STEPS (--accumulation-steps) is {c.TRAIN.ACCUMULATION_STEPS}, but DATA.BATCH_SIZE auto decides it; leave it out")
+conflict(LOADING, lambda c: mixes(c) and c.DATA.BATCH_SIZE != AUTO and c.DATA.BATCH_SIZE % 2,
     "DATA.BATCH_SIZE (--batch-size) is {c.DATA.BATCH_SIZE}, but mixup and cutmix mix pairs; use an even one, or set "
     "AUG.MIXUP and AUG.CUTMIX to 0")
 conflict(LOADING, lambda c: c.AUG.REPEATS > 1 and c.DATA.CACHE_MODE == "part",
     "AUG.REPEATS contradicts DATA.CACHE_MODE part, which has another order of the images; use full or no")
+conflict(LOADING, lambda c: c.DATA.SAMPLING and (c.AUG.REPEATS > 1 or c.DATA.CACHE_MODE == "part"),
+    "DATA.SAMPLING {c.DATA.SAMPLING} contradicts AUG.REPEATS above 1 and DATA.CACHE_MODE part, which have orders of their own; leave one "
+    "of them out")
+conflict(LOADING, lambda c: c.DATA.SAMPLING and (c.TRAIN.CLASS_WEIGHTS in ("balanced", "effective") or c.TRAIN.LOGIT_ADJUSTMENT),
+    "DATA.SAMPLING {c.DATA.SAMPLING} makes all classes as frequent, which TRAIN.CLASS_WEIGHTS '{c.TRAIN.CLASS_WEIGHTS}' and "
+    "TRAIN.LOGIT_ADJUSTMENT {c.TRAIN.LOGIT_ADJUSTMENT} would make up for again; leave one of them out")
+conflict(LOADING, lambda c: (c.TRAIN.CLASS_WEIGHTS or c.TRAIN.LOGIT_ADJUSTMENT) and (c.TRAIN.LOSS != "ce" or c.AUG.SPLITS),
+    "TRAIN.CLASS_WEIGHTS and TRAIN.LOGIT_ADJUSTMENT are of the cross-entropy, but TRAIN.LOSS is {c.TRAIN.LOSS}, AUG.SPLITS {c.AUG.SPLITS}; "
+    "leave them out, or set TRAIN.LOSS ce and AUG.SPLITS 0")
+conflict(LOADING, lambda c: c.TASK != "classification" and (c.TRAIN.CLASS_WEIGHTS or c.TRAIN.LOGIT_ADJUSTMENT or c.DATA.SAMPLING),
+    "TRAIN.CLASS_WEIGHTS, TRAIN.LOGIT_ADJUSTMENT and DATA.SAMPLING are about an image's one class, which TASK {c.TASK} does not give; "
+    "leave them out")
 conflict(LOADING, lambda c: c.DATA.BATCH_SIZE == 1,
     "DATA.BATCH_SIZE (--batch-size) is 1; BatchNorm cannot train on one image, use 2 or more")
 conflict(LOADING, lambda c: c.DATA.BACKEND != "pil" and c.DATA.INTERPOLATION not in INTERPOLATIONS_OF_CV2,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from utils.processes.launch import Launch
+from utils.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,16 @@ class OpenWindow:
 
     sums: dict[str, list[float]] = field(default_factory=dict)  # of each process, by name: "loss", and more to log
     images: int = 0  # of all processes
+
+
+@dataclass
+class Length:
+    """What decides when the run ends, see `engine.training.run_length`."""
+
+    stale: int = 0  # epochs since the best one
+    seconds: float = 0.0  # of all starts; counted where there is a TRAIN.MAX_HOURS
+    epochs: int = 0  # that it was found to give time for; 0: not known yet
+    decided_at: float = 0.0  # epochs that were done then
 
 
 @dataclass
@@ -37,6 +48,7 @@ class Progress:
     best_metrics: dict[str, Any] = field(default_factory=dict)  # all of that evaluation's
     # what had changed each time that the run was gone on with, see `config_changes`
     changes: list[str] = field(default_factory=list)
+    length: Length = field(default_factory=Length)
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch, self.step, self.loss_sum, self.images = epoch, 0, 0.0, 0
@@ -48,6 +60,7 @@ class Progress:
         """
         if not self.best or metric in self.best:
             return ""
+        self.length.stale = 0
         (before,) = {*self.best} - {"weights", "epoch"}
         place = f"of epoch {self.best['epoch']}, chosen by {before}"
         if metric not in self.best_metrics:
@@ -74,15 +87,18 @@ class Progress:
         state = {**state, "best": dict(state["best"]), "best_metrics": dict(state.get("best_metrics", {}))}
         losses, images = state.pop("window_loss_sums", []), state.pop("window_images", 0)
         sums = {**({"loss": losses} if losses else {}), **state.pop("window_parts", {})}
-        loaded = Progress(**state, window=OpenWindow(sums, images))
+        length = Length(**state.pop("length", {}))
+        loaded = Progress(**state, window=OpenWindow(sums, images), length=length)
         loaded._require_place()
         loaded._require_figures()
         self.__dict__.update(loaded.__dict__)
 
     def _require_place(self) -> None:
         """Raises TypeError or ValueError for counts and sums that no run has."""
+        length = self.length
         counts = (self.epoch, self.step, self.updates, self.images, self.window.images, *self.left_out)
-        sums = (self.loss_sum, *itertools.chain(*self.window.sums.values()))
+        counts = (*counts, length.stale, length.epochs)
+        sums = (self.loss_sum, length.seconds, length.decided_at, *itertools.chain(*self.window.sums.values()))
         places = [operator.index(number) for place in self.rolled_back for number in place]
         if (
             not all(len(place) == 2 for place in self.rolled_back)
@@ -120,6 +136,7 @@ class Window:
         self.started = time.perf_counter()
         self.timed = 0  # images since then
         self.wait = 0.0  # seconds spent waiting for data
+        self.forward = Stopwatch(device)  # on forward passes
 
     def add(self, sums: dict[str, torch.Tensor], images: int) -> None:
         """Counts an update: the sums over this process' images, and the number of images of all processes."""

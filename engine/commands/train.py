@@ -46,7 +46,10 @@ def train_from(session: Session, start: StartPoint) -> None:
         start.checkpoint = None  # its memory is free for the training
         with stop_signals(session.peers.stop):
             trainer.fit()
-        log.info(f"finished: best {describe_best(trainer.progress.best)}; everything is in {directory}")
+        early = trainer.length.early(trainer.progress.epoch)
+        log.info(
+            f"finished{early and f', {early}'}: best {describe_best(trainer.progress.best)}; everything is in {directory}"
+        )
         if cfg.REPRODUCES and trainer.recorder.facts["imagenet"]:
             target = cfg.REPRODUCES.rpartition("/")[0] or "classification"
             log.info(

@@ -72,15 +72,14 @@ def describe_run(run: Path) -> dict[str, Any]:
     best = best_of(epochs, metric)
     result = result_of(run, epochs)
     facts = {**start, **result}
-    finished = bool(result) and epochs[-1]["epoch"] + 1 >= cfg.TRAIN.EPOCHS
+    done = epochs[-1]["epoch"] + 1 if epochs else 0
+    finished = bool(result) and (done >= cfg.TRAIN.EPOCHS or bool(result.get("ended")))
     waited = wait_share(train)
     mistakes, said = mistakes_of(run, epochs)
     return {
         "title": f"{cfg.MODEL.NAME} / {cfg.TAG}",
         "finished": finished,
-        "state": f"finished after {count(cfg.TRAIN.EPOCHS, 'epoch')}"
-        if finished
-        else unfinished(train, epochs, cfg.TRAIN.EPOCHS),
+        "state": state_of(result, done, cfg.TRAIN.EPOCHS) if finished else unfinished(train, epochs, cfg.TRAIN.EPOCHS),
         "headline": headline(best, epochs, metric, start, train, waited),
         "warnings": warnings_of(run, facts, train, epochs, waited, len(others)),
         "charts": charts(train, epochs, metric),
@@ -266,6 +265,12 @@ def long_time(seconds: float) -> str:
 
 def count(value: int, what: str) -> str:
     return f"{value:,} {what}{'' if value == 1 else 's'}"
+
+
+def state_of(result: Mapping[str, Any], done: int, planned: int) -> str:
+    """Of a finished run."""
+    early = f": {result.get('ended')}" if done < planned else ""
+    return f"finished after {count(done, 'epoch')}{early}"
 
 
 def unfinished(train: Sequence[Record], epochs: Sequence[Record], planned: int) -> str:

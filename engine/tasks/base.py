@@ -66,7 +66,7 @@ class PerClassEvaluator(Evaluator, Protocol):
 
 
 class Task(Protocol):
-    """What is learned, from which images, and how well."""
+    """What is learned, from which images, and how well. It may have `notes`, lines to be said of it when a run begins."""
 
     primary: Metric  # says which weights are better, see `choose_metric`
 

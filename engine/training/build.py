@@ -17,6 +17,7 @@ from utils.processes.launch import available_cores
 from utils.processes.sameness import require_same_images
 from utils.provenance import commit
 from utils.rng import seed_all
+from utils.schema import AUTO
 
 from ..checkpoints.download import local_file
 from ..checkpoints.file import open_checkpoint
@@ -40,6 +41,7 @@ from ..tasks.distill import (
     pretrained_teacher,
     trained_teacher,
 )
+from .delays import Delays
 from .freeze import freeze
 from .model_ema import WeightAverage
 from .networks import Networks
@@ -48,17 +50,20 @@ from .observers import CompileTime, TrainBatchPicture
 from .optim import LearningRate, Optimisation, create_lr_scheduler, create_optimizer
 from .plan import BatchPlan, accumulation_for, plan_batches
 from .recorder import Recorder
+from .run_length import RunLength
 from .saver import Saver
+from .slow_rank import SlowRank
 from .trainer import Trainer
 from .training_data import TrainingData
 from .waits import Waits
 
 
-def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexity, list[str]]:
+def build_trainer(session: Session, pretrained: str, batch_size: int) -> tuple[Trainer, Complexity, list[str]]:
     """Everything that a training run consists of, at its beginning. Writes nothing.
 
     Args:
         pretrained: weights to start from, '' for none.
+        batch_size: DATA.BATCH_SIZE, or what `auto` stands for.
 
     Returns:
         The trainer, the model's size, and what to say of the weights it started from, by lines.
@@ -68,10 +73,10 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
     """
     cfg = session.cfg
     accumulation_for(  # refuses before the data set is read
-        cfg.TRAIN.TOTAL_BATCH_SIZE, cfg.TRAIN.ACCUMULATION_STEPS, cfg.DATA.BATCH_SIZE, session.launch.world_size
+        cfg.TRAIN.TOTAL_BATCH_SIZE, cfg.TRAIN.ACCUMULATION_STEPS, batch_size, session.launch.world_size
     )
     task = create_task(cfg)
-    data = build_data(session, task)
+    data = build_data(session, task, batch_size)
     distillation = build_distillation(session, data.classes)
     task.prepare_training(len(data.classes), distillation)
     model, complexity, notes = build_model(session, task, len(data.classes), bool(distillation), pretrained)
@@ -90,7 +95,7 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
         recorder=build_recorder(session, data, progress, str(optim.precision)),
         saver=build_saver(session, data, networks, optim, progress),
         observers=[TrainBatchPicture(), *([CompileTime()] if compile_mode else []), *session.observers],
-        epochs=cfg.TRAIN.EPOCHS,
+        length=length_of(cfg, progress, keeps_time=session.is_first),
         seed=cfg.SEED,
     )
     return trainer, complexity, notes
@@ -99,26 +104,26 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
 # Data
 
 
-def build_data(session: Session, task: Task) -> TrainingData:
+def build_data(session: Session, task: Task, batch_size: int) -> TrainingData:
     cfg, launch = session.cfg, session.launch
     train_set = task.train_dataset()
     classes = list(train_set.classes)
     val_set = task.val_dataset(classes)
     plan = plan_batches(
         len(train_set),
-        cfg.DATA.BATCH_SIZE,
+        batch_size,
         launch.world_size,
         cfg.TRAIN.ACCUMULATION_STEPS,
         cfg.TRAIN.TOTAL_BATCH_SIZE,
         cfg.TRAIN.LR_SCALING,
     )
-    placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=launch.rank, world_size=launch.world_size)
-    changing = dict(repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES)
+    placing: dict[str, Any] = dict(batch_size=batch_size, rank=launch.rank, world_size=launch.world_size)
+    changing = dict(repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES, balanced=bool(cfg.DATA.SAMPLING))
     schedule = Schedule(num_batches=plan.batches_per_epoch, seed=cfg.SEED, **placing, **changing)
     how = loading(cfg, session.device)
     train_batches = train_loader(train_set, schedule, how, cfg.DATA.SHUFFLE_BUFFER, cfg.DATA.CACHE_MODE)
     require_same_images(session.peers, train_batches.order, val_set.source.fingerprint)
-    return TrainingData(train_batches, eval_loader(val_set, **placing, loading=how), plan, classes)
+    return TrainingData(train_batches, eval_loader(val_set, **placing, loading=how), plan, classes, batch_size)
 
 
 # Model
@@ -227,6 +232,10 @@ def build_optimisation(session: Session, model: torch.nn.Module, plan: BatchPlan
 # State and records
 
 
+def length_of(cfg: CfgNode, progress: Progress, keeps_time: bool = True) -> RunLength:
+    return RunLength(cfg.TRAIN.EPOCHS, cfg.TRAIN.PATIENCE, cfg.TRAIN.MAX_HOURS, progress, keeps_time)
+
+
 def build_saver(
     session: Session, data: TrainingData, networks: Networks, optim: Optimisation, progress: Progress
 ) -> Saver:
@@ -241,8 +250,9 @@ def build_recorder(session: Session, data: TrainingData, progress: Progress, pre
     cfg = session.cfg
     cores = available_cores(session.launch.local_size)
     waits = Waits(cfg.DATA.NUM_WORKERS, cfg.DATA.BACKEND, cores)
+    delays = Delays(waits, SlowRank(session.peers.members, session.device))
     facts = facts_of(session, data, precision)
-    return Recorder(session.log, progress, data.plan, cfg.TRAIN.EPOCHS, cfg.PRINT_FREQ, waits, session.device, facts)
+    return Recorder(session.log, progress, data.plan, cfg.TRAIN.EPOCHS, cfg.PRINT_FREQ, delays, session.device, facts)
 
 
 def metadata_of(session: Session, data: TrainingData, lr_scheduler: Scheduler) -> dict[str, Any]:
@@ -260,6 +270,7 @@ def metadata_of(session: Session, data: TrainingData, lr_scheduler: Scheduler) -
             "total_batch_size": plan.total_batch_size,
             "updates_per_epoch": plan.updates_per_epoch,
             "world_size": session.launch.world_size,
+            **({"batch_size": data.batch_size} if cfg.DATA.BATCH_SIZE == AUTO else {}),
         },
     }
 

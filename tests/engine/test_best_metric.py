@@ -6,6 +6,7 @@ from torch import nn
 
 from conftest import ROOT
 from engine.checkpoints.progress import Progress
+from engine.evaluation.loop import describe
 from engine.tasks import create_task
 from utils.config import load_config
 from utils.errors import ConfigError
@@ -48,6 +49,14 @@ def trainer_by(metric, **changes):
 
 def figures(loss, **others):
     return {"raw": {"acc1": 50.0, "loss": loss, "num_images": 4, **others}}
+
+
+def test_lines_of_a_log_have_a_mean_over_classes_where_it_is_chosen_by():
+    results = figures(2.0, f1_macro=40.0, recall_macro=30.0)
+    assert (
+        describe(results, {"f1_macro": 40.0, "epoch": 3}) == "raw acc1 50.000 loss 2.000 num_images 4 f1_macro 40.000"
+    )
+    assert "macro" not in describe(results, {"acc1": 50.0}) and "recall_macro 30.000" in describe(results)
 
 
 def test_of_a_loss_the_lower_is_the_better():

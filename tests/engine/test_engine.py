@@ -19,6 +19,7 @@ from engine.checkpoints.progress import Progress, Window
 from engine.session import Session
 from engine.setup.model import create_model, prepare_model
 from engine.setup.precision import NativePrecision, create_precision, resolve_dtype
+from engine.training.delays import Delays
 from engine.training.networks import Networks
 from engine.training.nonfinite import FiniteGuard
 from engine.training.optim import (
@@ -31,7 +32,9 @@ from engine.training.optim import (
 )
 from engine.training.plan import BatchPlan
 from engine.training.recorder import Recorder
+from engine.training.run_length import RunLength
 from engine.training.saver import Saver
+from engine.training.slow_rank import SlowRank
 from engine.training.trainer import Trainer
 from engine.training.training_data import TrainingData
 from engine.training.waits import Waits
@@ -70,8 +73,8 @@ def make_trainer(
     settings = dict(
         session=session, task=Regression(), data=TrainingData(None, None, plan, []), networks=Networks(model, model, average),
         optim=Optimisation(optimizer, scheduler, precision, guard, clip_grad), progress=progress,
-        recorder=Recorder(log, progress, plan, 10, 1, Waits(0, "pil", 1), CPU, {}),
-        saver=Saver(None, log, progress, session.peers, 0, 0, 0.0), observers=[], epochs=10, seed=0,
+        recorder=Recorder(log, progress, plan, 10, 1, Delays(Waits(0, "pil", 1), SlowRank(session.peers.members, CPU)), CPU, {}),
+        saver=Saver(None, log, progress, session.peers, 0, 0, 0.0), observers=[], length=RunLength(10, 0, 0.0, progress), seed=0,
     )  # fmt: skip
     return Trainer(**{**settings, **changes})
 
