@@ -291,7 +291,7 @@ key("TRAIN.FREEZE", [], PARTS, RECIPE,
     "parts that stay as they are: stem, stages by number from 1 on, or backbone (all but the head)")
 key("TRAIN.ACCUMULATION_STEPS", 1, POSITIVE, SPLIT, "micro-batches per update")
 key("TRAIN.TOTAL_BATCH_SIZE", 0, NOT_NEGATIVE, RECIPE,
-    "images per update over all processes; derives the accumulation; 0: not used")
+    "images per update, the same for any number of processes; derives the accumulation; 0: not used")
 key("TRAIN.SYNC_BN", "auto", one_of("auto", "all", "none", "torch"), RECIPE,
     "whose images BatchNorm's statistics are of: auto (GPUs: all processes', CPUs: its own), all, none (its own), torch (as "
     "all, by torch's own layer, which needs GPUs)")

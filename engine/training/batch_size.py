@@ -30,8 +30,8 @@ SHARE = 0.9  # of the memory that is free; the rest is for what one step does no
 def batch_size_of_run(session: Session, checkpoint: Optional[Mapping[str, Any]]) -> tuple[int, str]:
     """How many images a process takes at a time, and what to say of it if the config says `auto`.
 
-    A run that goes on takes as many as before, as BatchNorm's statistics and mixup's draws are those of a micro-batch. All processes
-    call this, and have the same.
+    A run that goes on takes as many as before, as BatchNorm's statistics are those of a micro-batch. All processes call this, and
+    have the same.
 
     Args:
         checkpoint: that the run goes on from.
@@ -45,7 +45,7 @@ def batch_size_of_run(session: Session, checkpoint: Optional[Mapping[str, Any]])
         return cfg.DATA.BATCH_SIZE, ""
     before = recorded(checkpoint) if checkpoint else 0
     sizes = candidates(cfg.TRAIN.TOTAL_BATCH_SIZE, world_size, in_pairs=mixes(cfg))
-    if before and cfg.TRAIN.TOTAL_BATCH_SIZE % (before * world_size) == 0:
+    if before:
         return before, f"DATA.BATCH_SIZE auto: {before}, as in the checkpoint"
     size = largest(sizes, fits_here(session, sizes), session.peers)
     _free(session.device)  # of the rehearsed run
@@ -62,12 +62,17 @@ def recorded(checkpoint: Mapping[str, Any]) -> int:
 
 
 def candidates(total: int, world_size: int, in_pairs: bool) -> list[int]:
-    """What is tried, the most images first: divisors of a process' share of an update, from 1024 to 8, a few of them.
+    """What is tried, the most images first, from 1024 to 8: a few divisors of a process' share of an update, or, where the shares are
+    not the same, parts of the largest.
 
     Args:
         total: TRAIN.TOTAL_BATCH_SIZE.
         in_pairs: mixup and cutmix need an even number.
     """
+    unit = 2 if in_pairs else 1
+    if total % (world_size * unit):
+        shares = [-(-total // (world_size * unit * 2**halvings)) * unit for halvings in range(11)]
+        return [size for size in dict.fromkeys(shares) if LEAST <= size <= MOST] or [max(shares[0], LEAST)]
     share = max(1, total // world_size)
     divisors = [size for size in range(min(share, MOST), 1, -1) if share % size == 0 and not (in_pairs and size % 2)]
     chosen: list[int] = []

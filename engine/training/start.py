@@ -131,10 +131,11 @@ def introduce_run(session: Session, trainer: Trainer, complexity: Complexity) ->
     train_set, val_set = trainer.data.train_loader.dataset, trainer.data.val_loader.dataset
     compilation = decide_compilation(cfg, device).reason
     log.info(
-        f"{session.placement} | {trainer.optim.precision}{f' | {compilation}' * bool(compilation)} | global batch "
-        f"{session.launch.world_size} x {plan.batch_size} x {plan.accumulation_steps} accumulated = {plan.total_batch_size} | "
+        f"{session.placement} | {trainer.optim.precision}{f' | {compilation}' * bool(compilation)} | {plan.describe()} | "
         f"lr {plan.scale_lr(cfg.TRAIN.BASE_LR):.3e}"
     )
+    for note in plan.notes(trainer.data.batch_size, compiled=bool(trainer.networks.compile_mode)):
+        log.info(note)
     session.describe_machines()
     if cfg.DEVICE == "auto" and device.type == "cpu":
         log.warning("no GPU found, training on the CPU")

@@ -375,8 +375,6 @@ def test_every_config_loads(path):
 
 
 @pytest.mark.parametrize("arguments, parts", [
-    (dict(num_images=5000, batch_size=96, world_size=8, accumulation_steps=1, total_batch_size=1024), ["1024", "768"]),
-    (dict(num_images=5000, batch_size=128, world_size=16, accumulation_steps=1, total_batch_size=1024), ["1024", "2048"]),
     (dict(num_images=5000, batch_size=32, world_size=2, accumulation_steps=3, total_batch_size=128), ["3", "128", "2"]),
     (dict(num_images=31, batch_size=16, world_size=2, accumulation_steps=1, total_batch_size=0), ["31", "32"]),
     (dict(num_images=100, batch_size=16, world_size=2, accumulation_steps=4, total_batch_size=0), ["ACCUMULATION", "4", "3"]),
