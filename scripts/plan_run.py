@@ -15,11 +15,12 @@ from yacs.config import CfgNode
 
 from command_line import Parser, not_negative, number, run_script, whole_number
 from engine.tasks import create_task
-from engine.training.plan import accumulation_for
+from engine.training.plan import Sharing, plan_batches
 from parts.plan_run.links import BETWEEN_NODES, GB, IN_NODE, link_of
 from parts.plan_run.scaling import Cluster, Update, Work, update_on
 from utils.config import load_config
-from utils.errors import DataError
+from utils.conflicts import mixes
+from utils.errors import ConfigError, DataError
 from utils.markdown import aligned_table
 from utils.run_files import RECORDS, read_figures
 
@@ -60,16 +61,17 @@ def work_of(cfg: CfgNode, images_per_second: float, args: argparse.Namespace) ->
     )
 
 
-def batch_on(cfg: CfgNode, gpus: int) -> tuple[int, int]:
-    """Images per GPU and micro-batch, and micro-batches, that make the recipe's update on so many GPUs.
+def planned(cfg: CfgNode, gpus: int, work: Work, cluster: Cluster, images: int) -> Update:
+    """The recipe's update on so many GPUs, in an epoch of so many images.
 
     Raises:
         ConfigError: they make none.
     """
-    total, batch_size = cfg.TRAIN.TOTAL_BATCH_SIZE, cfg.DATA.BATCH_SIZE
-    if total and batch_size * gpus > total:
-        batch_size = max(1, total // gpus)
-    return batch_size, accumulation_for(total, cfg.TRAIN.ACCUMULATION_STEPS, batch_size, gpus)
+    if isinstance(cfg.DATA.BATCH_SIZE, str):
+        raise ConfigError("DATA.BATCH_SIZE", "is auto, which only the GPU's memory can tell", "give a number by --opts")
+    steps, total = cfg.TRAIN.ACCUMULATION_STEPS, cfg.TRAIN.TOTAL_BATCH_SIZE
+    plan = plan_batches(images, cfg.DATA.BATCH_SIZE, gpus, steps, total, sharing=Sharing(pairs=mixes(cfg)))
+    return update_on(gpus, plan.batch_size, plan.accumulation_steps, work, cluster, plan.total_batch_size)
 
 
 def row_of(update: Update, cfg: CfgNode, cluster: Cluster, args: argparse.Namespace) -> list[str]:
@@ -163,7 +165,7 @@ def main() -> int:
         args.latency_us / 1e6,
         args.latency_between_us / 1e6,
     )
-    updates = [update_on(gpus, *batch_on(cfg, gpus), work, cluster) for gpus in args.gpus]
+    updates = [planned(cfg, gpus, work, cluster, args.images) for gpus in args.gpus]
     head = [*HEAD, "price"] if args.price_per_gpu_hour else HEAD
     print(aligned_table([head, *(row_of(update, cfg, cluster, args) for update in updates)]))
     print("\nOn paper, not measured. Taken as given:")
@@ -171,7 +173,7 @@ def main() -> int:
         print(f"- {line}")
     if args.compare:
         measured = speed_of(args.compare)
-        predicted = update_on(measured.processes, *batch_on(cfg, measured.processes), work, cluster)
+        predicted = planned(cfg, measured.processes, work, cluster, args.images)
         print(
             f"\n{measured.processes} processes: {predicted.images_per_second:.1f} images/s predicted, "
             f"{measured.images_per_second:.1f} measured ({measured.source}): "

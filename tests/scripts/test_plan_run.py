@@ -79,6 +79,9 @@ def test_the_table_of_the_paper_s_recipe(capsys):
     assert rows[0]["hours"] == f"{hours:.1f}" and rows[0]["price"] == f"{2 * hours:.0f}"
     rising = [float(row["images/s"].replace(",", "")) for row in rows]
     assert rising == sorted(rising) and rising[-1] < 512_000
+    uneven, _ = table(capsys, "--images-per-second", 1000, "--gpus", 3)
+    assert uneven[0]["batch x accumulation"] == "114* x 3"
+    assert 2900 < float(uneven[0]["images/s"].replace(",", "")) < 3000
     assert "On paper, not measured" in text and "gradients: 18.0 MB" in text and "SyncBN: 35 layers" in text
     assert IN_NODE["nvlink4"].source in text and BETWEEN_NODES["8xib400"].source in text
 
@@ -98,8 +101,10 @@ def test_a_run_s_speed_is_taken_and_compared(capsys, tmp_path):
 
 
 def test_what_cannot_be_planned(capsys, tmp_path):
-    with pytest.raises(ConfigError, match="TRAIN.TOTAL_BATCH_SIZE is 1024, no multiple of 3 processes x batch 128"):
-        table(capsys, "--images-per-second", 1000, "--gpus", 3)
+    with pytest.raises(ConfigError, match="DATA.BATCH_SIZE: is auto, .*; give a number by --opts"):
+        table(capsys, "--images-per-second", 1000, "--opts", "DATA.BATCH_SIZE", "auto")
+    with pytest.raises(ConfigError, match="TRAIN.TOTAL_BATCH_SIZE is 1024, too few images for 1024 processes"):
+        table(capsys, "--images-per-second", 1000, "--gpus", 1024)
     with pytest.raises(
         DataError, match="metrics.jsonl: does not say how many processes the run had; give --images-per"
     ):

@@ -80,17 +80,14 @@ class Work:
 class Update:
     """An update's seconds."""
 
+    images: int  # of all GPUs
     gpus: int
-    batch_size: int  # images per GPU and micro-batch
+    batch_size: int  # images per GPU and micro-batch, the most that one has
     accumulation_steps: int
     compute: float
     reducing: float  # of the all-reduce that the backward pass does not hide
     syncing: float  # of SyncBatchNorm
     loading: float  # that its images take to be loaded, beside the rest
-
-    @property
-    def images(self) -> int:
-        return self.gpus * self.batch_size * self.accumulation_steps
 
     @property
     def network(self) -> float:
@@ -136,17 +133,20 @@ def not_hidden(work: Work, cluster: Cluster, gpus: int, backward: float) -> floa
     return ended - backward
 
 
-def update_on(gpus: int, batch_size: int, accumulation_steps: int, work: Work, cluster: Cluster) -> Update:
+def update_on(
+    gpus: int, batch_size: int, accumulation_steps: int, work: Work, cluster: Cluster, images: int = 0
+) -> Update:
+    """An update of so many images; 0: as many as the micro-batches can have."""
     step = max(batch_size / work.images_per_second, work.least_step)
     alone = gpus == 1
     waits = 0 if alone else 2 * work.sync_layers * accumulation_steps
-    images = batch_size * accumulation_steps
     return Update(
+        images or gpus * batch_size * accumulation_steps,
         gpus,
         batch_size,
         accumulation_steps,
         compute=step * accumulation_steps,
         reducing=0.0 if alone else not_hidden(work, cluster, gpus, step * work.backward_share),
         syncing=waits * cluster.latency(gpus),
-        loading=images / work.data_per_process if work.data_per_process else 0.0,
+        loading=batch_size * accumulation_steps / work.data_per_process if work.data_per_process else 0.0,
     )
