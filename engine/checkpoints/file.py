@@ -18,6 +18,7 @@ from .foreign import INDEX, WEIGHT_FILES, describe_archive, describe_folder, des
 from .layouts import State, Weights, weights_in
 from .progress import Progress
 
+CHOSEN = "chosen"  # in files with weights alone, see `CheckpointFile.chosen`
 TRAINING_CONFIG = "training_config"  # in config.json of the folders that scripts/export.py hub writes
 SAFETENSORS_HEADER = 100_000_000  # bytes at most, as its format says
 
@@ -47,6 +48,11 @@ class CheckpointFile:
         is_best = best.get("epoch") == self.progress.epoch - 1
         return "ema" if is_best and best.get("weights") == "ema" and "ema" in self.weights else "raw"
 
+    def chosen(self, name: str) -> dict[str, Any]:
+        """What the run's evaluation chose that goes with these weights; {} if nothing is there."""
+        chosen = self.progress.chosen.get(name) if self.progress else self.content.get(CHOSEN)
+        return chosen if isinstance(chosen, dict) else {}
+
     def choose(self, name: Optional[str], flag: str = "--weights") -> str:
         """The kind of weights that is asked for, or the better one; `flag` is what they are asked for by.
 
@@ -64,6 +70,12 @@ class CheckpointFile:
         key = self.weights[name].key
         ours = self.progress is not None or self.config is not None
         return "" if ours or (key in ("", "model", "state_dict") and len(self.weights) == 1) else f"took {key}"
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images that the weights are of, as the config says it; RGB's without one."""
+        told = _section(self.config or {}, "DATA").get("IN_CHANS")
+        return told if type(told) is int and told > 0 else 3
 
     def note(self, name: str) -> str:
         """What was done to get the weights without a model to fit them to, in one line; '' if nothing worth saying."""

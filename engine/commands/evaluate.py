@@ -36,7 +36,7 @@ from ..setup.precision import create_precision
 from ..setup.preprocessing import describe as describe_inputs
 from ..setup.preprocessing import input_warnings
 from ..tasks import create_task
-from ..tasks.base import ClassTask, PerClassEvaluator, Task
+from ..tasks.base import ChoosingEvaluator, ClassTask, PerClassEvaluator, Task
 
 
 def evaluate_checkpoint(session: Session) -> Optional[dict[str, Any]]:
@@ -189,7 +189,9 @@ class Evaluation:
         if name in self.exported:
             return self.exported[name]
         cfg, precision = self.session.cfg, self.examination.precision
-        engine = open_engine(cfg.TEST.ENGINE, self.load(name), precision, self.task.eval_size, cfg.TEST.FUSED)
+        engine = open_engine(
+            cfg.TEST.ENGINE, self.load(name), precision, self.task.eval_size, cfg.TEST.FUSED, cfg.DATA.IN_CHANS
+        )
         if cfg.TEST.ENGINE in EXPORTING:
             self.exported[name] = engine
         return engine
@@ -197,6 +199,8 @@ class Evaluation:
     def figures_of(self, name: str) -> dict[str, Any]:
         """The figures of the validation images with one of the checkpoint's weights; writes those of each class."""
         evaluator = self.task.evaluator("figures", self.session.device)
+        if isinstance(evaluator, ChoosingEvaluator):
+            self.session.log.info(f"{name}: {evaluator.use(self.checkpoint.chosen(name))}")
         figures = self.examination.run(self.loader(self.val_set()), evaluator, self.engine_of(name))
         if isinstance(evaluator, PerClassEvaluator) and self.session.is_first:
             write_classes(self.session.directory / EVAL_CLASSES.format(name), *evaluator.class_table(self.classes))
@@ -256,6 +260,7 @@ class Evaluation:
                 "dataset": cfg.DATA.DATASET,
                 "data_path": cfg.DATA.DATA_PATH,
                 "crop_pct": cfg.TEST.CROP_PCT,
+                "crop_mode": cfg.TEST.CROP_MODE,
                 "complete": summary["num_images"] == len(self.val_set()),
                 **self.facts(),
                 "cell": cfg.REPRODUCES,

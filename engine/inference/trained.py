@@ -1,10 +1,11 @@
 """A trained model with all that it needs to look at an image, from a checkpoint alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 from yacs.config import CfgNode
@@ -17,6 +18,8 @@ from data.transforms import Transform, eval_transform
 from utils.config import config_from, load_config
 from utils.errors import CheckpointError, ConfigError
 from utils.files import open_regular
+from utils.image_size import Size
+from utils.pictures import pixels_of
 
 from ..checkpoints.file import open_checkpoint
 from ..checkpoints.load import load_weights, require_fit
@@ -36,14 +39,15 @@ class Trained:
     weights: str  # 'raw' or 'ema'
     note: str = ""  # what was done to get them from the file
     warnings: tuple[str, ...] = ()  # what it sees otherwise than it was trained with
+    chosen: Mapping[str, Any] = field(default_factory=dict)  # see `tasks.base.ChoosingEvaluator`
 
     @property
     def is_of_imagenet(self) -> bool:
         return is_imagenet(self.classes)
 
     @property
-    def own_size(self) -> int:
-        """px of the images it was evaluated on."""
+    def own_size(self) -> Size:
+        """Of the images it was evaluated on."""
         return self.cfg.TEST.IMG_SIZE or self.cfg.DATA.IMG_SIZE
 
     @property
@@ -51,14 +55,25 @@ class Trained:
         """What the classes are called: ImageNet's ids by their first English name, others as they are."""
         return [text.split(",")[0] or name for text, name in zip(meanings(self.classes), self.classes)]
 
-    def transform(self, img_size: int = 0, crops: int = 1) -> Transform:
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Of each class (B, C), that it is the image's one class, or, with TASK multilabel, that it is one of its classes."""
+        return logits.sigmoid() if self.cfg.TASK == "multilabel" else logits.softmax(dim=1)
+
+    def transform(self, img_size: Size = 0, crops: int = 1) -> Transform:
         """Its evaluation's transform to one view of a size, 0 for its own, or to 5 `crops`; `.decode` reads an open file."""
         cfg = self.cfg
         return eval_transform(
-            img_size or self.own_size, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT, cfg.DATA.EXIF, crops
+            img_size or self.own_size,
+            cfg.DATA.INTERPOLATION,
+            cfg.TEST.CROP_PCT,
+            cfg.DATA.EXIF,
+            crops,
+            cfg.TEST.CROP_MODE,
+            cfg.DATA.MEAN,
+            cfg.DATA.IN_CHANS,
         )
 
-    def read(self, path: Path, img_size: int = 0) -> Picture:
+    def read(self, path: Path, img_size: Size = 0) -> Picture:
         """An image file as its evaluation sees it, before the normalisation.
 
         Raises:
@@ -70,6 +85,11 @@ class Trained:
         picture = transform.picture(image)
         assert isinstance(picture, Picture)  # of one crop
         return picture
+
+    def shown(self, picture: Picture) -> np.ndarray:
+        """A picture as RGB pixels (H, W, 3), uint8, see `utils.pictures.three_bands`."""
+        data = self.cfg.DATA
+        return picture.pixels if data.IN_CHANS == 3 else pixels_of(self.normalise([picture])[0], data.MEAN, data.STD)
 
     def normalise(self, pictures: Sequence[Picture], device: torch.device = torch.device("cpu")) -> torch.Tensor:
         """The pictures as what the model takes: (B, 3, H, W), float32, on the device."""
@@ -96,7 +116,7 @@ def load_trained(
     checkpoint = open_checkpoint(path)
     name = checkpoint.choose(weights)
     if cfg_file:
-        cfg = take_from_model(load_config(cfg_file))
+        cfg = take_from_model(load_config(cfg_file, command="predict"))
     elif checkpoint.config:
         try:
             cfg = config_from(checkpoint.config, f"{path}: its config")
@@ -126,4 +146,4 @@ def load_trained(
                 f"{path}: the numbers in its {key} are none (NaN), as of a training that failed; use another checkpoint"
             )
     warnings = input_warnings(checkpoint.config, cfg) if cfg_file else []
-    return Trained(path, model.eval(), cfg, classes, name, fitted.note, tuple(warnings))
+    return Trained(path, model.eval(), cfg, classes, name, fitted.note, tuple(warnings), checkpoint.chosen(name))

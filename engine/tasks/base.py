@@ -9,10 +9,11 @@ A run asks in this order:
     evaluator = task.evaluator(purpose, device)        after each epoch
     evaluator.step(model, batch)                       for each batch of the validation images
     evaluator.compute()                                figures, of which `task.primary` chooses best.pth
+    evaluator.chosen()                                 what goes with the weights from then on, of one that chooses
     evaluator.gather(peers), .sections(classes)        after the last epoch: what the report shows besides
 """
 
-from typing import Any, BinaryIO, Callable, Literal, Optional, Protocol, Sequence, Union, runtime_checkable
+from typing import Any, BinaryIO, Callable, Literal, Mapping, Optional, Protocol, Sequence, Union, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from yacs.config import CfgNode
 from data.loader import AnyDataset
 from data.sources.source import AnySource
 from utils.errors import ConfigError
-from utils.metrics import NUM_IMAGES, ClassificationMetrics, Metric
+from utils.image_size import Size
+from utils.metrics import ClassificationMetrics, Metric
 from utils.processes.peers import Peers
 
 from .distill import Distillation
@@ -56,6 +58,19 @@ class ClosingEvaluator(Evaluator, Protocol):
 
 
 @runtime_checkable
+class ChoosingEvaluator(Evaluator, Protocol):
+    """Chooses something by its images, such as thresholds, that goes with the weights from then on."""
+
+    def chosen(self) -> dict[str, Any]:
+        """After `compute` plain values, for a checkpoint; the same in all processes."""
+
+    def use(self, chosen: Mapping[str, Any]) -> str:
+        """Takes what an earlier evaluation of these weights chose, {} if none did, instead of choosing; returns a line of
+        what is taken. Raises CheckpointError: it is of other classes.
+        """
+
+
+@runtime_checkable
 class PerClassEvaluator(Evaluator, Protocol):
     """Has figures of each class besides, which --eval writes into a file of their own."""
 
@@ -75,8 +90,8 @@ class Task(Protocol):
         """What an evaluation gives, as reports show it."""
 
     @property
-    def eval_size(self) -> int:
-        """px of the images in evaluation."""
+    def eval_size(self) -> Size:
+        """Of the images in evaluation."""
 
     def train_dataset(self) -> AnyDataset:
         """The augmented training images. Raises ConfigError, DataError."""
@@ -101,7 +116,7 @@ class Task(Protocol):
     def evaluator(self, purpose: Purpose, device: torch.device) -> Evaluator:
         """A new one, of 'figures' alone or, for the evaluation after the last epoch, a `ClosingEvaluator`."""
 
-    def resized(self, batch: Batch, size: int) -> Batch:
+    def resized(self, batch: Batch, size: Size) -> Batch:
         """A batch of training with images of another size, and what of its targets lies on them (masks, boxes), to
         rehearse with: the pixels do not matter.
         """
@@ -132,7 +147,8 @@ def choose_metric(task: Union[Task, TaskKind], name: str) -> Metric:
     Raises:
         ConfigError: the task gives no such figure.
     """
-    choices = {metric.key: metric for metric in (task.primary, *task.figures) if metric != NUM_IMAGES}
+    # counts, which have no digits behind the point, say nothing of weights
+    choices = {metric.key: metric for metric in (task.primary, *task.figures) if metric.digits}
     if name and name not in choices:
         raise ConfigError(
             "TRAIN.BEST_METRIC", f"{name!r} is no figure of this task", f"use one of {', '.join(choices)}"
