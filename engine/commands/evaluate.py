@@ -85,7 +85,7 @@ def open_evaluation(session: Session) -> "Evaluation":
         fetching=fetching_of(cfg),
         timeout=cfg.DATA.TIMEOUT,
     )
-    sets = open_sets(specs, SetsOpening(task, val_set, classes, root, opening))
+    sets = open_sets(specs, SetsOpening(task, val_set, classes, root, opening, cfg.DATA.IN_CHANS))
     model = task.build_model(len(classes))
     examination = Examination(cfg, model, session.device, session.log, session.peers, precision)
     fitted = {name: require_fit(examination.model, checkpoint, name) for name in checkpoint.weights}

@@ -19,7 +19,7 @@ from conftest import ROOT, error_of, launch, load, rest, run
 from data.class_maps import read_class_map
 from data.corruptions import CorruptedSource, corrupt, failure_of
 from data.sources import open_source
-from engine.evaluation.sets.open import _subset, label_folders, match_labels
+from engine.evaluation.sets.open import SetsOpening, _subset, label_folders, match_labels, open_sets
 from engine.evaluation.sets.predictions import Predictions
 from engine.evaluation.sets.spec import SetSpec, read_sets
 from engine.evaluation.sets.tables import PUBLISHED, is_imagenet, meanings, table
@@ -447,6 +447,11 @@ def test_mean_corruption_error_by_hand():
         0.886428,
         0.6065,
     )
+
+
+def test_corruptions_are_made_of_rgb_images(tmp_path):
+    with pytest.raises(ConfigError, match="made of RGB images, but DATA.IN_CHANS is 1; lay out .*imagenet-c"):
+        open_sets(read_sets("", ["c"]), SetsOpening(None, None, ["0"], str(tmp_path), in_chans=1))
 
 
 @made

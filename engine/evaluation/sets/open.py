@@ -50,6 +50,7 @@ class SetsOpening:
     classes: Sequence[str]  # the model's, in label order
     root: str  # folder of the sets
     how: Opening = Opening()  # how each set's images are opened; its classes are counted here
+    in_chans: int = 3  # bands of an image
 
     def images(self, spec: SetSpec, path: str, subset: Optional[Sequence[int]]) -> AnyDataset:
         """The data set of a folder or file below the root."""
@@ -103,6 +104,12 @@ def _open_images(spec: SetSpec, opening: SetsOpening) -> EvaluationSet:
 def _make_corrupted(opened: EvaluationSet, opening: SetsOpening) -> None:
     """Takes the validation images, which are corrupted while they are read."""
     spec, wanted = opened.spec, opened.spec.corrupted
+    if opening.in_chans != 3:
+        raise ConfigError(
+            f"{spec}.generate",
+            f"corruptions are made of RGB images, but DATA.IN_CHANS is {opening.in_chans}",
+            f"lay out {opened.place}, or leave the set out",
+        )
     load_corruptions()
     clean = opening.val().source
     if isinstance(clean, StreamSource):
