@@ -55,21 +55,23 @@ class Trainer:
             NonFiniteError: a loss or gradient is infinite or not a number; the checkpoints are those of before.
             OutputError: a checkpoint cannot be written.
         """
-        self.saver.start_clock()
-        self.networks.compile(num_sizes=len(self.data.train_loader.schedule.sizes) + 1)
-        self.optim.guard.start(self.progress.left_out)
-        if self.optim.guard.policy == "rollback" and not self.saver.newest():
-            self.save(LAST)  # something to go back to
-            self.session.peers.meet()  # nobody changes its weights before rank 0 has saved them
-        while self.progress.epoch < self.epochs:
-            started = time.perf_counter()
-            try:
-                train_loss = self.train_epoch()
-            except NonFinite as failure:
-                self.roll_back(failure)
-                continue
-            results = self.evaluate()
-            self.finish_epoch(train_loss, results, time.perf_counter() - started)
+        with self.saver.until_written():
+            self.saver.start_clock()
+            self.networks.compile(num_sizes=len(self.data.train_loader.schedule.sizes) + 1)
+            self.optim.guard.start(self.progress.left_out)
+            if self.optim.guard.policy == "rollback" and not self.saver.newest():
+                self.save(LAST)  # something to go back to
+                self.saver.wait()
+                self.session.peers.meet()  # nobody looks for it before rank 0 has written it
+            while self.progress.epoch < self.epochs:
+                started = time.perf_counter()
+                try:
+                    train_loss = self.train_epoch()
+                except NonFinite as failure:
+                    self.roll_back(failure)
+                    continue
+                results = self.evaluate()
+                self.finish_epoch(train_loss, results, time.perf_counter() - started)
 
     def train_epoch(self) -> float:
         """Trains from `progress.step` to the end of the epoch; returns the epoch's mean loss."""
@@ -88,6 +90,7 @@ class Trainer:
                 observer.after_update(self, step)
             progress.step = step + 1
             progress.updates += 1
+            self.saver.check()
             # A message of a few bytes, so that all processes save and end after the same update.
             stop, due = peers.agree([bool(peers.stop), self.saver.is_due()])
             if self.recorder.is_due(step + 1):
@@ -236,7 +239,7 @@ class Trainer:
         self.list_unreadable()
 
     def save(self, *names: str) -> None:
-        """Saves the run's present state to files of these names."""
+        """Saves the run's present state to files of these names, which are written while the run goes on."""
         for observer in self.observers:
             observer.before_save(self, names)
         self.saver.save(*names)
@@ -253,6 +256,7 @@ class Trainer:
             Stopped: always.
         """
         progress, peers, log = self.progress, self.session.peers, self.session.log
+        self.saver.wait()
         # all wait for rank 0's save
         reasons = [reason for reason in peers.gather(peers.stop.reason) if reason]
         log.warning(
