@@ -51,6 +51,8 @@ class Checkpointer:
     def save(self, *names: str) -> None:
         """Begins to write the present state to each of the files; what was in `last.pth` is then in `previous.pth`.
 
+        All processes call this, as the state of a part may be spread over them (`TRAIN.SHARD`); one without names writes nothing.
+
         They are written when `background.wait` returns. A save that is still being written is waited for first, so that no more
         than one copy of the state is there.
 
@@ -59,6 +61,8 @@ class Checkpointer:
         """
         self.background.wait()
         state = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        if not names:
+            return
         content = {**self.metadata, **copy_to_host({**state, "rng": get_rng_state()})}
         self.background.start(lambda: self._write(content, names))
 

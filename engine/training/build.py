@@ -49,6 +49,7 @@ from .optim import LearningRate, Optimisation, create_lr_scheduler, create_optim
 from .plan import BatchPlan, accumulation_for, plan_batches
 from .recorder import Recorder
 from .saver import Saver
+from .sharding import share_out
 from .trainer import Trainer
 from .training_data import TrainingData
 from .waits import Waits
@@ -191,7 +192,7 @@ def build_distillation(session: Session, classes: list[str]) -> Optional[Distill
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
-    return create_optimizer(
+    optimizer = create_optimizer(
         model,
         name=cfg.TRAIN.OPTIMIZER.NAME,
         lr=lr,
@@ -201,6 +202,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module, lr: float) -> torch.op
         momentum=cfg.TRAIN.OPTIMIZER.MOMENTUM,
         layer_decay=cfg.TRAIN.LAYER_DECAY,
     )
+    return share_out(optimizer) if cfg.TRAIN.SHARD == "optimizer" else optimizer
 
 
 def build_optimisation(session: Session, model: torch.nn.Module, plan: BatchPlan) -> Optimisation:

@@ -72,7 +72,7 @@ class Saver:
         self.wait()
         if self.log.enabled:
             self.log.flush()  # a resumed run repeats no update before this
-            self.checkpointer.save(*names)
+        self.checkpointer.save(*(names if self.log.enabled else ()))
 
     def check(self) -> None:
         """Raises OutputError if a file could not be written; does not wait for one that is being written."""

@@ -289,6 +289,8 @@ CASES = [
     ("throughput", "TEST.ENGINE openvino TRAIN.COMPILE True", "TRAIN.COMPILE compiles torch's model, which --engine openvino"),
     ("eval", f"{WEIGHTS} TEST.KNN [3] TEST.SETS [imagenet_v2]", "TEST.KNN is about the validation images; add val to"),
     ("train", "TRAIN.COMPILE True TRAIN.USE_CHECKPOINT True", "TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkp"),
+    ("train", "TRAIN.SHARD optimizer TRAIN.OPTIMIZER.NAME muon", "TRAIN.SHARD optimizer: TRAIN.OPTIMIZER.NAME is muon, but the"),
+    ("train", "TRAIN.SHARD optimizer TRAIN.OPTIMIZER.NAME lamb", "TRAIN.CLIP_GRAD is 5.0, but TRAIN.SHARD optimizer leaves timm's"),
     ("train", "TRAIN.WARMUP_EPOCHS 5 TRAIN.EPOCHS 5", "TRAIN.WARMUP_EPOCHS is 5, TRAIN.EPOCHS 5; the warmup must be shorter"),
     ("check", "TRAIN.WARMUP_EPOCHS 6 TRAIN.EPOCHS 5", "TRAIN.WARMUP_EPOCHS is 6, TRAIN.EPOCHS 5; the warmup must be shorter"),
     ("train", "DISTILL.WEIGHTS x.pth", "DISTILL.WEIGHTS are given, but no DISTILL.TEACHER, timm's name of the model; add it"),
