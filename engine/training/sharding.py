@@ -18,6 +18,8 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
     replaced, as it puts step counts of fused optimizers, which belong to the GPU, on the CPU, and keeps the state twice.
     """
 
+    _all_state_dicts: list[dict[str, Any]]  # torch's: what the first process was sent last; its stub leaves it out
+
     def __init__(self, whole: Optimizer):
         def of_this_process(groups: list[dict[str, Any]], **_: Any) -> Optimizer:
             whole.param_groups = groups
@@ -28,8 +30,9 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """The whole optimizer's. All processes call this, and only the first one gets the parameters' state."""
         self.consolidate_state_dict()
-        if self._default_device.type == "cuda":
-            torch.cuda.synchronize(self._default_device)  # its copies to the CPU are not waited for
+        device = self.parameters()[0].device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # its copies to the CPU are not waited for
         if self.rank:
             return Optimizer.state_dict(self)
         whole = super().state_dict()
@@ -38,8 +41,7 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes this process' part of a whole optimizer's state."""
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        numbers = {parameter: number for number, parameter in enumerate(parameters)}
+        numbers = {parameter: number for number, parameter in enumerate(self.parameters())}
         kept = [numbers[parameter] for group in self.optim.param_groups for parameter in group["params"]]
         state = {i: state_dict["state"][number] for i, number in enumerate(kept) if number in state_dict["state"]}
         groups = [
@@ -47,7 +49,12 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
             for saved, local in zip(state_dict["param_groups"], self.optim.state_dict()["param_groups"])
         ]
         self.optim.load_state_dict({"state": state, "param_groups": groups})
-        self._sync_param_groups(self.optim.param_groups, self.param_groups)
+        for group, local in zip(self.param_groups, self.optim.param_groups):
+            group.update({key: value for key, value in local.items() if key != "params"})
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Of all processes, in the whole optimizer's order."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
 
 
 def share_out(optimizer: Optimizer) -> Optimizer:
