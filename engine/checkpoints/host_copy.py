@@ -43,7 +43,4 @@ class _Copying:
             for key, item in value.items():
                 result[key] = self.of(item)
             return result
-        items = [self.of(item) for item in value]
-        if isinstance(value, tuple) and all(new is old for new, old in zip(items, value)):
-            return value
-        return type(value)(items)
+        return type(value)(self.of(item) for item in value)
