@@ -93,7 +93,7 @@ class Saver:
         except KeyboardInterrupt:
             raise
         except BaseException:
-            self.wait()
+            self.checkpointer.background.wait()  # without a mark: where this process stands may say who is behind
             raise
         self.wait()
 
