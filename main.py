@@ -6,11 +6,10 @@ python -m torch.distributed.launch --nproc_per_node 8 main.py --cfg configs/fat_
 from typing import Optional, Sequence
 
 from engine.arguments import command_of, config_flags, parse_args, require_cache_of_archives
-from engine.commands import load_command
+from engine.commands import run_command
 from engine.observer import Observer
 from utils import ending
 from utils.config import load_config
-from utils.conflicts import TRAINING
 
 
 def main(argv: Optional[Sequence[str]] = None, observers: Sequence[Observer] = ()) -> None:
@@ -19,12 +18,7 @@ def main(argv: Optional[Sequence[str]] = None, observers: Sequence[Observer] = (
     name = command_of(args)
     cfg = load_config(args.cfg, args.opts, config_flags(args), name)
     require_cache_of_archives(args, cfg)
-    command = load_command(name, args.benchmark_data)  # imports torch, which takes seconds
-
-    from engine.session import open_session
-
-    with open_session(cfg, args.opts[::2], args.local_rank, name in TRAINING, observers) as session:
-        command(session)
+    run_command(name, cfg, args.opts[::2], args.local_rank, observers, args.benchmark_data)
 
 
 def run_and_leave(argv: Optional[Sequence[str]] = None, observers: Sequence[Observer] = ()) -> None:

@@ -18,6 +18,7 @@ from utils.signals import requested_stop
 from .batches import Batch, Finish, Item, collate_items
 from .cache import can_be_cached
 from .caught import Caught, CaughtDataset, CaughtStream
+from .class_balance import labels_in
 from .dataset import ImageDataset, SeededIndex
 from .patience import patience, stopped_while
 from .prefetch import Prefetcher
@@ -172,7 +173,8 @@ class TrainLoader(Loader):
     def __init__(self, dataset: ImageDataset, schedule: Schedule, loading: Loading, shares: bool = False):
         self.schedule = schedule
         groups = getattr(dataset.source, "groups", None)
-        self.sampler = TrainBatchSampler(len(dataset), schedule, shares, groups)
+        labels = labels_in(dataset.source, "DATA.SAMPLING") if schedule.balanced else None
+        self.sampler = TrainBatchSampler(len(dataset), schedule, shares, groups, labels)
         super().__init__(dataset, loading, batch_sampler=self.sampler)
 
     @property
@@ -183,6 +185,8 @@ class TrainLoader(Loader):
             order += f" in {self.schedule.world_size} shares"
         if self.sampler.groups is not None:
             order += f" in groups of {self.schedule.batch_size}"
+        if self.schedule.balanced:
+            order += " balanced by classes"
         return order
 
     def epoch(self, epoch: int, first_batch: int) -> Prefetcher:

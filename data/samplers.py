@@ -2,11 +2,13 @@
 
 from typing import Iterator, Optional, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 from utils.rng import derive_seed
 
+from .class_balance import balanced_order
 from .dataset import SeededIndex
 from .schedule import Schedule
 
@@ -30,16 +32,24 @@ class TrainBatchSampler(Sampler):
         num_images: images in the data set.
         schedule: of this process.
         groups: of each image, such as whether it is wide or high; None: all are one. Not with `shares` or `repeats`.
+        labels: of each image (N,): an epoch is drawn so that all classes are as frequent, see `balanced_order`; None: it is a
+            permutation. Not with `shares`, `repeats` or `groups`.
         shares: process r has the images r, r + world_size, ... alone (see `data.cache`), not any of all.
     """
 
     def __init__(
-        self, num_images: int, schedule: Schedule, shares: bool = False, groups: Optional[Sequence[int]] = None
+        self,
+        num_images: int,
+        schedule: Schedule,
+        shares: bool = False,
+        groups: Optional[Sequence[int]] = None,
+        labels: Optional[np.ndarray] = None,
     ):
         self.num_images = num_images
         self.schedule = schedule
         self.shares = shares
         self.groups = groups
+        self.labels = None if labels is None else torch.as_tensor(labels)
         self.epoch = 0
         self.first_batch = 0
 
@@ -49,9 +59,11 @@ class TrainBatchSampler(Sampler):
         self.first_batch = first_batch
 
     def order(self, epoch: int) -> list[int]:
-        """The permutation of all images that an epoch is."""
+        """The permutation of all images that an epoch is, or what is drawn of them."""
         schedule = self.schedule
         generator = torch.Generator().manual_seed(derive_seed(schedule.seed, epoch))
+        if self.labels is not None:
+            return balanced_order(self.labels, generator).tolist()
         order = torch.randperm(self.num_images, generator=generator)
         if self.shares:
             each = schedule.num_batches * schedule.batch_size
@@ -72,11 +84,16 @@ class TrainBatchSampler(Sampler):
         if repeats == 1:
             start = (batch * world_size + rank) * batch_size
             images = order[start : start + batch_size]
+            if (
+                self.labels is not None
+            ):  # an image may stand in an epoch more than once, each time with another augmentation
+                places = enumerate(images, start)
+                return [SeededIndex(index, derive_seed(seed, epoch, index, place), size) for place, index in places]
             return [SeededIndex(index, derive_seed(seed, epoch, index), size) for index in images]
         start = batch * world_size * batch_size
         positions = range(start + rank, start + world_size * batch_size, world_size)
-        places = [(order[position // repeats], position % repeats) for position in positions]
-        return [SeededIndex(index, derive_seed(seed, epoch, index, copy), size) for index, copy in places]
+        copies = [(order[position // repeats], position % repeats) for position in positions]
+        return [SeededIndex(index, derive_seed(seed, epoch, index, copy), size) for index, copy in copies]
 
     def __iter__(self) -> Iterator[list[SeededIndex]]:
         epoch, order = self.epoch, self.order(self.epoch)

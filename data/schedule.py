@@ -18,6 +18,7 @@ class Schedule:
     seed: int  # of orders and augmentations
     repeats: int = 1  # how often an image stands in an epoch, each time with another augmentation
     sizes: Sequence[tuple[int, int]] = ()  # (epoch, size) of images, each from its epoch on; none: the data set's own
+    balanced: bool = False  # whether all classes are as frequent, see `data.class_balance`
 
     def size_at(self, epoch: int) -> int:
         """Of an epoch's images; 0: the data set's own."""

@@ -110,6 +110,7 @@ def open_session(
             raise_as_backend_s(error, peers)
             raise
         finally:
+            log.abandon()  # what an error has left open
             peers.close(together)
 
 

@@ -5,6 +5,8 @@
 
     python scripts/predict.py --checkpoint output/fat_b0/semantic_fpn/best.pth --output labelled photo.jpg
 
+    torchrun --nproc_per_node 8 scripts/predict.py --checkpoint best.pth images/ --embeddings vectors.npz
+
 The checkpoint of a run is enough: it has its config and the names of its classes. Files are taken in the order given, those
 of a folder (at any depth, known by their suffix) sorted by path, each once; of an animation the first picture. The table goes
 to standard output, all else to standard error.
@@ -17,31 +19,30 @@ reads standard output. A file is written wholly or not at all.
 import argparse
 import importlib
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import TYPE_CHECKING, Optional, Sequence
 
 from command_line import Parser, add_weights, importing, run_script, whole_number
 from parts.predict.places import OUTPUTS, STANDARD, require_no_input, require_usable, say, standard_input
+from utils.errors import ConfigError
 from utils.schema import ENGINES
+
+if TYPE_CHECKING:
+    from data.sources.image_paths import Files
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
     args = parse_args(argv)
+    require_no_contradiction(args)
     outputs = {kind: path for kind in OUTPUTS if (path := getattr(args, kind)) is not None}
     require_usable(outputs)
     with importing():  # after the checks that need no torch, as it takes seconds
-        from data.sources.image_paths import find_images
+        from parts.predict.embedding import predict_embeddings
         from parts.predict.predicting import predict_all, write_outputs
 
-    listed = standard_input() if STANDARD in args.inputs else []
-    paths, problems, notes = find_images(
-        name for given in args.inputs for name in (listed if given == STANDARD else [given])
-    )
-    if STANDARD in args.inputs and not listed:
-        problems.append("-: standard input has no paths; give one in each line")
-    require_no_input(
-        outputs, {"images": paths, "files that are read": [str(args.checkpoint), str(args.cfg or ""), args.classes]}
-    )
+    if args.embeddings:
+        return end_with(predict_embeddings(args, lambda: find_inputs(args, outputs)))
+    paths, problems, notes = find_inputs(args, outputs)
     for line in notes:
         say(f"note: {line}")
     if paths and (task := task_of(args)) != "classification":
@@ -50,9 +51,37 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         facts, results, failures = predict_all(args, paths, "sheet" in outputs, STANDARD not in outputs.values())
         problems += failures
         write_outputs(outputs, facts, results, problems)
+    return end_with(problems)
+
+
+def end_with(problems: list[str]) -> int:
+    """The exit status, once what could not be done is listed."""
     for line in problems:
         say(f"error: {line}")
     return 1 if problems else 0
+
+
+def require_no_contradiction(args: argparse.Namespace) -> None:
+    """Raises ConfigError: --embeddings beside a flag that is about predictions."""
+    others = {"csv": None, "json": None, "sheet": None, "output": None, "fused": False, "engine": "torch"}
+    for name, default in others.items():
+        if args.embeddings and getattr(args, name) != default:
+            raise ConfigError(
+                f"--{name} contradicts --embeddings, which are what the model has before its predictions; give one of them"
+            )
+
+
+def find_inputs(args: argparse.Namespace, outputs: dict[str, str]) -> "Files":
+    """The images that are named, and what is to be said of the others. Raises ConfigError: an output is one of them."""
+    from data.sources.image_paths import find_images
+
+    listed = standard_input() if STANDARD in args.inputs else []
+    files = find_images(name for given in args.inputs for name in (listed if given == STANDARD else [given]))
+    if STANDARD in args.inputs and not listed:
+        files.problems.append("-: standard input has no paths; give one in each line")
+    read = [str(args.checkpoint), str(args.cfg or ""), args.classes]
+    require_no_input(outputs, {"images": files.paths, "files that are read": read})
+    return files
 
 
 def task_of(args: argparse.Namespace) -> str:
@@ -93,6 +122,7 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     )
     add_outputs(parser)
     add_computing(parser)
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # of torch.distributed.launch
     return parser.parse_args(argv)
 
 
@@ -104,6 +134,12 @@ def add_outputs(parser: Parser) -> None:
     parser.add_argument("--json", metavar="FILE", help="the same as JSON, with what could not be read; or -")
     parser.add_argument(
         "--sheet", metavar="FILE.png", help="contact sheet of the first 100 images with the likeliest class"
+    )
+    parser.add_argument(
+        "--embeddings",
+        metavar="FILE.npz|FILE.parquet",
+        help="instead of predictions: path, label (that of a folder named as a class) and pooled features of each image, in "
+        "order; several processes of torchrun share the work",
     )
     parser.add_argument(
         "--output",

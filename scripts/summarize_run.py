@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 
 from command_line import Parser, run_script
 from utils.errors import DataError
+from utils.metrics import DETAILS
 from utils.run_files import EVAL, Records, median_speed, read_figures, weights_in
 
 matplotlib.use("Agg")
@@ -18,8 +19,8 @@ COUNTS = ("num_images", "unreadable")  # beside the figures of an evaluation, wh
 
 
 def figures_in(records: Records) -> list[str]:
-    """What an evaluation of the run's task gives, the loss aside; first what the task goes by."""
-    return [name for name in records["epoch"][-1]["raw"] if name not in ("loss", *COUNTS)]
+    """What an evaluation of the run's task gives, the loss and means over classes aside; first what the task goes by."""
+    return [name for name in records["epoch"][-1]["raw"] if name not in ("loss", *COUNTS, *DETAILS)]
 
 
 def draw_curves(records: Records, path: Path) -> None:

@@ -15,4 +15,4 @@ python -c 'import importlib.util as util, sys; sys.exit(not util.find_spec("imag
 processes=$(($(nproc) + 1))
 export OMP_NUM_THREADS=1
 exec python -m pytest tests --numprocesses $((processes < 8 ? processes : 8)) \
-    --dist loadgroup --no-loadscope-reorder --max-worker-restart 0 "$@"
+    --dist loadscope --no-loadscope-reorder --max-worker-restart 0 "$@"

@@ -5,6 +5,8 @@
     python scripts/visualize.py grad-cam *.jpg --checkpoint best.pth --class "golden retriever"
     python scripts/visualize.py features photo.jpg --checkpoint best.pth --stage 1 --number 32
     python scripts/visualize.py mistakes --checkpoint best.pth --data-path datasets/digits
+    python scripts/visualize.py neighbours vectors.npz --k 6
+    python scripts/visualize.py map vectors.npz
     python scripts/visualize.py <kind> --help
     tensorboard --logdir output       # the runs' curves, and these pictures under Images
 
@@ -25,6 +27,8 @@ KINDS = {  # by name: what it makes; a module show_* of parts/visualize/ each
     "grad-cam": "Grad-CAM of the predicted or a chosen class; of any model",
     "features": "feature maps of a model's stages; of any model",
     "mistakes": "the worst mistakes and the confusion matrix of an evaluation; of any model",
+    "neighbours": "images beside those with the nearest embeddings, of a file of predict.py --embeddings",
+    "map": "a map of such a file's images, by PCA or t-SNE, coloured by class",
 }
 
 

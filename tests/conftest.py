@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 import yaml
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
 if "ATEN_CPU_CAPABILITY" in os.environ:  # torch's cache of compiled graphs mixes up the capabilities, which gives NaN
@@ -67,11 +68,22 @@ def pytest_configure(config):
         config.pluginmanager.register(CpuSeconds())
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+class ByFile(LoadScopeScheduling):
+    """A file's tests run in one process, or each in any, if it is in `SPREAD`.
+
+    Not by xdist's mark `xdist_group`: xdist 3.8 writes the group into a name that pytest 9.2 does not read any more.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return nodeid if Path(path).stem in SPREAD else path
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
-    for item in items:
-        if item.path.stem not in SPREAD:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     if not config.getoption("--all"):
         left_out = [item for item in items if item.get_closest_marker("only_all")]
         config.hook.pytest_deselected(items=left_out)

@@ -32,7 +32,18 @@ FLOORS = {  # what each room of engine/ may import of the others
     "inference": {"checkpoints", "evaluation", "setup", "tasks"},
     "training": {"checkpoints", "evaluation", "observer", "session", "setup", "tasks"},
     "report": {"tasks", "training"},
-    "commands": {"checkpoints", "evaluation", "inference", "report", "session", "setup", "tasks", "training"},
+    "commands": {
+        "checkpoints",
+        "evaluation",
+        "inference",
+        "observer",
+        "report",
+        "session",
+        "setup",
+        "tasks",
+        "training",
+    },
+    "api": {"checkpoints", "commands", "inference", "observer"},
 }
 PARTS = {name.removesuffix(".py") for name in LAYERS} | {"tests", "configs"}
 

@@ -5,7 +5,7 @@ import operator
 import os
 import re
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional, Sequence
+from typing import Any, Iterable, Mapping, Optional, Sequence, Union
 
 import yaml
 from yacs.config import CfgNode
@@ -17,7 +17,11 @@ from .yaml_files import read_yaml
 
 
 def load_config(
-    path: os.PathLike, opts: Sequence[str] = (), flags: Optional[dict[str, Any]] = None, command: str = ""
+    path: Union[str, os.PathLike],
+    opts: Sequence[str] = (),
+    flags: Optional[Mapping[str, Any]] = None,
+    command: str = "",
+    flags_from: str = "command line",
 ) -> CfgNode:
     """The frozen config of a YAML file.
 
@@ -26,6 +30,7 @@ def load_config(
         opts: KEY VALUE KEY VALUE ..., as after --opts.
         flags: {key: value} from other command line flags; they win.
         command: main.py's command that the config is for, see `utils.conflicts`; '' for one that is only read.
+        flags_from: where the flags stand, for messages.
 
     Raises:
         ConfigError: a file, key or value that cannot be used; the message names it and where it stands. Or keys that
@@ -37,8 +42,23 @@ def load_config(
         raise ConfigError(f"--opts: {opts[-1]!r} has no value; give pairs, KEY VALUE KEY VALUE ...")
     for key, text in zip(opts[::2], opts[1::2]):
         _set(cfg, key, text if isinstance(_lookup(ALIASES.get(key, key)), str) else _parse(text), "--opts")
-    for key, value in (flags or {}).items():
-        _set(cfg, key, value, "command line")
+    return with_values(cfg, flags or {}, flags_from, command)
+
+
+def with_values(cfg: CfgNode, values: Mapping[str, Any], where: str, command: str = "") -> CfgNode:
+    """The config, frozen, with other values by {key: value}.
+
+    Args:
+        where: they stand, for messages.
+        command: as of `load_config`.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key, value in values.items():
+        _set(cfg, key, value, where)
     cfg.freeze()
     require_no_conflict(cfg, command)
     return cfg

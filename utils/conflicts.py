@@ -81,6 +81,8 @@ conflict(TRAINING, lambda c: c.TRAIN.SHARD == "optimizer" and c.TRAIN.OPTIMIZER.
 conflict(TRAINING, lambda c: c.TRAIN.WARMUP_EPOCHS >= c.TRAIN.EPOCHS,
     "TRAIN.WARMUP_EPOCHS is {c.TRAIN.WARMUP_EPOCHS}, TRAIN.EPOCHS {c.TRAIN.EPOCHS}; the warmup must be shorter than "
     "the run")
+conflict(TRAINING, lambda c: c.TRAIN.MAX_HOURS and c.TRAIN.IMG_SIZES,
+    "TRAIN.MAX_HOURS takes an epoch's time for that of the others, but TRAIN.IMG_SIZES changes it; leave one of them out")
 conflict(TRAINING, lambda c: c.TRAIN.WARMUP_UPDATES and c.TRAIN.WARMUP_EPOCHS,
     "TRAIN.WARMUP_UPDATES is {c.TRAIN.WARMUP_UPDATES}, TRAIN.WARMUP_EPOCHS {c.TRAIN.WARMUP_EPOCHS}; set one of them to 0")
 conflict(TRAINING, lambda c: (c.TRAIN.LR_SCHEDULER.NAME == "multistep") != bool(c.TRAIN.LR_SCHEDULER.MILESTONES),
@@ -100,6 +102,18 @@ conflict(LOADING, lambda c: mixes(c) and c.DATA.BATCH_SIZE % 2,
     "AUG.MIXUP and AUG.CUTMIX to 0")
 conflict(LOADING, lambda c: c.AUG.REPEATS > 1 and c.DATA.CACHE_MODE == "part",
     "AUG.REPEATS contradicts DATA.CACHE_MODE part, which has another order of the images; use full or no")
+conflict(LOADING, lambda c: c.DATA.SAMPLING and (c.AUG.REPEATS > 1 or c.DATA.CACHE_MODE == "part"),
+    "DATA.SAMPLING {c.DATA.SAMPLING} contradicts AUG.REPEATS above 1 and DATA.CACHE_MODE part, which have orders of their own; leave one "
+    "of them out")
+conflict(LOADING, lambda c: c.DATA.SAMPLING and (c.TRAIN.CLASS_WEIGHTS in ("balanced", "effective") or c.TRAIN.LOGIT_ADJUSTMENT),
+    "DATA.SAMPLING {c.DATA.SAMPLING} makes all classes as frequent, which TRAIN.CLASS_WEIGHTS '{c.TRAIN.CLASS_WEIGHTS}' and "
+    "TRAIN.LOGIT_ADJUSTMENT {c.TRAIN.LOGIT_ADJUSTMENT} would make up for again; leave one of them out")
+conflict(LOADING, lambda c: (c.TRAIN.CLASS_WEIGHTS or c.TRAIN.LOGIT_ADJUSTMENT) and (c.TRAIN.LOSS != "ce" or c.AUG.SPLITS),
+    "TRAIN.CLASS_WEIGHTS and TRAIN.LOGIT_ADJUSTMENT are of the cross-entropy, but TRAIN.LOSS is {c.TRAIN.LOSS}, AUG.SPLITS {c.AUG.SPLITS}; "
+    "leave them out, or set TRAIN.LOSS ce and AUG.SPLITS 0")
+conflict(LOADING, lambda c: c.TASK != "classification" and (c.TRAIN.CLASS_WEIGHTS or c.TRAIN.LOGIT_ADJUSTMENT or c.DATA.SAMPLING),
+    "TRAIN.CLASS_WEIGHTS, TRAIN.LOGIT_ADJUSTMENT and DATA.SAMPLING are about an image's one class, which TASK {c.TASK} does not give; "
+    "leave them out")
 conflict(LOADING, lambda c: c.DATA.BATCH_SIZE == 1,
     "DATA.BATCH_SIZE (--batch-size) is 1; BatchNorm cannot train on one image, use 2 or more")
 conflict(LOADING, lambda c: c.DATA.BACKEND != "pil" and c.DATA.INTERPOLATION not in INTERPOLATIONS_OF_CV2,
@@ -111,6 +125,8 @@ conflict(READING, lambda c: c.DATA.CLASS_MAP and format_of(c) in FORMATS_WITH_OW
     "DATA.CLASS_MAP: the classes of {c.DATA.DATASET} are fixed; leave it out")
 conflict(READING, lambda c: c.DATA.LIST and format_of(c) != LIST,
     "DATA.LIST is read by DATA.DATASET list, which is {c.DATA.DATASET}; set it to list, or leave the key out")
+conflict(READING, lambda c: c.DATA.SHARD_CACHE and format_of(c) != "wds",
+    "DATA.SHARD_CACHE keeps the shards of DATA.DATASET wds, which is {c.DATA.DATASET}; leave it out, or correct that")
 conflict(READING, lambda c: c.DATA.VAL_SHARE and format_of(c) not in BY_INDEX,
     "DATA.VAL_SHARE takes images by their files, which DATA.DATASET {c.DATA.DATASET} does not have one by one; leave it out")
 conflict(READING, lambda c: c.DATA.VAL_SHARE and c.TASK in ("segmentation", "detection"),

@@ -51,10 +51,7 @@ def report(error: UserError) -> NoReturn:
     When every process meets the same error, rank 0 says it and its exit makes the launcher end the others, which wait
     here for that. An error that only another rank meets is said by that rank.
     """
-    if stated_rank(os.environ) not in ("0", str(error.speaker)):
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(3)
+    _let_others_speak(error)
     if not _reporting.acquire(blocking=False):  # another thread of this process says it and exits
         time.sleep(60)
     line = f"error: {printable(error)}"
@@ -68,6 +65,14 @@ def report(error: UserError) -> NoReturn:
     if not error.retry:
         refuse_restart(LAUNCHER)
     leave(error.status)
+
+
+def _let_others_speak(error: UserError) -> None:
+    """Waits for the launcher to end this process, if another one says the same error."""
+    if stated_rank(os.environ) not in ("0", str(error.speaker)):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(3)
 
 
 def leave(status: int) -> NoReturn:
@@ -93,6 +98,7 @@ def run_script(main: Callable[[], int]) -> NoReturn:
     try:
         sys.exit(main())
     except UserError as error:
+        _let_others_speak(error)
         show_traceback(error)
         status, line = error.status, str(error)
     except Stopped as stopped:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -89,6 +90,15 @@ def open_regular(path: Union[str, os.PathLike]) -> BinaryIO:
     """The file, open for reading. Raises OSError as `open` does, and for a pipe or a device."""
     require_no_device(path)
     return open(path, "rb")
+
+
+def sha256_of(path: os.PathLike) -> str:
+    """The file's SHA-256, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def remove_unfinished(directory: Path) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .class_counts import ClassCounts
 from .processes.collectives import sum_over_ranks
 
 
@@ -31,6 +32,13 @@ ACC1 = Metric("acc1", "top-1, %")
 ACC5 = Metric("acc5", "top-5, %")
 LOSS = Metric("loss", "loss", digits=4, higher_is_better=False)
 NUM_IMAGES = Metric("num_images", "images", digits=0)
+MACRO = (  # means over classes, named as scikit-learn's scorers
+    Metric("balanced_accuracy", "balanced accuracy, %"),
+    Metric("precision_macro", "precision (macro), %"),
+    Metric("recall_macro", "recall (macro), %"),
+    Metric("f1_macro", "F1 (macro), %"),
+)
+DETAILS = {metric.key for metric in MACRO}  # lines of a log leave them out, but for what best.pth is chosen by
 
 
 def top_classes(logits: torch.Tensor) -> torch.Tensor:
@@ -42,13 +50,14 @@ def top_classes(logits: torch.Tensor) -> torch.Tensor:
 
 
 class ClassificationMetrics:
-    """Top-1 and top-5 accuracy in percent, and mean cross-entropy.
+    """Top-1 and top-5 accuracy in percent, mean cross-entropy, and means over classes, see `ClassScores`.
 
     With fewer than 5 classes, top-5 is top-`num_classes`, that is 100 %.
     """
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)  # correct@1, correct@5, loss, images
+        self.class_counts = ClassCounts(device)
 
     def update(
         self,
@@ -62,22 +71,26 @@ class ClassificationMetrics:
         `keys` say which images they are, `images` (B, 3, H, W) are these, normalised: no sum needs them.
         """
         logits = logits.float()
-        hits = top_classes(logits) == targets[:, None]
+        top = top_classes(logits)
+        hits = top == targets[:, None]
         losses = F.cross_entropy(logits, targets, reduction="none").double()
         count = torch.tensor(len(targets), device=logits.device)
         self.sums += torch.stack([hits[:, 0].sum(), hits.sum(), losses.sum(), count]).to(self.sums.dtype)
+        self.class_counts.add(top[:, 0], targets, logits.shape[1])
 
     def compute(self) -> dict[str, float]:
-        """Metrics over all processes: acc1 and acc5 (percent), loss, num_images.
+        """Metrics over all processes: acc1 and acc5 (percent), loss, num_images, and `MACRO` (percent).
 
         The loss is rounded to 1e-6: over different splits it is equal but for that last digit.
         """
         correct1, correct5, loss, num_images = sum_over_ranks(self.sums).tolist()
+        self.class_scores = self.class_counts.gather()
         return {
             "acc1": 100 * correct1 / num_images,
             "acc5": 100 * correct5 / num_images,
             "loss": round(loss / num_images, 6),
             "num_images": int(num_images),
+            **self.class_scores.macro(),
         }
 
 

@@ -18,6 +18,7 @@ CONFIG = "config.yaml"
 SPLIT = "split.csv"  # which images DATA.VAL_SHARE has put on which side
 RESULT = "result.json"  # in the folder of a finished run
 EVAL = "eval.json"  # of main.py --eval
+EVAL_CLASSES = "eval_classes_{}.csv"  # with raw or ema weights, of each class, where the task has such figures
 MISTAKES = "mistakes.json"  # what the last evaluation showed besides figures
 REPORT = "report.html"
 

@@ -159,17 +159,21 @@ class RunLog:
             logger.flush()
 
     def close(self) -> None:
-        for stream in (self.file, self.metrics):
-            if stream:
-                stream.close()
-        self.file = self.metrics = None
+        self._close_files()
         while self.loggers:
             self.loggers.pop(0).close()
 
     def abandon(self) -> None:
-        """Instead of `close`, where an error ends the process."""
+        """Instead of `close`, where an error ends the work."""
         while self.loggers:
             self.loggers.pop(0).abandon()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        for stream in (self.file, self.metrics):
+            if stream:
+                stream.close()
+        self.file = self.metrics = None
 
 
 def _is_before(line: str, last_update: int, epochs: int) -> bool:

@@ -165,6 +165,7 @@ MILESTONES = Rule(
     "a list of numbers greater than 0, rising",
     lambda v: all(isinstance(n, (int, float)) and n > 0 for n in v) and list(v) == sorted(set(v)),
 )
+SAMPLING = Rule("empty or balanced", lambda value: value in ("", "balanced"))
 COMPILE_MODE = one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -200,6 +201,11 @@ key("DATA.ZIP_MODE", False, ANY, IMAGES, "True: the same as DATASET zip, for ima
 key("DATA.CACHE_MODE", "no", one_of("no", "full", "part"), NUMERICS,
     "zip, tar: files in memory: no, full (all in each process), part (each process has its share, and trains on it)")
 key("DATA.SHUFFLE_BUFFER", 1000, POSITIVE, RECIPE, "wds: images among which a loading process chooses the next one")
+key("DATA.SAMPLING", "", SAMPLING, RECIPE,
+    "balanced: an epoch of as many images as ever has each class equally often; empty: each image once")
+key("DATA.SHARD_TRIES", 8, POSITIVE, SPEED, "wds: times that a shard elsewhere is asked for; the waits between them double")
+key("DATA.SHARD_CACHE", "", PATH, SPEED, "wds: folder that keeps such shards, for all processes of the machine; empty: none")
+key("DATA.SHARD_CACHE_GB", 100.0, POSITIVE, SPEED, "its size at most; the shards that were read longest ago make room")
 key("DATA.CLASS_MAP", "", PATH, IMAGES,
     "labels of the classes: a text file with a name per line, or imagenet-22k, -12k, -21k-goog ...; empty: see CLASS_ORDER")
 key("DATA.CLASS_ORDER", "torchvision", one_of("torchvision", "timm"), IMAGES,
@@ -254,6 +260,9 @@ key("MODEL.FAT.ffn", "conv", ANY, MODEL, "conv (ConvFFN), or mlp: without its co
 key("MODEL.FAT.distilled", False, ANY, MODEL, "a second head, which DISTILL's teacher trains")
 
 key("TRAIN.EPOCHS", 300, POSITIVE, RECIPE, "passes over the training images")
+key("TRAIN.PATIENCE", 0, NOT_NEGATIVE, RECIPE, "epochs without a better BEST_METRIC after which the run ends; 0: it does not")
+key("TRAIN.MAX_HOURS", 0.0, NOT_NEGATIVE, RECIPE,
+    "time for training and evaluation, of all starts: EPOCHS become as many as fit, and the schedule ends with them; 0: any")
 key("TRAIN.WARMUP_EPOCHS", 20, NOT_NEGATIVE, RECIPE, "epochs in which the LR rises from WARMUP_LR")
 key("TRAIN.WARMUP_UPDATES", 0, NOT_NEGATIVE, RECIPE, "the same in updates, with WARMUP_EPOCHS 0; 0: not used")
 key("TRAIN.BASE_LR", 5e-4, POSITIVE, RECIPE, "this LR and the next two are per 512 images of the global batch")
@@ -265,8 +274,15 @@ key("TRAIN.WEIGHT_DECAY", 0.05, NOT_NEGATIVE, RECIPE, "of all weights but biases
 key("TRAIN.IMG_SIZES", [], SIZE_STEPS, RECIPE,
     "[[epoch, size], ...]: size of training images from that epoch on; empty: DATA.IMG_SIZE")
 key("TRAIN.LOSS", "ce", one_of("ce", "bce"), RECIPE, "cross-entropy, or bce: binary cross-entropy of each class")
+key("TRAIN.CLASS_WEIGHTS", "", PATH, RECIPE,
+    "of the loss: balanced (as 1 / images), effective (Cui et al. 2019, beta 0.999), or a CSV file of class,weight; their mean is 1; empty: "
+    "all alike")
+key("TRAIN.LOGIT_ADJUSTMENT", 0.0, NOT_NEGATIVE, RECIPE,
+    "tau: the loss sees logits + tau x log(share of a class' images) (Menon et al. 2021); 0: as they are")
 key("TRAIN.BCE_TARGET_THRESH", 0.0, BELOW_ONE, RECIPE,
     "bce: targets above it count as 1, others as 0; 0: as they are, mixed and smoothed")
+key("TRAIN.BEST_METRIC", "", ANY, RECIPE,
+    "what best.pth is chosen by: a figure of the task's evaluation, such as f1_macro or loss; empty: its first (acc1, miou, box_ap)")
 key("TRAIN.CLIP_GRAD", 5.0, NOT_NEGATIVE, RECIPE, "largest norm of the gradient; 0: no clipping")
 key("TRAIN.LAYER_DECAY", 1.0, FRACTION, RECIPE, "LR factor from each layer to the one below")
 key("TRAIN.FREEZE", [], PARTS, RECIPE,

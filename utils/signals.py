@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from typing import Iterator, Optional
 
 # Slurm, Kubernetes and launchers send these before they kill; SIGINT is Ctrl-C.
@@ -36,7 +37,13 @@ def requested_stop() -> str:
 
 @contextlib.contextmanager
 def stop_signals(request: StopRequest) -> Iterator[None]:
-    """While the block runs, the signals only make the request; a second Ctrl-C ends the process at once."""
+    """While the block runs, the signals only make the request; a second Ctrl-C ends the process at once.
+
+    In another thread than the main one, which gets the signals, they do as before.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def handle(number, frame):
         if number == signal.SIGINT and request.reason == "SIGINT":

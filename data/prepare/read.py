@@ -14,6 +14,7 @@ from typing import Any, Iterator, Optional, Union
 
 from utils.cli import importing
 from utils.errors import DataError, UserError
+from utils.files import sha256_of
 
 from ..class_maps import wordnet_ids
 from ..image_files import is_image, notes_of
@@ -163,7 +164,10 @@ class Shards:
             others: list[str] = []
             extra = {file.name for file in path.glob(f"{glob.escape(split)}-*.tar")} - set(about["filenames"])
             problems.extend(f"{path / name}: is not named in {INFO}" for name in sorted(extra))
-            for name, length, size in zip(about["filenames"], about["shard_lengths"], about["shard_bytes"]):
+            hashes = about.get("shard_sha256") or [""] * len(about["filenames"])  # shards made before there were hashes
+            for name, length, size, sha256 in zip(
+                about["filenames"], about["shard_lengths"], about["shard_bytes"], hashes
+            ):
                 count = 0
                 for item in _samples(path / name, info["classes"], problems, others):
                     count += 1
@@ -172,6 +176,8 @@ class Shards:
                     problems.append(f"{path / name}: has {count} images, {INFO} says {length}")
                 if (path / name).exists() and (path / name).stat().st_size != size:
                     problems.append(f"{path / name}: has {(path / name).stat().st_size} bytes, {INFO} says {size}")
+                elif (path / name).exists() and sha256 and sha256_of(path / name) != sha256:
+                    problems.append(f"{path / name}: has another SHA-256 than {INFO} says")
             if about["num_samples"] != sum(about["shard_lengths"]):
                 problems.append(
                     f"{path / INFO}: the lengths of {split}'s shards do not add up to {about['num_samples']}"

@@ -1,19 +1,21 @@
 """Folders -> WebDataset shards train-000000.tar ..., val-000000.tar ..., with _info.json as timm's reader wants it.
 
 Which image lies in which shard follows from the arguments alone, so a command that is started again writes the shards that
-are missing. A sample is `<key>.<jpg or so>` (the file's own bytes), `<key>.cls` (its label) and `<key>.json`.
+are missing. `shard_sha256` in _info.json has each shard's hash, of what was written: whoever fetches a shard compares it. A
+sample is `<key>.<jpg or so>` (the file's own bytes), `<key>.cls` (its label) and `<key>.json`.
 """
 
+import hashlib
 import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, BinaryIO, Sequence
 
 import numpy as np
 
 from utils.cli import importing
-from utils.files import atomic_write, write_json
+from utils.files import atomic_write, sha256_of, write_json
 
 from .images import Images
 from .preparation import Progress, require_room, writing
@@ -49,6 +51,7 @@ def write_shards(splits: list[Images], output: Path, shard_bytes: int, shard_ima
         if not path.exists()
     ]
     require_room(output, sum(missing))
+    hashes: dict[Path, str] = {}
     for images, shards in zip(splits, plans):
         with Progress(f"{images.split} shards", len(images)) as progress:
             for path, indices in shards:
@@ -56,10 +59,25 @@ def write_shards(splits: list[Images], output: Path, shard_bytes: int, shard_ima
                     progress.skip(len(indices))
                     continue
                 with writing(path), atomic_write(path) as file:
-                    with TarWriter(file, encoder=False, mtime=0) as writer:
+                    hashed = Hashed(file)
+                    with TarWriter(hashed, encoder=False, mtime=0) as writer:
                         for i, data in images.read_all(indices):
                             writer.write(sample(images, i, data))
                             progress.add(len(data))
+                hashes[path] = hashed.digest.hexdigest()
+    if not (output / INFO).exists():
+        write_info(splits, plans, hashes, output / INFO)
+
+
+def write_info(
+    splits: list[Images], plans: list[list[tuple[Path, list[int]]]], hashes: dict[Path, str], output: Path
+) -> None:
+    """The file that says what the splits are.
+
+    Args:
+        plans: of each split its shards, and the images in each.
+        hashes: of the shards that were written just now; the others are read for theirs.
+    """
     info: dict[str, Any] = {"classes": splits[0].classes, "splits": {}}
     for images, shards in zip(splits, plans):
         info["splits"][images.split] = {
@@ -68,9 +86,20 @@ def write_shards(splits: list[Images], output: Path, shard_bytes: int, shard_ima
             "filenames": [path.name for path, _ in shards],
             "shard_lengths": [len(indices) for _, indices in shards],
             "shard_bytes": [path.stat().st_size for path, _ in shards],
+            "shard_sha256": [hashes.get(path) or sha256_of(path) for path, _ in shards],
         }
-    if not (output / INFO).exists():
-        write_json(output / INFO, info)
+    write_json(output, info)
+
+
+class Hashed:
+    """A file to write to that hashes what is written."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
 
 
 def plan(order: Sequence[int], sizes: np.ndarray, most_bytes: int, most_images: int) -> list[list[int]]:

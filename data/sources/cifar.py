@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100 in their authors' Python format."""
 
+import numpy as np
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -25,6 +26,7 @@ class CIFARSource:
                 f"unpack {kind.filename} there and give that folder as --data-path"
             ) from error
         self.classes = self.images.classes
+        self.labels = np.array(self.images.targets)
         self.split = f"{dataset} {'train' if train else 'test'}"
         self.fingerprint = self.split
 

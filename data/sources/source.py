@@ -7,8 +7,9 @@ class Source(Protocol):
     """Images that are read by index.
 
     It may have `notes`, lines to be said of it, such as what it leaves out; `groups`, a number of each image, such as whether
-    it is high or wide, see `TrainBatchSampler`; `labels` and `read`, which gives an image's bytes, by which images are
-    taken off for validation, see `data.sources.val_share`; with `sizes` and `cache` besides, its files can be held in
+    it is high or wide, see `TrainBatchSampler`; `labels`, those of all images (N,), by which classes are weighed and drawn, see
+    `data.class_balance`; with `read`, which gives an image's bytes, images are
+    taken off by them for validation, see `data.sources.val_share`; with `sizes` and `cache` besides, its files can be held in
     memory, see `data.cache`.
     """
 

@@ -12,6 +12,7 @@ class SyntheticSource:
     def __init__(self, num_images: int, num_classes: int, split: str):
         self.num_images = num_images
         self.classes = [str(label) for label in range(num_classes)]
+        self.labels = np.arange(num_images) % num_classes
         self.split = split
         self.fingerprint = f"synthetic {split}"
 
@@ -30,4 +31,4 @@ class SyntheticSource:
 
     def load(self, index: int) -> tuple[Image.Image, int]:
         rng = np.random.default_rng([index, self.split == "train"])
-        return Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)), index % len(self.classes)
+        return Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)), int(self.labels[index])

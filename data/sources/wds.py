@@ -3,32 +3,28 @@
 import contextlib
 import io
 import json
-import math
 import os
 import re
 import sys
 import tarfile
-from typing import Any, BinaryIO, Callable, Iterator, Mapping, NamedTuple, Optional, Sequence
-
-import webdataset
+from typing import Any, BinaryIO, Callable, ContextManager, Iterator, Mapping, NamedTuple, Optional, Sequence
 
 from utils.errors import DataError, one_line
-from utils.files import unreadable
 from utils.rng import fingerprint
 
 from ..class_maps import classes_for
 from ..image_files import notes_of
-from ..workers import kill_with_children, reading
+from ..remote.origin import REMOTE, shown
+from ..remote.remote_stream import RemoteShard
+from ..remote.shelf import Fetching, Shelf
+from ..workers import reading
 from .archive import require_end
 from .reading import OR_SKIP, printable, read_image
+from .tar_stream import members
 from .wds_members import Parts, Wanted, samples, wanted_by
+from .wds_shards import INFO, LAYOUT, divided, find_shards, place, read_info
 
-INFO = "_info.json"  # beside the shards, as timm's reader has it: what the splits are, with counts
-REMOTE = re.compile(r"^(pipe:|[a-z0-9+]+://)")
-LAYOUT = "see scripts/prepare_data.py shards"
 NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
-MAX_IMAGES = 10**12
-MAX_SHARDS = 1_000_000  # that a pattern may stand for; more is a slip of the pen, and would fill the memory
 
 
 class StoredImage(NamedTuple):
@@ -48,14 +44,17 @@ class WdsSource:
     shards without it are counted.
 
     Args:
-        folder: where the shards and the info lie; a folder, or a URL that `webdataset` opens.
+        folder: where the shards and the info lie; a folder, a URL, or a command with {} in the place of a file's name.
+            Where it names shards itself, these are the split's that it names, see `wds_shards.divided`.
         split: a name that the info has; or a file, or a pattern such as 'train-{000..127}.tar', with '|number' of images
             behind it where nothing else says it.
         num_classes, class_to_idx: where the info has no `classes`, see `classes_for`.
         decode: open file -> image.
         columns: which members are image and label, see `wds_members.wanted_by`.
+        fetching: how shards that lie elsewhere come here, see `data.remote`.
 
     Raises:
+        OutputError, ConfigError: shards that lie elsewhere cannot be fetched just now, or not be kept; also at `read`.
         DataError: shards are missing, cut short, or of another size than the info says; where they are counted and at
             `read`, a shard is damaged, or a sample has no image or no label, or several.
     """
@@ -68,22 +67,19 @@ class WdsSource:
         class_to_idx: Optional[Mapping[str, int]],
         decode: Callable[[BinaryIO], Any],
         columns: Sequence[str] = ("image", "label"),
+        fetching: Fetching = Fetching(),
     ):
-        info = _read_info(folder)
-        shards = _find_shards(folder, split, info)
+        folder, split = divided(folder, split)
+        info = read_info(folder, split, fetching.tries)
+        shards = find_shards(folder, split, info)
         self.decode, self.wanted = decode, wanted_by(columns)
-        self.shards = [name if REMOTE.match(name) else os.path.join(folder, name) for name in shards.names]
-        local = {shard for shard in self.shards if not REMOTE.match(shard)}
-        sizes: Sequence[Optional[int]] = shards.sizes or [None] * len(self.shards)
-        for shard, size in zip(self.shards, sizes):
-            if shard in local and not os.path.isfile(shard):
-                raise DataError(
-                    f"{shard}: no such shard, of {len(self.shards)} that {split!r} has; fetch it, or correct DATA.DATA_PATH and the split"
-                )
-            if shard in local and size is not None and os.path.getsize(shard) != size:
-                raise DataError(
-                    f"{shard}: has {os.path.getsize(shard)} bytes, {INFO} says {size}; fetch or make it again"
-                )
+        places = [place(folder, name) for name in shards.names]
+        self.shards = [shown(shard) for shard in places]
+        sizes, hashes = shards.sizes or [0] * len(places), shards.sha256 or [""] * len(places)
+        remote = {n: RemoteShard(url, sizes[n], hashes[n]) for n, url in enumerate(places) if REMOTE.match(url)}
+        self.shelf = Shelf(remote, fetching)
+        local = {shard for number, shard in enumerate(self.shards) if number not in remote}
+        _require_local(self.shards, local, shards.sizes, split)
         self.lengths = shards.lengths
         self.unusual = ""  # what is to be said of which member is the image
         others: list[str] = []
@@ -113,13 +109,13 @@ class WdsSource:
                     f"{folder}: its class {listed[self.table.index(-1)]!r} is not in the class map, and shards cannot be read in part; correct DATA.CLASS_MAP"
                 )
         self.labels = {name: label for label, name in enumerate(self.classes)}  # of labels that are names
-        self.fingerprint = fingerprint(os.fsencode(name) for name in shards.names) + f" {self.num_images}"
+        self.fingerprint = fingerprint(os.fsencode(shown(name)) for name in shards.names) + f" {self.num_images}"
 
     @classmethod
     def open(
-        cls, split: str, data_path: str, num_classes: int, class_to_idx, decode: Callable, columns, **_
+        cls, split: str, data_path: str, num_classes: int, class_to_idx, decode: Callable, columns, fetching, **_
     ) -> "WdsSource":
-        return cls(data_path, split, num_classes, class_to_idx, decode, columns)
+        return cls(data_path, split, num_classes, class_to_idx, decode, columns, fetching)
 
     def __len__(self) -> int:
         return self.num_images
@@ -128,26 +124,24 @@ class WdsSource:
         """The samples of a shard, in order."""
         url, count = self.shards[shard], 0
         try:
-            for parts in samples(url, _files(url), self.wanted, []):
-                if not shard and not parts.exact and not self.unusual:  # `_look` saw only local shards
-                    self._note(url, parts)
-                    print(self.unusual, file=sys.stderr, flush=True)
-                yield self._sample(url, parts)
-                count += 1
-        except DataError:
-            raise
+            with self._opened(shard) as stream:
+                for parts in samples(url, members(stream), self.wanted, []):
+                    if not shard and not parts.exact and not self.unusual:  # `_look` saw only local shards
+                        self._note(url, parts)
+                        print(self.unusual, file=sys.stderr, flush=True)
+                    yield self._sample(url, parts)
+                    count += 1
         except (OSError, ValueError, OverflowError, EOFError, tarfile.TarError) as error:
             words = getattr(error, "strerror", None) or (error.args[0] if error.args else error)
-            ended = re.search(r"\): exit (\d+) \(read\)", str(error))  # webdataset's words about a child process
-            reason = (
-                f"the command that fetches it ended with status {ended[1]}"
-                if ended
-                else " ".join(str(words).split(" @ ")[0].split())[:200]
-            )
-            reason = f"cannot be read as a shard, after {count} images ({reason})"
+            reason = f"cannot be read as a shard, after {count} images ({one_line(words, 200)})"
             raise DataError(url, reason, "fetch or make it again") from error
         if self.lengths and count != self.lengths[shard]:
             raise DataError(f"{url}: holds {count} images, {INFO} says {self.lengths[shard]}; fetch or make it again")
+
+    def _opened(self, shard: int) -> ContextManager[BinaryIO]:
+        if shard in self.shelf.shards:
+            return self.shelf.opened(shard)
+        return open(self.shards[shard], "rb")
 
     def load(self, stored: StoredImage) -> tuple[Any, int]:
         """The decoded image and its label. Raises DataError: it is no image."""
@@ -221,125 +215,16 @@ def _as_json(data: bytes) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-class Shards(NamedTuple):
-    """The files of a split."""
-
-    names: list[str]
-    lengths: list[int]  # images in each; empty: not known
-    sizes: list[int]  # bytes of each; empty: not known
-    total: int  # images in all; 0: not known
-
-
-@contextlib.contextmanager
-def _opened(url: str) -> Iterator[BinaryIO]:
-    """A file, or what a command writes that fetches it; the command ends with the block, or `close` would wait for it."""
-    stream = webdataset.gopen(url)
-    try:
-        yield stream
-    finally:
-        command = getattr(stream, "proc", None)
-        if command and command.poll() is None:
-            kill_with_children(command.pid)
-        with contextlib.suppress(OSError):
-            stream.close()
-
-
-def _read_info(folder: str) -> dict[str, Any]:
-    path = os.path.join(folder, INFO)
-    reading(path)
-    try:
-        if REMOTE.match(folder):
-            with _opened(path) as file:
-                text = file.read()
-                file.close()  # raises OSError if the command failed
-        elif not os.path.isdir(folder):
-            raise DataError(
-                f"{folder or 'DATA.DATA_PATH'}: no such folder; DATA.DATA_PATH (--data-path) must hold the shards, {LAYOUT}"
-            )
-        else:
-            with open(path, "rb") as file:
-                text = file.read()
-    except OSError as error:
-        if not REMOTE.match(folder) and not isinstance(error, FileNotFoundError):
-            raise unreadable(path, error, "check it and its permissions") from error
-        return {}
-    try:
-        info = json.loads(text)
-        if not isinstance(info, dict):
-            raise ValueError
-        return info
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is no JSON object; make it anew, {LAYOUT}") from error
-
-
-def _find_shards(folder: str, split: str, info: dict[str, Any]) -> Shards:
-    splits = info.get("splits")
-    entries = splits if isinstance(splits, dict) else {}
-    try:
-        lists = {name: _as_shards(entry) for name, entry in entries.items()}
-    except (TypeError, KeyError, ValueError, OverflowError) as error:
-        raise DataError(
-            f"{os.path.join(folder, INFO)}: its splits need filenames, of files beside it, and as many shard_lengths; make it anew, {LAYOUT}"
-        ) from error
-    for name in (split, "validation") if split == "val" else (split,):
-        if name in lists:
-            return lists[name]
-    pattern, bar, number = split.rpartition("|")  # a pipe's command can have more of them
-    if not bar:
-        pattern, number = split, ""
-    if bar and not (number.isdecimal() and int(number[:20]) < MAX_IMAGES):
-        raise DataError(
-            f"DATA.TRAIN_SPLIT or DATA.VAL_SPLIT is {split!r}: what follows '|' must be the number of images"
-        )
-    if ".tar" not in pattern:
-        found = (
-            sorted(name for name in os.listdir(folder) if re.fullmatch(re.escape(pattern) + r"-\d+\.tar", name))
-            if os.path.isdir(folder)
-            else []
-        )
-        if not found:
-            there = f"{INFO} has {', '.join(entries)}" if entries else f"there is no {pattern}-000000.tar and no {INFO}"
-            raise DataError(
-                f"{folder}: has no shards of {split!r} ({there}); name them in DATA.TRAIN_SPLIT and DATA.VAL_SPLIT, as {pattern}-{{000..127}}.tar"
-            )
-        return Shards(found, [], [], 0)
-    names = _expand(pattern)
-    by_name = {name: length for shards in lists.values() for name, length in zip(shards.names, shards.lengths)}
-    lengths = [by_name[name] for name in names] if all(name in by_name for name in names) else []
-    return Shards(names, lengths, [], int(number or 0))
-
-
-def _expand(pattern: str) -> list[str]:
-    """The names that a pattern such as 'train-{000..127}.tar' stands for."""
-    ranges = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(\d+)\.\.(\d+)", pattern)]
-    try:
-        if math.prod(ranges) > MAX_SHARDS:
-            raise ValueError(f"{math.prod(ranges)} shards")
-        return webdataset.shardlists.expand_urls(pattern)
-    except ValueError as error:  # braceexpand's are of that kind
-        raise DataError(
-            f"DATA.TRAIN_SPLIT or DATA.VAL_SPLIT is {pattern!r}: is no pattern of shards ({error}); write it as 'train-{{000..127}}.tar'"
-        ) from error
-
-
-def _as_shards(entry: Mapping[str, Any]) -> Shards:
-    names, lengths = [str(name) for name in entry["filenames"]], [int(length) for length in entry["shard_lengths"]]
-    sizes = [int(size) for size in entry.get("shard_bytes", [])]
-    if not names or len(names) != len(lengths) or len(sizes) not in (0, len(names)):
-        raise ValueError
-    if not all(0 <= length < MAX_IMAGES for length in lengths):
-        raise ValueError
-    if any(REMOTE.match(name) for name in names):  # 'pipe:' would run a program of whoever made the data set
-        raise ValueError
-    return Shards(names, lengths, sizes, sum(lengths))
-
-
-def _files(url: str) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes of a shard's members."""
-    with _opened(url) as stream:
-        streams = iter([{"url": url, "stream": stream}])
-        for file in webdataset.tariterators.tar_file_expander(streams, eof_value=None):
-            yield file["fname"], file["data"]
+def _require_local(shards: Sequence[str], local: set[str], sizes: Sequence[int], split: str) -> None:
+    """Raises DataError: one of the local shards is missing, or has another size than the info says."""
+    for shard in filter(local.__contains__, shards):
+        if not os.path.isfile(shard):
+            reason = f"no such shard, of {len(shards)} that {split!r} has"
+            raise DataError(shard, reason, "fetch it, or correct DATA.DATA_PATH and the split")
+    for shard, size in zip(shards, sizes):
+        if shard in local and os.path.getsize(shard) != size:
+            reason = f"has {os.path.getsize(shard)} bytes, {INFO} says {size}"
+            raise DataError(shard, reason, "fetch or make it again")
 
 
 def _headers(path: str, wanted: Wanted, others: list[str]) -> Iterator[Parts[None]]:

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from utils.errors import CheckpointError, ConfigError
-from utils.files import atomic_write
+from utils.files import atomic_write, sha256_of
 from utils.processes.launch import Launch
 from utils.processes.peers import Peers
 
@@ -58,15 +58,6 @@ def local_file(source: str, launch: Launch, peers: Peers) -> str:
         _download(source.split("#")[0], path, checksum)
     peers.gather(None)  # the other processes wait for it
     return str(path)
-
-
-def sha256_of(path: Path) -> str:
-    """The file's SHA-256, 64 hexadecimal digits; torch.hub's names have the first eight."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _download(url: str, path: Path, checksum: str) -> None:

@@ -21,6 +21,16 @@ class OpenWindow:
 
 
 @dataclass
+class Length:
+    """What decides when the run ends, see `engine.training.run_length`."""
+
+    stale: int = 0  # epochs since the best one
+    seconds: float = 0.0  # of all starts; counted where there is a TRAIN.MAX_HOURS
+    epochs: int = 0  # that it was found to give time for; 0: not known yet
+    decided_at: float = 0.0  # epochs that were done then
+
+
+@dataclass
 class Progress:
     """Where a run stands: `epoch` and, within it, `step` (updates done; all of them: only the evaluation is left)."""
 
@@ -32,14 +42,32 @@ class Progress:
     window: OpenWindow = field(default_factory=OpenWindow)  # since the last log line
     left_out: list[int] = field(default_factory=lambda: [0, 0])  # updates that were not finite: in all, in a row
     rolled_back: list[list[int]] = field(default_factory=list)  # [epoch, step] of updates to be left out
-    best: dict[str, Any] = field(default_factory=dict)  # {metric: value, "weights": "raw" or "ema", "epoch": number}
+    # {metric: value, "weights": "raw" or "ema", "epoch": number}, by which best.pth was chosen
+    best: dict[str, Any] = field(default_factory=dict)
     best_metrics: dict[str, Any] = field(default_factory=dict)  # all of that evaluation's
     # what had changed each time that the run was gone on with, see `config_changes`
     changes: list[str] = field(default_factory=list)
+    length: Length = field(default_factory=Length)
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch, self.step, self.loss_sum, self.images = epoch, 0, 0.0, 0
         self.window = OpenWindow()
+
+    def judge_by(self, metric: str) -> str:
+        """From here on the best so far is compared by this metric. Returns what to say if that was another one (TRAIN.BEST_METRIC has
+        changed), else ''.
+        """
+        if not self.best or metric in self.best:
+            return ""
+        self.length.stale = 0
+        (before,) = {*self.best} - {"weights", "epoch"}
+        place = f"of epoch {self.best['epoch']}, chosen by {before}"
+        if metric not in self.best_metrics:
+            self.best, self.best_metrics = {}, {}
+            return f"TRAIN.BEST_METRIC: the {metric} of best.pth, {place}, is not known; the next epoch takes its place"
+        value = self.best_metrics[metric]
+        self.best = {metric: value, "weights": self.best["weights"], "epoch": self.best["epoch"]}
+        return f"TRAIN.BEST_METRIC: best.pth, {place}, stays until an epoch has a better {metric} than its {value:.3f}"
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, the window's beside the others: {"epoch": 0, "step": 0, ..., "window_loss_sums": [], ...}"""
@@ -58,15 +86,18 @@ class Progress:
         state = {**state, "best": dict(state["best"]), "best_metrics": dict(state.get("best_metrics", {}))}
         losses, images = state.pop("window_loss_sums", []), state.pop("window_images", 0)
         sums = {**({"loss": losses} if losses else {}), **state.pop("window_parts", {})}
-        loaded = Progress(**state, window=OpenWindow(sums, images))
+        length = Length(**state.pop("length", {}))
+        loaded = Progress(**state, window=OpenWindow(sums, images), length=length)
         loaded._require_place()
         loaded._require_figures()
         self.__dict__.update(loaded.__dict__)
 
     def _require_place(self) -> None:
         """Raises TypeError or ValueError for counts and sums that no run has."""
+        length = self.length
         counts = (self.epoch, self.step, self.updates, self.images, self.window.images, *self.left_out)
-        sums = (self.loss_sum, *itertools.chain(*self.window.sums.values()))
+        counts = (*counts, length.stale, length.epochs)
+        sums = (self.loss_sum, length.seconds, length.decided_at, *itertools.chain(*self.window.sums.values()))
         places = [operator.index(number) for place in self.rolled_back for number in place]
         if (
             not all(len(place) == 2 for place in self.rolled_back)

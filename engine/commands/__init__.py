@@ -1,10 +1,15 @@
-"""What main.py does: one command a file, each a function of a `Session`."""
+"""What main.py does: one command a file, each a function of a `Session`; and the one way to run them."""
 
 import functools
 import importlib
-from typing import Callable, Optional
+from typing import Any, Callable, Optional, Sequence
+
+from yacs.config import CfgNode
 
 from utils.cli import importing
+from utils.conflicts import TRAINING
+
+from ..observer import Observer
 
 COMMANDS = {  # by the flag that asks for it: its file, and the function in it
     "train": ("train", "train"),
@@ -15,8 +20,34 @@ COMMANDS = {  # by the flag that asks for it: its file, and the function in it
 }
 
 
+def run_command(
+    name: str,
+    cfg: CfgNode,
+    given: Sequence[str] = (),
+    local_rank: Optional[int] = None,
+    observers: Sequence[Observer] = (),
+    images_per_second: Optional[float] = None,
+) -> Any:
+    """What a command returns, run with a config in this process.
+
+    Args:
+        name, images_per_second: see `load_command`.
+        given, local_rank, observers: see `engine.session.open_session`.
+
+    Raises:
+        UserError: of every kind.
+        Stopped: a signal has ended the work.
+    """
+    command = load_command(name, images_per_second)  # imports torch, which takes seconds
+
+    from ..session import open_session
+
+    with open_session(cfg, given, local_rank, name in TRAINING, observers) as session:
+        return command(session)
+
+
 def load_command(name: str, images_per_second: Optional[float]) -> Callable:
-    """The function of a command: Session -> None. Only what it needs is imported, which takes seconds.
+    """The function of a command: Session -> what it has to say of its work, if anything. Only what it needs is imported, which takes seconds.
 
     Args:
         name: see `engine.arguments.command_of`.

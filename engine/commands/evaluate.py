@@ -3,7 +3,7 @@
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Sequence
 
 import torch
 from yacs.config import CfgNode
@@ -12,7 +12,7 @@ from data.loader import AnyDataset, Loader
 from data.sources import Opening
 from utils.errors import ConfigError
 from utils.files import write_json, write_text
-from utils.run_files import EVAL
+from utils.run_files import EVAL, EVAL_CLASSES
 from utils.signals import stop_signals
 
 from ..checkpoints.download import local_file
@@ -24,34 +24,41 @@ from ..evaluation.sets.open import EvaluationSet, SetsOpening, open_sets
 from ..evaluation.sets.predictions import Predictions, Records
 from ..evaluation.sets.run import SetsEvaluation
 from ..evaluation.sets.spec import VAL, SetSpec, read_sets
-from ..evaluation.sets.tables import SetFiles, is_imagenet, table
+from ..evaluation.sets.tables import SetFiles, is_imagenet, meanings, table, write_csv
 from ..inference.engines import EXPORTING, InferenceEngine, is_deployed, open_engine, require_engine
 from ..inference.engines import describe as describe_engine
 from ..inference.examination import Examination
 from ..session import Session
 from ..setup.data_notes import order_note, share_note, source_notes
+from ..setup.fetching import fetching_of
 from ..setup.loading import caches
 from ..setup.precision import create_precision
 from ..setup.preprocessing import describe as describe_inputs
 from ..setup.preprocessing import input_warnings
 from ..tasks import create_task
-from ..tasks.base import ClassTask, Task
+from ..tasks.base import ClassTask, PerClassEvaluator, Task
 
 
-def evaluate_checkpoint(session: Session) -> None:
-    """Evaluates MODEL.RESUME (or MODEL.PRETRAINED) and writes into the run's folder: eval.json, of the validation images,
-    and with TEST.SETS the files of each set and a table into eval/.
+def evaluate_checkpoint(session: Session) -> Optional[dict[str, Any]]:
+    """Evaluates MODEL.RESUME (or MODEL.PRETRAINED) and writes into the run's folder: eval.json, of the validation images, and
+    their classes' figures; with TEST.SETS instead of the latter the files of each set and a table into eval/.
+
+    Returns:
+        What eval.json says, and with TEST.SETS a summary of each as `sets`, on the process that writes them.
     """
     evaluation = open_evaluation(session)
     session.log.open()
     evaluation.introduce()
-    with stop_signals(session.peers.stop):  # an exception at any line could be lost in what ends the workers
-        results, summaries = evaluation.measure()
+    try:
+        with stop_signals(session.peers.stop):  # an exception at any line could be lost in what ends the workers
+            results, summaries = evaluation.measure()
+    finally:
+        evaluation.loader.cache_clear()  # ends the workers, which the collector of cycles could not: it ends their queues first
     if results:
         session.log.info(describe(results))
-    if session.is_first:
-        evaluation.write(results, summaries)
+    written = evaluation.write(results, summaries) if session.is_first else None
     session.log.close()
+    return written
 
 
 def open_evaluation(session: Session) -> "Evaluation":
@@ -72,7 +79,12 @@ def open_evaluation(session: Session) -> "Evaluation":
     val_set = functools.cache(lambda: task.val_dataset(checkpoint.classes))
     classes = checkpoint.classes or list(val_set().classes)  # other tools' files may have none
     root = cfg.TEST.SETS_PATH or cfg.DATA.DATA_PATH
-    opening = Opening(outside_links=cfg.DATA.OUTSIDE_LINKS, columns=cfg.DATA.COLUMNS, timeout=cfg.DATA.TIMEOUT)
+    opening = Opening(
+        outside_links=cfg.DATA.OUTSIDE_LINKS,
+        columns=cfg.DATA.COLUMNS,
+        fetching=fetching_of(cfg),
+        timeout=cfg.DATA.TIMEOUT,
+    )
     sets = open_sets(specs, SetsOpening(task, val_set, classes, root, opening))
     model = task.build_model(len(classes))
     examination = Examination(cfg, model, session.device, session.log, session.peers, precision)
@@ -182,9 +194,12 @@ class Evaluation:
         return engine
 
     def figures_of(self, name: str) -> dict[str, Any]:
-        """The figures of the validation images with one of the checkpoint's weights."""
+        """The figures of the validation images with one of the checkpoint's weights; writes those of each class."""
         evaluator = self.task.evaluator("figures", self.session.device)
-        return self.examination.run(self.loader(self.val_set()), evaluator, self.engine_of(name))
+        figures = self.examination.run(self.loader(self.val_set()), evaluator, self.engine_of(name))
+        if isinstance(evaluator, PerClassEvaluator) and self.session.is_first:
+            write_classes(self.session.directory / EVAL_CLASSES.format(name), *evaluator.class_table(self.classes))
+        return figures
 
     def predictions_of(
         self, name: str, dataset: AnyDataset, subset: Optional[list[int]]
@@ -225,9 +240,14 @@ class Evaluation:
             facts |= {"knn_temperature": cfg.TEST.KNN_TEMPERATURE, "knn_train_images": len(self.compared[0])}
         return facts
 
-    def write(self, results: dict[str, dict[str, Any]], summaries: dict[str, dict[str, Any]]) -> None:
-        """Writes eval.json and, with TEST.SETS, the table of the sets; their own files are there already."""
+    def write(self, results: dict[str, dict[str, Any]], summaries: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Writes eval.json and, with TEST.SETS, the table of the sets; their own files are there already.
+
+        Returns:
+            What eval.json says, and with TEST.SETS the summaries as `sets`.
+        """
         cfg, log, directory = self.session.cfg, self.session.log, self.session.directory
+        value: dict[str, Any] = {}
         if results:
             summary = summarize(results, self.task.primary)
             value = {
@@ -251,3 +271,13 @@ class Evaluation:
             )
             write_text(directory / "eval" / "table.md", text)
             log.info(f"wrote {directory / 'eval' / 'table.md'}\n{text.rstrip()}")
+            value = {**value, "sets": summaries}
+        return value
+
+
+def write_classes(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Writes figures of each class, see `PerClassEvaluator`, with what its name means."""
+    told = meanings([row[0] for row in rows])
+    shown = ([round(value, 4) if isinstance(value, float) else value for value in row[1:]] for row in rows)
+    lines = ([row[0], meaning, *values] for row, meaning, values in zip(rows, told, shown))
+    write_csv(path, ["class", "name", *columns[1:]], lines)

@@ -8,7 +8,7 @@ from data.batches import Examples
 from utils.metrics import ClassificationMetrics
 from utils.processes.peers import Peers
 
-from .findings import frequent_confusions, worst_mistakes
+from .findings import frequent_confusions, poorest_classes, worst_mistakes
 from .mistakes import Mistakes
 from .views import predict_views
 
@@ -33,9 +33,14 @@ class ClassEvaluator:
     def compute(self) -> dict[str, float]:
         return self.metrics.compute()
 
+    def class_table(self, classes: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
+        return self.metrics.class_scores.table(classes)
+
 
 class ClosingClassEvaluator(ClassEvaluator):
-    """The same figures; and the images that the model was most wrong about, and the classes that it took for others."""
+    """The same figures; and the images that the model was most wrong about, the classes that it took for others, and the
+    scores of each class.
+    """
 
     def __init__(self, device: torch.device, mean: Sequence[float], std: Sequence[float], flip: bool):
         self.mistakes = Mistakes(device, mean, std)
@@ -45,4 +50,5 @@ class ClosingClassEvaluator(ClassEvaluator):
         self.errors = self.mistakes.gather(peers)
 
     def sections(self, classes: Sequence[str]) -> list[dict[str, Any]]:
-        return [worst_mistakes(self.errors, classes), frequent_confusions(self.errors, classes)]
+        scores = poorest_classes(self.mistakes.class_scores, classes)
+        return [worst_mistakes(self.errors, classes), frequent_confusions(self.errors, classes), scores]

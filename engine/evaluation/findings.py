@@ -5,12 +5,16 @@ import math
 from collections import Counter
 from typing import Any, Sequence
 
+import numpy as np
+
+from utils.class_counts import ClassScores
 from utils.pictures import encode_jpeg
 
 from .mistakes import Errors
 from .sets.tables import meanings
 
 CONFUSIONS = 20  # pairs of classes that are shown
+POOREST = 100  # classes whose scores are
 
 
 def worst_mistakes(errors: Errors, classes: Sequence[str]) -> dict[str, Any]:
@@ -51,6 +55,20 @@ def frequent_confusions(errors: Errors, classes: Sequence[str]) -> dict[str, Any
         "columns": ["true class", "predicted", "images", "of the class"],
         "rows": rows,
     }
+
+
+def poorest_classes(scores: ClassScores, classes: Sequence[str]) -> dict[str, Any]:
+    """A section of the classes' precision, recall and F1."""
+    names, order = _names(classes), np.argsort(scores.f1, kind="stable")  # nan last
+    rows = []
+    for label in order[:POOREST].tolist():
+        images, predicted, *shares = scores.row(label)
+        percents = ["\u2013" if share is None else f"{share:.2f}" for share in shares]
+        rows.append([names[label], str(images), str(predicted), *percents])
+    which = "All classes" if len(classes) <= POOREST else f"The {POOREST} of {len(classes)} classes with the lowest F1"
+    text = f"{which}, by rising F1; \u2013: no image of the class, or none taken for it."
+    columns = ["class", "images", "taken for it", "precision, %", "recall, %", "F1, %"]
+    return {"title": "Classes", "text": text, "columns": columns, "rows": rows}
 
 
 def _names(classes: Sequence[str]) -> list[str]:

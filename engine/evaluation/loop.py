@@ -1,6 +1,6 @@
 """Exact evaluation: every image once, whatever the number of processes and the batch size."""
 
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Collection, Mapping, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import nn
 
 from data.loader import Loader
 from utils.errors import DataError
-from utils.metrics import Metric
+from utils.metrics import DETAILS, Metric
 from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
@@ -111,9 +111,14 @@ def summarize(results: dict[str, dict[str, Any]], metric: Metric) -> dict[str, A
     return {**results[weights], "weights": weights, **results}
 
 
-def describe(results: dict[str, dict[str, Any]]) -> str:
-    """One line of a log for {'raw': metrics, 'ema': metrics}."""
+def describe(results: dict[str, dict[str, Any]], shown: Collection[str] = DETAILS) -> str:
+    """One line of a log for {'raw': metrics, 'ema': metrics}; of the `DETAILS` it has those that are to be `shown`."""
     return ", ".join(
-        f"{name} " + " ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items())
+        f"{name} "
+        + " ".join(
+            f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in metrics.items()
+            if key not in DETAILS or key in shown
+        )
         for name, metrics in results.items()
     )

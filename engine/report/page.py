@@ -21,6 +21,7 @@ from utils.run_log import RunLog
 from utils.schema import CONFIGS, DEFAULTS, KEYS, is_cell
 
 from ..tasks import TASKS
+from ..tasks.base import choose_metric
 from ..training.waits import SHARE
 from .charts import Chart, Points, chart
 
@@ -67,21 +68,21 @@ def describe_run(run: Path) -> dict[str, Any]:
     start = records["start"][-1] if records["start"] else {}
     train, epochs = records["train"], records["epoch"]
     task = TASKS[cfg.TASK]
-    best = best_of(epochs, task.primary)
+    metric = choose_metric(task, cfg.TRAIN.BEST_METRIC)
+    best = best_of(epochs, metric)
     result = result_of(run, epochs)
     facts = {**start, **result}
-    finished = bool(result) and epochs[-1]["epoch"] + 1 >= cfg.TRAIN.EPOCHS
+    done = epochs[-1]["epoch"] + 1 if epochs else 0
+    finished = bool(result) and (done >= cfg.TRAIN.EPOCHS or bool(result.get("ended")))
     waited = wait_share(train)
     mistakes, said = mistakes_of(run, epochs)
     return {
         "title": f"{cfg.MODEL.NAME} / {cfg.TAG}",
         "finished": finished,
-        "state": f"finished after {count(cfg.TRAIN.EPOCHS, 'epoch')}"
-        if finished
-        else unfinished(train, epochs, cfg.TRAIN.EPOCHS),
-        "headline": headline(best, epochs, task.primary, start, train, waited),
+        "state": state_of(result, done, cfg.TRAIN.EPOCHS) if finished else unfinished(train, epochs, cfg.TRAIN.EPOCHS),
+        "headline": headline(best, epochs, metric, start, train, waited),
         "warnings": warnings_of(run, facts, train, epochs, waited, len(others)),
-        "charts": charts(train, epochs, task.primary),
+        "charts": charts(train, epochs, metric),
         "metrics": metrics_table(epochs, best, task.figures),
         "mistakes": mistakes,
         "better": best[1] if best else "",
@@ -264,6 +265,12 @@ def long_time(seconds: float) -> str:
 
 def count(value: int, what: str) -> str:
     return f"{value:,} {what}{'' if value == 1 else 's'}"
+
+
+def state_of(result: Mapping[str, Any], done: int, planned: int) -> str:
+    """Of a finished run."""
+    early = f": {result.get('ended')}" if done < planned else ""
+    return f"finished after {count(done, 'epoch')}{early}"
 
 
 def unfinished(train: Sequence[Record], epochs: Sequence[Record], planned: int) -> str:

@@ -107,14 +107,17 @@ class TimmModel(Protocol):
 class PooledFeatures(nn.Module):
     """What a model's classifier sees of images: (B, 3, H, W) -> (B, D).
 
+    Args:
+        asked_by: the key or flag that asks for it.
+
     Raises:
         ConfigError: it is no model of this project's or timm's, in which features and head are apart.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, asked_by: str = "TEST.KNN"):
         super().__init__()
         if not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
-            raise ConfigError(f"TEST.KNN: {type(model).__name__} does not give its features; leave it out")
+            raise ConfigError(f"{asked_by}: {type(model).__name__} does not give its features; leave it out")
         self.model = model
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from yacs.config import CfgNode
 
 from utils.errors import ConfigError, did_you_mean
 
-from .base import Task, TaskKind
+from .base import Task, TaskKind, choose_metric
 from .classification import Classification
 from .detection import Detection
 from .segmentation import Segmentation
@@ -20,11 +20,13 @@ TASKS: dict[str, TaskKind] = {
 
 
 def create_task(cfg: CfgNode) -> Task:
-    """The task that the config's TASK names.
+    """The task that the config's TASK names, which goes by TRAIN.BEST_METRIC.
 
     Raises:
-        ConfigError: unknown TASK, or settings that the task refuses.
+        ConfigError: unknown TASK, settings that the task refuses, or a metric that it does not give.
     """
     if cfg.TASK not in TASKS:
         raise ConfigError(f"TASK is {cfg.TASK!r}; {did_you_mean(cfg.TASK, TASKS)}")
-    return TASKS[cfg.TASK](cfg)
+    task = TASKS[cfg.TASK](cfg)
+    task.primary = choose_metric(task, cfg.TRAIN.BEST_METRIC)
+    return task

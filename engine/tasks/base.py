@@ -12,7 +12,7 @@ A run asks in this order:
     evaluator.gather(peers), .sections(classes)        after the last epoch: what the report shows besides
 """
 
-from typing import Any, BinaryIO, Callable, Literal, Optional, Protocol, Sequence, runtime_checkable
+from typing import Any, BinaryIO, Callable, Literal, Optional, Protocol, Sequence, Union, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from yacs.config import CfgNode
 
 from data.loader import AnyDataset
 from data.sources.source import AnySource
-from utils.metrics import ClassificationMetrics, Metric
+from utils.errors import ConfigError
+from utils.metrics import NUM_IMAGES, ClassificationMetrics, Metric
 from utils.processes.peers import Peers
 
 from .distill import Distillation
@@ -54,10 +55,20 @@ class ClosingEvaluator(Evaluator, Protocol):
         """Sections of `title` and `text`, with `pictures` or with `columns` and `rows`, as JSON can hold them."""
 
 
-class Task(Protocol):
-    """What is learned, from which images, and how well."""
+@runtime_checkable
+class PerClassEvaluator(Evaluator, Protocol):
+    """Has figures of each class besides, which --eval writes into a file of their own."""
 
-    primary: Metric  # says which weights are better
+    def class_table(self, classes: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
+        """After `compute`: names of columns, the first of them "class", and rows of names, numbers and None, as a CSV file holds
+        them.
+        """
+
+
+class Task(Protocol):
+    """What is learned, from which images, and how well. It may have `notes`, lines to be said of it when a run begins."""
+
+    primary: Metric  # says which weights are better, see `choose_metric`
 
     @property
     def figures(self) -> Sequence[Metric]:
@@ -105,7 +116,7 @@ class Task(Protocol):
 class TaskKind(Protocol):
     """A class of tasks, as `engine.tasks.TASKS` lists them. A report asks it without a task."""
 
-    primary: Metric
+    primary: Metric  # where the config names no other
 
     @property
     def figures(self) -> Sequence[Metric]:
@@ -113,6 +124,20 @@ class TaskKind(Protocol):
 
     def __call__(self, cfg: CfgNode) -> Task:
         """Raises ConfigError: settings that the task refuses."""
+
+
+def choose_metric(task: Union[Task, TaskKind], name: str) -> Metric:
+    """What says which weights are better: the task's figure of this name (TRAIN.BEST_METRIC), its `primary` where there is none.
+
+    Raises:
+        ConfigError: the task gives no such figure.
+    """
+    choices = {metric.key: metric for metric in (task.primary, *task.figures) if metric != NUM_IMAGES}
+    if name and name not in choices:
+        raise ConfigError(
+            "TRAIN.BEST_METRIC", f"{name!r} is no figure of this task", f"use one of {', '.join(choices)}"
+        )
+    return choices[name] if name else task.primary
 
 
 @runtime_checkable

@@ -20,25 +20,32 @@ from data.transforms import Augmentation, Transform, eval_transform, train_trans
 from utils.config import to_dict
 from utils.conflicts import mixes
 from utils.errors import ConfigError, DataError, UserError
-from utils.metrics import ACC1, ACC5, LOSS, NUM_IMAGES, ClassificationMetrics
+from utils.metrics import ACC1, ACC5, LOSS, MACRO, NUM_IMAGES, ClassificationMetrics
 from utils.pictures import montage
 from utils.schema import VALIDATION
 
 from ..evaluation.evaluators import ClassEvaluator, ClosingClassEvaluator
+from ..setup.fetching import fetching_of
 from ..setup.model import PooledFeatures, create_model
 from .base import Decode, Purpose
 from .criterion import create_criterion
 from .distill import Distillation
+from .imbalance import Imbalance, read_imbalance
 
 
 class Classification:
     """Classifies images: mixup or cutmix, cross-entropies with label smoothing, top-1 and top-5 accuracy."""
 
     primary = ACC1
-    figures = (ACC1, ACC5, LOSS, NUM_IMAGES)
+    figures = (ACC1, ACC5, LOSS, NUM_IMAGES, *MACRO)
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
+        self.imbalance = Imbalance()  # of the training images, once they are opened
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return self.imbalance.notes
 
     @property
     def mixes(self) -> bool:
@@ -54,13 +61,16 @@ class Classification:
         """The augmented training images.
 
         Raises:
-            ConfigError: a policy of augmentation that is unknown, or that the backend does not have.
+            ConfigError: a policy of augmentation that is unknown, or that the backend does not have; weights of classes that cannot
+                be had.
             DataError: the data set is missing, incomplete, or has not MODEL.NUM_CLASSES classes.
         """
         cfg = self.cfg
         transform = self._train_transform(cfg.DATA.IMG_SIZE)
         sized = {size: self._train_transform(size) for _, size in cfg.TRAIN.IMG_SIZES}
-        return dataset_of(self._source(cfg.DATA.TRAIN_SPLIT, transform.decode), transform, cfg.DATA.ON_ERROR, sized)
+        source = self._source(cfg.DATA.TRAIN_SPLIT, transform.decode)
+        self.imbalance = read_imbalance(cfg, source)
+        return dataset_of(source, transform, cfg.DATA.ON_ERROR, sized)
 
     def _train_transform(self, img_size: int) -> Transform:
         cfg = self.cfg
@@ -150,6 +160,7 @@ class Classification:
             columns=cfg.DATA.COLUMNS,
             class_order=cfg.DATA.CLASS_ORDER,
             listing=self._listing(),
+            fetching=fetching_of(cfg),
             timeout=cfg.DATA.TIMEOUT,
         )
 
@@ -254,8 +265,9 @@ class Classification:
                 num_classes=num_classes,
             )
         self.criterion = create_criterion(
-            cfg.TRAIN.LOSS, cfg.MODEL.LABEL_SMOOTHING, cfg.TRAIN.BCE_TARGET_THRESH, self.mixes, cfg.AUG.SPLITS
-        )
+            cfg.TRAIN.LOSS, cfg.MODEL.LABEL_SMOOTHING, cfg.TRAIN.BCE_TARGET_THRESH, self.mixes, cfg.AUG.SPLITS,
+            self.imbalance.weights, self.imbalance.adjustment,
+        )  # fmt: skip
 
     def loss(self, model: nn.Module, batch: Examples) -> dict[str, torch.Tensor]:
         """The mean loss of a batch of images (B, 3, H, W), or (V * B, 3, H, W) with V views, and targets (B,)."""

@@ -48,6 +48,7 @@ from .observers import CompileTime, TrainBatchPicture
 from .optim import LearningRate, Optimisation, create_lr_scheduler, create_optimizer
 from .plan import BatchPlan, accumulation_for, plan_batches
 from .recorder import Recorder
+from .run_length import RunLength
 from .saver import Saver
 from .sharding import share_out
 from .trainer import Trainer
@@ -91,7 +92,7 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
         recorder=build_recorder(session, data, progress, str(optim.precision)),
         saver=build_saver(session, data, networks, optim, progress),
         observers=[TrainBatchPicture(), *([CompileTime()] if compile_mode else []), *session.observers],
-        epochs=cfg.TRAIN.EPOCHS,
+        length=length_of(cfg, progress, keeps_time=session.is_first),
         seed=cfg.SEED,
     )
     return trainer, complexity, notes
@@ -114,7 +115,7 @@ def build_data(session: Session, task: Task) -> TrainingData:
         cfg.TRAIN.LR_SCALING,
     )
     placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=launch.rank, world_size=launch.world_size)
-    changing = dict(repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES)
+    changing = dict(repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES, balanced=bool(cfg.DATA.SAMPLING))
     schedule = Schedule(num_batches=plan.batches_per_epoch, seed=cfg.SEED, **placing, **changing)
     how = loading(cfg, session.device)
     train_batches = train_loader(train_set, schedule, how, cfg.DATA.SHUFFLE_BUFFER, cfg.DATA.CACHE_MODE)
@@ -227,6 +228,10 @@ def build_optimisation(session: Session, model: torch.nn.Module, plan: BatchPlan
 
 
 # State and records
+
+
+def length_of(cfg: CfgNode, progress: Progress, keeps_time: bool = True) -> RunLength:
+    return RunLength(cfg.TRAIN.EPOCHS, cfg.TRAIN.PATIENCE, cfg.TRAIN.MAX_HOURS, progress, keeps_time)
 
 
 def build_saver(

@@ -104,7 +104,7 @@ class Recorder:
         """Logs an epoch that is done, and the best one so far."""
         progress = self.progress
         self.log.info(
-            f"epoch {progress.epoch} done in {seconds:.1f} s: train loss {train_loss:.4f}; {describe(results)}; "
+            f"epoch {progress.epoch} done in {seconds:.1f} s: train loss {train_loss:.4f}; {describe(results, progress.best)}; "
             f"best {describe_best(progress.best)}"
         )
         self.log.record("epoch", progress.updates, {"epoch": progress.epoch, "train_loss": train_loss, **results})
@@ -128,9 +128,9 @@ class Recorder:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             self.log.warning(f"{MISTAKES} is not written ({reason[:300]}); the report will do without")
 
-    def write_result(self, last: dict[str, Any]) -> None:
+    def write_result(self, last: dict[str, Any], ended: str = "") -> None:
         """Writes result.json: the run's figures as they are in its record, and where they come from; `last` are those of
-        the last epoch.
+        the last epoch, `ended` says why it was the last before its time.
 
         Raises:
             OutputError: it cannot be written.
@@ -141,6 +141,7 @@ class Recorder:
         figures = {
             "best": {**progress.best, **progress.best_metrics},
             "last": {**last, "epoch": progress.epoch},
+            **({"ended": ended} if ended else {}),
             "updates": progress.updates,
             "left_out": progress.left_out[0],
             "unreadable": self.log.count_unreadable(),

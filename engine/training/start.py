@@ -19,7 +19,8 @@ from ..setup.data_notes import order_note, source_notes
 from ..setup.loading import caches
 from ..setup.model import has_drop_path
 from ..setup.preprocessing import describe as describe_inputs
-from .build import build_optimizer, build_trainer
+from ..tasks import create_task
+from .build import build_optimizer, build_trainer, length_of
 from .freeze import describe as describe_frozen
 from .optim import describe_trust_ratio
 from .preflight import look_ahead, rehearse
@@ -56,10 +57,12 @@ def is_finished(session: Session, start: StartPoint) -> bool:
     if not start.is_own or start.checkpoint is None or start.path is None:
         return False
     progress = progress_of(start.checkpoint, start.path)
-    if progress.epoch < session.cfg.TRAIN.EPOCHS:
+    progress.judge_by(create_task(session.cfg).primary.key)
+    ended = length_of(session.cfg, progress).ended_by(progress.epoch)
+    if not ended:
         return False
     best = describe_best(progress.best)
-    session.log.info(f"{session.directory} is finished: {progress.epoch} epochs, best {best}; nothing to do")
+    session.log.info(f"{session.directory} is finished: {ended}, best {best}; nothing to do")
     changes = config_changes(start.checkpoint.get("config", {}), to_dict(session.cfg))
     if changes:
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
@@ -79,7 +82,8 @@ def prepare(session: Session, start: StartPoint) -> PreparedRun:
     findings = rehearse(
         trainer, lambda model: build_optimizer(cfg, model, trainer.data.plan.scale_lr(cfg.TRAIN.BASE_LR))
     )
-    changes = restore(trainer, start.checkpoint, start.path) if start.checkpoint and start.path else []
+    changes, judged = restore(trainer, start.checkpoint, start.path) if start.checkpoint and start.path else ([], "")
+    notes += [judged, trainer.length.describe(), *getattr(trainer.task, "notes", ())]
     forecast = look_ahead(trainer, findings)
     datasets = [trainer.data.train_loader.dataset, trainer.data.val_loader.dataset]
     fill_caches = caches(cfg.DATA.CACHE_MODE, datasets, peers, log)
@@ -99,8 +103,8 @@ def prepare(session: Session, start: StartPoint) -> PreparedRun:
     return PreparedRun(trainer, introduce, fill_caches)
 
 
-def restore(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -> list[str]:
-    """Gives the trainer the checkpoint's state; returns what has changed since.
+def restore(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -> tuple[list[str], str]:
+    """Gives the trainer the checkpoint's state; returns what has changed since, and what to say of its best epoch.
 
     Raises:
         CheckpointError: it does not fit the run.
@@ -111,12 +115,12 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -> list[st
     changes = config_changes(checkpoint["config"], metadata["config"])
     changes += fit_progress(progress, checkpoint, metadata, path)
     progress.changes = progress.changes + changes
-    if progress.epoch >= trainer.epochs:
+    judged = progress.judge_by(trainer.task.primary.key)
+    if ended := trainer.length.ended_by(progress.epoch):
         raise ConfigError(
-            f"{path}: is finished, epoch {progress.epoch} of TRAIN.EPOCHS {trainer.epochs}; to train on from its "
-            "weights use --pretrained, or set more epochs"
+            f"{path}: is finished, {ended}; to train on from its weights use --pretrained, or set more epochs"
         )
-    return changes
+    return changes, judged
 
 
 def introduce_run(session: Session, trainer: Trainer, complexity: Complexity) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Iterator, NoReturn, Sequence
 
 import torch
 
-from utils.errors import NonFiniteError, OutputError, Stopped
+from utils.errors import ConfigError, NonFiniteError, OutputError, Stopped
 from utils.files import write_json
 from utils.processes.collectives import broadcast_buffers
 from utils.rng import seed_all
@@ -27,6 +27,7 @@ from .networks import Networks
 from .nonfinite import MAX_ROLLBACKS, NonFinite, require_finite_results
 from .optim import Optimisation
 from .recorder import Recorder
+from .run_length import RunLength
 from .saver import Saver
 from .training_data import TrainingData
 
@@ -44,27 +45,33 @@ class Trainer:
     recorder: Recorder  # what it says of itself
     saver: Saver  # when it is saved, and where it goes on from
     observers: Sequence[Observer]  # who else is told of it
-    epochs: int
+    length: RunLength  # how many epochs it has
     seed: int
+
+    @property
+    def epochs(self) -> int:
+        return self.length.epochs
 
     def fit(self) -> None:
         """Trains from `progress` to the last epoch.
 
         Raises:
+            ConfigError: TRAIN.MAX_HOURS or TRAIN.BEST_METRIC asks for what cannot be had; the run is saved.
             Stopped: on all processes, after a signal; the run is saved.
             NonFiniteError: a loss or gradient is infinite or not a number; the checkpoints are those of before.
             OutputError: a checkpoint cannot be written.
         """
         with self.saver.until_written():
             self.saver.start_clock()
+            self.length.start_clock()
+            self.recorder.epochs = self.epochs
             self.networks.compile(num_sizes=len(self.data.train_loader.schedule.sizes) + 1)
             self.optim.guard.start(self.progress.left_out)
             if self.optim.guard.policy == "rollback" and not self.saver.newest():
-                self.save(LAST)  # something to go back to
-                self.saver.wait()
-                self.session.peers.meet()  # nobody looks for it before rank 0 has written it
-            while self.progress.epoch < self.epochs:
+                self.save_for_all()  # something to go back to
+            while not self.length.ended_by(self.progress.epoch):
                 started = time.perf_counter()
+                self.length.start_epoch(self.progress.step)
                 try:
                     train_loss = self.train_epoch()
                 except NonFinite as failure:
@@ -92,10 +99,13 @@ class Trainer:
             progress.updates += 1
             self.saver.check()
             # A message of a few bytes, so that all processes save and end after the same update.
-            stop, due = peers.agree([bool(peers.stop), self.saver.is_due()])
+            stop, due, paced = peers.agree([bool(peers.stop), self.saver.is_due(), self.length.is_due()])
             if self.recorder.is_due(step + 1):
                 self.report(window, grad_norm)
                 window = Window(self.session.device, progress, peers.launch)
+            if paced and self.length.is_open and step + 1 < steps:
+                self.note(window)
+                self.fit_into_time(self.expected_seconds())
             # An epoch's last update is saved after the evaluation, unless the run is to end before that.
             if stop or ((due or self.saver.is_step(step + 1)) and step + 1 < steps):
                 peers.at("saves", may_last=True)
@@ -110,7 +120,8 @@ class Trainer:
         optim, plan, peers = self.optim, self.data.plan, self.session.peers
         epoch, num_batches = self.progress.epoch, plan.batches_in_update(step)
         place, compiling = f"epoch {epoch}, update {step + 1}", self.networks.compiles_next
-        optim.lr_scheduler.step_update(epoch * plan.updates_per_epoch + step)
+        update: Any = self.length.place(epoch, step, plan.updates_per_epoch)  # timm takes parts, which it does not say
+        optim.lr_scheduler.step_update(update)
         if [epoch, step] in self.progress.rolled_back:  # it was not finite: its images are passed over
             for _ in range(num_batches):
                 next(batches)
@@ -165,7 +176,7 @@ class Trainer:
         Raises:
             Stopped: as `fit`.
         """
-        closing = self.progress.epoch + 1 == self.epochs
+        closing = self.length.may_end(self.progress.epoch + 1)
         # A compiled model is compiled again for another number of images, so the last batch is filled up.
         whole_batches = self.data.plan.batch_size if self.networks.compile_mode else 0
         results: dict[str, dict[str, Any]] = {}
@@ -195,25 +206,43 @@ class Trainer:
 
         Raises:
             NonFiniteError: a figure is not finite, so the weights are not worth keeping.
+            ConfigError: the figure that best.pth is chosen by is not there.
             Stopped: as `fit`.
         """
         progress, metric, peers = self.progress, self.task.primary, self.session.peers
         require_finite_results(results, progress.epoch)
+        self.require_metric(results)
         summary = summarize(results, metric)
         value, best = summary[metric.key], progress.best.get(metric.key)
         improved = best is None or metric.rank(value) > metric.rank(best)
+        progress.length.stale = 0 if improved else progress.length.stale + 1
         if improved:
             progress.best = {metric.key: value, "weights": summary["weights"], "epoch": progress.epoch}
             progress.best_metrics = results[summary["weights"]]
             self.session.log.best(progress.best)
         self.recorder.epoch(train_loss, results, seconds)
         self.list_unreadable()
-        if progress.epoch + 1 == self.epochs:
-            self.recorder.write_result(summary)  # before the save after which the run is finished
+        if self.length.is_open and self.length.whole_epoch:
+            self.fit_into_time(seconds)
+        ended = self.length.ended_by(progress.epoch + 1)
+        if ended:
+            self.recorder.write_result(
+                summary, self.length.early(progress.epoch + 1)
+            )  # before the save after which the run is finished
         progress.start_epoch(progress.epoch + 1)
         self.save(*self.saver.names_after_epoch(improved))
-        if progress.epoch < self.epochs and peers.agree([bool(peers.stop)], now=True)[0]:
+        if not ended and peers.agree([bool(peers.stop)], now=True)[0]:
             self.end_stopped()
+
+    def require_metric(self, results: dict[str, dict[str, Any]]) -> None:
+        """Raises ConfigError, once the run is saved, if the evaluation has not what best.pth is chosen by: of no object, say."""
+        key = self.task.primary.key
+        if any(key not in figures for figures in results.values()):
+            self.save_for_all()  # nobody ends the run before that
+            given = ", ".join(name for name in results["raw"] if name != "num_images")
+            raise ConfigError(
+                "TRAIN.BEST_METRIC", f"the validation images give no {key}", f"use one of {given}; the run is saved"
+            )
 
     # Between updates
 
@@ -238,11 +267,43 @@ class Trainer:
         self.progress.window = OpenWindow(by_name, window.images)
         self.list_unreadable()
 
+    def expected_seconds(self) -> float:
+        """Of an epoch, as the clock says that counts: a validation image is taken to cost as much as one of training."""
+        if not self.length.keeps_time:
+            return 0.0
+        plan = self.data.plan
+        evaluated = self.data.val_loader.num_images * len(self.networks.evaluated())
+        return (plan.updates_per_epoch + evaluated / plan.total_batch_size) * self.length.seconds_per_update()
+
+    def fit_into_time(self, seconds_per_epoch: float) -> None:
+        """Chooses how many epochs there is time for, as the clock says that counts; all processes call this.
+
+        Raises:
+            ConfigError: not even for the one under way.
+        """
+        progress, peers = self.progress, self.session.peers
+        position = progress.epoch + progress.step / self.data.plan.updates_per_epoch
+        fitting = self.length.fitting(position, seconds_per_epoch) if self.length.keeps_time else 0
+        epochs, seconds_per_epoch = peers.from_first([fitting, seconds_per_epoch])
+        try:
+            self.session.log.info(self.length.choose(epochs, position, seconds_per_epoch))
+        finally:
+            self.recorder.epochs = self.epochs
+            if position < progress.epoch + 1:  # else it is saved with the end of the epoch
+                self.save_for_all()  # nobody ends the run before that
+
     def save(self, *names: str) -> None:
         """Saves the run's present state to files of these names, which are written while the run goes on."""
+        self.length.note_time()
         for observer in self.observers:
             observer.before_save(self, names)
         self.saver.save(*names)
+
+    def save_for_all(self) -> None:
+        """Saves `last.pth`; returns on all processes when it is written."""
+        self.save(LAST)
+        self.saver.wait()
+        self.session.peers.meet()
 
     def list_unreadable(self) -> None:
         """Adds the training images that no process could read to the run's list (DATA.ON_ERROR skip)."""
@@ -307,8 +368,12 @@ class Trainer:
         if len(rolled_back) > MAX_ROLLBACKS:
             raise NonFiniteError(f"{failure}; the run has gone back {MAX_ROLLBACKS} times")
         path = Path(self.session.peers.from_first(str(self.saver.newest()[0])))
+        self.length.note_time()
+        seconds = progress.length.seconds
         self.saver.restore(read_checkpoint(path), path)
         progress.rolled_back, progress.changes = rolled_back, changes
+        progress.length.seconds = seconds
+        progress.judge_by(self.task.primary.key)
         self.optim.optimizer.zero_grad()
         self.optim.guard.start(progress.left_out)
         log.rewind(progress.updates, progress.epoch)

@@ -1,16 +1,13 @@
 """One set of images in every format: the same images, labels and accuracy; and what is said of damaged ones."""
 
 import dataclasses
-import functools
 import gzip
-import http.server
 import io
 import itertools
 import json
 import os
 import shutil
 import tarfile
-import threading
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -416,25 +413,6 @@ def test_the_loading_of_shards_is_timed(write_config, formats, monkeypatch, capf
     assert "60 training images" in out and "cv2: " in out and "loader: " in out and "read " in out
 
 
-def test_shards_over_http(formats, tmp_path):
-    """An object store's door; `webdataset` asks curl for it."""
-    if not shutil.which("curl"):
-        pytest.skip("no curl")
-    shutil.copytree(formats / "wds", tmp_path, dirs_exist_ok=True)
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        ours = open_source("wds", "val", url)
-        assert len(ours) == 29 and sum(1 for shard in range(4) for _ in ours.read(shard)) == 29
-        by_pattern = open_source("wds", "val-{000000..000003}.tar", url)
-        assert len(by_pattern) == 29 and by_pattern.shards == ours.shards
-        (tmp_path / "val-000001.tar").unlink()
-        with pytest.raises(DataError, match="val-000001.tar: cannot be read as a shard, after 0 images"):
-            list(ours.read(1))
-        server.shutdown()
-
-
 def test_how_shards_can_be_named(copied):
     root = copied / "wds"
     assert len(source("wds", copied, "val-{000000..000001}.tar")) == 15  # counted by the info
@@ -823,7 +801,7 @@ DAMAGES = {
     "tar without images": ("tar", lambda r: rewrite_tar(r / "tar/val.tar", lambda n, d: (n + ".txt", d)), ["holds no images"]),
     "shard missing": ("wds", lambda r: (r / "wds/val-000002.tar").unlink(), ["val-000002.tar", "no such shard"]),
     "shard cut": ("wds", lambda r: truncate(r / "wds/val-000002.tar"), ["val-000002.tar", "images"]),
-    "shard cut between files": ("wds", lambda r: cut_between_members(r / "wds/val-000002.tar"), ["val-000002.tar", "_info.json says 7"]),
+    "shard cut between files": ("wds", lambda r: cut_between_members(r / "wds/val-000002.tar"), ["val-000002.tar", "after 4 images (it has no end)"]),
     "shard empty": ("wds", lambda r: (r / "wds/val-000002.tar").write_bytes(b""), ["val-000002.tar", "after 0 images"]),
     "shard outside": ("wds", lambda r: rewrite_tar(r / "wds/val-000002.tar", lambda n, d: ("../" + n, d)), ["val-000002.tar", "leads out"]),
     "shard without images": ("wds", lambda r: rewrite_tar(r / "wds/val-000000.tar", lambda n, d: None if "png" in n else (n, d)), ["no image", "cls"]),

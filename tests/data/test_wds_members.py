@@ -22,6 +22,7 @@ from data.transforms import eval_transform
 from engine.tasks import create_task
 from utils.config import load_config
 from utils.errors import DataError
+from utils.files import sha256_of
 
 COUNT = 6  # samples in a shard
 
@@ -407,13 +408,17 @@ def test_verify_has_the_same_rule(digits, tmp_path):
     before = verify.verify(tmp_path, "shards", workers=0)
     assert not before["problems"] and before["splits"]["val"]["images"] == 29
 
-    def verified(members) -> dict:
+    def verified(members, sha256: str = "") -> dict:
         write_shard(tmp_path / "val-000000.tar", members)
         info = json.loads((tmp_path / "_info.json").read_text())
         info["splits"]["val"]["shard_bytes"] = [(tmp_path / "val-000000.tar").stat().st_size]
+        info["splits"]["val"]["shard_sha256"] = [sha256 or sha256_of(tmp_path / "val-000000.tar")]
         (tmp_path / "_info.json").write_text(json.dumps(info))
         return verify.verify(tmp_path, "shards", workers=0)
 
+    assert verified(members, "0" * 64)["problems"] == [
+        f"{tmp_path}/val-000000.tar: has another SHA-256 than _info.json says"
+    ]
     hidden = [(f"._{name}", b"of macOS") for name, _ in members[:3]]
     found = verified([*hidden, *members])
     assert found["splits"] == before["splits"] and not found["problems"]

@@ -32,6 +32,7 @@ from engine.training.optim import (
 )
 from engine.training.plan import BatchPlan
 from engine.training.recorder import Recorder
+from engine.training.run_length import RunLength
 from engine.training.saver import Saver
 from engine.training.trainer import Trainer
 from engine.training.training_data import TrainingData
@@ -72,7 +73,7 @@ def make_trainer(
         session=session, task=Regression(), data=TrainingData(None, None, plan, []), networks=Networks(model, model, average),
         optim=Optimisation(optimizer, scheduler, precision, guard, clip_grad), progress=progress,
         recorder=Recorder(log, progress, plan, 10, 1, Waits(0, "pil", 1), CPU, {}),
-        saver=Saver(Checkpointer(None, {}), log, progress, session.peers, 0, 0, 0.0), observers=[], epochs=10, seed=0,
+        saver=Saver(Checkpointer(None, {}), log, progress, session.peers, 0, 0, 0.0), observers=[], length=RunLength(10, 0, 0.0, progress), seed=0,
     )  # fmt: skip
     return Trainer(**{**settings, **changes})
 

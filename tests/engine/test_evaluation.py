@@ -7,10 +7,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import f1_score
 
 from conftest import error_of, launch, rest, run
 from engine.evaluation.loop import summarize
-from near import same_figures
+from near import rows_of, same_figures
 from utils.metrics import ACC1, ClassificationMetrics
 
 
@@ -34,13 +35,19 @@ def result(tmp_path):
 def test_same_numbers_for_any_processes_batch_and_workers(write_config, tmp_path, checkpoint, others):
     """29 images: divisible by none of these."""
     path = write_config()
-    found = []
+    found, tables = [], []
     for world_size, batch_size, num_workers in [(1, 1, 0), *others]:
         launch(
             world_size, "--cfg", path, "--eval", "--resume", checkpoint, "--opts", "DATA.BATCH_SIZE", batch_size,
             "DATA.NUM_WORKERS", num_workers,
         )  # fmt: skip
         found.append(result(tmp_path))
+        tables.append(
+            [path.read_text() for path in sorted(tmp_path.glob("output/fat_tiny/default/eval_classes_*.csv"))]
+        )
+    assert [len(table.splitlines()) for table in tables[0]] == [1 + 3] * 2 and all(
+        table == tables[0] for table in tables
+    )
     assert found[0]["num_images"] == 29 and all(same_figures(other, found[0]) for other in found)
 
 
@@ -52,9 +59,10 @@ def test_fewer_images_than_processes(write_config, tmp_path, digits, checkpoint)
     path = write_config(DATA={"DATA_PATH": str(tmp_path / "few")})
     found = []
     for world_size in (1, 4):
-        launch(world_size, "--cfg", path, "--eval", "--resume", checkpoint)
+        launch(world_size, "--cfg", path, "--eval", "--resume", checkpoint, "--opts", "TRAIN.BEST_METRIC", "f1_macro")
         found.append(result(tmp_path))
     assert same_figures(found[1], found[0]) and found[0]["num_images"] == 3
+    assert found[0]["f1_macro"] == max(found[0][name]["f1_macro"] for name in ("raw", "ema"))
 
 
 def test_numbers_are_right(write_config, tmp_path, digits, checkpoint):
@@ -65,16 +73,19 @@ def test_numbers_are_right(write_config, tmp_path, digits, checkpoint):
     transform = create_transform(
         32, interpolation="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_pct=0.875
     )
-    expected = {}
+    expected, labels = {}, {}
     for name, key in (("raw", "model"), ("ema", "ema")):
         model = timm.create_model("fat_tiny", num_classes=3).eval()
         model.load_state_dict(torch.load(checkpoint, weights_only=True)[key])
         correct = loss = 0
+        labels[name] = [], []
         for file in sorted((digits / "val").rglob("*.png")):
             with torch.no_grad():
                 logits = model(transform(Image.open(file).convert("RGB"))[None])[0]
             label = int(file.parent.name)
             correct += int(logits.argmax() == label)
+            labels[name][0].append(label)
+            labels[name][1].append(int(logits.argmax()))
             loss += F.cross_entropy(logits, torch.tensor(label)).item()
         expected[name] = (100 * correct / 29, loss / 29)
     run("--cfg", write_config(), "--eval", "--resume", checkpoint)
@@ -82,6 +93,10 @@ def test_numbers_are_right(write_config, tmp_path, digits, checkpoint):
     for name, (acc1, loss) in expected.items():
         assert found[name]["acc1"] == acc1 and found[name]["loss"] == pytest.approx(loss, abs=2e-6)
         assert found[name]["acc5"] == 100.0
+        classes = rows_of((tmp_path / f"output/fat_tiny/default/eval_classes_{name}.csv").read_bytes())
+        f1 = [float(row["f1"]) for row in classes]
+        assert f1 == pytest.approx(100 * f1_score(*labels[name], average=None), abs=1e-4)
+        assert found[name]["f1_macro"] == pytest.approx(sum(f1) / 3, abs=1e-4)
     better = max(expected, key=lambda name: (expected[name][0], name == "raw"))
     assert found["weights"] == better and found["acc1"] == expected[better][0]
     assert found["checkpoint"] == str(checkpoint)

@@ -25,7 +25,7 @@ from engine.evaluation.sets.spec import SetSpec, read_sets
 from engine.evaluation.sets.tables import PUBLISHED, is_imagenet, meanings, table
 from near import same_predictions, same_set
 from utils.errors import ConfigError, DataError
-from utils.metrics import calibration, corruption_errors
+from utils.metrics import MACRO, calibration, corruption_errors
 from utils.rng import derive_seed
 
 NAMES = ["zero", "one", "two", "three", "four", "five"]  # of the digits; sorted, other labels than the digits
@@ -237,6 +237,7 @@ def test_validation_is_the_plain_evaluation(evaluate, tmp_path, checkpoint, sets
             "acc5",
             "loss",
             "num_images",
+            *(metric.key for metric in MACRO),
             "weights",
             "raw",
             "ema",

@@ -14,6 +14,7 @@ in NOT_RUN fails, and so does a line that no command needs any more.
 """
 
 import compileall
+import itertools
 import os
 import re
 import runpy
@@ -63,6 +64,8 @@ SUBSTITUTED = [
     (r"--output /data/", "--output prepared/"),
     (r"verify /data/imagenet_wds", "verify {stand_ins}/shards"),
     (r" /data/imagenet", " {stand_ins}/yours"),
+    (r"https://host/imagenet_wds", "'pipe:cat {stand_ins}/shards/{}'"),
+    (r"SHARD_CACHE /nvme/shards", "SHARD_CACHE shards"),
     (r"datasets/photos 64", "datasets/new_photos 4"),
     (r"--benchmark-data 5000", "--benchmark-data 50"),
     (r"SEG.STRIDE 341", "SEG.STRIDE 20"),
@@ -84,7 +87,8 @@ APPENDED = [
     (r"main\.py .*stand_ins/coco", "--opts MODEL.NUM_CLASSES 0 TRAIN.TOTAL_BATCH_SIZE 4 DATA.BATCH_SIZE 2"),
     (r"main\.py .*stand_ins/ade20k", "--opts TRAIN.TOTAL_BATCH_SIZE 4 DATA.BATCH_SIZE 2"),
     (r"main\.py .*stand_ins/imagenet", "--opts MODEL.NUM_CLASSES 0 TRAIN.TOTAL_BATCH_SIZE 16 DATA.BATCH_SIZE 8"),
-    (r"main\.py .*stand_ins/yours", "--opts TRAIN.TOTAL_BATCH_SIZE 8 DATA.BATCH_SIZE 4"),
+    (r"main\.py .*stand_ins/(?:yours|shards)", "--opts TRAIN.TOTAL_BATCH_SIZE 8 DATA.BATCH_SIZE 4"),
+    (r"main\.py .*stand_ins/shards", "--opts MODEL.NUM_CLASSES 0"),
     (r"main\.py .*stand_ins/thousand", "--opts TRAIN.TOTAL_BATCH_SIZE 500 DATA.BATCH_SIZE 250 AUG.AUTO_AUGMENT none"),
     (r"scripts/benchmark\.py", "--models fat_tiny --peers --tasks inference --batch-sizes 1 --rounds 1 --seconds 0.01"),
     (r"scripts/benchmark_saves\.py", "--model fat_tiny --rounds 1"),
@@ -104,6 +108,8 @@ MADE = [
     (r"predict\.py .*--output (\S+) photo", [r"\1/photo.png", r"\1/photo_overlay.jpg"]),
     (r"export\.py onnx --checkpoint", ["exported/*.onnx"]),
     (r"predict\.py .*--json (\S+) --sheet (\S+)", [r"\1", r"\2"]),
+    (r"predict\.py .*--embeddings (\S+)", [r"\1"]),
+    (r"visualize\.py (neighbours|map) vectors", [r"look/\1.png", r"look/\1.csv"]),
     (
         r"visualize\.py (?!mistakes)(\w+)\S* photo\.jpg",
         [r"output/fat_tiny/digits/look/*.png", "output/fat_tiny/digits/look/tensorboard/*"],
@@ -146,6 +152,7 @@ EARLIER = {
         "python main.py --cfg configs/finetune/fat_b0_classes.yaml --data-path /path/to/yours --tag shared "
         "--pretrained output/fat_b0/default/best.pth --opts DATA.VAL_SHARE 0.1"
     ),
+    " vectors.npz": "python scripts/predict.py --checkpoint output/fat_tiny/digits/best.pth datasets/digits/val --embeddings vectors.npz",
     " small.pth": "python scripts/checkpoint.py strip output/fat_tiny/digits/best.pth --output small.pth",
 }
 
@@ -256,6 +263,8 @@ class Sandboxes:
     def __init__(self, folder: Path, stand_ins: Path, template: Path):
         self.folder, self.stand_ins, self.template = folder, stand_ins, template
         self.done: dict[str, Path] = {}
+        self.later = {made_small(earlier) for earlier in EARLIER.values()}
+        self.numbers = itertools.count()
 
     def ran(self, command: str) -> Path:
         """The sandbox in which the command of a page ended well."""
@@ -266,15 +275,24 @@ class Sandboxes:
             self.done[small] = place
         return self.done[small]
 
+    def discard(self, command: str) -> None:
+        """Frees the disk of a command that no other command needs."""
+        small = made_small(command)
+        if small not in self.later:
+            shutil.rmtree(self.done.pop(small))
+
     def new(self, text: str) -> Path:
         """A copy of the repository with what the text names, made by earlier commands."""
-        place = self.folder / str(len(list(self.folder.iterdir())))
+        place = self.folder / str(next(self.numbers))
         shutil.copytree(self.template, place, symlinks=True)
         for path, command in EARLIER.items():
             made = path.strip()
             if path in text and made_small(command) != text:
-                copy = shutil.copytree if (self.ran(command) / made).is_dir() else shutil.copyfile
-                copy(self.ran(command) / made, place / made)
+                source = self.ran(command) / made
+                if source.is_dir():
+                    shutil.copytree(source, place / made, copy_function=copy_or_link)
+                else:
+                    shutil.copyfile(source, place / made)
         return place
 
     def _run(self, command: str, place: Path) -> None:
@@ -290,6 +308,11 @@ class Sandboxes:
                     assert any(path.stat().st_mtime > started - 0.1 for path in place.glob(glob)), (
                         f"{text}: has not written {glob}"
                     )
+
+
+def copy_or_link(source: str, target: str) -> None:
+    """Checkpoints, up to 235 MB, are linked: they are replaced as a whole, never written into."""
+    (os.link if source.endswith(".pth") else shutil.copy2)(source, target)
 
 
 def recorded(words: list[str], place: Path) -> list[list[str]]:
@@ -488,6 +511,7 @@ BLOCKS = [block for page in PAGES for block in blocks(page) if block.language ==
 def test_the_command_runs(sandboxes, command):
     require_packages(command)
     sandboxes.ran(command)
+    sandboxes.discard(command)
 
 
 def require_packages(text: str) -> None:
@@ -509,6 +533,7 @@ def test_the_python_block_runs(sandboxes, block):
         exec(compile("\n" * (block.line - 1) + text, block.page, "exec"), {"__name__": "__main__"})
 
     finish([fork(work, {}, place)], f"{block.page}:{block.line}")
+    shutil.rmtree(place)
 
 
 def test_what_is_not_run_has_a_test_and_known_flags():

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import ROOT, error_of, rest, run, run_program
 from utils.device import select_device
 from utils.errors import ConfigError
+from utils.metrics import MACRO
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -137,7 +138,9 @@ def test_logs(write_config, tmp_path, capsys):
     assert set(events.Tags()["scalars"]) == {
         "train/loss", "train/lr", "train/grad_norm", "train/images_per_second", "train/data_wait", "train/memory_mib", "train/left_out",
         "val/acc1", "val/acc5", "val/loss", "val/num_images", "val/acc1_ema", "val/acc5_ema", "val/loss_ema", "val/num_images_ema",
+        *(f"val/{metric.key}{weights}" for metric in MACRO for weights in ("", "_ema")),
     }  # fmt: skip
+    assert "acc1" in out and "f1_macro" not in out  # what is chosen by is acc1
     assert [e.value for e in events.Scalars("val/acc1")] == pytest.approx([r["raw"]["acc1"] for r in epochs])
     assert events.Tags()["images"] == ["train_batch"]
     assert cv2.imread(str(folder / "train_batch.png")).shape[2] == 3

@@ -15,6 +15,7 @@ from conftest import Job, Stop, error_of, run, stop_at_update, watch, with_small
 from utils.errors import ConfigError, OutputError
 from utils.loggers import wandb_run
 from utils.loggers.csv_files import row_of
+from utils.metrics import MACRO
 from utils.run_log import RunLog
 
 needs_wandb = pytest.mark.skipif(not importlib.util.find_spec("wandb"), reason="wandb is not installed")
@@ -58,7 +59,11 @@ def test_csv_files_have_what_metrics_jsonl_has_also_after_a_crash(write_config, 
         "update",
         "epoch",
         "train_loss",
-        *(f"{w}_{m}" for w in ("raw", "ema") for m in ("acc1", "acc5", "loss", "num_images")),
+        *(
+            f"{w}_{m}"
+            for w in ("raw", "ema")
+            for m in ("acc1", "acc5", "loss", "num_images", *(metric.key for metric in MACRO))
+        ),
     ]
 
 

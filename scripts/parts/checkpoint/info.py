@@ -8,9 +8,9 @@ from typing import Any, Mapping
 
 import torch
 
-from engine.checkpoints.download import sha256_of
 from engine.evaluation.sets.tables import is_imagenet
 from utils.errors import printable
+from utils.files import sha256_of
 
 from .weight_files import (
     ORIGIN,

@@ -14,7 +14,6 @@ from timm.models import list_models
 from yacs.config import CfgNode
 
 import models  # noqa: F401  (registers FAT with timm)
-from engine.checkpoints.download import sha256_of
 from engine.checkpoints.file import CheckpointFile
 from engine.checkpoints.file import open_checkpoint as open_file
 from engine.checkpoints.foreign import WEIGHT_FILES
@@ -22,7 +21,7 @@ from engine.checkpoints.layouts import State
 from engine.checkpoints.load import COUNT, first_difference
 from utils.config import config_from, to_dict, value_of
 from utils.errors import CheckpointError, ConfigError, printable
-from utils.files import atomic_write
+from utils.files import atomic_write, sha256_of
 from utils.schema import KEYS
 
 ORIGIN = "origin"  # in files that are made here: of what and how

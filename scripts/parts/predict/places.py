@@ -11,7 +11,8 @@ from utils.errors import ConfigError, OutputError, printable
 from utils.files import atomic_write
 
 STANDARD = "-"  # input or output
-OUTPUTS = ("csv", "json", "sheet")
+OUTPUTS = ("csv", "json", "sheet", "embeddings")
+SUFFIXES = {"sheet": (".png",), "embeddings": (".npz", ".parquet")}  # which say what is written
 
 
 def say(line: str) -> None:
@@ -38,8 +39,11 @@ def require_usable(outputs: dict[str, str]) -> None:
     for kind, path in outputs.items():
         if places.count(os.path.abspath(path)) > 1:
             raise ConfigError(f"--{kind} {path}: is another output, too; give each a file of its own")
-        if kind == "sheet" and not path.lower().endswith(".png"):
-            raise ConfigError(f"--sheet {path}: is written as PNG; give a name that ends with .png")
+        if not path.lower().endswith(suffixes := SUFFIXES.get(kind, ("",))):
+            written = " or ".join(suffix[1:].upper() for suffix in suffixes)
+            raise ConfigError(
+                f"--{kind} {path}: is written as {written}; give a name that ends with {' or '.join(suffixes)}"
+            )
         if path == STANDARD:
             continue
         # A link would be replaced, not what it leads to; /dev/stdout is one.

@@ -21,8 +21,8 @@ from utils.cli import whole_number
 from utils.config import config_from, to_dict
 from utils.device import select_device
 from utils.pictures import grid, titled
-from utils.run_log import RunLog
 
+from ..listing import Listing
 from . import inputs
 from .confusion import confusion_picture
 from .panels import fit
@@ -66,17 +66,6 @@ def make(args: argparse.Namespace) -> list[str]:
             "confusion", "confusion", confusion_picture(errors.confusion(len(trained.classes)), trained.names, text)
         )
     return unreadable
-
-
-class Listing(RunLog):
-    """A log on the console that keeps what could not be read."""
-
-    def __init__(self):
-        super().__init__(Path(), enabled=True)
-        self.unreadable: list[str] = []
-
-    def list_unreadable(self, failures: list[str]) -> None:
-        self.unreadable += failures
 
 
 def evaluated(trained: Trained, args: argparse.Namespace) -> tuple[dict[str, Any], Errors, list[str]]:
