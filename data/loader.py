@@ -184,7 +184,7 @@ class TrainLoader(Loader):
         if self.sampler.shares:
             order += f" in {self.schedule.world_size} shares"
         if self.sampler.groups is not None:
-            order += f" in groups of {self.schedule.batch_size}"
+            order += f" in groups of {self.schedule.together}"
         if self.schedule.balanced:
             order += " balanced by classes"
         return order
@@ -264,7 +264,14 @@ def train_loader(
     """
     if isinstance(dataset, StreamDataset):
         return TrainStreamLoader(dataset, schedule, loading, buffer)
-    return TrainLoader(dataset, schedule, loading, shares=cache_mode == "part" and can_be_cached(dataset.source))
+    return TrainLoader(dataset, schedule, loading, shares=order_is_of_processes(dataset, cache_mode))
+
+
+def order_is_of_processes(dataset: AnyDataset, cache_mode: str) -> bool:
+    """Whether the order of the training images depends on the number of processes, each of which has images of its own."""
+    if isinstance(dataset, StreamDataset):
+        return True
+    return cache_mode == "part" and can_be_cached(dataset.source)
 
 
 def eval_loader(dataset: AnyDataset, batch_size: int, rank: int, world_size: int, loading: Loading) -> Loader:

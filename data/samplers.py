@@ -18,7 +18,8 @@ class TrainBatchSampler(Sampler):
 
     The epoch is one permutation of all images, the same for any number of processes. Micro-batch m takes its positions
     [m * world_size * batch_size, (m + 1) * world_size * batch_size), process r the r-th part of them. The images after
-    the last micro-batch are left out, other ones in each epoch.
+    the last micro-batch are left out, other ones in each epoch. With the schedule's `split`, update u takes the positions
+    [u * total, (u + 1) * total), divided as `UpdateSplit` says.
 
     With `repeats`, each image of the permutation stands so many times in a row, each time with another augmentation, and
     the epoch ends after as many positions as before: it has a `repeats`-th of the images. Process r then takes every
@@ -73,27 +74,33 @@ class TrainBatchSampler(Sampler):
             ]
             order = torch.stack(parts, dim=1).flatten()  # (num_batches, world_size, batch_size)
         if self.groups is not None:
-            return in_groups(order.tolist(), self.groups, schedule.batch_size)
+            return in_groups(order.tolist(), self.groups, schedule.together)
         return order.tolist()
 
     def batch(self, order: list[int], epoch: int, batch: int, rank: int) -> list[SeededIndex]:
         """A process' images of a micro-batch."""
-        batch_size, world_size = self.schedule.batch_size, self.schedule.world_size
         seed, repeats = self.schedule.seed, self.schedule.repeats
         size = self.schedule.size_at(epoch)
+        positions = self._positions(batch, rank)
         if repeats == 1:
-            start = (batch * world_size + rank) * batch_size
-            images = order[start : start + batch_size]
-            if (
-                self.labels is not None
-            ):  # an image may stand in an epoch more than once, each time with another augmentation
-                places = enumerate(images, start)
-                return [SeededIndex(index, derive_seed(seed, epoch, index, place), size) for place, index in places]
-            return [SeededIndex(index, derive_seed(seed, epoch, index), size) for index in images]
-        start = batch * world_size * batch_size
-        positions = range(start + rank, start + world_size * batch_size, world_size)
+            images = [(order[position], position) for position in positions]
+            if self.labels is None:
+                return [SeededIndex(index, derive_seed(seed, epoch, index), size) for index, _ in images]
+            # an image may stand in an epoch more than once, each time with another augmentation
+            return [SeededIndex(index, derive_seed(seed, epoch, index, place), size) for index, place in images]
         copies = [(order[position // repeats], position % repeats) for position in positions]
         return [SeededIndex(index, derive_seed(seed, epoch, index, copy), size) for index, copy in copies]
+
+    def _positions(self, batch: int, rank: int) -> Sequence[int]:
+        """What a process' micro-batch takes of the epoch's order."""
+        batch_size, world_size, split = self.schedule.batch_size, self.schedule.world_size, self.schedule.split
+        if split is not None:
+            update, batch = divmod(batch, split.accumulation_steps)
+            return [update * split.total + place for place in split.positions(batch, rank, self.schedule.repeats)]
+        start = batch * world_size * batch_size
+        if self.schedule.repeats == 1:
+            return range(start + rank * batch_size, min(start + (rank + 1) * batch_size, self.num_images))
+        return range(start + rank, start + world_size * batch_size, world_size)
 
     def __iter__(self) -> Iterator[list[SeededIndex]]:
         epoch, order = self.epoch, self.order(self.epoch)

@@ -2,13 +2,13 @@
 
 import argparse
 import math
-from typing import Any, Optional, Sequence
+from typing import Any, Optional, Sequence, Union
 
 from yacs.config import CfgNode
 
 from utils.cli import Parser
 from utils.errors import ConfigError
-from utils.schema import ENGINES
+from utils.schema import AUTO, ENGINES
 
 
 def parse_args(argv: Optional[Sequence[str]] = None, description: str = "") -> argparse.Namespace:
@@ -23,7 +23,9 @@ def parse_args(argv: Optional[Sequence[str]] = None, description: str = "") -> a
         "--opts", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="config keys with other values"
     )
     parser.add_argument("--data-path", metavar="DIR", help="folder that holds train/ and val/")
-    parser.add_argument("--batch-size", type=int, help="images per process")
+    parser.add_argument(
+        "--batch-size", type=count_or_auto, metavar="N", help="images per process; auto: as many as fit into memory"
+    )
     parser.add_argument("--accumulation-steps", type=int, help="micro-batches per update")
     parser.add_argument("--pretrained", metavar="FILE", help="weights to start from")
     parser.add_argument("--resume", metavar="FILE", help="checkpoint to go on from, or to evaluate with --eval")
@@ -64,6 +66,11 @@ def parse_args(argv: Optional[Sequence[str]] = None, description: str = "") -> a
     args = parser.parse_args(argv)
     require_no_contradiction(args, parser)
     return args
+
+
+def count_or_auto(text: str) -> Union[int, str]:
+    """A type for argparse: a whole number, whose rule the config has, or auto."""
+    return text if text == AUTO else int(text)
 
 
 def require_no_contradiction(args: argparse.Namespace, parser: Parser) -> None:

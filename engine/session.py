@@ -17,6 +17,7 @@ from utils.malloc import keep_freed_memory
 from utils.processes import backend_errors
 from utils.processes.group import process_group
 from utils.processes.launch import Launch, read_launch
+from utils.processes.machines import clock_skew, describe_machines
 from utils.processes.members import START_AGAIN
 from utils.processes.peers import Peers
 from utils.processes.sameness import facts_of, require_same_start
@@ -49,6 +50,15 @@ class Session:
         """Where it runs, for the log."""
         processes = f"{self.launch.world_size} process{'es' if self.launch.world_size > 1 else ''}"
         return f"{self.device} | {processes}" + (f" | {self.arithmetic}" if self.arithmetic else "")
+
+    def describe_machines(self) -> None:
+        """Says, of several processes, where they are, what was compared between them, and whose clock differs."""
+        members = self.peers.members
+        if len(members) > 1:
+            self.log.info(describe_machines(members))
+        skew = clock_skew(members)
+        if skew:
+            self.log.warning(skew)
 
 
 def run_directory(cfg: CfgNode) -> Path:

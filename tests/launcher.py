@@ -66,10 +66,19 @@ class Forked:
         return self.returncode
 
 
-def torchrun(program: Callable[[], None], *flags, environment: dict[str, str] | None = None) -> Job:
-    """torchrun itself with these flags; where it would start Python with a script, it forks and calls `program`."""
+def torchrun(
+    program: Callable[[], None],
+    *flags,
+    environment: dict[str, str] | None = None,
+    prepare: Callable[[], None] = lambda: None,
+) -> Job:
+    """torchrun itself with these flags; where it would start Python with a script, it forks and calls `program`.
+
+    `prepare` is called first in its own process.
+    """
 
     def in_place_of_main():
+        prepare()
         from torch.distributed import run
         from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
 

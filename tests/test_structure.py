@@ -207,7 +207,7 @@ def test_every_requirement_is_imported():
     listed = {names.get(package, package) for package in listed if package}
     used = set().union(*(imports(path) for part in LAYERS for path in files(part)))
     # NVIDIA apex and nvImageCodec; ImageNet-C's images made here; the benchmark's, the quickstart's and prepare_data.py's own;
-    # pyarrow comes with datasets, huggingface_hub and safetensors with timm; LOGGERS wandb; engines and export: onnx, onnxscript, onnxruntime, openvino;
+    # pyarrow comes with datasets, huggingface_hub and safetensors with timm; LOGGERS wandb; scripts/submit.py; engines and export: onnx, onnxscript, onnxruntime, openvino;
     # triton comes with torch for GPUs
     optional = {
         "apex",
@@ -221,6 +221,7 @@ def test_every_requirement_is_imported():
         "huggingface_hub",
         "safetensors",
         "wandb",
+        "submitit",
         "faster_coco_eval",
         "onnx",
         "onnxscript",

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from .conflicts import require_no_conflict
 from .errors import ConfigError, did_you_mean
-from .schema import ALIASES, DEFAULTS, KEYS, PATH, RETIRED, SWITCH, is_finite
+from .schema import ALIASES, AUTO, DEFAULTS, KEYS, OF_TWO_TYPES, PATH, RETIRED, is_finite
 from .yaml_files import read_yaml
 
 
@@ -81,6 +81,12 @@ def config_from(values: dict[str, Any], where: str) -> CfgNode:
 def value_of(config: Mapping[str, Any], key: str) -> Any:
     """The value of SECTION.KEY, which has to be there."""
     return functools.reduce(operator.getitem, key.split("."), config)
+
+
+def batch_size_of(cfg: CfgNode) -> int:
+    """DATA.BATCH_SIZE outside training, which alone looks for the one that `auto` stands for: there it is the default."""
+    size = cfg.DATA.BATCH_SIZE
+    return DEFAULTS.DATA.BATCH_SIZE if size == AUTO else size
 
 
 def to_dict(node: CfgNode) -> dict[str, Any]:
@@ -161,13 +167,13 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
     """`value` with the type of `default`, as the key's rule has it: see `_converted`."""
     rule, kind = KEYS[key].rule, type(default)
     result = _converted(key, value, kind)
-    if type(result) is not kind and not (rule is SWITCH and isinstance(result, str)):
+    if type(result) is not kind and not (rule in OF_TWO_TYPES and isinstance(result, str)):
         raise ConfigError(f"{where} is {value!r}; it must be of type {kind.__name__}, like {default!r}")
     if isinstance(result, str) and not result.isprintable():
         raise ConfigError(f"{where} is {value!r}; it must have printable characters only")
     if rule is PATH and not result.startswith("pipe:"):  # a command, which its own shell expands
         result = _expand(result, where)
-    if kind is int and abs(result) >= 2**31:
+    if type(result) is int and abs(result) >= 2**31:
         raise ConfigError(f"{where} is {value}; it must be below 2147483648")
     if not is_finite(result):
         raise ConfigError(f"{where} is {value!r}; it must be a finite number")

@@ -5,7 +5,7 @@ from typing import Callable, NamedTuple
 from yacs.config import CfgNode
 
 from .errors import ConfigError
-from .schema import BY_INDEX, FORMATS_WITH_OWN_ORDER, LIST, SHARDABLE, VALIDATION
+from .schema import AUTO, BY_INDEX, FORMATS_WITH_OWN_ORDER, LIST, SHARDABLE, VALIDATION
 
 TRAINING = ("train", "check")
 LOADING = (*TRAINING, "benchmark_data")  # those that open the training images
@@ -97,7 +97,11 @@ conflict(LOADING, lambda c: c.TRAIN.LOSS != "ce" and c.AUG.SPLITS,
     "TRAIN.LOSS is {c.TRAIN.LOSS}, but AUG.SPLITS {c.AUG.SPLITS} brings its own loss; set one of them back")
 conflict(LOADING, lambda c: c.TRAIN.BCE_TARGET_THRESH and c.TRAIN.LOSS != "bce",
     "TRAIN.BCE_TARGET_THRESH belongs to TRAIN.LOSS bce, which is {c.TRAIN.LOSS}; set it to 0, or the loss to bce")
-conflict(LOADING, lambda c: mixes(c) and c.DATA.BATCH_SIZE % 2,
+conflict(TRAINING, lambda c: c.DATA.BATCH_SIZE == AUTO and not c.TRAIN.TOTAL_BATCH_SIZE,
+    "DATA.BATCH_SIZE (--batch-size) auto keeps the images of an update, and TRAIN.TOTAL_BATCH_SIZE, which says how many, is 0; set it")
+conflict(TRAINING, lambda c: c.DATA.BATCH_SIZE == AUTO and c.TRAIN.ACCUMULATION_STEPS != 1,
+    "TRAIN.ACCUMULATION_STEPS (--accumulation-steps) is {c.TRAIN.ACCUMULATION_STEPS}, but DATA.BATCH_SIZE auto decides it; leave it out")
+conflict(LOADING, lambda c: mixes(c) and c.DATA.BATCH_SIZE != AUTO and c.DATA.BATCH_SIZE % 2,
     "DATA.BATCH_SIZE (--batch-size) is {c.DATA.BATCH_SIZE}, but mixup and cutmix mix pairs; use an even one, or set "
     "AUG.MIXUP and AUG.CUTMIX to 0")
 conflict(LOADING, lambda c: c.AUG.REPEATS > 1 and c.DATA.CACHE_MODE == "part",

@@ -26,3 +26,11 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):  # no glibc
         return False
     return all([mallopt(parameter, value) for parameter, value in KEEP.items()])
+
+
+def give_back_freed_memory() -> None:
+    """Gives back once what glibc has kept, so that what is taken from now on can be measured."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):  # no glibc
+        pass

@@ -1,5 +1,6 @@
-"""How much main memory may still be taken."""
+"""How much main memory is taken, and how much may still be."""
 
+import contextlib
 from pathlib import Path
 
 GROUPS = (  # a container's control group, version 2 and 1: (limit, use, what the use consists of, prefix of its names)
@@ -27,3 +28,24 @@ def available_memory() -> int:
         except (OSError, ValueError):  # no such group, or 'max': no limit
             pass
     return max(min(left), 0)
+
+
+def resident_memory() -> int:
+    """Bytes that this process has in main memory now."""
+    return _of_this_process("VmRSS")
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has had in main memory, since `forget_peak` where the system lets it forget."""
+    return _of_this_process("VmHWM")
+
+
+def forget_peak() -> None:
+    """`peak_memory` counts anew. Some containers do not let a process do this: there it stays the most so far."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5)
+
+
+def _of_this_process(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

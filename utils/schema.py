@@ -109,7 +109,10 @@ def are_counts(values: list) -> bool:
 
 
 ANY = Rule("any value", lambda value: True)
-SWITCH = Rule("True, False or auto", lambda value: value in (True, False, "auto"))  # the one rule for two types
+SWITCH = Rule("True, False or auto", lambda value: value in (True, False, "auto"))
+AUTO = "auto"
+COUNT_OR_AUTO = Rule("auto, or greater than 0", lambda value: value == AUTO if isinstance(value, str) else value > 0)
+OF_TWO_TYPES = (SWITCH, COUNT_OR_AUTO)  # whose values may be a text besides
 PATH = Rule("a file or folder", lambda value: True)  # as a shell has it, with ~ and $VARIABLE
 NOT_EMPTY = Rule("a name", bool)
 POSITIVE = Rule("greater than 0", lambda value: value > 0)
@@ -210,7 +213,8 @@ key("DATA.CLASS_MAP", "", PATH, IMAGES,
     "labels of the classes: a text file with a name per line, or imagenet-22k, -12k, -21k-goog ...; empty: see CLASS_ORDER")
 key("DATA.CLASS_ORDER", "torchvision", one_of("torchvision", "timm"), IMAGES,
     "of classes without a CLASS_MAP: torchvision (0, 1, 10, 2; Zebra, apple) or timm (0, 1, 2, 10; apple, Zebra)")
-key("DATA.BATCH_SIZE", 128, POSITIVE, SPLIT, "images per process and micro-batch")
+key("DATA.BATCH_SIZE", 128, COUNT_OR_AUTO, SPLIT,
+    "images per process and micro-batch; auto: as many as fit this machine's memory, TRAIN.TOTAL_BATCH_SIZE being kept")
 key("DATA.IMG_SIZE", 224, SIDE, VIEW, "square images of that side")
 key("DATA.INTERPOLATION", "bicubic", one_of("nearest", "bilinear", "bicubic", "lanczos"), COLOURS, "how images are resized")
 key("DATA.MEAN", [0.485, 0.456, 0.406], MEAN, COLOURS, "of red, green and blue, to normalise")
@@ -289,7 +293,7 @@ key("TRAIN.FREEZE", [], PARTS, RECIPE,
     "parts that stay as they are: stem, stages by number from 1 on, or backbone (all but the head)")
 key("TRAIN.ACCUMULATION_STEPS", 1, POSITIVE, SPLIT, "micro-batches per update")
 key("TRAIN.TOTAL_BATCH_SIZE", 0, NOT_NEGATIVE, RECIPE,
-    "images per update over all processes; derives the accumulation; 0: not used")
+    "images per update, the same for any number of processes; derives the accumulation; 0: not used")
 key("TRAIN.SYNC_BN", "auto", one_of("auto", "all", "none", "torch"), RECIPE,
     "whose images BatchNorm's statistics are of: auto (GPUs: all processes', CPUs: its own), all, none (its own), torch (as "
     "all, by torch's own layer, which needs GPUs)")

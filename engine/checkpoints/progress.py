@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from utils.processes.launch import Launch
+from utils.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ class Window:
         self.started = time.perf_counter()
         self.timed = 0  # images since then
         self.wait = 0.0  # seconds spent waiting for data
+        self.forward = Stopwatch(device)  # on forward passes
 
     def add(self, sums: dict[str, torch.Tensor], images: int) -> None:
         """Counts an update: the sums over this process' images, and the number of images of all processes."""

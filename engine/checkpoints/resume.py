@@ -1,5 +1,6 @@
 """Going on: which checkpoint a run goes on from, whether it fits, and what has changed since."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping, Optional
@@ -67,7 +68,8 @@ def fit_progress(progress: Progress, old: dict[str, Any], new: dict[str, Any], p
 
     The order of an epoch's images depends on the data set, the seed and the repeats only, and updates take them in turn. So another
     number of processes or images per update goes on with the next image of the same order, if the images seen so far
-    are whole updates of the new size.
+    are whole updates of the new size. (Of shards, and with DATA.CACHE_MODE part, the order depends on the processes too, which
+    `plan["images"]` says: there an epoch is finished with as many.)
 
     Args:
         progress: the checkpoint's; its `step` is changed.
@@ -96,16 +98,30 @@ def fit_progress(progress: Progress, old: dict[str, Any], new: dict[str, Any], p
     keys = ("num_images", "images", "total_batch_size", "seed", "repeats")
     changed = [key for key in keys if before.get(key) != after[key]]
     changes = [f"{key.replace('_', ' ')} changed from {before.get(key)} to {after[key]}" for key in changed]
-    return changes + _fit_step(progress, before, after, path) if progress.step else changes
+    changes += _fit_step(progress, before, after, path) if progress.step else []
+    return changes + _change_of_processes(progress, before, after)
+
+
+def _change_of_processes(progress: Progress, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    if before["world_size"] == after["world_size"]:
+        return []
+    change = f"the number of processes changed from {before['world_size']} to {after['world_size']}"
+    within = 0 < progress.step < after["updates_per_epoch"]
+    return [f"{change}; the epoch goes on with its next image, update {progress.step + 1}" if within else change]
 
 
 def _fit_step(progress: Progress, before: dict[str, Any], after: dict[str, Any], path: Path) -> list[str]:
     """The place within an epoch; see `fit_progress`."""
     for key in ORDER:
         if before.get(key) != after[key]:
+            remedy = "Finish the epoch with the old one, or start with another --tag"
+            if key == "images" and re.search(r" readers of | shares", after[key]):
+                remedy = (
+                    "Which process reads which image depends on the number of processes: finish the epoch with as many, and the same "
+                    "DATA.NUM_WORKERS and DATA.BATCH_SIZE, or start with another --tag"
+                )
             raise ConfigError(
-                f"{path}: is from within epoch {progress.epoch}, with {key} {before.get(key)}; now it is {after[key]}. "
-                "Finish the epoch with the old one, or start with another --tag"
+                f"{path}: is from within epoch {progress.epoch}, with {key} {before.get(key)}; now it is {after[key]}. {remedy}"
             )
     if progress.step >= before["updates_per_epoch"]:
         progress.step = after["updates_per_epoch"]  # only the evaluation is left

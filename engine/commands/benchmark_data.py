@@ -21,6 +21,7 @@ from data.patience import patience
 from data.sample import Sample
 from data.transforms import Erase, Transform
 from data.workers import Lines, describe_wait
+from utils.config import batch_size_of
 from utils.conflicts import require_no_conflict
 from utils.errors import ConfigError, DataError
 from utils.rng import derive_seed, seed_cpu
@@ -224,7 +225,7 @@ def measure_loader(cfg: CfgNode, device: torch.device, dataset, log: RunLog) -> 
     if not workers:
         log.info("loader: DATA.NUM_WORKERS is 0, the training process loads by itself")
         return
-    size = cfg.DATA.BATCH_SIZE
+    size = batch_size_of(cfg)
     batches = endless_batches(dataset, size, cfg.SEED, cfg.DATA.SHUFFLE_BUFFER, loading(cfg, device))
     for _ in range(workers):
         next(batches)

@@ -137,6 +137,7 @@ class Evaluation:
         images = f"{len(self.val_set())} images" if not cfg.TEST.SETS else f"the sets {', '.join(cfg.TEST.SETS)}"
         form = describe_engine(cfg.TEST.ENGINE, self.examination.model, cfg.TEST.FUSED)
         log.info(f"evaluating {path} on {images} | {self.session.placement} | {self.examination.precision}{form}")
+        self.session.describe_machines()
         notes = [f"{name}: {fitted.note}" for name, fitted in self.fitted.items() if fitted.note]
         if notes:
             log.info(f"{path}: {'; '.join(notes)}")

@@ -8,6 +8,7 @@ from typing import Callable
 
 import torch
 
+from utils.config import batch_size_of
 from utils.device import forget_memory, memory_mib, to_device
 
 from ..inference.engines import EXPORTING, describe, open_engine, require_engine
@@ -37,9 +38,9 @@ def throughput(session: Session) -> None:
     if compilation.mode:
         compile_model(engine, compilation.mode)
     compiled = f" | {compilation.reason}" if compilation.reason else ""
-    log.info(f"{session.placement} | {engine.precision}{form}{compiled} | batch {cfg.DATA.BATCH_SIZE}")
+    log.info(f"{session.placement} | {engine.precision}{form}{compiled} | batch {batch_size_of(cfg)}")
     channels_last = cfg.TRAIN.CHANNELS_LAST and engine.name not in EXPORTING
-    speed = measure_throughput(engine, device, cfg.DATA.BATCH_SIZE, cfg.DATA.IMG_SIZE, channels_last)
+    speed = measure_throughput(engine, device, batch_size_of(cfg), cfg.DATA.IMG_SIZE, channels_last)
     log.info(str(speed))
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from data.loader import Loader, eval_loader
+from utils.config import batch_size_of
 from utils.errors import Stopped
 from utils.processes.launch import Launch
 from utils.processes.peers import Peers
@@ -61,7 +62,7 @@ class Examination:
             changes: of how the config says that images are loaded, see `data.loader.Loading`.
         """
         launch, how = self.peers.launch, replace(loading(self.cfg, self.device), **changes)
-        return eval_loader(dataset, batch_size or self.cfg.DATA.BATCH_SIZE, launch.rank, launch.world_size, how)
+        return eval_loader(dataset, batch_size or batch_size_of(self.cfg), launch.rank, launch.world_size, how)
 
     def run(self, images: Loader, evaluator: Evaluator, model: Optional[nn.Module] = None) -> dict[str, Any]:
         """The evaluator's figures of the model, or of another form of it.

@@ -51,7 +51,7 @@ def compile_model(model: nn.Module, mode: str, num_sizes: int = 1) -> None:
     """Compiles the model's calls, each image size for itself: a graph for any size would be slower with each of them.
 
     Args:
-        num_sizes: image sizes that it will see, each in training and in evaluation.
+        num_sizes: image sizes, and numbers of images, that it will see, each in training and in evaluation.
     """
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, 2 * num_sizes + 2)
     model.compile(mode=mode, dynamic=False)

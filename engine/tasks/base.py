@@ -93,9 +93,9 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Means over the batch: "loss", which is minimised, and more to log, such as its parts.
 
-        Training has whole batches only, of equally many images in each process, so that the mean of such means, as of
-        gradients over processes and micro-batches, weights each image alike. A task that counts something else (pixels,
-        boxes) gives the mean over what its batch has, as the published ones of its kind do.
+        The trainer weights them, and the gradients, by the images of micro-batches, so that each image counts the same in an
+        update. A task that counts something else (pixels, boxes) gives the mean over what its batch has, as the published
+        ones of its kind do.
         """
 
     def evaluator(self, purpose: Purpose, device: torch.device) -> Evaluator:

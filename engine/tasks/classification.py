@@ -26,6 +26,7 @@ from utils.schema import VALIDATION
 
 from ..evaluation.evaluators import ClassEvaluator, ClosingClassEvaluator
 from ..setup.fetching import fetching_of
+from ..setup.group_draws import mixed
 from ..setup.model import PooledFeatures, create_model
 from .base import Decode, Purpose
 from .criterion import create_criterion
@@ -273,7 +274,7 @@ class Classification:
         """The mean loss of a batch of images (B, 3, H, W), or (V * B, 3, H, W) with V views, and targets (B,)."""
         images, targets = batch.tensor, batch.targets
         if self.mixup:
-            images, targets = self.mixup(images, targets)  # targets: (B, classes)
+            images, targets = mixed(self.mixup, images, targets)  # targets: (B, classes)
         outputs = model(images)
         logits, taught = outputs if isinstance(outputs, tuple) else (outputs, outputs)
         loss = self.criterion(logits, targets)

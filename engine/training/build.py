@@ -1,5 +1,6 @@
 """A training run from its config: data, model, optimizer, schedule and state, each given the values that it uses."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional, cast
 
@@ -8,15 +9,17 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from yacs.config import CfgNode
 
-from data.loader import eval_loader, train_loader
+from data.loader import eval_loader, order_is_of_processes, train_loader
 from data.schedule import Schedule
-from utils.config import to_dict
+from utils.config import batch_size_of, to_dict
+from utils.conflicts import mixes
 from utils.errors import ConfigError
 from utils.macs import Complexity
 from utils.processes.launch import available_cores
 from utils.processes.sameness import require_same_images
 from utils.provenance import commit
 from utils.rng import seed_all
+from utils.schema import AUTO
 
 from ..checkpoints.download import local_file
 from ..checkpoints.file import open_checkpoint
@@ -27,6 +30,7 @@ from ..evaluation.sets.tables import is_imagenet
 from ..session import Session
 from ..setup.compilation import decide_compilation
 from ..setup.complexity import complexity_of
+from ..setup.group_draws import draw_by_groups
 from ..setup.loading import loading
 from ..setup.model import TimmModel, place, prepare_model, require_layout, wrap_model
 from ..setup.precision import create_precision
@@ -40,27 +44,30 @@ from ..tasks.distill import (
     pretrained_teacher,
     trained_teacher,
 )
+from .delays import Delays
 from .freeze import freeze
 from .model_ema import WeightAverage
 from .networks import Networks
 from .nonfinite import FiniteGuard
 from .observers import CompileTime, TrainBatchPicture
 from .optim import LearningRate, Optimisation, create_lr_scheduler, create_optimizer
-from .plan import BatchPlan, accumulation_for, plan_batches
+from .plan import BatchPlan, Sharing, plan_batches, split_update
 from .recorder import Recorder
 from .run_length import RunLength
 from .saver import Saver
 from .sharding import share_out
+from .slow_rank import SlowRank
 from .trainer import Trainer
 from .training_data import TrainingData
 from .waits import Waits
 
 
-def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexity, list[str]]:
+def build_trainer(session: Session, pretrained: str, batch_size: int) -> tuple[Trainer, Complexity, list[str]]:
     """Everything that a training run consists of, at its beginning. Writes nothing.
 
     Args:
         pretrained: weights to start from, '' for none.
+        batch_size: DATA.BATCH_SIZE, or what `auto` stands for.
 
     Returns:
         The trainer, the model's size, and what to say of the weights it started from, by lines.
@@ -69,17 +76,18 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
         UserError: settings, data or weights that cannot be used.
     """
     cfg = session.cfg
-    accumulation_for(  # refuses before the data set is read
-        cfg.TRAIN.TOTAL_BATCH_SIZE, cfg.TRAIN.ACCUMULATION_STEPS, cfg.DATA.BATCH_SIZE, session.launch.world_size
-    )
+    if cfg.TRAIN.TOTAL_BATCH_SIZE:
+        split_update(**update_of(session, batch_size))  # refuses before the data set is read
     task = create_task(cfg)
-    data = build_data(session, task)
+    data = build_data(session, task, batch_size)
     distillation = build_distillation(session, data.classes)
     task.prepare_training(len(data.classes), distillation)
     model, complexity, notes = build_model(session, task, len(data.classes), bool(distillation), pretrained)
     optim = build_optimisation(session, model, data.plan)
-    average = WeightAverage(model, cfg.EMA.DECAY, cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
     compile_mode = decide_compilation(cfg, session.device).mode
+    if data.plan.split and not data.plan.split.keeps_groups and not compile_mode:
+        draw_by_groups(model)
+    average = WeightAverage(model, cfg.EMA.DECAY, cfg.EMA.WARMUP) if cfg.EMA.ENABLED else None
     networks = Networks(model, wrap_model(model, session.device), average, compile_mode)
     progress = Progress()
     trainer = Trainer(
@@ -101,26 +109,36 @@ def build_trainer(session: Session, pretrained: str) -> tuple[Trainer, Complexit
 # Data
 
 
-def build_data(session: Session, task: Task) -> TrainingData:
+def build_data(session: Session, task: Task, batch_size: int) -> TrainingData:
     cfg, launch = session.cfg, session.launch
     train_set = task.train_dataset()
     classes = list(train_set.classes)
     val_set = task.val_dataset(classes)
-    plan = plan_batches(
-        len(train_set),
-        cfg.DATA.BATCH_SIZE,
-        launch.world_size,
-        cfg.TRAIN.ACCUMULATION_STEPS,
-        cfg.TRAIN.TOTAL_BATCH_SIZE,
-        cfg.TRAIN.LR_SCALING,
+    update = update_of(session, batch_size)
+    update["sharing"] = replace(update["sharing"], alike=order_is_of_processes(train_set, cfg.DATA.CACHE_MODE))
+    plan = plan_batches(len(train_set), **update, lr_scaling=cfg.TRAIN.LR_SCALING)
+    place: dict[str, Any] = dict(rank=launch.rank, world_size=launch.world_size)
+    changing: dict[str, Any] = dict(
+        repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES, balanced=bool(cfg.DATA.SAMPLING)
     )
-    placing = dict(batch_size=cfg.DATA.BATCH_SIZE, rank=launch.rank, world_size=launch.world_size)
-    changing = dict(repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES, balanced=bool(cfg.DATA.SAMPLING))
-    schedule = Schedule(num_batches=plan.batches_per_epoch, seed=cfg.SEED, **placing, **changing)
+    schedule = Schedule(plan.batches_per_epoch, plan.batch_size, seed=cfg.SEED, split=plan.split, **place, **changing)
     how = loading(cfg, session.device)
     train_batches = train_loader(train_set, schedule, how, cfg.DATA.SHUFFLE_BUFFER, cfg.DATA.CACHE_MODE)
     require_same_images(session.peers, train_batches.order, val_set.source.fingerprint)
-    return TrainingData(train_batches, eval_loader(val_set, **placing, loading=how), plan, classes)
+    val_batches = eval_loader(val_set, batch_size, **place, loading=how)
+    return TrainingData(train_batches, val_batches, plan, classes, batch_size)
+
+
+def update_of(session: Session, batch_size: int) -> dict[str, Any]:
+    """What an update is made of, as `plan_batches` and `split_update` take it."""
+    cfg = session.cfg
+    return {
+        "total_batch_size": cfg.TRAIN.TOTAL_BATCH_SIZE,
+        "accumulation_steps": cfg.TRAIN.ACCUMULATION_STEPS,
+        "batch_size": batch_size,
+        "world_size": session.launch.world_size,
+        "sharing": Sharing(mixes(cfg), group_size=batch_size_of(cfg)),
+    }
 
 
 # Model
@@ -248,8 +266,9 @@ def build_recorder(session: Session, data: TrainingData, progress: Progress, pre
     cfg = session.cfg
     cores = available_cores(session.launch.local_size)
     waits = Waits(cfg.DATA.NUM_WORKERS, cfg.DATA.BACKEND, cores)
+    delays = Delays(waits, SlowRank(session.peers.members, session.device))
     facts = facts_of(session, data, precision)
-    return Recorder(session.log, progress, data.plan, cfg.TRAIN.EPOCHS, cfg.PRINT_FREQ, waits, session.device, facts)
+    return Recorder(session.log, progress, data.plan, cfg.TRAIN.EPOCHS, cfg.PRINT_FREQ, delays, session.device, facts)
 
 
 def metadata_of(session: Session, data: TrainingData, lr_scheduler: Scheduler) -> dict[str, Any]:
@@ -267,6 +286,7 @@ def metadata_of(session: Session, data: TrainingData, lr_scheduler: Scheduler) -
             "total_batch_size": plan.total_batch_size,
             "updates_per_epoch": plan.updates_per_epoch,
             "world_size": session.launch.world_size,
+            **({"batch_size": data.batch_size} if cfg.DATA.BATCH_SIZE == AUTO else {}),
         },
     }
 

@@ -32,7 +32,7 @@ class Networks:
         return {"model": self.model, "ema": self.average and self.average.module}
 
     def compile(self, num_sizes: int) -> None:
-        """Has the models compiled, if that is asked for, for so many sizes of images."""
+        """Has the models compiled, if that is asked for, for so many sizes of images and numbers of them."""
         self.compiles_next = bool(self.compile_mode)
         if self.compiles_next:
             for model in self.evaluated().values():  # both share one graph, and training has another

@@ -55,8 +55,9 @@ def rehearse(trainer: Trainer, optimizer_of: Callable[[torch.nn.Module], torch.o
     """
     random_state = get_rng_state()
     try:
-        batch, load_seconds = _read_images(trainer)
-        step_seconds, forward_seconds, state_bytes = _dry_step(trainer, optimizer_of, batch)
+        items, load_seconds = read_images(trainer)
+        batch = batch_of(trainer, items, trainer.data.plan.batch_size)
+        step_seconds, forward_seconds, state_bytes = dry_step(trainer, optimizer_of, batch)
     finally:
         set_rng_state(random_state)
     findings = Findings(load_seconds, step_seconds, forward_seconds, memory_mib(trainer.session.device), state_bytes)
@@ -84,16 +85,18 @@ def look_ahead(trainer: Trainer, findings: Findings) -> list[str]:
     ]
 
 
-def _read_images(trainer: Trainer):
-    """A micro-batch of the largest size, made of a few training images, and the seconds that each took."""
-    size = trainer.data.plan.batch_size
+def read_images(trainer: Trainer) -> tuple[list, float]:
+    """A few training images of the largest size, and the seconds that each took."""
     pixels = max(_sizes(trainer), default=0)
     started = time.perf_counter()
-    items = trainer.data.train_loader.first(min(SAMPLES, size), pixels)
-    seconds = (time.perf_counter() - started) / len(items)
+    items = trainer.data.train_loader.first(min(SAMPLES, trainer.data.plan.batch_size), pixels)
+    return items, (time.perf_counter() - started) / len(items)
+
+
+def batch_of(trainer: Trainer, items: list, size: int):
+    """A micro-batch of so many images, made of these few."""
     repeated = (items * -(-size // len(items)))[:size]
-    batch, _ = collate_items(repeated, trainer.data.train_loader.dataset.collate)
-    return batch, seconds
+    return collate_items(repeated, trainer.data.train_loader.dataset.collate)[0]
 
 
 def _sizes(trainer: Trainer) -> set[int]:
@@ -101,8 +104,8 @@ def _sizes(trainer: Trainer) -> set[int]:
     return {size for _, size in trainer.data.train_loader.schedule.sizes}
 
 
-def _dry_step(trainer: Trainer, optimizer_of, batch):
-    """Seconds of a training step and of an evaluation batch, the second of two each, and the size of the run's state."""
+def dry_step(trainer: Trainer, optimizer_of, batch):
+    """Does two training steps and evaluation batches on a copy of the model. Returns the seconds of a training step and of an evaluation batch, the second of two each, and the size of the run's state."""
     model = copy.deepcopy(trainer.networks.model)
     optimizer = optimizer_of(model)
     precision = trainer.optim.precision.rehearsal()

@@ -16,8 +16,8 @@ from utils.run_log import RunLog
 from ..checkpoints.progress import OpenWindow, Progress, Window
 from ..evaluation.loop import describe
 from ..tasks.base import ClosingEvaluator
+from .delays import Delays
 from .plan import BatchPlan
-from .waits import Waits
 
 
 class Recorder:
@@ -37,7 +37,7 @@ class Recorder:
         plan: BatchPlan,
         epochs: int,
         every: int,
-        waits: Waits,
+        delays: Delays,
         device: torch.device,
         facts: dict[str, Any],
     ):
@@ -46,14 +46,14 @@ class Recorder:
         self.plan = plan
         self.epochs = epochs
         self.every = every
-        self.waits = waits
+        self.delays = delays
         self.device = device
         self.facts = facts
         self.img_size = 0  # px of the training images, where it changes
 
     def start_epoch(self, img_size: int) -> None:
         """Says from which epoch on training images have another size; 0: it never changes."""
-        self.waits.start_epoch()
+        self.delays.start_epoch()
         if img_size != self.img_size:
             self.log.info(f"epoch {self.progress.epoch}: training images of {img_size} px")
             self.img_size = img_size
@@ -78,8 +78,7 @@ class Recorder:
             "memory_mib": memory_mib(self.device),
         }
         self.log.info(self.line(losses, {**learning, **speed}))
-        warning = self.waits.add(window.wait, seconds)
-        if warning:
+        for warning in self.delays.add(window, seconds, window.timed / self.plan.total_batch_size):
             self.log.warning(warning)
         # JSON has no infinities
         values = {name: value if math.isfinite(value) else None for name, value in {**learning, **speed}.items()}

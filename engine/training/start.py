@@ -20,6 +20,7 @@ from ..setup.loading import caches
 from ..setup.model import has_drop_path
 from ..setup.preprocessing import describe as describe_inputs
 from ..tasks import create_task
+from .batch_size import batch_size_of_run
 from .build import build_optimizer, build_trainer, length_of
 from .freeze import describe as describe_frozen
 from .optim import describe_trust_ratio
@@ -78,7 +79,9 @@ def prepare(session: Session, start: StartPoint) -> PreparedRun:
     cfg, peers, log = session.cfg, session.peers, session.log
     require_loggers(cfg.LOGGERS)
     pretrained = "" if start.path else local_file(cfg.MODEL.PRETRAINED, session.launch, peers)
-    trainer, complexity, notes = build_trainer(session, pretrained)
+    batch_size, chosen = batch_size_of_run(session, start.checkpoint)
+    trainer, complexity, notes = build_trainer(session, pretrained, batch_size)
+    notes = [chosen, *notes]
     findings = rehearse(
         trainer, lambda model: build_optimizer(cfg, model, trainer.data.plan.scale_lr(cfg.TRAIN.BASE_LR))
     )
@@ -129,10 +132,12 @@ def introduce_run(session: Session, trainer: Trainer, complexity: Complexity) ->
     train_set, val_set = trainer.data.train_loader.dataset, trainer.data.val_loader.dataset
     compilation = decide_compilation(cfg, device).reason
     log.info(
-        f"{session.placement} | {trainer.optim.precision}{f' | {compilation}' * bool(compilation)} | global batch "
-        f"{session.launch.world_size} x {plan.batch_size} x {plan.accumulation_steps} accumulated = {plan.total_batch_size} | "
+        f"{session.placement} | {trainer.optim.precision}{f' | {compilation}' * bool(compilation)} | {plan.describe()} | "
         f"lr {plan.scale_lr(cfg.TRAIN.BASE_LR):.3e}"
     )
+    for note in plan.notes(trainer.data.batch_size, compiled=bool(trainer.networks.compile_mode)):
+        log.info(note)
+    session.describe_machines()
     if cfg.DEVICE == "auto" and device.type == "cpu":
         log.warning("no GPU found, training on the CPU")
     log.info(f"{cfg.MODEL.NAME} at {cfg.DATA.IMG_SIZE} px: {complexity}")

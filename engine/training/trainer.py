@@ -14,7 +14,6 @@ import torch
 from utils.errors import ConfigError, NonFiniteError, OutputError, Stopped
 from utils.files import write_json
 from utils.processes.collectives import broadcast_buffers
-from utils.rng import seed_all
 
 from ..checkpoints.file import read_checkpoint
 from ..checkpoints.progress import OpenWindow, Progress, Window
@@ -23,6 +22,7 @@ from ..evaluation.loop import evaluate, summarize
 from ..observer import Observer
 from ..session import Session
 from ..tasks.base import ClosingEvaluator, Task
+from .draws import seeded
 from .networks import Networks
 from .nonfinite import MAX_ROLLBACKS, NonFinite, require_finite_results
 from .optim import Optimisation
@@ -65,7 +65,7 @@ class Trainer:
             self.saver.start_clock()
             self.length.start_clock()
             self.recorder.epochs = self.epochs
-            self.networks.compile(num_sizes=len(self.data.train_loader.schedule.sizes) + 1)
+            self.networks.compile((len(self.data.train_loader.schedule.sizes) + 1) * self.data.plan.num_sizes)
             self.optim.guard.start(self.progress.left_out)
             if self.optim.guard.policy == "rollback" and not self.saver.newest():
                 self.save_for_all()  # something to go back to
@@ -118,7 +118,7 @@ class Trainer:
     def update(self, step: int, batches: Iterator, window: Window) -> torch.Tensor:
         """One optimizer step over the update's micro-batches; returns the norm of its gradient, ()."""
         optim, plan, peers = self.optim, self.data.plan, self.session.peers
-        epoch, num_batches = self.progress.epoch, plan.batches_in_update(step)
+        epoch, num_batches, images = self.progress.epoch, plan.batches_in_update(step), plan.images_in_update(step)
         place, compiling = f"epoch {epoch}, update {step + 1}", self.networks.compiles_next
         update: Any = self.length.place(epoch, step, plan.updates_per_epoch)  # timm takes parts, which it does not say
         optim.lr_scheduler.step_update(update)
@@ -133,21 +133,26 @@ class Trainer:
             peers.at(f"{place}: waits for images", may_last=True)
             batch = self.next_batch(batches, window, first=i == 0)
             peers.at(f"{place}: forward", may_last=compiling)
-            # Mixup, dropout and drop path draw from here on: the same draws whatever ran before.
-            seed_all(self.seed, epoch, step, i, peers.launch.rank)
-            with self.networks.synchronised(last), self.networks.replayed(keep_gradients=i == 0 and not last):
-                with optim.precision.autocast():
+            count = plan.images_in_batch(i, peers.launch.rank)
+            with (
+                self.networks.synchronised(last),
+                self.networks.replayed(keep_gradients=i == 0 and not last),
+                seeded(plan, self.seed, (epoch, step), i, peers.launch.rank) as draws,
+            ):
+                with window.forward.running(), optim.precision.autocast():
                     losses = self.task.loss(self.networks.wrapped, batch)
                 peers.at(f"{place}: backward", may_last=compiling)
-                # The last update of an epoch may have fewer micro-batches: its gradient is the mean over these.
-                optim.precision.backward(losses["loss"] / num_batches)
+                draws.begin_backward()
+                # The gradient, of which the processes' mean is taken, is the mean over the update's images: an epoch's last
+                # update may have fewer micro-batches, and these may have more images than others.
+                optim.precision.backward(losses["loss"] / (images / (count * plan.world_size)))
             for name, value in losses.items():
                 # In float64, so that a window's sum does not depend on where log lines and saves cut it.
-                sums[name] = sums.get(name, 0.0) + value.detach().double() * plan.batch_size
+                sums[name] = sums.get(name, 0.0) + value.detach().double() * count
         grad_norm = optim.precision.clip(optim.optimizer, self.networks.model.parameters(), optim.clip_grad)
         if optim.guard.accepts(step, sums["loss"], grad_norm):
             optim.precision.step(optim.optimizer)
-            window.add(sums, num_batches * plan.batch_size * plan.world_size)
+            window.add(sums, images)
             self.networks.update_average(self.progress.updates + 1)
         else:
             optim.precision.skip()
@@ -178,7 +183,7 @@ class Trainer:
         """
         closing = self.length.may_end(self.progress.epoch + 1)
         # A compiled model is compiled again for another number of images, so the last batch is filled up.
-        whole_batches = self.data.plan.batch_size if self.networks.compile_mode else 0
+        whole_batches = (self.data.val_loader.loader.batch_size or 0) if self.networks.compile_mode else 0
         results: dict[str, dict[str, Any]] = {}
         evaluators: dict[str, ClosingEvaluator] = {}
         for name, model in self.networks.evaluated().items():

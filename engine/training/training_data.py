@@ -18,6 +18,7 @@ class TrainingData:
     val_loader: Loader
     plan: BatchPlan
     classes: list[str]  # in label order
+    batch_size: int  # DATA.BATCH_SIZE, or what `auto` stands for in this run
 
     def batches(self, epoch: int, step: int) -> Iterator[Any]:
         """An epoch's micro-batches from update `step` on."""

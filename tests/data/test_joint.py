@@ -22,7 +22,7 @@ from data.joint import JointTransform
 from data.loader import TrainLoader, TrainStreamLoader, dataset_of, eval_loader, train_loader
 from data.schedule import Schedule
 from data.sources.reading import read_image
-from engine.training.preflight import _read_images
+from engine.training.preflight import batch_of, read_images
 from loading import LOADING, MEAN, STD
 from utils.errors import DataError
 
@@ -178,7 +178,9 @@ def test_mid_epoch_goes_on_with_the_same_bits(rectangles, kind, num_workers):
 def test_a_rehearsal_reads_such_samples(rectangles, kind):
     """As the preflight does: a micro-batch of the largest size, made of a few images."""
     data = SimpleNamespace(plan=SimpleNamespace(batch_size=7), train_loader=loader(rectangles, kind, 0))
-    batch, seconds = _read_images(SimpleNamespace(data=data))
+    trainer = SimpleNamespace(data=data)
+    items, seconds = read_images(trainer)
+    batch = batch_of(trainer, items, 7)
     assert batch.images.shape == (7, 3, 40, 40) and batch.targets["masks"].shape == (7, 40, 40) and seconds > 0
     assert [box.shape for box in batch.targets["boxes"]] == [(1, 4)] * 7
 

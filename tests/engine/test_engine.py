@@ -20,6 +20,7 @@ from engine.checkpoints.store import Checkpointer
 from engine.session import Session
 from engine.setup.model import create_model, prepare_model
 from engine.setup.precision import NativePrecision, create_precision, resolve_dtype
+from engine.training.delays import Delays
 from engine.training.networks import Networks
 from engine.training.nonfinite import FiniteGuard
 from engine.training.optim import (
@@ -34,6 +35,7 @@ from engine.training.plan import BatchPlan
 from engine.training.recorder import Recorder
 from engine.training.run_length import RunLength
 from engine.training.saver import Saver
+from engine.training.slow_rank import SlowRank
 from engine.training.trainer import Trainer
 from engine.training.training_data import TrainingData
 from engine.training.waits import Waits
@@ -70,9 +72,9 @@ def make_trainer(
     precision = precision or NativePrecision(CPU, None)
     guard = FiniteGuard("raise", precision.skips_overflows, model, CPU)
     settings = dict(
-        session=session, task=Regression(), data=TrainingData(None, None, plan, []), networks=Networks(model, model, average),
+        session=session, task=Regression(), data=TrainingData(None, None, plan, [], batch_size), networks=Networks(model, model, average),
         optim=Optimisation(optimizer, scheduler, precision, guard, clip_grad), progress=progress,
-        recorder=Recorder(log, progress, plan, 10, 1, Waits(0, "pil", 1), CPU, {}),
+        recorder=Recorder(log, progress, plan, 10, 1, Delays(Waits(0, "pil", 1), SlowRank(session.peers.members, CPU)), CPU, {}),
         saver=Saver(Checkpointer(None, {}), log, progress, session.peers, 0, 0, 0.0), observers=[], length=RunLength(10, 0, 0.0, progress), seed=0,
     )  # fmt: skip
     return Trainer(**{**settings, **changes})
@@ -461,25 +463,23 @@ def test_timm_model_trains_with_the_same_engine(write_config, tmp_path):
     assert (tmp_path / "output/resnet10t/default/best.pth").exists()
 
 
-def test_two_processes_learn_what_one_does(write_config):
-    """The same global batches give the same gradients; BatchNorm's statistics are per process on the CPU, so the model
-    here has none, and augmentation draws per process, so there is none either.
+def test_processes_learn_what_one_does(write_config, capfd):
+    """The same updates, mixed and with paths dropped alike, of two processes and of three with 4, 2 and 2 images. BatchNorm's
+    statistics are per process on the CPU, so the model here has none.
     """
     path = write_config(
-        MODEL={"TYPE": "timm", "NAME": "test_vit", "DROP_PATH_RATE": 0.0},
-        TRAIN={"EPOCHS": 2, "WARMUP_EPOCHS": 0, "BASE_LR": 1e-3},
-        AUG={"MIXUP": 0.0, "CUTMIX": 0.0},
+        DATA={"BATCH_SIZE": 4},
+        MODEL={"TYPE": "timm", "NAME": "test_vit", "DROP_PATH_RATE": 0.3, "DROP_RATE": 0.1},
+        TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "BASE_LR": 1e-2, "TOTAL_BATCH_SIZE": 8},
     )
-    total = ["--opts", "TRAIN.TOTAL_BATCH_SIZE", 8]
-    run("--cfg", path, "--tag", "one", "--batch-size", 8, *total)
-    launch(2, "--cfg", path, "--tag", "two", "--batch-size", 4, *total)
-    launch(2, "--cfg", path, "--tag", "accumulated", "--batch-size", 2, *total)
+    run("--cfg", path, "--tag", "1")
+    for world_size in (2, 3):
+        launch(world_size, "--cfg", path, "--tag", world_size)
+    assert "TRAIN.TOTAL_BATCH_SIZE 8 over 3 processes: micro-batches of 2 or 4 images" in capfd.readouterr().out
     folder = path.parent / "output/test_vit"
-    one, two, accumulated = (
-        torch.load(folder / tag / "last.pth", weights_only=True)["model"] for tag in ("one", "two", "accumulated")
-    )
+    one, *others = (torch.load(folder / tag / "last.pth", weights_only=True)["model"] for tag in "123")
     for key, value in one.items():
-        assert torch.allclose(value, two[key], atol=1e-5) and torch.allclose(value, accumulated[key], atol=1e-5), key
+        assert all(torch.allclose(value, other[key], atol=1e-5) for other in others), key
 
 
 def test_gradients_are_synchronised_once_per_update(write_config, tmp_path):

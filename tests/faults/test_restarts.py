@@ -147,7 +147,7 @@ def test_restarts_left(monkeypatch):
 
 
 def leaving(node: str, starts: Path, killed: Path, alone: Path, argv) -> None:
-    """main.py on a node that comes and goes.
+    """main.py on a node that comes and goes. It notes the images of each update that it has been in.
 
     One process alone waits: before the other node was killed, and again after some updates of its own, until its agent
     ends it to let the other node in. Then there is a file `alone`.
@@ -162,10 +162,15 @@ def leaving(node: str, starts: Path, killed: Path, alone: Path, argv) -> None:
                 if updates == 12:
                     alone.touch()
                 time.sleep(0.05)
+            if world_size == 2 and updates == 9:
+                trainer.session.peers.meet()  # rank 0, which may be the other one, has saved
             if world_size == 2 and node == "comes and goes" and updates == 9:
                 killed.touch()
                 os.kill(os.getppid(), signal.SIGKILL)
                 os.kill(os.getpid(), signal.SIGKILL)
+
+        def on_batch(self, trainer, batch):
+            note(starts.with_name("seen"), trainer.progress.updates, *batch.keys)
 
     cli.run_and_leave(argv, [Leaving()])
 
@@ -237,3 +242,9 @@ def test_nodes_come_and_go(write_config, tmp_path):
     )
     progress = load(tmp_path / RUNS / "default/last.pth")["progress"]
     assert (progress["epoch"], progress["updates"]) == (3, 21)
+    updates: dict[int, set[str]] = {}
+    for update, *images in map(str.split, (tmp_path / "seen").read_text().splitlines()):
+        updates.setdefault(int(update), set()).update(images)
+    # What was lost with a process is done again, with the same images; no image is in two updates of an epoch.
+    assert [len(updates[number]) for number in range(21)] == [8] * 21
+    assert [len(set.union(*(updates[7 * epoch + step] for step in range(7)))) for epoch in range(3)] == [56] * 3

@@ -1,25 +1,20 @@
 """Who a process is: what torchrun, srun and mpirun say of it, pretended and, where they are installed, for real."""
 
-import contextlib
 import os
-import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from conftest import ROOT, Job, free_port, with_smallest_model
+from slurm_cluster import CLEAN, slurm
 from utils.device import select_device
 from utils.errors import ConfigError
 from utils.processes.launch import Launch, meeting_place, read_launch, stated_rank
 from utils.processes.slurm import first_host, tasks_of_nodes
-
-OF_LAUNCHERS = re.compile(r"(OMPI|PMI|PMIX|SLURM|MPI|TORCHELASTIC)_|(LOCAL_)?(RANK|WORLD_SIZE)$|MASTER_(ADDR|PORT)$")
-CLEAN = {**{k: v for k, v in os.environ.items() if not OF_LAUNCHERS.match(k)}, "OMP_NUM_THREADS": "1"}
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 SRUN = {
@@ -230,63 +225,6 @@ def test_mpirun(write_config, name, flags, environment):
     trained_by([name, *flags, "-n", "2"], small(write_config), **environment, **port)
 
 
-SLURM_CONF = """
-ClusterName=test
-SlurmctldHost={host}
-SlurmctldPort={port}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
-MpiDefault=none
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool-%n
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/%n.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-ReturnToService=2
-NodeName=127.0.0.[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{nodes}] CPUs=2
-PartitionName=all Nodes=ALL Default=YES State=UP
-"""
-
-
-@pytest.fixture
-def slurm(tmp_path):
-    """Slurm's own daemons for two nodes on this machine; their environment."""
-    missing = [name for name in ("srun", "slurmctld", "slurmd", "munged") if not shutil.which(name)]
-    if missing or os.getuid():
-        pytest.skip("needs root, and slurmctld, slurmd, slurm-client and munge (Debian's packages)")
-    environment = {**CLEAN, "SLURM_CONF": str(tmp_path / "slurm.conf")}
-    port = 13000 + 3 * (os.getpid() % 4000)
-    text = SLURM_CONF.format(folder=tmp_path, host=os.uname().nodename, port=port, nodes=f"{port + 1}-{port + 2}")
-    (tmp_path / "slurm.conf").write_text(text)
-    for name in ("state", "spool-127.0.0.1", "spool-127.0.0.2"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "key").write_bytes(os.urandom(128))
-    (tmp_path / "key").chmod(0o600)
-    daemons = [
-        ["munged", "--force", "--foreground", f"--key-file={tmp_path}/key", f"--socket={tmp_path}/munge.socket", f"--pid-file={tmp_path}/munge.pid",
-         f"--seed-file={tmp_path}/seed", f"--log-file={tmp_path}/munge.log"],
-        ["slurmctld", "-D", "-f", str(tmp_path / "slurm.conf")],
-        *(["slurmd", "-D", "-N", f"127.0.0.{node}", "-f", str(tmp_path / "slurm.conf")] for node in (1, 2)),
-    ]  # fmt: skip
-    with contextlib.ExitStack() as running, open(tmp_path / "daemons", "w") as said:
-        for daemon in daemons:
-            process = subprocess.Popen(daemon, env=environment, stdout=said, stderr=said)
-            running.callback(process.wait)
-            running.callback(process.terminate)
-            time.sleep(0.5)  # the next one asks it
-        deadline = time.monotonic() + 60
-        ready = ["srun", "-N2", "-n2", "--immediate=5", "true"]
-        while subprocess.run(ready, env=environment, capture_output=True).returncode:
-            if time.monotonic() > deadline:
-                pytest.skip("Slurm's daemons do not come up here: " + (tmp_path / "slurmctld.log").read_text()[-500:])
-            time.sleep(0.5)
-        yield environment
-
-
-def test_srun_over_two_nodes(write_config, slurm):
-    trained_by(["srun", "-N2", "-n2"], small(write_config), SLURM_CONF=slurm["SLURM_CONF"])
+def test_srun_over_two_nodes(write_config, tmp_path):
+    with slurm(tmp_path) as environment:
+        trained_by(["srun", "-N2", "-n2"], small(write_config), SLURM_CONF=environment["SLURM_CONF"])

@@ -16,7 +16,7 @@ What they lack is here:
 - `watch.py`: signs of life, from which the process that is gone, stopped or behind is *named*. An agent only knows that a
   worker on its own machine has ended, and NCCL only that an operation took too long. With srun and mpirun nobody else
   ends the processes that are left.
-- `sameness.py`: all have the same config, code and versions.
+- `sameness.py`: all have the same config, code and versions. `machines.py`: where they are, and whether their clocks agree.
 - `collectives.py`: sums and rows of tensors over all processes.
 
 `peers.py` is what the rest of the program sees of all this.

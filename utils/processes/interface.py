@@ -30,6 +30,15 @@ def gloo_interface(launch: Launch, address: str, environ: Mapping[str, str]) -> 
     return _as_nccl(environ.get("NCCL_SOCKET_IFNAME", "")) or _on_the_way_to(address)
 
 
+def gloo_address(environ: Mapping[str, str]) -> str:
+    """The interface that gloo uses and its address, `eth0 10.0.0.1`; one or both are missing where they are not known."""
+    name, addresses = environ.get("GLOO_SOCKET_IFNAME", ""), _addresses()
+    if name:
+        return f"{name} {addresses.get(name, '')}".strip()
+    address = _resolved(socket.gethostname())
+    return " ".join([*(name for name, own in addresses.items() if own == address), address])
+
+
 def _as_nccl(wanted: str) -> str:
     """The first interface that NCCL_SOCKET_IFNAME allows: prefixes, or names after `=`. What it excludes (^) says no name."""
     if not wanted or wanted.startswith("^"):

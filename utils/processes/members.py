@@ -22,6 +22,8 @@ class Member(NamedTuple):
     started: str  # as the kernel counts it: a number is given to another process one day
     machine: str
     facts: dict[str, str]  # what must be the same for all, see sameness.py
+    clock: float = 0.0  # seconds since 1970, when all processes had just met
+    address: str = ""  # the interface and address that gloo tells the others, as far as known
 
 
 class Beat(NamedTuple):
@@ -78,8 +80,9 @@ class Members:
                 pass  # gone meanwhile, or somebody else's
 
 
-def this_process(facts: dict[str, str]) -> Member:
-    return Member(socket.gethostname(), os.getpid(), when_started(os.getpid()), this_machine(), facts)
+def this_process(facts: dict[str, str], address: str = "") -> Member:
+    host, pid = socket.gethostname(), os.getpid()
+    return Member(host, pid, when_started(pid), this_machine(), facts, address=address)
 
 
 def when_started(pid: int) -> str:

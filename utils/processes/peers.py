@@ -1,5 +1,7 @@
 """The processes of a run to one another, as the rest of the program sees them."""
 
+import os
+import time
 from datetime import timedelta
 from typing import Any, Callable, Mapping, Optional, Sequence, cast
 
@@ -8,6 +10,7 @@ import torch.distributed as dist
 from ..errors import ProcessError, one_line
 from ..signals import StopRequest
 from .exchange import Exchange
+from .interface import gloo_address
 from .launch import Launch
 from .members import Beat, Member, Members, this_process
 from .place import Place
@@ -44,7 +47,7 @@ class Peers:
         self.stop = StopRequest()
         self.place = Place()
         self.exchange = Exchange(launch, self.place)
-        me = this_process(dict(facts or {}))
+        me = this_process(dict(facts or {}), gloo_address(os.environ) if launch.spans_machines else "")
         sign = Sign(launch.rank, self.stop, self.place)
         members = None if store is None else self._introduce(me, sign.beat(0), store, timeout)
         self.members: list[Member] = members.members if members else [me]
@@ -59,6 +62,7 @@ class Peers:
             own_store.set_timeout(timedelta(seconds=timeout))
             members = Members(own_store, [me])
             members.write(self.launch.rank, first)
+            me = me._replace(clock=time.time())  # all have just met in the group
             members.members = [Member(*member) for member in self.gather(tuple(me))]
         except RuntimeError as error:
             raise ProcessError(

@@ -15,6 +15,7 @@ from typing import Any, Callable, Optional, Sequence
 import torch
 
 from utils.cli import add_weights, number, whole_number
+from utils.config import batch_size_of
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError
 from utils.schema import COLOURS, MODEL, VIEW, keys_of
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         if not is_out_of_memory(error):
             raise
         raise ConfigError(
-            f"--batch-size: {evaluation.cfg.DATA.BATCH_SIZE} images at a time are too many for the memory; use fewer"
+            f"--batch-size: {batch_size_of(evaluation.cfg)} images at a time are too many for the memory; use fewer"
         ) from error
     if len({names[i] for i in chosen}) > 1:
         print("note: raw weights and averaged ones (ema) are put together; --weights takes one kind of them")
@@ -161,7 +162,7 @@ def with_statistics(
     if args.soup:
         figures["with recomputed statistics"] = metrics = evaluation.metrics(made)
         print(f"with BatchNorm's statistics recomputed: {_shown(metrics, evaluation)}")
-    size = evaluation.cfg.DATA.BATCH_SIZE
+    size = batch_size_of(evaluation.cfg)
     return made, f"recomputed from {args.recompute_bn} batches of {size} training images"
 
 

@@ -14,6 +14,7 @@ from engine.checkpoints.load import load_weights
 from engine.inference.examination import Examination
 from engine.setup.loading import loading
 from engine.tasks import create_task
+from utils.config import batch_size_of
 from utils.conflicts import require_no_conflict
 from utils.device import choose_arithmetic, select_device
 from utils.errors import CheckpointError
@@ -72,8 +73,9 @@ class Evaluation:
         require_no_conflict(cfg, "benchmark_data")  # which opens the training images, too
         seed_all(cfg.SEED)
         train_set = self.task.train_dataset()
-        in_epoch = max(len(train_set) // cfg.DATA.BATCH_SIZE, 1)
-        schedule = Schedule(in_epoch, cfg.DATA.BATCH_SIZE, rank=0, world_size=1, seed=cfg.SEED, repeats=cfg.AUG.REPEATS)
+        batch_size = batch_size_of(cfg)
+        in_epoch = max(len(train_set) // batch_size, 1)
+        schedule = Schedule(in_epoch, batch_size, rank=0, world_size=1, seed=cfg.SEED, repeats=cfg.AUG.REPEATS)
         how = loading(cfg, self.examination.device)
         images = train_loader(train_set, schedule, how, cfg.DATA.SHUFFLE_BUFFER, cache_mode="no")
         epochs = (images.epoch(epoch, 0) for epoch in itertools.count())
