@@ -10,15 +10,18 @@ from typing import Any, Iterable, Iterator, NamedTuple, Optional, Sequence
 from utils.errors import DataError
 
 from .image_files import has_image_suffix
+from .label_sets import LabelCells
 from .workers import reading
 
 # Names of columns that are understood, without regard to capitals; DATA.COLUMNS names others.
 PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img")
 LABEL_NAMES = ("label", "class", "class_name", "category", "target")
+SEVERAL_NAMES = ("labels", "classes", "class_names", "categories", "targets", "tags")  # of several labels, before these
 SPLIT_NAMES = ("split", "set", "subset", "fold")
 DELIMITERS = ",\t;"
 WITH_HEADER = (".csv", ".tsv", ".tab")
 JSON_LINES = (".jsonl", ".ndjson", ".json")
+SEVERAL = "of images with several labels set TASK multilabel"
 CLASSES = re.compile(r"\s*#\s*classes\s*:", re.IGNORECASE)  # how a first line begins that names the classes
 
 
@@ -27,7 +30,7 @@ class Row(NamedTuple):
 
     line: int  # where it stands, from 1
     path: str  # with / between folders
-    label: str  # a class' name, or a number
+    labels: tuple[str, ...]  # classes' names, or numbers; one, where an image must have one
     split: Optional[str]  # None: the list says nothing of it
 
 
@@ -44,7 +47,7 @@ class ImageList(NamedTuple):
         return any(row.split is not None for row in self.rows)
 
 
-def read_list(path: Path, columns: Sequence[str] = ("image", "label")) -> ImageList:
+def read_list(path: Path, columns: Sequence[str] = ("image", "label"), cells: Optional[LabelCells] = None) -> ImageList:
     """All rows of a list, in its order.
 
     Its suffix says how it is written: .csv, .tsv and .tab have a header, .jsonl and .ndjson an object in each line, all
@@ -53,6 +56,7 @@ def read_list(path: Path, columns: Sequence[str] = ("image", "label")) -> ImageL
     Args:
         path: of the list.
         columns: names of the columns of paths and labels; 'image' and 'label' stand for the usual ones.
+        cells: take the labels of an image apart, which may have several, or none; None: each image has one.
 
     Raises:
         DataError: there is no such list, or a line of it cannot be understood.
@@ -68,13 +72,31 @@ def read_list(path: Path, columns: Sequence[str] = ("image", "label")) -> ImageL
             classes = _classes_in(first, path)
             lines = file if classes else itertools.chain([first], file)
             read = _reader_of(path)
-            rows = list(_whole(path, read(path, lines, 1 if classes else 0, columns)))
+            rows = list(_whole(path, read(path, lines, 1 if classes else 0, Reading(columns, cells))))
     except UnicodeDecodeError as error:
         raise DataError(str(path), "is no UTF-8 text", "save the list as UTF-8") from error
     if not rows:
         raise DataError(str(path), "names no image", "write a line for each image")
     rows, notes = _with_slashes(path, rows)
+    if cells and cells.separator:
+        notes.append(f"{path}: labels of an image are separated by {cells.separator!r} (DATA.LABEL_SEPARATOR)")
     return ImageList(path, rows, classes, notes)
+
+
+class Reading(NamedTuple):
+    """How rows are understood; see `read_list`."""
+
+    columns: Sequence[str]
+    cells: Optional[LabelCells]
+
+    def names(self) -> list[tuple[str, ...]]:
+        """That the columns of paths, labels and splits may have."""
+        path, label = self.columns
+        labels = (*SEVERAL_NAMES, *LABEL_NAMES) if self.cells else LABEL_NAMES
+        return [PATH_NAMES if path == "image" else (path,), labels if label == "label" else (label,), SPLIT_NAMES]
+
+    def labels_of(self, cell: str, where: str) -> tuple[str, ...]:
+        return self.cells.labels_of(cell, where) if self.cells else (cell,)
 
 
 def _reader_of(path: Path):
@@ -111,7 +133,7 @@ def _classes_in(first: str, path: Path) -> list[str]:
 def _whole(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
     """The rows. Raises DataError: one has no path or no label."""
     for row in rows:
-        lacks = "path" if not row.path else "label" if not row.label else ""
+        lacks = "path" if not row.path else "label" if "" in row.labels else ""
         if lacks:
             about = f" for {row.path!r}" if row.path else ""
             raise DataError(_at(path, row.line), f"has no {lacks}{about}", "complete the line, or take it out")
@@ -121,12 +143,12 @@ def _whole(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
 # CSV and TSV
 
 
-def _rows_with_header(path: Path, lines: Iterable[str], skipped: int, columns: Sequence[str]) -> Iterator[Row]:
+def _rows_with_header(path: Path, lines: Iterable[str], skipped: int, how: Reading) -> Iterator[Row]:
     lines = iter(lines)
     header = next(lines, "")
     delimiter = max(DELIMITERS, key=header.count)
     names = next(csv.reader([header], delimiter=delimiter), [])
-    places = _places([name.strip() for name in names], columns, _at(path, skipped + 1))
+    places = _places([name.strip() for name in names], how, _at(path, skipped + 1))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         line = skipped + 2 + reader.line_num  # a quoted cell may go over several
@@ -144,13 +166,13 @@ def _rows_with_header(path: Path, lines: Iterable[str], skipped: int, columns: S
         if any(cell.strip() for cell in cells):
             cells = [cell.strip() for cell in cells] + [""] * (len(names) - len(cells))
             split = None if places[2] is None else cells[places[2]]
-            yield Row(line, cells[places[0]], cells[places[1]], split)
+            yield Row(line, cells[places[0]], how.labels_of(cells[places[1]], _at(path, line)), split)
 
 
-def _places(names: list[str], columns: Sequence[str], where: str) -> tuple[int, int, Optional[int]]:
+def _places(names: list[str], how: Reading, where: str) -> tuple[int, int, Optional[int]]:
     """At which places of a row path, label and split stand."""
     lowered = [name.lower() for name in names]
-    known = _names_of(columns, lower=True)
+    known = [[name.lower() for name in usual] for usual in how.names()]
     found = [next((lowered.index(name) for name in usual if name in lowered), None) for usual in known]
     if found[0] is not None and found[1] is not None:
         return found[0], found[1], found[2]
@@ -158,25 +180,19 @@ def _places(names: list[str], columns: Sequence[str], where: str) -> tuple[int, 
     if image is not None:
         reason = f"is an image, {image!r}, where the names of the columns should stand"
         raise DataError(where, reason, "write path,label or path,label,split as the first line")
-    missing = " and ".join(f"{wanted[0]!r}" for wanted, place in zip(_names_of(columns), found[:2]) if place is None)
+    missing = " and ".join(f"{wanted[0]!r}" for wanted, place in zip(how.names(), found[:2]) if place is None)
     there = ", ".join(map(repr, names[:8]))
-    raise DataError(
-        where, f"has no column {missing} among {there}", "name the columns in DATA.COLUMNS, or correct the line"
-    )
-
-
-def _names_of(columns: Sequence[str], lower: bool = False) -> list[tuple[str, ...]]:
-    """The names that the columns of paths, labels and splits may have."""
-    path = PATH_NAMES if columns[0] == "image" else (columns[0],)
-    label = LABEL_NAMES if columns[1] == "label" else (columns[1],)
-    return [tuple(name.lower() if lower else name for name in names) for names in (path, label, SPLIT_NAMES)]
+    remedy = "name the columns in DATA.COLUMNS, or correct the line"
+    if not how.cells and found[1] is None and set(lowered) & set(SEVERAL_NAMES):
+        remedy = f"{remedy}; {SEVERAL}"
+    raise DataError(where, f"has no column {missing} among {there}", remedy)
 
 
 # JSON lines
 
 
-def _json_rows(path: Path, lines: Iterable[str], skipped: int, columns: Sequence[str]) -> Iterator[Row]:
-    known = _names_of(columns)
+def _json_rows(path: Path, lines: Iterable[str], skipped: int, how: Reading) -> Iterator[Row]:
+    known = how.names()
     for line, text in enumerate(lines, skipped + 1):
         if not text.strip():
             continue
@@ -187,8 +203,22 @@ def _json_rows(path: Path, lines: Iterable[str], skipped: int, columns: Sequence
             there = ", ".join(map(repr, list(values)[:8])) or "nothing"
             remedy = f"give each line {known[0][0]!r} and {known[1][0]!r}, or name them in DATA.COLUMNS"
             raise DataError(where, f"has no {known[0][0]!r}, but {there}", remedy)
-        texts = (_as_text(image, where, "a path"), _as_text(label, where, "a label"))
-        yield Row(line, *texts, None if split is None else _as_text(split, where, "a split"))
+        labels = _labels_in(label, where, how)
+        yield Row(
+            line, _as_text(image, where, "a path"), labels, None if split is None else _as_text(split, where, "a split")
+        )
+
+
+def _labels_in(value: Any, where: str, how: Reading) -> tuple[str, ...]:
+    """Of a list of labels, or of what a cell could hold."""
+    if not isinstance(value, list):
+        return how.labels_of(_as_text(value, where, "a label"), where)
+    if not how.cells:
+        raise DataError(where, f"{value!r} is not a label", f"a label must be a name or a whole number; {SEVERAL}")
+    texts = [_as_text(label, where, "a label") for label in value]
+    if "" in texts:
+        raise DataError(where, "has a label without a name", "take it out; [] is an image without labels")
+    return tuple(dict.fromkeys(texts))
 
 
 def _object_in(text: str, where: str) -> dict[str, Any]:
@@ -215,7 +245,7 @@ def _as_text(value: Any, where: str, what: str) -> str:
 # Caffe
 
 
-def _caffe_rows(path: Path, lines: Iterable[str], skipped: int, columns: Sequence[str]) -> Iterator[Row]:
+def _caffe_rows(path: Path, lines: Iterable[str], skipped: int, how: Reading) -> Iterator[Row]:
     for line, text in enumerate(lines, skipped + 1):
         text = text.strip()
         if not text or text.startswith("#"):
@@ -224,7 +254,7 @@ def _caffe_rows(path: Path, lines: Iterable[str], skipped: int, columns: Sequenc
         if len(parts) < 2 or has_image_suffix(parts[1]):
             header = " (a table with a header is called .csv or .tsv)" if "," in text else ""
             raise DataError(_at(path, line), f"has no label after {text[:80]!r}", f"write <path> <label>{header}")
-        yield Row(line, parts[0].strip(), parts[1].strip(), None)
+        yield Row(line, parts[0].strip(), how.labels_of(parts[1].strip(), _at(path, line)), None)
 
 
 # Windows

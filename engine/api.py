@@ -23,11 +23,13 @@ from utils.leftovers import without_leftovers
 
 from .checkpoints.file import open_checkpoint
 from .commands import run_command
+from .inference.label_predictor import LabelPredictor
 from .inference.predictor import Predictor
 from .inference.trained import load_trained
 from .observer import Observer
 
 AnyPath = Union[str, os.PathLike]
+PREDICTORS = {"classification": Predictor, "multilabel": LabelPredictor}
 WHERE = "opts"  # what a message calls the values that a caller gives
 
 
@@ -106,13 +108,13 @@ def load(
         ConfigError: the config, the classes or the device cannot; or the model gives no classes of images.
     """
     trained = load_trained(Path(checkpoint), Path(cfg) if cfg else None, classes, weights)
-    if trained.cfg.TASK != "classification":
+    if trained.cfg.TASK not in PREDICTORS:
         raise ConfigError(
             str(checkpoint),
             f"is of a model for {trained.cfg.TASK}",
             "take engine.inference.trained.load_trained, whose model gives its outputs",
         )
-    return Predictor(trained, select_device(device, 0), batch_size=batch_size)
+    return PREDICTORS[trained.cfg.TASK](trained, select_device(device, 0), batch_size=batch_size)
 
 
 def _run(name: str, cfg: CfgNode, opts: Mapping[str, Any], observers: Sequence[Observer] = ()) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def submit(args, given: list[str]):
             slurm_additional_parameters={name: value for name, _, value in pairs},
         )
         return executor.submit(Training(given, str(ROOT)))
-    except (RuntimeError, ValueError, submitit.core.utils.FailedJobError) as error:
+    except (RuntimeError, ValueError) as error:
         raise ConfigError(f"submitit: {' '.join(str(error).split())[:500]}; see --help") from error
 
 

@@ -15,7 +15,7 @@ from utils.run_files import EVAL, Records, median_speed, read_figures, weights_i
 matplotlib.use("Agg")
 
 
-COUNTS = ("num_images", "unreadable")  # beside the figures of an evaluation, whatever the task
+COUNTS = ("num_images", "num_classes", "unreadable")  # beside the figures of an evaluation, whatever the task
 
 
 def figures_in(records: Records) -> list[str]:

@@ -19,13 +19,15 @@ from data.sources.wds import StoredImage, WdsSource
 from data.sources.zip import ZipSource
 from engine.evaluation.evaluators import ClassEvaluator, ClosingClassEvaluator
 from engine.evaluation.knn import Bank, Neighbours
+from engine.evaluation.label_evaluators import ClosingLabelEvaluator, LabelEvaluator
 from engine.setup.precision import NativePrecision, Precision
-from engine.tasks.base import ClassTask, ClosingEvaluator, Evaluator, Task, TaskKind
+from engine.tasks.base import ChoosingEvaluator, ClassTask, ClosingEvaluator, Evaluator, Task, TaskKind
 from engine.tasks.classification import Classification
 from engine.tasks.detection import Detection
+from engine.tasks.multilabel import Multilabel
 from engine.tasks.segmentation import Segmentation
 
-TASK_KINDS: list[TaskKind] = [Classification, Segmentation, Detection]
+TASK_KINDS: list[TaskKind] = [Classification, Multilabel, Segmentation, Detection]
 
 
 def sources(
@@ -63,12 +65,18 @@ def evaluators(classes: ClassEvaluator, bank: Bank, neighbours: Neighbours) -> l
     return [classes, bank, neighbours]
 
 
-def closing_evaluators(classes: ClosingClassEvaluator) -> list[ClosingEvaluator]:
-    return [classes]
+def closing_evaluators(classes: ClosingClassEvaluator, labels: ClosingLabelEvaluator) -> list[ClosingEvaluator]:
+    return [classes, labels]
 
 
-def tasks(classification: Classification, segmentation: Segmentation, detection: Detection) -> list[Task]:
-    return [classification, segmentation, detection]
+def choosing_evaluators(labels: LabelEvaluator) -> list[ChoosingEvaluator]:
+    return [labels]
+
+
+def tasks(
+    classification: Classification, several: Multilabel, segmentation: Segmentation, detection: Detection
+) -> list[Task]:
+    return [classification, several, segmentation, detection]
 
 
 def class_tasks(classification: Classification) -> list[ClassTask]:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -37,6 +38,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 GresTypes=gpu
 ReturnToService=2
+SlurmdTimeout=30
 NodeName=127.0.0.[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{nodes}] CPUs=2 Gres=gpu:1
 PartitionName=all Nodes=ALL Default=YES State=UP
 """
@@ -61,7 +63,7 @@ def slurm(folder: Path):
         ["munged", "--force", "--foreground", f"--key-file={folder}/key", f"--socket={folder}/munge.socket", f"--pid-file={folder}/munge.pid",
          f"--seed-file={folder}/seed", f"--log-file={folder}/munge.log"],
         ["slurmctld", "-D", "-f", str(folder / "slurm.conf")],
-        *(["slurmd", "-D", "-N", f"127.0.0.{node}", "-f", str(folder / "slurm.conf")] for node in (1, 2)),
+        *(slurmd(environment, f"127.0.0.{node}") for node in (1, 2)),
     ]  # fmt: skip
     with contextlib.ExitStack() as running, open(folder / "daemons", "w") as said:
         for daemon in daemons:
@@ -76,3 +78,26 @@ def slurm(folder: Path):
                 pytest.skip("Slurm's daemons do not come up here: " + (folder / "slurmctld.log").read_text()[-500:])
             time.sleep(0.5)
         yield environment
+
+
+def slurmd(environment: dict[str, str], node: str) -> list[str]:
+    """The command of a node's daemon."""
+    return ["slurmd", "-D", "-N", node, "-f", environment["SLURM_CONF"]]
+
+
+def kill_node(environment: dict[str, str], node: int) -> None:
+    """Ends a node's daemon and all that it has started for jobs, as a loss of power does; nodes count from 0."""
+    conf = environment["SLURM_CONF"].encode()
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command, variables = ((path / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
+            parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            if command[0] == b"slurmd" and f"127.0.0.{node + 1}".encode() in command and conf in command:
+                os.kill(int(path.name), signal.SIGKILL)
+            if (
+                f"SLURM_NODEID={node}".encode() in variables
+                and b"SLURM_CONF=" + conf in variables
+                and b"main.py" in command
+            ):
+                os.kill(parent, signal.SIGKILL)  # slurmstepd
+                os.kill(int(path.name), signal.SIGKILL)

@@ -5,7 +5,7 @@ from typing import Callable, NamedTuple
 from yacs.config import CfgNode
 
 from .errors import ConfigError
-from .schema import AUTO, BY_INDEX, FORMATS_WITH_OWN_ORDER, LIST, SHARDABLE, VALIDATION
+from .schema import AUTO, BY_INDEX, FORMATS_WITH_OWN_ORDER, LIST, SEVERAL_LABELS, SHARDABLE, VALIDATION
 
 TRAINING = ("train", "check")
 LOADING = (*TRAINING, "benchmark_data")  # those that open the training images
@@ -138,4 +138,20 @@ conflict(READING, lambda c: c.DATA.VAL_SHARE and c.TASK in ("segmentation", "det
 conflict(READING, lambda c: c.DATA.VAL_SHARE and (c.DATA.VAL_SPLIT != VALIDATION or c.DATA.TRAIN_SPLIT == VALIDATION),
     "DATA.VAL_SHARE takes the validation images from DATA.TRAIN_SPLIT, {c.DATA.TRAIN_SPLIT}, but DATA.VAL_SPLIT is "
     "{c.DATA.VAL_SPLIT}; set it, or the share, back")
+conflict(READING, lambda c: c.TASK == "multilabel" and format_of(c) not in SEVERAL_LABELS,
+    "DATA.DATASET is {c.DATA.DATASET}, whose images have one label each, but TASK is multilabel; use " + " or ".join(SEVERAL_LABELS))
+conflict(READING, lambda c: c.DATA.LABEL_SEPARATOR and c.TASK != "multilabel",
+    "DATA.LABEL_SEPARATOR separates labels of TASK multilabel, which is {c.TASK}; set it, or leave the separator out")
+conflict(LOADING, lambda c: c.TASK == "multilabel" and (c.TRAIN.LOSS == "ce" or c.MODEL.LABEL_SMOOTHING > 0),
+    "TASK multilabel learns yes or no of each class, but TRAIN.LOSS is {c.TRAIN.LOSS}, MODEL.LABEL_SMOOTHING {c.MODEL.LABEL_SMOOTHING}; "
+    "set the loss to bce or asymmetric and the smoothing to 0, as configs/multilabel/base.yaml does")
+conflict(LOADING, lambda c: c.TRAIN.LOSS == "asymmetric" and c.TASK != "multilabel",
+    "TRAIN.LOSS asymmetric is for TASK multilabel, which is {c.TASK}; set the task, or another loss")
+conflict(LOADING, lambda c: c.TRAIN.LOSS == "asymmetric" and mixes(c),
+    "TRAIN.LOSS asymmetric focuses on labels that are 0 or 1, but mixup and cutmix mix them; set AUG.MIXUP and AUG.CUTMIX to 0 "
+    "(AUG.CUTMIX_MINMAX to []), or the loss to bce")
+conflict(LOADING, lambda c: c.TASK == "multilabel" and (c.AUG.SPLITS or c.DISTILL.TEACHER),
+    "AUG.SPLITS and DISTILL.TEACHER compare probabilities of which an image has one class, but TASK is multilabel; set them to 0 and ''")
+conflict(EVALUATION, lambda c: c.TASK == "multilabel" and (c.TEST.SETS or c.TEST.KNN),
+    "TEST.SETS and TEST.KNN are about images with one label each, but TASK is multilabel; leave them out")
 # fmt: on

@@ -23,6 +23,7 @@ FORMATS_WITH_OWN_ORDER = ("cifar10", "cifar100", "synthetic", "coco")
 SHARDABLE = ("adamw", "adam", "sgd", "lion", "lamb", "lars")
 VALIDATION = "val"  # the split of the validation images, where no other is named
 LIST = "list"  # the format whose labels are a list
+SEVERAL_LABELS = (LIST, "hfds", "wds")  # formats whose images may have several labels
 BY_INDEX = ("imagenet", "folder", "zip", "tar", "hfds", LIST)  # formats of image files that are read by index
 
 
@@ -200,6 +201,8 @@ key("DATA.VAL_SHARE", 0.0, BELOW_ONE, IMAGES,
 key("DATA.VAL_SEED", 0, NOT_NEGATIVE, IMAGES, "VAL_SHARE: chooses which ones they are; SEED does not")
 key("DATA.COLUMNS", ["image", "label"], COLUMNS, IMAGES,
     "of hfds, list: columns; of wds: members by their suffixes, such as [rgb.png, cls]; image and label stand for the usual ones")
+key("DATA.LABEL_SEPARATOR", "", ANY, IMAGES,
+    "TASK multilabel: what stands between two labels in a cell; empty: | or ;, whichever the first such cell has")
 key("DATA.ZIP_MODE", False, ANY, IMAGES, "True: the same as DATASET zip, for imagenet")
 key("DATA.CACHE_MODE", "no", one_of("no", "full", "part"), NUMERICS,
     "zip, tar: files in memory: no, full (all in each process), part (each process has its share, and trains on it)")
@@ -277,7 +280,8 @@ key("TRAIN.MIN_LR", 5e-6, NOT_NEGATIVE, RECIPE, "the last LR")
 key("TRAIN.WEIGHT_DECAY", 0.05, NOT_NEGATIVE, RECIPE, "of all weights but biases and norms")
 key("TRAIN.IMG_SIZES", [], SIZE_STEPS, RECIPE,
     "[[epoch, size], ...]: size of training images from that epoch on; empty: DATA.IMG_SIZE")
-key("TRAIN.LOSS", "ce", one_of("ce", "bce"), RECIPE, "cross-entropy, or bce: binary cross-entropy of each class")
+key("TRAIN.LOSS", "ce", one_of("ce", "bce", "asymmetric"), RECIPE,
+    "cross-entropy, or bce: binary cross-entropy of each class; TASK multilabel: bce, or asymmetric (Ridnik et al., ICCV 2021)")
 key("TRAIN.CLASS_WEIGHTS", "", PATH, RECIPE,
     "of the loss: balanced (as 1 / images), effective (Cui et al. 2019, beta 0.999), or a CSV file of class,weight; their mean is 1; empty: "
     "all alike")
@@ -371,6 +375,13 @@ key("SEG.PHOTOMETRIC", True, ANY, RECIPE, "brightness, contrast, saturation and 
 key("SEG.MODE", "whole", one_of("whole", "slide"), VIEW, "evaluation sees the image whole, or through windows of DATA.IMG_SIZE")
 key("SEG.STRIDE", 0, NOT_NEGATIVE, VIEW, "px from a window to the next; 0: two thirds of DATA.IMG_SIZE")
 key("SEG.SCALES", [1.0], POSITIVES, VIEW, "factors of SCALE at which evaluation sees an image; the mean of the probabilities counts")
+
+# TASK multilabel
+key("MULTILABEL.GAMMA_NEG", 4.0, NOT_NEGATIVE, RECIPE, "asymmetric: focusing of classes that an image does not have")
+key("MULTILABEL.GAMMA_POS", 1.0, NOT_NEGATIVE, RECIPE, "asymmetric: focusing of those that it has")
+key("MULTILABEL.CLIP", 0.05, BELOW_ONE, RECIPE, "asymmetric: by so much the probability of what it does not have is lowered; 0: off")
+key("MULTILABEL.THRESHOLD", 0.0, BELOW_ONE, EVALUATION,
+    "probability from which on an image has a class; 0: one per class, with the largest F1 on the validation images in training")
 
 # TASK detection
 key("DET.MAX_SIZE", 1333, POSITIVE, MODEL, "px of an image's longer side at most, where its shorter one has DATA.IMG_SIZE")

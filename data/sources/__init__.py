@@ -13,6 +13,7 @@ from utils.schema import FORMATS_WITH_OWN_ORDER, LIST
 
 from ..class_order import CLASS_ORDERS, timm_map
 from ..decode import decode_image
+from ..label_sets import LabelCells
 from ..remote.shelf import Fetching
 from ..workers import waiting
 from .cifar import CIFARSource
@@ -63,6 +64,7 @@ class Opening:
     # name an order of its own
     class_order: str = "torchvision"
     listing: Listing = Listing()  # of a list
+    cells: Optional[LabelCells] = None  # of formats whose images may have several labels, or none; None: each has one
     share: Optional[ValShare] = None  # which part of the split's images is wanted; None: all
     fetching: Fetching = Fetching()  # how shards that lie elsewhere come here
     timeout: float = 0.0  # seconds without a further file or folder after which the wait is an error; 0: none
@@ -109,6 +111,7 @@ def open_source(
             columns=opening.columns,
             class_order=opening.class_order,
             listing=opening.listing,
+            cells=opening.cells,
             fetching=opening.fetching,
         )
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from utils.errors import DataError
 
+from ..label_sets import LabelCells
+
 
 def labels_of(column: Any, name: str, where: str) -> tuple[np.ndarray, Optional[list[str]]]:
     """Each row's label, and the classes' names in label order; None where the column holds numbers.
@@ -45,7 +47,38 @@ def labels_of(column: Any, name: str, where: str) -> tuple[np.ndarray, Optional[
         return labels, None
     except (ValueError, TypeError, OverflowError) as error:  # pyarrow's, of bytes that are no text, is a ValueError
         what = f"the column {name!r} holds no numbers or names"
-        raise DataError(f"{where}: {what}; name another in DATA.COLUMNS") from error
+        several = ", or set TASK multilabel for several labels of an image" if types.is_nested(column.type) else ""
+        raise DataError(f"{where}: {what}; name another in DATA.COLUMNS{several}") from error
+
+
+def label_sets_of(
+    column: Any, name: str, where: str, cells: LabelCells
+) -> tuple[np.ndarray, np.ndarray, Optional[list[str]]]:
+    """The labels of rows that may have several, or none: all of them one after the other, each row's end among them, and
+    the classes' names as `labels_of` has them.
+
+    Args:
+        column: pyarrow's ChunkedArray of lists, of texts that name several, or of one number or name a row.
+        cells: take texts apart.
+
+    Raises:
+        DataError: as `labels_of`.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import types
+
+    kind = column.type
+    if not (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
+        rows = column.to_pylist()
+        if is_text(kind):
+            rows = [list(cells.labels_of(text or "", f"{where}: row {row}")) for row, text in enumerate(rows)]
+        else:
+            rows = [[] if label is None else [label] for label in rows]
+        column = pa.chunked_array([pa.array(rows, pa.list_(kind))])
+    ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy(), dtype=np.int64)
+    labels, names = labels_of(pc.list_flatten(column), name, where)
+    return labels, ends, names
 
 
 def is_text(kind: Any) -> bool:

@@ -12,9 +12,11 @@ from utils.errors import ConfigError, DataError, one_line
 from utils.rng import fingerprint
 
 from ..class_maps import classes_for, unnamed_classes, wordnet_ids
-from .columns import file_in, is_bytes, is_text, key_of, labels_of
+from ..label_sets import AnyLabels, LabelCells, LabelSets, target_of
+from .columns import file_in, is_bytes, is_text, key_of, label_sets_of, labels_of
 from .reading import OR_SKIP, printable, read_image
 
+SEVERAL = "labels"  # a column of several labels, where DATA.COLUMNS names no other
 SPLITS = {"val": ("val", "validation", "test")}  # what the hub calls our validation split
 
 
@@ -29,6 +31,7 @@ class HfdsSource:
         columns: names of the columns of images (files' bytes, or their paths in the folder) and labels.
         num_classes, class_to_idx: where the labels' column holds numbers without names, see `classes_for`.
         decode: open file -> image.
+        cells: take the labels of an image apart, which may have several, or none; None: each image has one.
 
     Raises:
         ConfigError: `datasets` is not installed.
@@ -43,6 +46,7 @@ class HfdsSource:
         num_classes: int,
         class_to_idx: Optional[Mapping[str, int]],
         decode: Callable[[BinaryIO], Any],
+        cells: Optional[LabelCells] = None,
     ):
         if not root.is_dir():
             raise DataError(
@@ -51,7 +55,9 @@ class HfdsSource:
         image, label = columns
         rows = _load(root, split)
         notes = _ignored_tables(rows, root)
-        for column in columns:
+        if cells and label == "label" and SEVERAL in rows.column_names:
+            label = SEVERAL
+        for column in (image, label):
             if column not in rows.column_names:
                 there = f"has no column {column!r}, but {', '.join(rows.column_names)}"
                 way_out = "name its images and labels in DATA.COLUMNS"
@@ -60,42 +66,79 @@ class HfdsSource:
 
         rows = _with_files(rows, image, root)
         self.rows, self.column, self.root, self.decode = rows, image, root, decode
-        self.labels, names = labels_of(rows.data.column(label), label, f"{root}: {split!r}")
+        labels, names = self._labels_in(rows.data.column(label), label, split, cells)
         if names is not None:
             notes.append(f"{root}: its classes are the names in the column {label!r}")
         self.notes = notes
-        given = getattr(rows.features[label], "names", None)  # of numbers
+        feature = rows.features[label]
+        given = getattr(getattr(feature, "feature", feature), "names", None)  # of numbers, in lists or not
         classes = names or (wordnet_ids(given) if given else classes_for(num_classes, class_to_idx))
-        if len(self.labels) == 0 or self.labels.min() < 0 or self.labels.max() >= len(classes):
-            there = f"labels from {self.labels.min()} to {self.labels.max()}" if len(self.labels) else "no images"
+        flat = labels.labels if isinstance(labels, LabelSets) else labels
+        if len(flat) == 0 or flat.min() < 0 or flat.max() >= len(classes):
+            there = f"labels from {flat.min()} to {flat.max()}" if len(flat) else "no images with labels"
             raise DataError(
                 f"{root}: {split!r} has {there}, of {len(classes)} classes; choose a split with labels (DATA.VAL_SPLIT)"
             )
-        self.classes = classes
-        self.chosen = np.arange(len(self.labels))
-        if class_to_idx is not None:
-            present = [classes[label] for label in np.unique(self.labels)]
-            notes.extend(unnamed_classes(root, present, class_to_idx, "label"))
-            table = np.array([class_to_idx.get(name, -1) for name in classes])
-            self.chosen = np.flatnonzero(table[self.labels] >= 0)
-            self.labels = table[self.labels][self.chosen]
-            self.classes = sorted(class_to_idx, key=class_to_idx.__getitem__)
-            if not len(self.chosen):
-                raise DataError(
-                    f"{root}: none of its classes, {classes[0]!r} and so on, is in the class map; check DATA.CLASS_MAP"
-                )
+        self._take(labels, flat, classes, class_to_idx)
         paths = pc.struct_field(rows.data.column(image), "path").to_pylist()
-        labelled = zip(self.chosen, self.labels)
-        self.keys = np.array([os.fsencode(key_of(paths[i] or f"{i}", self.classes[k])) for i, k in labelled])
+        self.keys = np.array([os.fsencode(key) for key in self._keys(paths)])
         self.fingerprint = fingerprint(self.keys.tolist())
 
     @classmethod
     def open(
-        cls, split: str, data_path: str, num_classes: int, columns, class_to_idx, decode: Callable, **_
+        cls, split: str, data_path: str, num_classes: int, columns, class_to_idx, decode: Callable, cells=None, **_
     ) -> "HfdsSource":
         if not data_path:
             raise DataError("DATA.DATA_PATH: is not set; give --data-path, the folder that holds the parquet files")
-        return cls(Path(data_path), split, columns, num_classes, class_to_idx, decode)
+        return cls(Path(data_path), split, columns, num_classes, class_to_idx, decode, cells)
+
+    def _labels_in(
+        self, column: Any, name: str, split: str, cells: Optional[LabelCells]
+    ) -> tuple[AnyLabels, Optional[list[str]]]:
+        """Each row's label, or labels, and the classes' names; see `labels_of`."""
+        where = f"{self.root}: {split!r}"
+        if cells is None:
+            return labels_of(column, name, where)
+        labels, ends, names = label_sets_of(column, name, where, cells)
+        return LabelSets(labels, ends, int(labels.max(initial=-1)) + 1), names
+
+    def _take(
+        self, labels: AnyLabels, flat: np.ndarray, classes: list[str], class_to_idx: Optional[Mapping[str, int]]
+    ) -> None:
+        """Sets classes, labels and the rows that are `chosen`: those of a class map's classes; of rows that may have
+        several labels all, without labels that it does not name.
+
+        Args:
+            flat: all labels.
+
+        Raises:
+            DataError: the map names none of the classes that are there.
+        """
+        self.classes, table = classes, np.arange(len(classes))
+        if class_to_idx is not None:
+            present = [classes[label] for label in np.unique(flat)]
+            self.notes.extend(unnamed_classes(self.root, present, class_to_idx, "label"))
+            table = np.array([class_to_idx.get(name, -1) for name in classes])
+            self.classes = sorted(class_to_idx, key=class_to_idx.__getitem__)
+            if not (table[flat] >= 0).any():
+                raise DataError(
+                    f"{self.root}: none of its classes, {classes[0]!r} and so on, is in the class map; check DATA.CLASS_MAP"
+                )
+        self.chosen = np.arange(len(labels))
+        self.labels: AnyLabels
+        if isinstance(labels, LabelSets):
+            self.labels = labels.renumbered(table, len(self.classes))
+        else:
+            self.chosen = np.flatnonzero(table[labels] >= 0)
+            self.labels = table[labels][self.chosen]
+
+    def _keys(self, paths: list[Optional[str]]) -> list[str]:
+        """Of the chosen rows, by the paths of all; of rows that may have several labels their paths, or numbers."""
+        if isinstance(self.labels, LabelSets):
+            unique = None not in paths and len(set(paths)) == len(paths)
+            return [str(paths[row]) if unique else f"{row}" for row in self.chosen]
+        labelled = zip(self.chosen, self.labels)
+        return [key_of(paths[row] or f"{row}", self.classes[label]) for row, label in labelled]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -122,10 +165,10 @@ class HfdsSource:
         with self._opened(index) as file:
             return file.read()
 
-    def load(self, index: int) -> tuple[Any, int]:
+    def load(self, index: int) -> tuple[Any, Any]:
         remedy = f"make the parquet file anew without it{OR_SKIP}"
         image = read_image(self.name(index), lambda: self._opened(index), self.decode, remedy)
-        return image, int(self.labels[index])
+        return image, target_of(self.labels, index)
 
 
 def _ignored_tables(rows: Any, root: Path) -> list[str]:

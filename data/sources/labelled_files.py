@@ -1,6 +1,7 @@
 """Image files on the disk with a label each, read by index: what a folder and a list of them share."""
 
 import os
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ class LabelledFiles:
     root: bytes
     paths: np.ndarray  # of bytes, below the root
     keys: np.ndarray  # of bytes
-    labels: np.ndarray  # of integers
+    labels: Any  # (N,) of integers; of a list also `LabelSets`
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -13,6 +13,7 @@ from utils.files import open_regular
 from utils.rng import fingerprint
 
 from ..class_order import timm_order, torchvision_order
+from ..label_sets import LabelCells, LabelSets, target_of
 from ..list_rows import JSON_LINES, WITH_HEADER, ImageList, Row, read_list
 from ..workers import reading
 from .labelled_files import LabelledFiles
@@ -53,6 +54,7 @@ class ListSource(LabelledFiles):
         labels: of the list's classes.
         decode: open file -> image.
         may_miss: see `Listing`.
+        several: whether an image may have several labels, or none.
 
     Raises:
         DataError: the list contradicts itself, names files that are not there, or labels that are none; at `load`, a file
@@ -67,11 +69,12 @@ class ListSource(LabelledFiles):
         labels: Labels,
         decode: Callable[[BinaryIO], Any],
         may_miss: bool = False,
+        several: bool = False,
     ):
         self.list, self.decode = images.path, decode
         self.classes = labels.classes
         rows, twice = _each_once(images.path, rows)
-        rows, unnamed = _known(images.path, rows, labels)
+        rows, unnamed = (_with_known if several else _known)(images.path, rows, labels)
         root = _root_of(rows, roots)
         if not may_miss:
             _require_files(images.path, rows, root)
@@ -84,8 +87,11 @@ class ListSource(LabelledFiles):
         self.root = os.fsencode(root)
         # Arrays, not a list of rows: workers share their memory, as no reference counts in it change.
         self.paths = np.array([os.fsencode(row.path) for row in rows])
-        self.labels = np.array([labels.by_text[row.label] for row in rows])
-        self.keys = np.array([os.fsencode(key) for key in _keys(rows, [self.classes[k] for k in self.labels])])
+        sets = [[labels.by_text[text] for text in row.labels] for row in rows]
+        self.labels = LabelSets.of(sets, len(self.classes)) if several else np.array([label for (label,) in sets])
+        names = [self.classes[labels[0]] for labels in sets if labels]
+        keys = [_normal(row) for row in rows] if several else _keys(rows, names)
+        self.keys = np.array([os.fsencode(key) for key in keys])
         self.fingerprint = fingerprint(self.keys.tolist())
 
     @classmethod
@@ -98,17 +104,18 @@ class ListSource(LabelledFiles):
         columns,
         class_order: str,
         listing: Listing,
+        cells: Optional[LabelCells] = None,
         **_,
     ) -> "ListSource":
         if not data_path:
             raise DataError("DATA.DATA_PATH", "is not set", "give --data-path, the list or the folder that holds it")
         path, own = _find_list(Path(data_path), listing.name, split)
-        images = read_list(path, columns)
+        images = read_list(path, columns, cells)
         _require_one_split(images)
         training = images
         if own:
             split = _without_suffix(split)
-            training = _training_list(Path(data_path), listing.train_split, columns) or images
+            training = _training_list(Path(data_path), listing.train_split, columns, cells) or images
             _require_apart(images, training)
         rows = _rows_of(images, split, own or listing.undivided)
         learned = training.rows
@@ -116,12 +123,12 @@ class ListSource(LabelledFiles):
             learned = _rows_of(training, listing.train_split, True)
         labels = _labels_of(training, learned, class_to_idx, class_order)
         roots = [path.parent, *([Path(data_path)] if Path(data_path).is_dir() else [])]
-        return cls(images, rows, roots, labels, decode, listing.may_miss)
+        return cls(images, rows, roots, labels, decode, listing.may_miss, several=cells is not None)
 
-    def load(self, index: int) -> tuple[Any, int]:
+    def load(self, index: int) -> tuple[Any, Any]:
         remedy = f"replace the file, or take its line out of {self.list}{OR_SKIP}"
         image = read_image(self.name(index), lambda: open_regular(self.path(index)), self.decode, remedy)
-        return image, int(self.labels[index])
+        return image, target_of(self.labels, index)
 
 
 # Which list, and which of its rows
@@ -200,10 +207,12 @@ def _require_one_split(images: ImageList) -> None:
             raise DataError(f"{images.path}: line {row.line}", reason, "leave it in one of them")
 
 
-def _training_list(place: Path, train_split: str, columns: Sequence[str]) -> Optional[ImageList]:
+def _training_list(
+    place: Path, train_split: str, columns: Sequence[str], cells: Optional[LabelCells]
+) -> Optional[ImageList]:
     """The training images' own list; None where there is none, as an evaluation needs none."""
     path = next((path for path in _lists_of(place, train_split) if path.is_file()), None)
-    return read_list(path, columns) if path is not None else None
+    return read_list(path, columns, cells) if path is not None else None
 
 
 def _require_apart(images: ImageList, training: ImageList) -> None:
@@ -221,7 +230,7 @@ def _each_once(path: Path, rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     """The rows without those that name an image again, and a line of these.
 
     Raises:
-        DataError: an image has two labels.
+        DataError: an image has other labels in another row.
     """
     seen: dict[str, Row] = {}
     again: list[Row] = []
@@ -229,8 +238,9 @@ def _each_once(path: Path, rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
         other = seen.setdefault(_normal(row), row)
         if other is row:
             continue
-        if other.label != row.label:
-            reason = f"{row.path!r} has the label {row.label!r}, but by line {other.line} {other.label!r}"
+        if set(other.labels) != set(row.labels):
+            texts = [", ".join(map(repr, one.labels)) or "none" for one in (row, other)]
+            reason = f"{row.path!r} has the label {texts[0]}, but by line {other.line} {texts[1]}"
             raise DataError(f"{path}: line {row.line}", reason, "leave one of them")
         again.append(row)
     if not again:
@@ -247,7 +257,9 @@ def _labels_of(
     images: ImageList, learned: Iterable[Row], class_to_idx: Optional[Mapping[str, int]], class_order: str
 ) -> Labels:
     """The classes: as a class map names them, or the list's first line; else those of the training images."""
-    texts = {row.label for row in learned}
+    texts = {text for row in learned for text in row.labels}
+    if not texts:
+        raise DataError(str(images.path), "no training image has a label", "give those that have one theirs")
     numbers = all(map(_is_number, texts))
     if class_to_idx is None and not images.classes:
         if numbers:
@@ -279,16 +291,38 @@ def _known(path: Path, rows: list[Row], labels: Labels) -> tuple[list[Row], list
     Raises:
         DataError: a row's label is that of no class.
     """
-    others = [row for row in rows if row.label not in labels.by_text]
+    others = [row for row in rows if row.labels[0] not in labels.by_text]
     if not others:
         return rows, []
     first = others[0]
     if not labels.partial or len(others) == len(rows):
-        reason = f"{first.label!r} is none of the {len(labels.classes)} classes, which are {labels.order}"
-        remedy = "correct the label, or name all classes in a text file and give it as DATA.CLASS_MAP"
-        raise DataError(f"{path}: line {first.line}", reason, remedy)
-    note = f"left out images of labels that the class map does not name: {len(others)} (such as {first.label!r} in line {first.line})"
-    return [row for row in rows if row.label in labels.by_text], [f"{path}: {note}"]
+        raise _of_no_class(path, first.line, first.labels[0], labels)
+    note = f"left out images of labels that the class map does not name: {len(others)} (such as {first.labels[0]!r} in line {first.line})"
+    return [row for row in rows if row.labels[0] in labels.by_text], [f"{path}: {note}"]
+
+
+def _with_known(path: Path, rows: list[Row], labels: Labels) -> tuple[list[Row], list[str]]:
+    """The rows with those of their labels that are classes', of which an image may have none, and a line of the others,
+    which a class map does not name.
+
+    Raises:
+        DataError: as `_known`.
+    """
+    others = [(row.line, text) for row in rows for text in row.labels if text not in labels.by_text]
+    if not others:
+        return rows, []
+    line, text = others[0]
+    if not labels.partial or not any(set(row.labels) & set(labels.by_text) for row in rows):
+        raise _of_no_class(path, line, text, labels)
+    note = f"left out labels that the class map does not name, not their images: {len(others)} (such as {text!r} in line {line})"
+    rows = [row._replace(labels=tuple(text for text in row.labels if text in labels.by_text)) for row in rows]
+    return rows, [f"{path}: {note}"]
+
+
+def _of_no_class(path: Path, line: int, text: str, labels: Labels) -> DataError:
+    reason = f"{text!r} is none of the {len(labels.classes)} classes, which are {labels.order}"
+    remedy = "correct the label, or name all classes in a text file and give it as DATA.CLASS_MAP"
+    return DataError(f"{path}: line {line}", reason, remedy)
 
 
 # Files

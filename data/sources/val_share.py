@@ -19,6 +19,7 @@ from utils.files import write_text
 from utils.rng import derive_seed, fingerprint
 
 from ..cache import ImageCache, can_be_cached
+from ..label_sets import SEPARATORS, AnyLabels, LabelSets, images_per_class, labels_at, strata_of
 from ..workers import reading
 from .source import AnySource, Source
 
@@ -26,7 +27,7 @@ from .source import AnySource, Source
 class ValShare(NamedTuple):
     """A part of a split's images."""
 
-    share: float  # of each class, that is for validation
+    share: float  # of each class, that is for validation; of images with several labels of those whose rarest it is
     seed: int  # chooses the images
     validation: bool  # whether these are wanted, or the others
 
@@ -35,8 +36,8 @@ class Divisible(Source, Protocol):
     """A source whose images can be taken by their classes and bytes."""
 
     @property
-    def labels(self) -> np.ndarray:
-        """Each image's label (N,)."""
+    def labels(self) -> AnyLabels:
+        """Each image's label (N,), or its labels."""
 
     def read(self, index: int) -> bytes:
         """The bytes of an image's file."""
@@ -114,7 +115,7 @@ def share_of(source: Divisible, wanted: ValShare) -> SubsetSource:
     """
     keys = [source.key(index) for index in range(len(source))]
     groups = same_bytes(source)
-    chosen = choose(keys, source.labels, groups, wanted)
+    chosen = choose(keys, strata_of(source.labels), groups, wanted)
     _require_all_classes(source, chosen, wanted.share)
     notes = _notes(keys, source.labels, groups, chosen, wanted)
     return SubsetSource(source, np.flatnonzero(chosen == wanted.validation), notes)
@@ -186,29 +187,34 @@ def choose(keys: Sequence[str], labels: np.ndarray, groups: Iterable[Sequence[in
 
 def _require_all_classes(source: Divisible, chosen: np.ndarray, share: float) -> None:
     """Raises DataError: a class has images, but none to train on, or none for validation."""
-    counts = Counter(source.labels.tolist())
+    several, classes = isinstance(source.labels, LabelSets), len(source.classes)
+    counts = images_per_class(source.labels, classes)
     for what, side in (("validation", chosen), ("training", ~chosen)):
-        lacking = sorted(set(counts) - set(source.labels[side].tolist()))
-        if lacking:
+        lacking = np.flatnonzero((counts > 0) & (images_per_class(source.labels[side], classes) == 0))
+        if len(lacking):
             name, count = source.classes[lacking[0]], counts[lacking[0]]
             more = f", and {len(lacking) - 1} more classes" if len(lacking) > 1 else ""
-            images = f"{count} images, which share their bytes" if count > 1 else "1 image"
+            alike = "" if several else ", which share their bytes"  # else it has a stratum of its own
+            images = f"{count} images{alike}" if count > 1 else "1 image"
+            first = next(i for i in range(len(source)) if lacking[0] in labels_at(source.labels, i))
+            place = f"such as {source.name(first)}" if count > 1 else source.name(first)
             raise DataError(
                 f"DATA.VAL_SHARE is {share}",
-                f"it leaves the class {name!r}, of {images}, without {what} images{more}",
+                f"it leaves the class {name!r}, of {images}, without {what} images{more} ({place})",
                 "add other images of it, take the class out (DATA.CLASS_MAP), or name the splits in a list (DATA.DATASET list)",
             )
 
 
 def _notes(
-    keys: Sequence[str], labels: np.ndarray, groups: Sequence[Sequence[int]], chosen: np.ndarray, wanted: ValShare
+    keys: Sequence[str], labels: AnyLabels, groups: Sequence[Sequence[int]], chosen: np.ndarray, wanted: ValShare
 ) -> list[str]:
     """Lines of what was taken, and of what is not as the share says."""
     what = f"DATA.VAL_SHARE {wanted.share}, DATA.VAL_SEED {wanted.seed}"
-    counts = Counter(labels.tolist())
-    notes = [
-        f"{what}: {chosen.sum()} of {len(keys)} images are for validation, of each of {len(counts)} classes its share"
-    ]
+    counts = Counter(strata_of(labels).tolist())
+    share = f"of each of {len(counts)} classes its share"
+    if isinstance(labels, LabelSets):
+        share += ", drawn by the rarest label of an image; those without labels are a class, too"
+    notes = [f"{what}: {chosen.sum()} of {len(keys)} images are for validation, {share}"]
     few = sum(round(wanted.share * count) < 1 for count in counts.values())
     if few:
         notes.append(f"{what}: {few} classes have too few images for that share; one of each is for validation")
@@ -218,10 +224,11 @@ def _notes(
         notes.append(
             f"{what}: {sum(map(len, copies))} images have the bytes of others, such as {example}; they are on one side"
         )
-    mixed = [group for group in copies if len(set(labels[list(group)].tolist())) > 1]
+    mixed = [group for group in copies if len({labels_at(labels, index) for index in group}) > 1]
     if mixed:
         example = " and ".join(sorted(keys[index] for index in mixed[0])[:3])
-        notes.append(f"warning: the same bytes have several labels: {example}; {len(mixed)} such groups in all")
+        which = "different" if isinstance(labels, LabelSets) else "several"
+        notes.append(f"warning: the same bytes have {which} labels: {example}; {len(mixed)} such groups in all")
     return notes
 
 
@@ -237,8 +244,10 @@ def write_split(path: Path, training: AnySource, validation: AnySource) -> None:
     text.write("# classes: ")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(training.classes)
-    writer.writerow(["path", "label", "split"])
+    writer.writerow(["path", "labels" if isinstance(training.labels, LabelSets) else "label", "split"])
+    between = next((one for one in SEPARATORS if not any(one in name for name in training.classes)), SEPARATORS[0])
     for split, source in (("train", training), ("val", validation)):
-        for index, label in enumerate(source.labels.tolist()):
-            writer.writerow([source.place(index), source.classes[label], split])
+        for index in range(len(source)):
+            names = [source.classes[label] for label in labels_at(source.labels, index)]
+            writer.writerow([source.place(index), between.join(names), split])
     write_text(path, text.getvalue())

@@ -9,11 +9,14 @@ import sys
 import tarfile
 from typing import Any, BinaryIO, Callable, ContextManager, Iterator, Mapping, NamedTuple, Optional, Sequence
 
+import numpy as np
+
 from utils.errors import DataError, one_line
 from utils.rng import fingerprint
 
 from ..class_maps import classes_for
 from ..image_files import notes_of
+from ..label_sets import LabelCells, multi_hot
 from ..remote.origin import REMOTE, shown
 from ..remote.remote_stream import RemoteShard
 from ..remote.shelf import Fetching, Shelf
@@ -33,7 +36,7 @@ class StoredImage(NamedTuple):
     name: str  # for messages
     key: str
     data: bytes
-    label: int
+    label: Any  # or, where images may have several, uint8 (classes,), see `label_sets.target_of`
 
 
 class WdsSource:
@@ -52,6 +55,7 @@ class WdsSource:
         decode: open file -> image.
         columns: which members are image and label, see `wds_members.wanted_by`.
         fetching: how shards that lie elsewhere come here, see `data.remote`.
+        cells: see `wds_members.Wanted`.
 
     Raises:
         OutputError, ConfigError: shards that lie elsewhere cannot be fetched just now, or not be kept; also at `read`.
@@ -68,11 +72,12 @@ class WdsSource:
         decode: Callable[[BinaryIO], Any],
         columns: Sequence[str] = ("image", "label"),
         fetching: Fetching = Fetching(),
+        cells: Optional[LabelCells] = None,
     ):
         folder, split = divided(folder, split)
         info = read_info(folder, split, fetching.tries)
         shards = find_shards(folder, split, info)
-        self.decode, self.wanted = decode, wanted_by(columns)
+        self.decode, self.wanted = decode, wanted_by(columns, cells)
         places = [place(folder, name) for name in shards.names]
         self.shards = [shown(shard) for shard in places]
         sizes, hashes = shards.sizes or [0] * len(places), shards.sha256 or [""] * len(places)
@@ -113,9 +118,18 @@ class WdsSource:
 
     @classmethod
     def open(
-        cls, split: str, data_path: str, num_classes: int, class_to_idx, decode: Callable, columns, fetching, **_
+        cls,
+        split: str,
+        data_path: str,
+        num_classes: int,
+        class_to_idx,
+        decode: Callable,
+        columns,
+        fetching,
+        cells=None,
+        **_,
     ) -> "WdsSource":
-        return cls(data_path, split, num_classes, class_to_idx, decode, columns, fetching)
+        return cls(data_path, split, num_classes, class_to_idx, decode, columns, fetching, cells)
 
     def __len__(self) -> int:
         return self.num_images
@@ -143,8 +157,8 @@ class WdsSource:
             return self.shelf.opened(shard)
         return open(self.shards[shard], "rb")
 
-    def load(self, stored: StoredImage) -> tuple[Any, int]:
-        """The decoded image and its label. Raises DataError: it is no image."""
+    def load(self, stored: StoredImage) -> tuple[Any, Any]:
+        """The decoded image and its label, or labels. Raises DataError: it is no image."""
         remedy = f"make the shard anew without it{OR_SKIP}"
         return read_image(stored.name, lambda: io.BytesIO(stored.data), self.decode, remedy), stored.label
 
@@ -173,14 +187,28 @@ class WdsSource:
         name = printable(f"{url}:{parts.key}")
         about = _as_json(parts.members.get("json", b""))
         key = about.get("key") or about.get("filename") or f"{parts.key}.{parts.image}"
-        label = self._label(name, self._written_label(parts))
+        written = self._written_label(parts)
+        cells = self.wanted.cells
+        label = self._label(name, written) if cells is None else self._labels(name, written, cells)
         return StoredImage(f"{name}.{parts.image}", str(key), parts.members[parts.image], label)
 
     def _written_label(self, parts: Parts[bytes]) -> Any:
         data = parts.members[parts.label]
         if parts.label.rpartition(".")[2] == "json":
-            return _as_json(data).get(self.wanted.field)
+            about = _as_json(data)
+            return next((about[field] for field in self.wanted.fields if field in about), None)
         return data.decode("utf-8-sig", "replace")
+
+    def _labels(self, name: str, written: Any, cells: LabelCells) -> np.ndarray:
+        """The labels of a list, or of what a cell of a list could hold; none of [] or ''."""
+        if written is None:
+            raise DataError(
+                f"{name}: has no labels; an image without any has an empty .cls, or 'labels': [] in .json; DATA.COLUMNS "
+                "names another member, or another field as json:<field>"
+            )
+        each = cells.labels_of(written, name) if isinstance(written, str) else written
+        each = each if isinstance(each, (list, tuple)) else [each]
+        return multi_hot([self._label(name, label) for label in each], len(self.classes))
 
     def _label(self, name: str, written: Any) -> int:
         """The label that is written as a number or as a class' name."""

@@ -13,6 +13,7 @@ from typing import Generic, Iterable, Iterator, NamedTuple, Optional, Sequence, 
 from utils.errors import DataError, printable
 
 from ..image_files import IMAGE_SUFFIXES, has_image_suffix, is_hidden_or_tool
+from ..label_sets import LabelCells
 from .archive import inner_name
 
 LABELS = ("cls", "json", "txt")  # suffixes of labels; of several kinds in a sample the first one counts
@@ -27,10 +28,14 @@ class Wanted(NamedTuple):
 
     image: str  # suffix; '': the one that is an image's
     labels: Sequence[str]  # suffixes
-    field: str  # of a label in JSON
+    fields: Sequence[str]  # of a label in JSON; the first one that is there counts
+    cells: Optional[LabelCells] = (
+        None  # take the labels of an image apart, which may have several, or none; None: it has one
+    )
 
 
-USUAL = Wanted("", LABELS, "label")
+USUAL = Wanted("", LABELS, ("label",))
+SEVERAL_FIELDS = ("labels", "label")  # where an image may have several labels
 
 
 class Parts(NamedTuple, Generic[Data]):
@@ -43,18 +48,20 @@ class Parts(NamedTuple, Generic[Data]):
     exact: bool  # the image is the one that was asked for, or has a suffix alone
 
 
-def wanted_by(columns: Sequence[str]) -> Wanted:
+def wanted_by(columns: Sequence[str], cells: Optional[LabelCells] = None) -> Wanted:
     """
     Args:
         columns: suffixes of images and labels, such as 'rgb.png' and 'cls'; 'json:class' is a field in JSON;
             'image' and 'label', the defaults, stand for the usual members.
+        cells: see `Wanted`.
     """
     image, label = columns
     suffix, _, field = label.partition(":")
     return Wanted(
         USUAL.image if image == "image" else image.lower().lstrip("."),
         USUAL.labels if label == "label" else (suffix.lower().lstrip("."),),
-        field or USUAL.field,
+        (field,) if field else SEVERAL_FIELDS if cells else USUAL.fields,
+        cells,
     )
 
 

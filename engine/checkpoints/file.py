@@ -18,6 +18,7 @@ from .foreign import INDEX, WEIGHT_FILES, describe_archive, describe_folder, des
 from .layouts import State, Weights, weights_in
 from .progress import Progress
 
+CHOSEN = "chosen"  # in files with weights alone, see `CheckpointFile.chosen`
 TRAINING_CONFIG = "training_config"  # in config.json of the folders that scripts/export.py hub writes
 SAFETENSORS_HEADER = 100_000_000  # bytes at most, as its format says
 
@@ -46,6 +47,11 @@ class CheckpointFile:
         best = self.progress.best
         is_best = best.get("epoch") == self.progress.epoch - 1
         return "ema" if is_best and best.get("weights") == "ema" and "ema" in self.weights else "raw"
+
+    def chosen(self, name: str) -> dict[str, Any]:
+        """What the run's evaluation chose that goes with these weights; {} if nothing is there."""
+        chosen = self.progress.chosen.get(name) if self.progress else self.content.get(CHOSEN)
+        return chosen if isinstance(chosen, dict) else {}
 
     def choose(self, name: Optional[str], flag: str = "--weights") -> str:
         """The kind of weights that is asked for, or the better one; `flag` is what they are asked for by.

@@ -22,6 +22,14 @@ class OpenWindow:
 
 
 @dataclass
+class EpochSums:
+    """What an epoch's log lines so far are of, over all processes."""
+
+    loss: float = 0.0  # the sum over the images
+    images: int = 0
+
+
+@dataclass
 class Length:
     """What decides when the run ends, see `engine.training.run_length`."""
 
@@ -38,21 +46,22 @@ class Progress:
     epoch: int = 0
     step: int = 0
     updates: int = 0  # done since the run began; what its records are numbered by
-    loss_sum: float = 0.0  # over this epoch's logged images so far, of all processes
-    images: int = 0  # how many those are
+    logged: EpochSums = field(default_factory=EpochSums)  # of this epoch
     window: OpenWindow = field(default_factory=OpenWindow)  # since the last log line
     left_out: list[int] = field(default_factory=lambda: [0, 0])  # updates that were not finite: in all, in a row
     rolled_back: list[list[int]] = field(default_factory=list)  # [epoch, step] of updates to be left out
     # {metric: value, "weights": "raw" or "ema", "epoch": number}, by which best.pth was chosen
     best: dict[str, Any] = field(default_factory=dict)
     best_metrics: dict[str, Any] = field(default_factory=dict)  # all of that evaluation's
+    # of the last evaluation, by weights ('raw', 'ema'), what it chose that goes with them, see `tasks.base.ChoosingEvaluator`
+    chosen: dict[str, dict[str, Any]] = field(default_factory=dict)
     # what had changed each time that the run was gone on with, see `config_changes`
     changes: list[str] = field(default_factory=list)
     length: Length = field(default_factory=Length)
 
     def start_epoch(self, epoch: int) -> None:
-        self.epoch, self.step, self.loss_sum, self.images = epoch, 0, 0.0, 0
-        self.window = OpenWindow()
+        self.epoch, self.step = epoch, 0
+        self.logged, self.window = EpochSums(), OpenWindow()
 
     def judge_by(self, metric: str) -> str:
         """From here on the best so far is compared by this metric. Returns what to say if that was another one (TRAIN.BEST_METRIC has
@@ -71,15 +80,17 @@ class Progress:
         return f"TRAIN.BEST_METRIC: best.pth, {place}, stays until an epoch has a better {metric} than its {value:.3f}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values, the window's beside the others: {"epoch": 0, "step": 0, ..., "window_loss_sums": [], ...}"""
+        """Plain values, sums beside the others: {"epoch": 0, ..., "loss_sum": 0.0, "images": 0, "window_loss_sums": [], ...}"""
         state: dict[str, Any] = {}
         for key, value in asdict(self).items():
-            if key != "window":
+            if key == "window":
+                sums = dict(self.window.sums)
+                state |= {"window_loss_sums": sums.pop("loss", []), "window_images": self.window.images}
+                state |= {"window_parts": sums} if sums else {}
+            elif key == "logged":
+                state |= {"loss_sum": self.logged.loss, "images": self.logged.images}
+            elif value or key != "chosen":  # most tasks choose nothing
                 state[key] = value
-                continue
-            sums = dict(self.window.sums)
-            state |= {"window_loss_sums": sums.pop("loss", []), "window_images": self.window.images}
-            state |= {"window_parts": sums} if sums else {}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -87,8 +98,11 @@ class Progress:
         state = {**state, "best": dict(state["best"]), "best_metrics": dict(state.get("best_metrics", {}))}
         losses, images = state.pop("window_loss_sums", []), state.pop("window_images", 0)
         sums = {**({"loss": losses} if losses else {}), **state.pop("window_parts", {})}
-        length = Length(**state.pop("length", {}))
-        loaded = Progress(**state, window=OpenWindow(sums, images), length=length)
+        length, logged = (
+            Length(**state.pop("length", {})),
+            EpochSums(state.pop("loss_sum", 0.0), state.pop("images", 0)),
+        )
+        loaded = Progress(**state, logged=logged, window=OpenWindow(sums, images), length=length)
         loaded._require_place()
         loaded._require_figures()
         self.__dict__.update(loaded.__dict__)
@@ -96,9 +110,9 @@ class Progress:
     def _require_place(self) -> None:
         """Raises TypeError or ValueError for counts and sums that no run has."""
         length = self.length
-        counts = (self.epoch, self.step, self.updates, self.images, self.window.images, *self.left_out)
+        counts = (self.epoch, self.step, self.updates, self.logged.images, self.window.images, *self.left_out)
         counts = (*counts, length.stale, length.epochs)
-        sums = (self.loss_sum, length.seconds, length.decided_at, *itertools.chain(*self.window.sums.values()))
+        sums = (self.logged.loss, length.seconds, length.decided_at, *itertools.chain(*self.window.sums.values()))
         places = [operator.index(number) for place in self.rolled_back for number in place]
         if (
             not all(len(place) == 2 for place in self.rolled_back)
@@ -118,6 +132,8 @@ class Progress:
             operator.index(self.best["epoch"])
         if not all(type(value) in (int, float) and math.isfinite(value) for value in self.best_metrics.values()):
             raise ValueError("no such metrics")
+        if not all(isinstance(chosen, dict) for chosen in self.chosen.values()):
+            raise ValueError("nothing that an evaluation chooses")
         if not isinstance(self.changes, list) or not all(type(change) is str for change in self.changes):
             raise ValueError("no such changes")
 

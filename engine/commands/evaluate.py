@@ -36,7 +36,7 @@ from ..setup.precision import create_precision
 from ..setup.preprocessing import describe as describe_inputs
 from ..setup.preprocessing import input_warnings
 from ..tasks import create_task
-from ..tasks.base import ClassTask, PerClassEvaluator, Task
+from ..tasks.base import ChoosingEvaluator, ClassTask, PerClassEvaluator, Task
 
 
 def evaluate_checkpoint(session: Session) -> Optional[dict[str, Any]]:
@@ -197,6 +197,8 @@ class Evaluation:
     def figures_of(self, name: str) -> dict[str, Any]:
         """The figures of the validation images with one of the checkpoint's weights; writes those of each class."""
         evaluator = self.task.evaluator("figures", self.session.device)
+        if isinstance(evaluator, ChoosingEvaluator):
+            self.session.log.info(f"{name}: {evaluator.use(self.checkpoint.chosen(name))}")
         figures = self.examination.run(self.loader(self.val_set()), evaluator, self.engine_of(name))
         if isinstance(evaluator, PerClassEvaluator) and self.session.is_first:
             write_classes(self.session.directory / EVAL_CLASSES.format(name), *evaluator.class_table(self.classes))

@@ -12,7 +12,7 @@ from data.sources.image_paths import FileSource
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError, OutputError, one_line
 
-from ..evaluation.views import predict_views
+from ..evaluation.views import mean_of_softmaxes, predict_views
 from ..setup.precision import create_precision
 from .engines import open_engine, require_engine
 from .examination import Examination
@@ -49,6 +49,8 @@ class Predictor:
     Raises:
         ConfigError: the model has no deployed form, or the engine is not there or does not take it.
     """
+
+    mean = staticmethod(mean_of_softmaxes)  # of several views
 
     def __init__(
         self,
@@ -103,13 +105,19 @@ class Predictor:
     @torch.inference_mode()
     def _predict(self, batch: Batch, finish: Finish, topk: int) -> list[Prediction]:
         examples, paths = finish(batch), batch.keys
-        logits = predict_views(self.engine, examples.tensor.split(len(paths)), self.trained.cfg.TEST.FLIP)
-        likeliest = logits.float().softmax(dim=1).topk(topk, dim=1)
-        if not likeliest.values.isfinite().all():
+        logits = predict_views(self.engine, examples.tensor.split(len(paths)), self.trained.cfg.TEST.FLIP, self.mean)
+        if not logits.isfinite().all():
             raise CheckpointError(f"{self.trained.path}: the model's outputs are not finite; use another checkpoint")
         pixels = batch.tensor[-len(paths) :].permute(0, 2, 3, 1).numpy()  # torchvision's last crop is the centre
+        return self.describe(logits, topk, paths, examples.targets.tolist(), pixels)
+
+    def describe(
+        self, logits: torch.Tensor, topk: int, paths: Sequence[str], frames: Sequence[int], pixels: np.ndarray
+    ) -> list[Prediction]:
+        """The predictions of B files from the model's logits (B, C); the other arguments are as in `Prediction`."""
+        likeliest = logits.float().softmax(dim=1).topk(topk, dim=1)
         labels, probabilities = likeliest.indices.tolist(), likeliest.values.tolist()
-        return list(map(Prediction, paths, labels, probabilities, examples.targets.tolist(), pixels))
+        return list(map(Prediction, paths, labels, probabilities, frames, pixels))
 
     def _explain(self, error: BaseException) -> Optional[ConfigError]:
         """What the user can do about an error; None if nothing."""

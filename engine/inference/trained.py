@@ -1,9 +1,9 @@
 """A trained model with all that it needs to look at an image, from a checkpoint alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 import torch
 from torch import nn
@@ -36,6 +36,7 @@ class Trained:
     weights: str  # 'raw' or 'ema'
     note: str = ""  # what was done to get them from the file
     warnings: tuple[str, ...] = ()  # what it sees otherwise than it was trained with
+    chosen: Mapping[str, Any] = field(default_factory=dict)  # see `tasks.base.ChoosingEvaluator`
 
     @property
     def is_of_imagenet(self) -> bool:
@@ -50,6 +51,10 @@ class Trained:
     def names(self) -> list[str]:
         """What the classes are called: ImageNet's ids by their first English name, others as they are."""
         return [text.split(",")[0] or name for text, name in zip(meanings(self.classes), self.classes)]
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Of each class (B, C), that it is the image's one class, or, with TASK multilabel, that it is one of its classes."""
+        return logits.sigmoid() if self.cfg.TASK == "multilabel" else logits.softmax(dim=1)
 
     def transform(self, img_size: int = 0, crops: int = 1) -> Transform:
         """Its evaluation's transform to one view of a size, 0 for its own, or to 5 `crops`; `.decode` reads an open file."""
@@ -126,4 +131,4 @@ def load_trained(
                 f"{path}: the numbers in its {key} are none (NaN), as of a training that failed; use another checkpoint"
             )
     warnings = input_warnings(checkpoint.config, cfg) if cfg_file else []
-    return Trained(path, model.eval(), cfg, classes, name, fitted.note, tuple(warnings))
+    return Trained(path, model.eval(), cfg, classes, name, fitted.note, tuple(warnings), checkpoint.chosen(name))

@@ -110,7 +110,7 @@ def _keep_own(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.
 
 
 def mixed(mixup: Mixup, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, 3, H, W), which are changed, and targets (B,) -> mixed ones, and (B, classes).
+    """Images (B, 3, H, W), which are changed, and targets (B,) or (B, classes) -> mixed ones, and (B, classes).
 
     A group of which only some are here has zeros in place of the others; image i of n is mixed with n - 1 - i, which is here.
     """
@@ -119,7 +119,10 @@ def mixed(mixup: Mixup, images: torch.Tensor, targets: torch.Tensor) -> tuple[to
     results = []
     for group, some, labels in zip(_present.groups, images.split(_present.counts), targets.split(_present.counts)):
         rows = list(group.rows)
-        everything, all_labels = some.new_zeros(group.size, *some.shape[1:]), labels.new_zeros(group.size)
+        everything, all_labels = (
+            some.new_zeros(group.size, *some.shape[1:]),
+            labels.new_zeros(group.size, *labels.shape[1:]),
+        )
         everything[rows], all_labels[rows] = some, labels
         np.random.seed(derive_seed(*group.seed))
         everything, all_labels = mixup(everything, all_labels)

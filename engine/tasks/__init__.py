@@ -10,10 +10,12 @@ from utils.errors import ConfigError, did_you_mean
 from .base import Task, TaskKind, choose_metric
 from .classification import Classification
 from .detection import Detection
+from .multilabel import Multilabel
 from .segmentation import Segmentation
 
 TASKS: dict[str, TaskKind] = {
     "classification": Classification,
+    "multilabel": Multilabel,
     "segmentation": Segmentation,
     "detection": Detection,
 }

@@ -9,10 +9,11 @@ A run asks in this order:
     evaluator = task.evaluator(purpose, device)        after each epoch
     evaluator.step(model, batch)                       for each batch of the validation images
     evaluator.compute()                                figures, of which `task.primary` chooses best.pth
+    evaluator.chosen()                                 what goes with the weights from then on, of one that chooses
     evaluator.gather(peers), .sections(classes)        after the last epoch: what the report shows besides
 """
 
-from typing import Any, BinaryIO, Callable, Literal, Optional, Protocol, Sequence, Union, runtime_checkable
+from typing import Any, BinaryIO, Callable, Literal, Mapping, Optional, Protocol, Sequence, Union, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from yacs.config import CfgNode
 from data.loader import AnyDataset
 from data.sources.source import AnySource
 from utils.errors import ConfigError
-from utils.metrics import NUM_IMAGES, ClassificationMetrics, Metric
+from utils.metrics import ClassificationMetrics, Metric
 from utils.processes.peers import Peers
 
 from .distill import Distillation
@@ -53,6 +54,19 @@ class ClosingEvaluator(Evaluator, Protocol):
 
     def sections(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         """Sections of `title` and `text`, with `pictures` or with `columns` and `rows`, as JSON can hold them."""
+
+
+@runtime_checkable
+class ChoosingEvaluator(Evaluator, Protocol):
+    """Chooses something by its images, such as thresholds, that goes with the weights from then on."""
+
+    def chosen(self) -> dict[str, Any]:
+        """After `compute` plain values, for a checkpoint; the same in all processes."""
+
+    def use(self, chosen: Mapping[str, Any]) -> str:
+        """Takes what an earlier evaluation of these weights chose, {} if none did, instead of choosing; returns a line of
+        what is taken. Raises CheckpointError: it is of other classes.
+        """
 
 
 @runtime_checkable
@@ -132,7 +146,8 @@ def choose_metric(task: Union[Task, TaskKind], name: str) -> Metric:
     Raises:
         ConfigError: the task gives no such figure.
     """
-    choices = {metric.key: metric for metric in (task.primary, *task.figures) if metric != NUM_IMAGES}
+    # counts, which have no digits behind the point, say nothing of weights
+    choices = {metric.key: metric for metric in (task.primary, *task.figures) if metric.digits}
     if name and name not in choices:
         raise ConfigError(
             "TRAIN.BEST_METRIC", f"{name!r} is no figure of this task", f"use one of {', '.join(choices)}"

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from data.batches import Examples, resize_examples
 from data.class_maps import look_alikes, read_class_map
+from data.label_sets import LabelCells
 from data.loader import AnyDataset, dataset_of
 from data.sources import Opening, open_source
 from data.sources.lists import Listing
@@ -34,11 +35,8 @@ from .distill import Distillation
 from .imbalance import Imbalance, read_imbalance
 
 
-class Classification:
-    """Classifies images: mixup or cutmix, cross-entropies with label smoothing, top-1 and top-5 accuracy."""
-
-    primary = ACC1
-    figures = (ACC1, ACC5, LOSS, NUM_IMAGES, *MACRO)
+class LabelledImages:
+    """What tasks share whose targets are labels of whole images: the data sets and the model."""
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
@@ -47,10 +45,6 @@ class Classification:
     @property
     def notes(self) -> Sequence[str]:
         return self.imbalance.notes
-
-    @property
-    def mixes(self) -> bool:
-        return mixes(self.cfg)
 
     @property
     def eval_size(self) -> int:
@@ -116,33 +110,6 @@ class Classification:
             )
         return dataset_of(source, transform, cfg.DATA.ON_ERROR)
 
-    def feature_datasets(self, classes: Sequence[str]) -> tuple[AnyDataset, AnyDataset]:
-        """The training and validation images, both as evaluation sees them, in one view each.
-
-        Raises:
-            DataError: as `train_dataset`, or their classes are not `classes`, those that the model knows, in label order.
-        """
-        cfg = self.cfg
-        transform = self._eval_transform(cfg.TEST.CROP_PCT, crops=1)
-        sources = [self._source(split, transform.decode) for split in (cfg.DATA.TRAIN_SPLIT, cfg.DATA.VAL_SPLIT)]
-        if any(list(source.classes) != list(classes) for source in sources):
-            raise DataError(
-                "DATA.DATA_PATH: TEST.KNN compares training and validation images, whose classes are not the model's; give the data set "
-                "it was trained on"
-            )
-        training, validation = (dataset_of(source, transform, cfg.DATA.ON_ERROR) for source in sources)
-        return training, validation
-
-    def set_dataset(self, open_: Callable[[Decode], AnySource], crop_pct: float = 0.0) -> AnyDataset:
-        """The images of an evaluation set, transformed as the validation images are.
-
-        Args:
-            open_: decoder of files -> the set's source.
-            crop_pct: of this set; 0: TEST.CROP_PCT.
-        """
-        transform = self._eval_transform(crop_pct or self.cfg.TEST.CROP_PCT)
-        return dataset_of(open_(transform.decode), transform, self.cfg.DATA.ON_ERROR)
-
     def _eval_transform(self, crop_pct: float, crops: int = 0) -> Transform:
         cfg = self.cfg
         return eval_transform(self.eval_size, cfg.DATA.INTERPOLATION, crop_pct, cfg.DATA.EXIF, crops or cfg.TEST.CROPS)
@@ -161,6 +128,7 @@ class Classification:
             columns=cfg.DATA.COLUMNS,
             class_order=cfg.DATA.CLASS_ORDER,
             listing=self._listing(),
+            cells=self._cells(),
             fetching=fetching_of(cfg),
             timeout=cfg.DATA.TIMEOUT,
         )
@@ -177,6 +145,10 @@ class Classification:
                 "text file of all classes, may name some without images"
             )
         return source
+
+    def _cells(self) -> Optional[LabelCells]:
+        """What takes several labels of an image apart; None: each has one."""
+        return None
 
     def _listing(self) -> Listing:
         cfg = self.cfg
@@ -243,11 +215,57 @@ class Classification:
                 )
         return model
 
+    def resized(self, batch: Examples, size: int) -> Examples:
+        return resize_examples(batch, size)
+
+    def evaluation_like(self, batch: Examples) -> Examples:
+        one_view = batch._replace(images=batch.tensor[: len(batch.targets)])
+        one_crop = self.resized(one_view, self.eval_size)
+        return one_crop._replace(images=one_crop.tensor.repeat(self.cfg.TEST.CROPS, 1, 1, 1))
+
+
+class Classification(LabelledImages):
+    """Classifies images: mixup or cutmix, cross-entropies with label smoothing, top-1 and top-5 accuracy."""
+
+    primary = ACC1
+    figures = (ACC1, ACC5, LOSS, NUM_IMAGES, *MACRO)
+
+    def feature_datasets(self, classes: Sequence[str]) -> tuple[AnyDataset, AnyDataset]:
+        """The training and validation images, both as evaluation sees them, in one view each.
+
+        Raises:
+            DataError: as `train_dataset`, or their classes are not `classes`, those that the model knows, in label order.
+        """
+        cfg = self.cfg
+        transform = self._eval_transform(cfg.TEST.CROP_PCT, crops=1)
+        sources = [self._source(split, transform.decode) for split in (cfg.DATA.TRAIN_SPLIT, cfg.DATA.VAL_SPLIT)]
+        if any(list(source.classes) != list(classes) for source in sources):
+            raise DataError(
+                "DATA.DATA_PATH: TEST.KNN compares training and validation images, whose classes are not the model's; give the data set "
+                "it was trained on"
+            )
+        training, validation = (dataset_of(source, transform, cfg.DATA.ON_ERROR) for source in sources)
+        return training, validation
+
+    def set_dataset(self, open_: Callable[[Decode], AnySource], crop_pct: float = 0.0) -> AnyDataset:
+        """The images of an evaluation set, transformed as the validation images are.
+
+        Args:
+            open_: decoder of files -> the set's source.
+            crop_pct: of this set; 0: TEST.CROP_PCT.
+        """
+        transform = self._eval_transform(crop_pct or self.cfg.TEST.CROP_PCT)
+        return dataset_of(open_(transform.decode), transform, self.cfg.DATA.ON_ERROR)
+
     def features(self, model: nn.Module) -> nn.Module:
         """The model that gives what TEST.KNN compares images by: (B, 3, H, W) -> (B, D)."""
         return PooledFeatures(model)
 
     # Learning
+
+    @property
+    def mixes(self) -> bool:
+        return mixes(self.cfg)
 
     def prepare_training(self, num_classes: int, distillation: Optional[Distillation] = None) -> None:
         """Makes mixup and the criterion for so many classes; `distillation` is what a teacher adds to it."""
@@ -255,16 +273,7 @@ class Classification:
         self.distillation = distillation
         self.mixup = None
         if self.mixes:
-            self.mixup = Mixup(
-                mixup_alpha=cfg.AUG.MIXUP,
-                cutmix_alpha=cfg.AUG.CUTMIX,
-                cutmix_minmax=cfg.AUG.CUTMIX_MINMAX or None,
-                prob=cfg.AUG.MIXUP_PROB,
-                switch_prob=cfg.AUG.MIXUP_SWITCH_PROB,
-                mode=cfg.AUG.MIXUP_MODE,
-                label_smoothing=cfg.MODEL.LABEL_SMOOTHING,
-                num_classes=num_classes,
-            )
+            self.mixup = create_mixup(cfg, num_classes)
         self.criterion = create_criterion(
             cfg.TRAIN.LOSS, cfg.MODEL.LABEL_SMOOTHING, cfg.TRAIN.BCE_TARGET_THRESH, self.mixes, cfg.AUG.SPLITS,
             self.imbalance.weights, self.imbalance.adjustment,
@@ -290,20 +299,27 @@ class Classification:
         """An evaluator that adds to such metrics."""
         return ClassEvaluator(metrics, self.cfg.TEST.FLIP)
 
-    def resized(self, batch: Examples, size: int) -> Examples:
-        return resize_examples(batch, size)
-
-    def evaluation_like(self, batch: Examples) -> Examples:
-        one_view = batch._replace(images=batch.tensor[: len(batch.targets)])
-        one_crop = self.resized(one_view, self.eval_size)
-        return one_crop._replace(images=one_crop.tensor.repeat(self.cfg.TEST.CROPS, 1, 1, 1))
-
     def preview(self, batch: Examples, classes: Sequence[str]) -> np.ndarray:
         """A picture of a batch's first images as the model gets them, before mixup, with their classes; views side by side."""
         views = len(batch.images) // len(batch.targets)
         images = batch.tensor.unflatten(0, (views, -1)).transpose(0, 1).flatten(0, 1)[:32]
         targets = batch.targets.repeat_interleave(views)[:32]
         return montage(images, [classes[target] for target in targets.tolist()], self.cfg.DATA.MEAN, self.cfg.DATA.STD)
+
+
+def create_mixup(cfg: CfgNode, num_classes: int, several: bool = False) -> Mixup:
+    """Mixes images and targets, (B,) labels or, where an image may have `several`, (B, C), to (B, C)."""
+    return Mixup(
+        mixup_alpha=cfg.AUG.MIXUP,
+        cutmix_alpha=cfg.AUG.CUTMIX,
+        cutmix_minmax=cfg.AUG.CUTMIX_MINMAX or None,
+        prob=cfg.AUG.MIXUP_PROB,
+        switch_prob=cfg.AUG.MIXUP_SWITCH_PROB,
+        mode=cfg.AUG.MIXUP_MODE,
+        label_smoothing=cfg.MODEL.LABEL_SMOOTHING,
+        num_classes=num_classes,
+        multi_label=several,
+    )
 
 
 def _shown(name: str) -> str:

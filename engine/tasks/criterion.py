@@ -5,6 +5,7 @@ from typing import Callable, Optional
 import torch
 import torch.nn.functional as F
 from timm.loss import (
+    AsymmetricLossMultiLabel,
     BinaryCrossEntropy,
     JsdCrossEntropy,
     LabelSmoothingCrossEntropy,
@@ -42,6 +43,23 @@ def create_criterion(
     if loss == "bce":
         return _in_float32(BinaryCrossEntropy(smoothing, target_threshold or None))
     return SoftTargetCrossEntropy() if mixed else LabelSmoothingCrossEntropy(smoothing)
+
+
+def create_label_criterion(
+    loss: str, target_threshold: float, gamma_neg: float, gamma_pos: float, clip: float
+) -> Criterion:
+    """Logits (B, C) and targets (B, C), 1 for each class that an image has -> mean loss, by timm's criteria.
+
+    Args:
+        loss: 'bce', the mean of all binary cross-entropies; 'asymmetric', of Ridnik et al. (ICCV 2021, arXiv 2009.14119), a
+            mean over images of sums over classes, computed in float32, for targets of 0 and 1.
+        target_threshold: of 'bce', as `create_criterion`.
+        gamma_neg, gamma_pos, clip: of 'asymmetric': the exponents by which easy classes that an image does not have, or has,
+            count less, and how far the probability of the former is lowered.
+    """
+    if loss == "asymmetric":
+        return AsymmetricLossMultiLabel(gamma_neg, gamma_pos, clip)
+    return _in_float32(BinaryCrossEntropy(0.0, target_threshold or None))
 
 
 class BalancedCrossEntropy:

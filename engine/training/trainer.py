@@ -21,7 +21,7 @@ from ..checkpoints.store import LAST
 from ..evaluation.loop import evaluate, summarize
 from ..observer import Observer
 from ..session import Session
-from ..tasks.base import ClosingEvaluator, Task
+from ..tasks.base import ChoosingEvaluator, ClosingEvaluator, Task
 from .draws import seeded
 from .networks import Networks
 from .nonfinite import MAX_ROLLBACKS, NonFinite, require_finite_results
@@ -113,7 +113,7 @@ class Trainer:
                 self.save(LAST)
             if stop:
                 self.end_stopped()
-        return progress.loss_sum / max(progress.images, 1)  # no images: every update was left out
+        return progress.logged.loss / max(progress.logged.images, 1)  # no images: every update was left out
 
     def update(self, step: int, batches: Iterator, window: Window) -> torch.Tensor:
         """One optimizer step over the update's micro-batches; returns the norm of its gradient, ()."""
@@ -197,6 +197,8 @@ class Trainer:
                 self.save(LAST)
                 self.end_stopped()
             results[name] = figures
+            if isinstance(evaluator, ChoosingEvaluator):
+                self.progress.chosen[name] = evaluator.chosen()
             if closing and isinstance(evaluator, ClosingEvaluator):
                 evaluator.gather(self.session.peers)
                 evaluators[name] = evaluator

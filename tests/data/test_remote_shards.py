@@ -1,6 +1,7 @@
 """Shards behind HTTP and behind commands: what breaks on the way, what is refused, and the cache on the disk."""
 
 import base64
+import contextlib
 import errno
 import hashlib
 import json
@@ -267,29 +268,36 @@ def test_a_shard_of_unknown_size_grows_and_evicts(shards, tmp_path, monkeypatch)
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) == sizes[number]
 
 
+def in_child(work) -> int:
+    """Calls it in a forked process, which ends with 0 if nothing is raised; returns the process' id."""
+    pid = os.fork()
+    if not pid:
+        with contextlib.suppress(BaseException):
+            work()
+            os._exit(0)
+        os._exit(1)
+    return pid
+
+
 def test_processes_fetch_a_shard_once(store, shards, tmp_path):
     """One that is killed meanwhile leaves nothing that is in the way."""
     store.faults["val-000000.tar"] = ["drop"] * 2 + ["good"]
-    pids = []
-    for _ in range(3):
-        pid = os.fork()
-        if not pid:
-            with shelf(store, tmp_path, shards, 3).opened(0) as file:
-                os._exit(file.read() != (shards / "val-000000.tar").read_bytes())
-        pids.append(pid)
+
+    def read() -> None:
+        with shelf(store, tmp_path, shards, 3).opened(0) as file:
+            assert file.read() == (shards / "val-000000.tar").read_bytes()
+
+    pids = [in_child(read) for _ in range(3)]
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
     assert store.whole("val-000000.tar") == 3
     unfinished = tmp_path / f".{ShardCache.name_of(shelf(store, tmp_path, shards, 3).shards[1])}.part"
-    pid = os.fork()
-    if not pid:
 
-        def killed(*_):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        shard_cache.RemoteStream.readinto = killed
+    def read_and_die() -> None:
+        shard_cache.RemoteStream.readinto = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         with shelf(store, tmp_path, shards, 3).opened(1):
-            os._exit(0)
-    assert os.waitpid(pid, 0)[1] == signal.SIGKILL and unfinished.exists()
+            pass
+
+    assert os.waitpid(in_child(read_and_die), 0)[1] == signal.SIGKILL and unfinished.exists()
     with shelf(store, tmp_path, shards, 3).opened(1) as file:
         assert file.read() == (shards / SHARD).read_bytes()
     assert not unfinished.exists()

@@ -14,7 +14,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 import models  # noqa: F401
-from conftest import ONE_STAGE, error_of, launch, run, run_processes
+from conftest import ONE_STAGE, error_of, launch, rest, run, run_processes
 from engine.checkpoints.progress import Progress, Window
 from engine.checkpoints.store import Checkpointer
 from engine.session import Session
@@ -428,8 +428,11 @@ def test_switches_train(write_config, switch):
     assert all(torch.isfinite(v).all() for v in checkpoint["model"].values())
 
 
-def test_compiled_training_gives_the_same_weights(write_config, tmp_path, capsys):
+@pytest.mark.parametrize("backend", ["aot_eager", rest("inductor")])
+def test_compiled_training_gives_the_same_weights(backend, write_config, tmp_path, monkeypatch, capsys):
     """One graph for training and one for evaluation: of both models, and of the last batch, which is smaller."""
+    original = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, mode, **how: original(self, backend=backend, **how))
     path = write_config(
         MODEL=ONE_STAGE,
         TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "BASE_LR": 1e-3},

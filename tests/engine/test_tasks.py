@@ -15,9 +15,10 @@ from conftest import ROOT, Stop, assert_same_run, error_of, run, stop_at_update
 from data.batches import collate_pictures
 from engine.evaluation.evaluators import ClassEvaluator, ClosingClassEvaluator
 from engine.evaluation.knn import Bank, Neighbours
+from engine.evaluation.label_evaluators import ClosingLabelEvaluator, LabelEvaluator
 from engine.evaluation.loop import fill_up
 from engine.tasks import TASKS
-from engine.tasks.base import ClosingEvaluator, Evaluator, Task
+from engine.tasks.base import ChoosingEvaluator, ClosingEvaluator, Evaluator, Task
 from engine.tasks.classification import Classification
 from utils.metrics import Metric
 from utils.processes.collectives import sum_over_ranks
@@ -269,6 +270,8 @@ def arguments(method) -> list[str]:
         (Evaluator, Bank),
         (Evaluator, Neighbours),
         (ClosingEvaluator, ClosingClassEvaluator),
+        (ClosingEvaluator, ClosingLabelEvaluator),
+        (ChoosingEvaluator, LabelEvaluator),
     ],
 )
 def test_a_protocol_is_kept_to(protocol, made):

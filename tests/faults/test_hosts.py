@@ -280,7 +280,9 @@ def test_the_loss_of_the_rendezvous_s_host_ends_the_run_which_goes_on_when_start
 
 
 @pytest.mark.only_all
-def test_torchrun_goes_on_after_a_link_that_was_cut_for_long(write_config, tmp_path, stops):
+@pytest.mark.parametrize("long", [False, True])
+def test_torchrun_goes_on_after_a_link_that_was_cut(write_config, tmp_path, stops, long):
+    """For 5 s, or until the processes of both sides have ended, and 8 s more."""
     path = write_config(**SHORT)
     launch(2, "--cfg", path, "--tag", "whole")
     stops(9)
@@ -291,10 +293,12 @@ def test_torchrun_goes_on_after_a_link_that_was_cut_for_long(write_config, tmp_p
             agents.until(stops.at(9))
             there.cut("node2")
             stops.go(9)
-            agents.until(lambda: "no sign of life" in agents.text() and "has not answered for" in agents.text())
-            time.sleep(8)
+            if long:
+                agents.until(lambda: "no sign of life" in agents.text() and "has not answered for" in agents.text())
+            time.sleep(8 if long else 5)
             there.join("node2")
             assert agents.wait() == {"node1": 0, "node2": 0}, agents.text()
         finally:
             agents.kill()
+    assert agents.text().count("resumed from") == long, agents.text()
     assert_same_run(tmp_path / RUNS / "whole", tmp_path / RUNS / "cut")

@@ -78,7 +78,7 @@ TINY = "MODEL.FAT.embed_dims [8,16,24,32] MODEL.FAT.depths [1,1,1,1] MODEL.FAT.n
 QUICK = "DEVICE cpu DATA.IMG_SIZE 32 DATA.NUM_WORKERS 0 TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 PRINT_FREQ 1"
 APPENDED = [
     (r"main\.py", f"--opts {QUICK}"),
-    (r"main\.py (?!.* TYPE timm).*configs/(fat_b0|ablations/|finetune/fat_b0)", f"--opts {TINY}"),
+    (r"main\.py (?!.* TYPE timm).*configs/(fat_b0|ablations/|finetune/fat_b0|multilabel/)", f"--opts {TINY}"),
     (r"main\.py .*configs/segmentation/\w+_fat_b0", f"--opts {TINY} SEG.SCALE [64,48]"),
     (
         r"main\.py .*configs/detection/\w+_fat_b0",
@@ -108,6 +108,7 @@ MADE = [
     (r"predict\.py .*--output (\S+) photo", [r"\1/photo.png", r"\1/photo_overlay.jpg"]),
     (r"export\.py onnx --checkpoint", ["exported/*.onnx"]),
     (r"predict\.py .*--json (\S+) --sheet (\S+)", [r"\1", r"\2"]),
+    (r"predict\.py .*--csv (\S+) --json (\S+)", [r"\1", r"\2"]),
     (r"predict\.py .*--embeddings (\S+)", [r"\1"]),
     (r"visualize\.py (neighbours|map) vectors", [r"look/\1.png", r"look/\1.csv"]),
     (
@@ -147,6 +148,10 @@ EARLIER = {
     ),
     "output/fat_b0/classes": (
         "python main.py --cfg configs/finetune/fat_b0_classes.yaml --data-path /path/to/yours --pretrained output/fat_b0/default/best.pth"
+    ),
+    "output/fat_b0/labels": (
+        "python main.py --cfg configs/multilabel/fat_b0_labels.yaml --data-path /path/to/yours/several.csv "
+        "--pretrained output/fat_b0/default/best.pth"
     ),
     "output/fat_b0/shared": (
         "python main.py --cfg configs/finetune/fat_b0_classes.yaml --data-path /path/to/yours --tag shared "
@@ -444,10 +449,15 @@ def write_thousand(root: Path) -> None:
 
 
 def write_labels(root: Path) -> None:
-    """A list of the images in a folder."""
+    """A list of the images in a folder, and one with several labels."""
     paths = [path.relative_to(root) for path in sorted(root.glob("*/*/*"))]
     rows = [f"{path},{path.parent.name},{path.parts[0]}\n" for path in paths]
     (root / "labels.csv").write_text("path,label,split\n" + "".join(rows))
+    several = [
+        f"{path},{path.parent.name}|{'thing' if number % 2 else ''},{path.parts[0]}\n"
+        for number, path in enumerate(paths)
+    ]
+    (root / "several.csv").write_text("path,labels,split\n" + "".join(several))
 
 
 def write_template(template: Path, stand_ins: Path) -> None:

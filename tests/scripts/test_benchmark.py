@@ -82,7 +82,7 @@ def test_other_engines_take_turns_with_torch(tmp_path):
         pytest.importorskip(package)
     candidates = list(
         inference_candidates(
-            ["fat_tiny", "repvit_m0_9"], torch.randn(2, 3, 32, 32), ["float32"], "", ["onnxruntime", "openvino"]
+            ["fat_tiny", "test_efficientnet"], torch.randn(2, 3, 32, 32), ["float32"], "", ["onnxruntime", "openvino"]
         )
     )
     assert [c.form for c in candidates if c.model == "fat_tiny"][-3:] == [
@@ -91,7 +91,7 @@ def test_other_engines_take_turns_with_torch(tmp_path):
         "fused, OpenVINO",
     ]
     assert [c.form for c in candidates if c.model != "fat_tiny"][-2:] == ["exported, onnxruntime", "exported, OpenVINO"]
-    for name in ("fat_tiny", "repvit_m0_9"):
+    for name in ("fat_tiny", "test_efficientnet"):
         expected, *others = [c.run() for c in candidates if c.model == name]
         for logits in others:
             assert (logits - expected).abs().max() < 1e-3 * expected.std()

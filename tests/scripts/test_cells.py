@@ -148,9 +148,8 @@ def test_result_of_a_resumed_run_is_that_of_an_uninterrupted_one(write_config, t
     epochs = {record["epoch"]: record for record in records if record["kind"] == "epoch"}
     for which in ("best", "last"):
         found = whole[which]
-        assert epochs[found["epoch"]][found["weights"]] == {
-            key: found[key] for key in ("acc1", "acc5", "loss", "num_images")
-        }
+        figures = epochs[found["epoch"]][found["weights"]]
+        assert {"acc1", "acc5", "loss", "num_images"} < set(figures) and figures.items() <= found.items()
     assert whole["last"]["epoch"] == 1 and whole["best"]["acc1"] == max(
         e[w]["acc1"] for e in epochs.values() for w in ("raw", "ema")
     )

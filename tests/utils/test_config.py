@@ -270,6 +270,7 @@ def test_the_page_lists_every_key():
 
 UNMIXED = "AUG.MIXUP 0 AUG.CUTMIX 0"
 WEIGHTS = "MODEL.RESUME x.pth"
+SEVERAL = "TASK multilabel DATA.DATASET list"
 
 
 @pytest.fixture
@@ -323,6 +324,14 @@ CASES = [
     ("eval", f"{WEIGHTS} DATA.VAL_SHARE 0.1 TASK segmentation", "DATA.VAL_SHARE takes images by their classes, which TASK"),
     ("eval", f"{WEIGHTS} DATA.VAL_SHARE 0.1 DATA.VAL_SPLIT test", "DATA.VAL_SHARE takes the validation images from DATA.TRAIN_SPLIT"),
     ("eval", f"{WEIGHTS} DATA.VAL_SHARE 0.1 DATA.TRAIN_SPLIT val", "DATA.VAL_SHARE takes the validation images from DATA.TRAIN_SPLIT"),
+    ("eval", f"{WEIGHTS} TASK multilabel DATA.DATASET zip/x", "DATA.DATASET is zip/x, whose images have one label each, but TASK is multilabel; use list or"),
+    ("eval", f"{WEIGHTS} DATA.LABEL_SEPARATOR ;", "DATA.LABEL_SEPARATOR separates labels of TASK multilabel, which is classification; set it"),
+    ("train", f"{SEVERAL}", "TASK multilabel learns yes or no of each class, but TRAIN.LOSS is ce, MODEL.LABEL_SMOOTHING 0.1; set the loss to"),
+    ("check", f"{SEVERAL} TRAIN.LOSS bce", "TASK multilabel learns yes or no of each class, but TRAIN.LOSS is bce, MODEL.LABEL_SMOOTHING 0.1"),
+    ("train", "TRAIN.LOSS asymmetric", "TRAIN.LOSS asymmetric is for TASK multilabel, which is classification; set the task, or another loss"),
+    ("train", f"{SEVERAL} TRAIN.LOSS asymmetric MODEL.LABEL_SMOOTHING 0", "TRAIN.LOSS asymmetric focuses on labels that are 0 or 1, but mixup"),
+    ("train", f"{SEVERAL} {UNMIXED} TRAIN.LOSS bce MODEL.LABEL_SMOOTHING 0 DISTILL.TEACHER resnet18", "AUG.SPLITS and DISTILL.TEACHER compare"),
+    ("eval", f"{WEIGHTS} {SEVERAL} TEST.KNN [3]", "TEST.SETS and TEST.KNN are about images with one label each, but TASK is multilabel"),
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Keeps the weights, config and class names of a checkpoint: what evaluation, --pretrained and predictions need.
+"""Keeps the weights, config, class names and thresholds of a checkpoint: what evaluation, --pretrained and predictions need.
 
 Optimizer, schedule, random numbers and progress go, so that training cannot go on from the result. Of raw weights and their
 average (EMA) one is kept, see --weights.
@@ -24,7 +24,8 @@ def run(args: argparse.Namespace) -> int:
     name = checkpoint.choose(args.weights)
     say_how(checkpoint, name)
     origin = {"made": "strip", "of": [checkpoint.source(name)]}
-    write_checkpoint(args.output, checkpoint.states[name], checkpoint.cfg, checkpoint.classes, origin)
+    state, chosen = checkpoint.states[name], checkpoint.chosen(name)
+    write_checkpoint(args.output, state, checkpoint.cfg, checkpoint.classes, origin, chosen)
     before, after = (file_of(path).stat().st_size for path in (args.checkpoint, args.output))
     print(f"{args.checkpoint}: {megabytes(before)}")
     kept = (

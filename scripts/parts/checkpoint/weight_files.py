@@ -14,7 +14,7 @@ from timm.models import list_models
 from yacs.config import CfgNode
 
 import models  # noqa: F401  (registers FAT with timm)
-from engine.checkpoints.file import CheckpointFile
+from engine.checkpoints.file import CHOSEN, CheckpointFile
 from engine.checkpoints.file import open_checkpoint as open_file
 from engine.checkpoints.foreign import WEIGHT_FILES
 from engine.checkpoints.layouts import State
@@ -48,7 +48,7 @@ class Checkpoint(CheckpointFile):
 
     def only(self, name: str) -> "Checkpoint":
         """The same without what else fills memory: other weights and the optimizer's state."""
-        content = {key: self.content[key] for key in ("progress", ORIGIN) if key in self.content}
+        content = {key: self.content[key] for key in ("progress", CHOSEN, ORIGIN) if key in self.content}
         return replace(self, content=content, weights={name: self.weights[name]})
 
     def source(self, name: str) -> dict[str, Any]:
@@ -184,9 +184,17 @@ def require_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
 
 
 def write_checkpoint(
-    path: Path, state: State, cfg: Optional[CfgNode], classes: Optional[Sequence[str]], origin: Mapping[str, Any]
+    path: Path,
+    state: State,
+    cfg: Optional[CfgNode],
+    classes: Optional[Sequence[str]],
+    origin: Mapping[str, Any],
+    chosen: Mapping[str, Any] = {},
 ) -> None:
     """Writes weights as a checkpoint that can be evaluated; the same arguments give the same bytes.
+
+    Args:
+        chosen: what goes with the weights, see `CheckpointFile.chosen`.
 
     Raises:
         OutputError: it cannot be written.
@@ -197,6 +205,8 @@ def write_checkpoint(
         content["config"] = to_dict(cfg)
     if classes is not None:
         content["classes"] = list(classes)
+    if chosen:
+        content[CHOSEN] = dict(chosen)
     save({**content, ORIGIN: dict(origin)}, path)
 
 

@@ -8,8 +8,7 @@ from typing import Any, BinaryIO, Iterator, Mapping, Sequence
 import cv2
 
 from engine.evaluation.sets.tables import write_rows
-from engine.inference.predictor import Prediction
-from engine.inference.trained import Trained
+from engine.inference.predictor import Prediction, Predictor
 from utils.errors import printable
 from utils.pictures import encode_png, grid, titled
 
@@ -22,11 +21,13 @@ class Results:
     """What is kept of the images: their paths, 8 bytes for each class, and the pixels that the sheet shows.
 
     Args:
+        predictor: of them.
         paths: of all files.
         with_sheet: whether there will be one.
     """
 
-    def __init__(self, trained: Trained, paths: Sequence[str], with_sheet: bool):
+    def __init__(self, predictor: Predictor, paths: Sequence[str], with_sheet: bool):
+        trained = predictor.trained
         self.model = f"{trained.cfg.MODEL.NAME}, {trained.weights} weights of {printable(trained.path)}"
         self.classes, self.names = trained.classes, trained.names
         # A name alone may be that of two classes, as ImageNet's "crane" and "maillot".
@@ -51,8 +52,11 @@ class Results:
                 if small
                 else cv2.resize(prediction.pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
             )
-            said = f"{100 * prediction.probabilities[0]:.0f} %: {self.names[prediction.labels[0]]}"
-            self.tiles.append((pixels, f"{said}\n{printable(os.path.basename(prediction.path))}"))
+            self.tiles.append((pixels, f"{self.caption(prediction)}\n{printable(os.path.basename(prediction.path))}"))
+
+    def caption(self, prediction: Prediction) -> str:
+        """Of an image in the sheet."""
+        return f"{100 * prediction.probabilities[0]:.0f} %: {self.names[prediction.labels[0]]}"
 
     def rows(self, prediction: Prediction) -> str:
         """An image's rows of the table, below the table's head if it is the first one."""

@@ -21,15 +21,22 @@ from .places import opened, say
 
 
 def predict_all(
-    args: argparse.Namespace, paths: list[str], with_sheet: bool, with_table: bool
+    args: argparse.Namespace,
+    paths: Sequence[str],
+    with_sheet: bool,
+    with_table: bool,
+    kinds: tuple[type[Predictor], type[Results]] = (Predictor, Results),
 ) -> tuple[dict[str, Any], Results, list[str]]:
     """What the model takes the images for, a line each on standard output `with_table`.
+
+    Args:
+        kinds: what predicts, and what is kept of it.
 
     Returns:
         What the predictions depend on, the `Results`, and a line for each file that has no image.
     """
-    predictor, facts = open_predictor(args)
-    results = Results(predictor.trained, paths, with_sheet=with_sheet)
+    predictor, facts = open_predictor(args, kinds[0])
+    results = kinds[1](predictor, paths, with_sheet=with_sheet)
     stop = StopRequest()
     with stop_signals(stop), tqdm(total=len(paths), unit=" images", leave=False, disable=None) as bar:
         for prediction in predictor(paths, args.topk):
@@ -45,7 +52,7 @@ def predict_all(
     return facts, results, predictor.failures
 
 
-def open_predictor(args: argparse.Namespace) -> tuple[Predictor, dict[str, Any]]:
+def open_predictor(args: argparse.Namespace, kind: type[Predictor]) -> tuple[Predictor, dict[str, Any]]:
     """The checkpoint's model, ready for images, and what its predictions depend on, which is said."""
     keep_freed_memory()
     trained = load_trained(args.checkpoint, args.cfg, args.classes, args.weights)
@@ -56,7 +63,7 @@ def open_predictor(args: argparse.Namespace) -> tuple[Predictor, dict[str, Any]]
         device, exact=True, deterministic=False, fixed_sizes=False
     )  # as --eval, with images of any number
     workers = min(8, available_cores(1)) if args.workers is None else args.workers
-    predictor = Predictor(trained, device, args.img_size, args.batch_size, workers, args.fused, args.amp, args.engine)
+    predictor = kind(trained, device, args.img_size, args.batch_size, workers, args.fused, args.amp, args.engine)
     facts = {
         "checkpoint": str(args.checkpoint), "model": trained.cfg.MODEL.NAME, "weights": trained.weights,
         "classes": len(trained.classes), "img_size": predictor.img_size, "device": str(device),

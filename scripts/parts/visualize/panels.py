@@ -102,7 +102,7 @@ def _point(text: str, flag: str) -> tuple[float, float]:
 def predict(trained: Trained, image: torch.Tensor) -> list[tuple[str, float]]:
     """The first five classes of an image (1, 3, H, W) and their probabilities."""
     with torch.no_grad():
-        probabilities = trained.model(image)[0].softmax(dim=0)
+        probabilities = trained.probabilities(trained.model(image))[0]
     top = probabilities.topk(min(5, len(trained.classes)))
     return [(trained.names[label], share) for label, share in zip(top.indices.tolist(), top.values.tolist())]
 

@@ -47,7 +47,7 @@ def make(args: argparse.Namespace) -> list[str]:
     def draw(shot: Shot) -> Iterable[tuple[str, np.ndarray]]:
         panels = grad_cam_panels(trained.model, shot.image, layers, label)
         with torch.no_grad():
-            probabilities = trained.model(shot.image)[0].softmax(dim=0)
+            probabilities = trained.probabilities(trained.model(shot.image))[0]
         shown = int(probabilities.argmax()) if label is None else label
         aim = said((trained.names[shown], float(probabilities[shown])))
         text = f"Grad-CAM of class {aim}, least to largest value; every panel has its own scale"

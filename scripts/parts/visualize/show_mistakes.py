@@ -17,9 +17,11 @@ from engine.evaluation.sets.tables import meanings, write_csv
 from engine.inference.examination import Examination
 from engine.inference.trained import Trained
 from engine.tasks import create_task
+from engine.tasks.base import ClassTask
 from utils.cli import whole_number
 from utils.config import config_from, to_dict
 from utils.device import select_device
+from utils.errors import ConfigError
 from utils.pictures import grid, titled
 
 from ..listing import Listing
@@ -84,6 +86,10 @@ def evaluated(trained: Trained, args: argparse.Namespace) -> tuple[dict[str, Any
     config["DATA"] |= {key: value for key, value in asked.items() if value is not None}
     cfg = config_from(config, "command line")
     task, device, log = create_task(cfg), select_device(args.device, local_rank=0), Listing()
+    if not isinstance(task, ClassTask):
+        raise ConfigError(
+            f"mistakes: are classes taken for others, which TASK {cfg.TASK} does not have; look at the run's report.html"
+        )
     dataset = task.val_dataset(trained.classes)
     examination = Examination(cfg, trained.model, device, log)
     mistakes = Mistakes(device, cfg.DATA.MEAN, cfg.DATA.STD, args.number)
