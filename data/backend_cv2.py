@@ -18,18 +18,18 @@ from .augment_cv2 import ArrayColorJitter, on_arrays
 
 
 class Resize:
-    """uint8 (h, w, 3) -> uint8 (size, size, 3)."""
+    """uint8 (h, w, 3) -> uint8 (*size, 3)."""
 
-    def __init__(self, size: int, interpolation: str):
+    def __init__(self, size: tuple[int, int], interpolation: str):
         self.size = size
         self.interpolation = interpolation
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         image = np.ascontiguousarray(image)
-        if image.shape[:2] == (self.size, self.size):
+        if image.shape[:2] == self.size:
             return image
         planes = torch.from_numpy(image)[None].permute(0, 3, 1, 2)  # a view: channels last, as resized
-        resized = F.interpolate(planes, (self.size, self.size), mode=self.interpolation, antialias=True)
+        resized = F.interpolate(planes, self.size, mode=self.interpolation, antialias=True)
         return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
 
@@ -59,7 +59,7 @@ def place_steps(
     interpolation = cast(InterpolationMode, resized_crop.interpolation).value  # which the config has chosen
     return {
         "crop": crop,
-        "resize": Resize(resized_crop.size[0], interpolation),
+        "resize": Resize(tuple(resized_crop.size), interpolation),
         **{"flip": Flip(flip.p) for flip in flips},
     }
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch.utils.data import default_collate
 
 from utils.device import map_tensors, to_device
+from utils.image_size import Size, height_and_width
 
 from .sample import Sample
 
@@ -27,13 +28,13 @@ class Erasure(NamedTuple):
     left: int
     height: int
     width: int
-    fill: torch.Tensor  # float32 (3, height, width), or (3, 1, 1) for a single colour
+    fill: torch.Tensor  # float32 (C, height, width), or (C, 1, 1) for a single colour
 
 
 class Picture(NamedTuple):
     """An image as a worker leaves it."""
 
-    pixels: np.ndarray  # uint8 (H, W, 3)
+    pixels: np.ndarray  # uint8 (H, W, 3); of other images than RGB float32 (H, W, C), see `data.bands`
     erasures: tuple[Erasure, ...] = ()
 
 
@@ -47,7 +48,7 @@ class Item(NamedTuple):
 class Batch(NamedTuple):
     """What workers send. The erasures of all images lie in two parts, so that two tensors go to the device, not dozens.
 
-    Where an image has V views, images[v * B + b] is view v of image b. Where images have sizes of their own, `images` is a
+    Images are uint8 with 3 channels; other ones than RGB are float32 with C. Where an image has V views, images[v * B + b] is view v of image b. Where images have sizes of their own, `images` is a
     list of B tensors, uint8 (3, H, W).
     """
 
@@ -115,20 +116,18 @@ class Examples(NamedTuple):
         return self.images
 
 
-def resize_examples(batch: Examples, size: int) -> Examples:
+def resize_examples(batch: Examples, size: Size) -> Examples:
     """The batch with images of another size, for rehearsals, in which the pixels do not matter."""
-    return (
-        batch
-        if batch.tensor.shape[2:] == (size, size)
-        else batch._replace(images=F.interpolate(batch.tensor, (size, size)))
-    )
+    sides = height_and_width(size)
+    return batch if batch.tensor.shape[2:] == sides else batch._replace(images=F.interpolate(batch.tensor, sides))
 
 
 def erase_in_turn(images: torch.Tensor, boxes: Sequence[tuple[int, ...]], fills: torch.Tensor) -> None:
     """Lays the fills over the images, box by box, as `Batch` has them."""
     start = 0
     for i, top, left, height, width, *shape in boxes:
-        fill = fills[start : start + 3 * shape[0] * shape[1]].view(3, *shape)
+        channels = images.shape[1]
+        fill = fills[start : start + channels * shape[0] * shape[1]].view(channels, *shape)
         images[i, :, top : top + height, left : left + width] = fill
         start += fill.numel()
 
@@ -137,14 +136,15 @@ def erase_together(images: torch.Tensor, boxes: Sequence[tuple[int, ...]], fills
     """The same in a number of operators that does not depend on the number of boxes, for GPUs: value by value, each with
     its place in the images and in the fills. Boxes of one image, which may lie over one another, come in turns.
     """
-    starts = itertools.accumulate((3 * box[5] * box[6] for box in boxes), initial=0)
+    channels = images.shape[1]
+    starts = itertools.accumulate((channels * box[5] * box[6] for box in boxes), initial=0)
     turns: dict[int, list[tuple[int, ...]]] = defaultdict(list)
     seen: Counter[int] = Counter()  # boxes of each image
     for box, first_value in zip(boxes, starts):
         turns[seen[box[0]]].append((*box, first_value))
         seen[box[0]] += 1
     for rows in turns.values():
-        sizes = [3 * height * width for _, _, _, height, width, *_ in rows]
+        sizes = [channels * height * width for _, _, _, height, width, *_ in rows]
         firsts = itertools.accumulate(sizes[:-1], initial=0)
         table = torch.tensor([(*row, first, size) for row, first, size in zip(rows, firsts, sizes)])
         table = table.to(images.device, non_blocking=True)
@@ -162,7 +162,7 @@ class Finish:
     """Makes a `Batch` what a model takes, `Examples`, on the device.
 
     Args:
-        mean, std: of the normalisation, for pixels between 0 and 1.
+        mean, std: of the normalisation, a number for each channel, for pixels between 0 and 1 or as floats are.
         device: where the batch goes.
         channels_last: the images' memory format there.
     """
@@ -172,7 +172,7 @@ class Finish:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         # A tensor, as CUDA would multiply by the reciprocal of a plain number, which rounds differently.
         self.levels = torch.tensor(255.0, device=device)
-        self.mean, self.std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+        self.mean, self.std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
 
     def __call__(self, batch: Batch) -> Examples:
         images, fills, targets = to_device([batch.images, batch.fills, batch.targets], self.device)
@@ -183,7 +183,9 @@ class Finish:
         return Examples(images, targets, batch.keys)
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (..., 3, H, W) -> float32."""
+        """uint8 (..., 3, H, W), or float32 (..., C, H, W) -> float32."""
         memory_format = self.memory_format if images.ndim == 4 else torch.contiguous_format
-        images = images.to(torch.float32, memory_format=memory_format)
-        return images.div_(self.levels).sub_(self.mean).div_(self.std)
+        floats = images.to(torch.float32, memory_format=memory_format, copy=True)
+        if images.dtype == torch.uint8:
+            floats.div_(self.levels)
+        return floats.sub_(self.mean).div_(self.std)

@@ -6,6 +6,7 @@ from typing import Callable, Iterator, Mapping, NamedTuple, Optional, Sequence
 from torch.utils.data import Dataset
 
 from utils.errors import DataError
+from utils.image_size import FrozenSize
 from utils.rng import derive_seed, seed_cpu
 
 from .batches import Batch, Item, collate_pictures
@@ -21,7 +22,7 @@ class SeededIndex(NamedTuple):
 
     index: int  # type: ignore[assignment]  # a tuple's method of that name is not used
     seed: int
-    size: int = 0  # 0: the data set's own
+    size: FrozenSize = 0  # 0: the data set's own
 
 
 class Samples:
@@ -42,7 +43,7 @@ class Samples:
         source: AnySource,
         transform: Callable[[Sample], Sample],
         on_error: str = "raise",
-        sized: Optional[Mapping[int, Callable[[Sample], Sample]]] = None,
+        sized: Optional[Mapping[FrozenSize, Callable[[Sample], Sample]]] = None,
         collate: Callable[[Sequence[Sample]], Batch] = collate_pictures,
     ):
         self.source: AnySource = source
@@ -55,7 +56,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.source)
 
-    def transform_to(self, size: int) -> Callable[[Sample], Sample]:
+    def transform_to(self, size: FrozenSize) -> Callable[[Sample], Sample]:
         """The transform for a size, see `SeededIndex`."""
         return self.sized[size] if size else self.transform
 
@@ -81,7 +82,7 @@ class ImageDataset(Samples, Dataset):
             reading(self.source.name(index))
             yield partial(self.read, index)
 
-    def first(self, count: int, size: int = 0) -> list[Item]:
+    def first(self, count: int, size: FrozenSize = 0) -> list[Item]:
         """Some training samples, from all over the set; `size` as in `SeededIndex`."""
         return [self[SeededIndex(i * len(self) // count, i, size)] for i in range(count)]
 

@@ -68,12 +68,24 @@ def _despite_metadata(file: BinaryIO, read: Callable[[BinaryIO], Image.Image]) -
         raise first
 
 
-def _decode(file: BinaryIO, exif: bool) -> Image.Image:
+def by_pillow(file: BinaryIO, exif: bool) -> Image.Image:
+    """An image file's first frame in its own mode, turned as its EXIF orientation says.
+
+    Raises:
+        Exception: of Pillow's many kinds, if the file is damaged or no image.
+    """
+    return _despite_metadata(file, partial(_loaded, exif=exif))
+
+
+def _loaded(file: BinaryIO, exif: bool) -> Image.Image:
     image = _open(file)
     with without_stderr() if image.format == "TIFF" else contextlib.nullcontext():
         image.load()
-    if exif:
-        image = _upright(image)
+    return _upright(image) if exif else image
+
+
+def _decode(file: BinaryIO, exif: bool) -> Image.Image:
+    image = _loaded(file, exif)
     if image.mode.startswith("I"):  # I;16, I;16B, and I, which Pillow makes of some 16-bit files
         image = _sixteen_bits(image)
     if image.mode == "F":
@@ -94,13 +106,16 @@ def _open(file: BinaryIO) -> Image.Image:
         if not HAS_AVIF and file.read(12)[4:] in (b"ftypavif", b"ftypavis"):
             raise ValueError("AVIF, which this Pillow does not read; pip install 'pillow>=11.3'") from error
         raise
-    if image.width * image.height > MAX_PIXELS:
-        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS}")
-    if max(image.size) > MAX_RATIO * min(image.size):
-        raise Image.DecompressionBombError(
-            f"{image.width} x {image.height} pixels, the sides' limit is {MAX_RATIO} to 1"
-        )
+    require_usual_size(image.width, image.height)
     return image
+
+
+def require_usual_size(width: int, height: int) -> None:
+    """Raises DecompressionBombError: no image to train on has so many pixels, or is so long."""
+    if width * height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{width} x {height} pixels, the limit is {MAX_PIXELS}")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise Image.DecompressionBombError(f"{width} x {height} pixels, the sides' limit is {MAX_RATIO} to 1")
 
 
 @contextlib.contextmanager
@@ -154,6 +169,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _sixteen_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
+    if not is_sixteen_bits(values):
         raise ValueError("32-bit pixels have no known range")
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))  # 257 = 65535 / 255, rounded
+
+
+def is_sixteen_bits(values: np.ndarray) -> bool:
+    return values.min() >= 0 and values.max() <= 65535

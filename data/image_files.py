@@ -3,7 +3,7 @@
 The suffix says that a file is an image, its content of which format: `data.decode` reads a GIF that is called .jpg.
 """
 
-from typing import NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".avifs", ".gif",
@@ -49,6 +49,11 @@ def is_image(path: str) -> bool:
         path: relative to the place that is looked through, with '/'; no part of it may be hidden or a tool's.
     """
     return has_image_suffix(path) and not any(map(is_hidden_or_tool, path.split("/")))
+
+
+def rule_of(decode: Any) -> Callable[[str], bool]:
+    """What an image is, by its name, for a decoder of files: as `is_image` says, or the decoder's own rule."""
+    return getattr(decode, "is_image", is_image)
 
 
 def left_out(paths: list[str]) -> Optional[LeftOut]:

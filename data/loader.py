@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from utils.errors import DataError, ShortageError, one_line
+from utils.image_size import FrozenSize
 from utils.rng import derive_seed
 from utils.signals import requested_stop
 
@@ -120,7 +121,7 @@ class Loader:
                 raise
             raise shortage from error
 
-    def first(self, count: int, size: int = 0) -> list:
+    def first(self, count: int, size: FrozenSize = 0) -> list:
         """Some samples, read by this process; see the data set's `first`.
 
         Raises:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Optional, Sequence
 
+from utils.image_size import FrozenSize
+
 from .update_split import UpdateSplit
 
 
@@ -19,12 +21,12 @@ class Schedule:
     world_size: int  # how many there are
     seed: int  # of orders and augmentations
     repeats: int = 1  # how often an image stands in an epoch, each time with another augmentation
-    sizes: Sequence[tuple[int, int]] = ()  # (epoch, size) of images, each from its epoch on; none: the data set's own
+    sizes: Sequence[tuple[int, FrozenSize]] = ()  # (epoch, size), each from its epoch on; none: the data set's own
     balanced: bool = False  # whether all classes are as frequent, see `data.class_balance`
     # of each update; None: micro-batches of `batch_size` images, whatever an update is
     split: Optional[UpdateSplit] = None
 
-    def size_at(self, epoch: int) -> int:
+    def size_at(self, epoch: int) -> FrozenSize:
         """Of an epoch's images; 0: the data set's own."""
         return next((size for first, size in reversed(self.sizes) if first <= epoch), 0)
 

@@ -12,6 +12,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from utils.image_size import Size, height_and_width
+
 from .masks import IGNORED
 
 TRIES = 10  # crops among which one is looked for in which no class has too much
@@ -22,7 +24,7 @@ CHANGE = dict(brightness=32 / 255, contrast=0.5, saturation=0.5, hue=0.1)  # as 
 class SegmentationAugmentation:
     """What is done at random to a training image and its mask."""
 
-    crop: int  # px
+    crop: Size
     scale: tuple[int, int]  # longer and shorter side into which the image is to fit, at factor 1
     ratio_range: tuple[float, float]  # of the factor
     cat_max_ratio: float  # largest share of a class among a crop's pixels; 1: any
@@ -39,7 +41,7 @@ def fitted_size(height: int, width: int, scale: Sequence[float]) -> tuple[int, i
 
 
 class AugmentMasked:
-    """(image (3, H, W) uint8, mask (H, W)) -> the same of crop x crop px."""
+    """(image (3, H, W) uint8, mask (H, W)) -> the same of the crop's size."""
 
     def __init__(self, settings: SegmentationAugmentation):
         self.settings = settings
@@ -63,8 +65,7 @@ class AugmentMasked:
 
     def crop(self, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         """The first of `TRIES` random places at which no class has too much, else the last of them."""
-        side = self.settings.crop
-        height, width = (min(side, length) for length in mask.shape)
+        height, width = (min(pair) for pair in zip(height_and_width(self.settings.crop), mask.shape))
         for _ in range(TRIES):
             top = int(torch.randint(mask.shape[0] - height + 1, ()))
             left = int(torch.randint(mask.shape[1] - width + 1, ()))
@@ -75,8 +76,8 @@ class AugmentMasked:
 
     def pad(self, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[torch.Tensor, torch.Tensor]:
         """On the right and below, with the mean colour and `IGNORED`."""
-        side = self.settings.crop
-        missing = [0, 0, side - mask.shape[1], side - mask.shape[0]]
+        height, width = height_and_width(self.settings.crop)
+        missing = [0, 0, width - mask.shape[1], height - mask.shape[0]]
         if not any(missing):
             return image, mask
         return F.pad(image, missing, fill=self.colour), F.pad(mask, missing, fill=IGNORED)

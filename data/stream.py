@@ -15,6 +15,7 @@ import webdataset
 from torch.utils.data import IterableDataset, get_worker_info
 
 from utils.errors import DataError
+from utils.image_size import FrozenSize
 from utils.rng import derive_seed, seed_cpu
 
 from .batches import Item
@@ -41,7 +42,7 @@ class StreamDataset(Samples):
         for stored in itertools.islice(shards, count):
             yield partial(self.decoded, stored)
 
-    def first(self, count: int, size: int = 0) -> list[Item]:
+    def first(self, count: int, size: FrozenSize = 0) -> list[Item]:
         """Some training samples, of the first shard.
 
         Raises:
@@ -58,7 +59,7 @@ class StreamDataset(Samples):
         reading(self.source.shards[shard])
         return self.source.read(shard)
 
-    def item(self, stored: Stored, seed: Optional[int] = None, size: int = 0) -> Item:
+    def item(self, stored: Stored, seed: Optional[int] = None, size: FrozenSize = 0) -> Item:
         """A sample, transformed; see `ImageDataset.__getitem__`."""
         if seed is not None:
             seed_cpu(seed)

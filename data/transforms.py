@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, Callable, Sequence, Union, cast
+from typing import Any, BinaryIO, Callable, Optional, Sequence, Union, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,10 @@ from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_inter
 from torchvision.transforms import FiveCrop, TrivialAugmentWide
 
 from utils.errors import ConfigError
+from utils.image_size import Size, frozen
 
+from . import band_transforms
+from .bands import BandReader
 from .batches import Erasure, Picture
 from .decode import decode_image
 from .sample import Sample
@@ -67,7 +70,7 @@ class Transform:
 
 
 class Erase:
-    """Array (H, W, 3) -> `Picture`, with timm's random erasing drawn but not yet done: it is for normalised images.
+    """Array (H, W, C) -> `Picture`, with timm's random erasing drawn but not yet done: it is for normalised images.
 
     timm's class is given something that takes down what it would do to an image.
     """
@@ -76,7 +79,7 @@ class Erase:
         self.erasing = RandomErasing(probability, mode=mode, max_count=count, device="cpu")
 
     def __call__(self, pixels: np.ndarray) -> Picture:
-        record = _Record(*pixels.shape[:2])
+        record = _Record(*pixels.shape)
         if self.erasing.probability > 0:
             self.erasing(record)
         return Picture(pixels, tuple(record.erasures))
@@ -109,8 +112,8 @@ class Views:
 class _Record:
     dtype = torch.float32
 
-    def __init__(self, height: int, width: int):
-        self.shape = (3, height, width)
+    def __init__(self, height: int, width: int, channels: int):
+        self.shape = (channels, height, width)
         self.erasures: list[Erasure] = []
 
     def size(self) -> tuple[int, int, int]:
@@ -139,14 +142,15 @@ class Augmentation:
 
 
 def train_transform(
-    img_size: int,
+    img_size: Size,
     interpolation: str,
     mean: Sequence[float],
     augmentation: Augmentation,
     exif: bool = True,
     backend: str = "pil",
+    bands: int = 3,
 ) -> Transform:
-    """Image -> augmented `Picture` of img_size x img_size, or views of it.
+    """Image -> augmented `Picture` of that size, or views of it.
 
     Random resized crop, horizontal flip, an AutoAugment policy or colour jitter ('3a' has both, as timm does), random
     erasing. `mean` is the colour of what a policy moves into the image. All backends make the same draws.
@@ -155,21 +159,30 @@ def train_transform(
         exif: see `decode_image`.
         backend: 'pil': Pillow, the pixels of timm's pipeline. 'cv2': see `data.backend_cv2` and `data.augment_cv2`.
             'nvimgcodec': the same pixels as 'cv2', see `data.crops_nvimgcodec`.
+        bands: of the images; 3: RGB. Others have one way, see `data.bands`, whatever the backend, and no colours.
 
     Raises:
         ConfigError: an unknown policy, or one that the backend does not have.
     """
     place, colours = _timm_steps(img_size, interpolation, mean, augmentation)
     crop, *flips = place
-    if backend == "pil":
+    decode: Callable[[BinaryIO], Any]
+    to_array: Optional[Callable[[Any], np.ndarray]] = None
+    placed: dict[str, Callable[[Any], Any]]
+    augment: dict[str, Callable[[Any], Any]]
+    if bands != 3:
+        decode, to_array = BandReader(bands, exif), band_transforms.to_array
+        placed = {"crop and resize": band_transforms.Resized(crop), **{"flip": flip for flip in flips}}
+        augment = {}
+    elif backend == "pil":
         decode, to_array = partial(decode_image, exif=exif), np.array
         placed = {"crop and resize": crop, **{"flip": flip for flip in flips}}
         augment = dict(zip(AUGMENT, colours))
     else:
         from .backend_cv2 import colour_steps, place_steps
 
-        decode, to_array = _crop_reader(augmentation, exif, backend), None
-        placed = place_steps(decode.crop, cast(RandomResizedCropAndInterpolation, crop), flips)
+        decode = reader = _crop_reader(augmentation, exif, backend)
+        placed = place_steps(reader.crop, cast(RandomResizedCropAndInterpolation, crop), flips)
         augment = dict(zip(AUGMENT, colour_steps(colours, augmentation.auto_augment)))
     erase = Erase(augmentation.reprob, augmentation.remode, augmentation.recount)
     if augmentation.splits:
@@ -179,7 +192,7 @@ def train_transform(
 
 
 def _timm_steps(
-    img_size: int, interpolation: str, mean: Sequence[float], augmentation: Augmentation
+    img_size: Size, interpolation: str, mean: Sequence[float], augmentation: Augmentation
 ) -> tuple[list[Callable[[Any], Any]], list[Callable[[Any], Any]]]:
     """timm's steps on images of Pillow's: crop and flips, and those on colours."""
     policy = augmentation.auto_augment
@@ -188,7 +201,7 @@ def _timm_steps(
     for_timm = None if trivial or policy.lower() in ("", "none", "null") else policy
     try:
         place, colour, _ = create_transform(
-            img_size,
+            frozen(img_size),
             is_training=True,
             scale=(augmentation.scale[0], augmentation.scale[1]),
             ratio=(augmentation.ratio[0], augmentation.ratio[1]),
@@ -232,18 +245,40 @@ def _trivial_augment(interpolation: str, mean: Sequence[float]) -> TrivialAugmen
     return TrivialAugmentWide(interpolation=mode, fill=[min(255, round(255 * level)) for level in mean])
 
 
-def eval_transform(img_size: int, interpolation: str, crop_pct: float, exif: bool = True, crops: int = 1) -> Transform:
-    """RGB image -> `Picture` of img_size x img_size: resize to img_size / crop_pct, centre crop. Always by Pillow, so
-    that accuracies do not depend on how a model was trained.
+def eval_transform(
+    img_size: Size,
+    interpolation: str,
+    crop_pct: float,
+    exif: bool = True,
+    crops: int = 1,
+    crop_mode: str = "center",
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    bands: int = 3,
+) -> Transform:
+    """Image -> `Picture` of that size: resized to img_size / crop_pct as timm's `crop_mode` says, centre crop. Always by
+    Pillow, so that accuracies do not depend on how a model was trained.
 
-    With 5 `crops`, as many views: torchvision's, the corners and the centre of the resized image.
+    - 'center': its sides keep their ratio, and it covers that size.
+    - 'border': its sides keep their ratio, and it fits into that size; what is missing has the colour `mean`.
+    - 'squash': it has that size; its sides do not keep their ratio.
+
+    With 5 `crops`, as many views: torchvision's, the corners and the centre of the resized image. Images of 3 `bands` are
+    RGB, for others see `data.bands`.
     """
-    resize, crop, *_ = create_transform(
-        img_size, is_training=False, interpolation=interpolation, crop_pct=crop_pct
+    resize, crop, *_ = steps = create_transform(
+        frozen(img_size),
+        is_training=False,
+        interpolation=interpolation,
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        mean=tuple(mean),
     ).transforms
+    if bands != 3:
+        border = mean if crop_mode == "border" else ()
+        return Transform(BandReader(bands, exif), band_transforms.eval_steps(steps, img_size, crops, border))
     decode = partial(decode_image, exif=exif)
     if crops == 5:
-        return Transform(decode, {"resize": resize, "crop": FiveCrop(img_size), "views": _plain_views})
+        return Transform(decode, {"resize": resize, "crop": FiveCrop(frozen(img_size)), "views": _plain_views})
     return Transform(decode, {"resize": resize, "crop": crop, "to array": np.array, "picture": Picture})
 
 

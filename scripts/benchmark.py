@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Callable, Iterator, Optional, Sequence
 
-from command_line import Parser, run_script
+from command_line import Parser, image_size, run_script
 
 # Else the many models' convolutions push one another out of oneDNN's cache, and each call compiles its kernel again.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "100000")
@@ -38,6 +38,7 @@ from parts.benchmark.candidates import (  # noqa: E402
 from parts.benchmark.speed_report import environment, rows_of, write_results  # noqa: E402
 from parts.benchmark.turns import time_in_turns, warm_up  # noqa: E402
 from utils.device import choose_arithmetic  # noqa: E402
+from utils.image_size import Size, height_and_width  # noqa: E402
 from utils.malloc import keep_freed_memory  # noqa: E402
 
 FATS = ["fat_b0", "fat_b1", "fat_b2", "fat_b3"]
@@ -59,7 +60,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         arithmetic = choose_arithmetic(device, exact=task == "inference", deterministic=False, fixed_sizes=True)
         facts += [f"{task}: {arithmetic}"] if arithmetic else []
         for batch_size in args.batch_sizes if task == "inference" else args.train_batch_sizes:
-            images = torch.randn(batch_size, 3, args.img_size, args.img_size, device=device)
+            images = torch.randn(batch_size, 3, *height_and_width(args.img_size), device=device)
             for new_rows in measured(args, task, images):
                 rows += new_rows
                 for row in new_rows:
@@ -106,7 +107,7 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each candidate in each round, about")
     parser.add_argument("--threads", type=int, default=1, help="on a CPU")
-    parser.add_argument("--img-size", type=int, default=224)
+    parser.add_argument("--img-size", type=image_size(least=1), default=224, help="224, or 192x320: height x width")
     parser.add_argument(
         "--compile-mode", default="default", choices=["", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
         help="of torch.compile; empty: nothing is compiled",
@@ -153,16 +154,16 @@ def require_usable(parser: Parser, args: argparse.Namespace, cuda: bool) -> None
         if not cuda and not is_native_on_cpu(DTYPES[precision]):
             parser.error(f"--precisions: {precision} is emulated on this CPU; leave it out")
     counts = [args.rounds, args.threads, *(args.batch_sizes or []), *(args.train_batch_sizes or [])]
-    if min(counts) < 1 or args.img_size < 32:
+    if min(counts) < 1 or min(height_and_width(args.img_size)) < 32:
         parser.error("--rounds, --threads and batch sizes must be 1 or greater, --img-size 32 or greater")
 
 
-def require_peer(parser: Parser, name: str, img_size: int) -> None:
+def require_peer(parser: Parser, name: str, img_size: Size) -> None:
     """Raises ConfigError for no model of timm, or one of other images."""
     if not timm.is_model(name):
         parser.error(f"--peers: {name} is unknown to timm {timm.__version__}")
     published = timm.get_pretrained_cfg(name)
-    if published and published.fixed_input_size and published.input_size[-1] != img_size:
+    if published and published.fixed_input_size and published.input_size[1:] != height_and_width(img_size):
         parser.error(f"--peers: {name} takes images of {published.input_size[-1]} px only; leave it out, or --img-size")
 
 

@@ -16,6 +16,7 @@ from typing import Optional, Sequence
 
 from command_line import Parser, add_weights, not_negative, run_script, whole_number
 from utils.errors import ConfigError, UserError, did_you_mean, printable
+from utils.image_size import size_text
 
 FORMATS = {  # by name: what it is; a module of parts/export/ each
     "onnx": "ONNX file, for onnxruntime and other engines",
@@ -102,7 +103,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     options = Options(args.bound, args.dynamic_size, args.opset, args.calibration_images, args.max_drop, args.precision)
     job = Job(trained, args.output, args.images, args.data_path, options)
     print(
-        f"{args.checkpoint}: {job.cfg.MODEL.NAME}, {trained.weights} weights, {len(trained.classes)} classes, {job.size} px",
+        f"{args.checkpoint}: {job.cfg.MODEL.NAME}, {trained.weights} weights, {len(trained.classes)} classes, {size_text(job.size)} px",
         flush=True,
     )
     if trained.note:

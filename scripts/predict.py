@@ -21,7 +21,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional, Sequence
 
-from command_line import Parser, add_weights, importing, run_script, whole_number
+from command_line import Parser, add_weights, image_size, importing, run_script, whole_number
 from parts.predict.places import OUTPUTS, STANDARD, require_no_input, require_usable, say, standard_input
 from utils.errors import ConfigError
 from utils.schema import ENGINES
@@ -152,10 +152,10 @@ def add_computing(parser: Parser) -> None:
     """What the model sees at a time, and what computes."""
     parser.add_argument(
         "--img-size",
-        type=whole_number(32, 4096),
+        type=image_size(),
         default=0,
         metavar="PX",
-        help="default: what the model was evaluated on",
+        help="224, or 192x320 for 192 px high and 320 px wide (default: what the model was evaluated on)",
     )
     parser.add_argument(
         "--batch-size", type=whole_number(1), default=64, metavar="N", help="images at a time (default: 64)"

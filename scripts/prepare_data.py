@@ -6,6 +6,7 @@
     python scripts/prepare_data.py shards  /data/imagenet --output /data/imagenet_wds      # WebDataset
     python scripts/prepare_data.py parquet /data/imagenet --output /data/imagenet_hf       # Hugging Face
     python scripts/prepare_data.py verify  /data/imagenet_wds
+    python scripts/prepare_data.py stats   --cfg configs/fat_b0.yaml --data-path /data/scans --opts DATA.IN_CHANS 1
 
 Whatever ended a command, start the same one again: it goes on. A file that has its name is whole. Exit statuses: 0 done,
 1 the data are not right (verify), 2 arguments or data, 5 no room or no permission, 130 and 143 stopped by a signal.
@@ -67,7 +68,15 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     verify.add_argument(
         "--json", action="store_true", help="print JSON, with counts of each class and all that is wrong"
     )
+    add_stats(commands, workers)
     return parser.parse_args(argv)
+
+
+def add_stats(commands: argparse._SubParsersAction, workers: argparse.ArgumentParser) -> None:
+    stats = commands.add_parser("stats", parents=[workers], help="mean and standard deviation of the training images")
+    stats.add_argument("--cfg", type=Path, required=True, help="config that says where they are and how they are read")
+    stats.add_argument("--data-path", default="", help="DATA.DATA_PATH, where it is another one than the config's")
+    stats.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs, such as DATA.IN_CHANS 1")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -75,6 +84,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
     if args.command == "verify":
         return show(args.source, args.format, args.workers, args.json)
+    if args.command == "stats":
+        return stats(args)
     args.splits = [split for split in SPLITS if split in args.splits]
     if not args.source.is_dir():
         raise DataError(
@@ -140,6 +151,36 @@ def pack(args: argparse.Namespace) -> None:
             write_parquet(splits, args.output, args.shard_size * 10**6)
         else:
             write_archives(Zip if args.command == "zip" else Tar, splits, args.output)
+
+
+def stats(args: argparse.Namespace) -> int:
+    """Prints the keys that bring the training images to mean 0 and standard deviation 1; returns the exit status."""
+    from utils.config import load_config
+
+    given = {"DATA.DATA_PATH": args.data_path} if args.data_path else {}
+    any_classes = {"DATA.BACKEND": "pil", "MODEL.NUM_CLASSES": 0}  # whose number does not matter here
+    cfg = load_config(args.cfg, args.opts, {**given, **any_classes})
+    import torch
+
+    from data.batches import Finish
+    from data.loader import Loading
+    from data.pixel_statistics import measure
+    from engine.tasks import create_task
+
+    finish = Finish(cfg.DATA.MEAN, cfg.DATA.STD, torch.device("cpu"))
+    how = Loading(finish, args.workers, cfg.DATA.PREFETCH, pin_memory=False, timeout=cfg.DATA.TIMEOUT)
+    source = create_task(cfg).train_dataset().source
+    for note in getattr(source, "notes", ()):
+        print(f"# {note}")
+    measured = measure(source, cfg.DATA.ON_ERROR, how)
+    for line in measured.failures:
+        say(f"warning: left out {line}")
+    numbers = {"MEAN": measured.mean, "STD": measured.std}
+    print(f"# of {measured.pixels} pixels of {measured.images} training images, each pixel counted once")
+    print(f"DATA:\n  IN_CHANS: {cfg.DATA.IN_CHANS}")
+    for key, values in numbers.items():
+        print(f"  {key}: [{', '.join(f'{value:.5g}' for value in values)}]")
+    return 0
 
 
 def show(

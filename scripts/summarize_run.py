@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 
 from command_line import Parser, run_script
 from utils.errors import DataError
+from utils.image_size import size_text
 from utils.metrics import DETAILS
 from utils.run_files import EVAL, Records, median_speed, read_figures, weights_in
 
@@ -45,7 +46,7 @@ def draw_curves(records: Records, path: Path) -> None:
 def table_rows(run: Path, records: Records) -> list[tuple[str, str]]:
     start = records["start"][-1]
     rows = [
-        ("model", f"{start['model']}, {start['params'] / 1e6:.2f} M parameters, {start['img_size']} px"),
+        ("model", f"{start['model']}, {start['params'] / 1e6:.2f} M parameters, {size_text(start['img_size'])} px"),
         ("training images", f"{start['train_images']:,}"),
         ("validation images", f"{start['val_images']:,}"),
         ("classes", str(start["classes"])),

@@ -17,6 +17,6 @@ AUGMENTATION = Augmentation(
 )  # fmt: skip
 
 
-def augmentation(img_size=32, interpolation="bicubic", exif=True, backend="pil", **changes):
+def augmentation(img_size=32, interpolation="bicubic", exif=True, backend="pil", bands=3, **changes):
     """A transform of training with `AUGMENTATION`, but for the changes."""
-    return train_transform(img_size, interpolation, MEAN, replace(AUGMENTATION, **changes), exif, backend)
+    return train_transform(img_size, interpolation, MEAN, replace(AUGMENTATION, **changes), exif, backend, bands)

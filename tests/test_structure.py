@@ -208,7 +208,7 @@ def test_every_requirement_is_imported():
     used = set().union(*(imports(path) for part in LAYERS for path in files(part)))
     # NVIDIA apex and nvImageCodec; ImageNet-C's images made here; the benchmark's, the quickstart's and prepare_data.py's own;
     # pyarrow comes with datasets, huggingface_hub and safetensors with timm; LOGGERS wandb; scripts/submit.py; engines and export: onnx, onnxscript, onnxruntime, openvino;
-    # triton comes with torch for GPUs
+    # triton comes with torch for GPUs; tifffile is for TIFFs of several bands
     optional = {
         "apex",
         "nvidia",
@@ -223,6 +223,7 @@ def test_every_requirement_is_imported():
         "wandb",
         "submitit",
         "faster_coco_eval",
+        "tifffile",
         "onnx",
         "onnxscript",
         "onnxruntime",

@@ -6,6 +6,7 @@ import math
 from typing import Callable, Iterator, NoReturn
 
 from .errors import ConfigError, did_you_mean
+from .image_size import Size
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,6 +46,19 @@ def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
         if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
         return int(text)
+
+    return read
+
+
+def image_size(least: int = 32, most: int = 4096) -> Callable[[str], Size]:
+    """A type for argparse: 224, or 192x320 (height x width), each side from `least` to `most` px."""
+    side = whole_number(least, most)
+
+    def read(text: str) -> Size:
+        height, by, width = text.partition("x")
+        if not by or height == width:
+            return side(height)
+        return [side(height), side(width)]
 
     return read
 

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from .conflicts import require_no_conflict
 from .errors import ConfigError, did_you_mean
-from .schema import ALIASES, AUTO, DEFAULTS, KEYS, OF_TWO_TYPES, PATH, RETIRED, is_finite
+from .schema import ALIASES, AUTO, DEFAULTS, KEYS, PATH, RETIRED, is_finite
 from .yaml_files import read_yaml
 
 
@@ -167,7 +167,9 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
     """`value` with the type of `default`, as the key's rule has it: see `_converted`."""
     rule, kind = KEYS[key].rule, type(default)
     result = _converted(key, value, kind)
-    if type(result) is not kind and not (rule in OF_TWO_TYPES and isinstance(result, str)):
+    if list in rule.kinds:
+        result = _short_size(result)
+    if type(result) not in (kind, *rule.kinds):
         raise ConfigError(f"{where} is {value!r}; it must be of type {kind.__name__}, like {default!r}")
     if isinstance(result, str) and not result.isprintable():
         raise ConfigError(f"{where} is {value!r}; it must have printable characters only")
@@ -194,6 +196,14 @@ def _converted(key: str, value: Any, kind: type) -> Any:
             return float(value)  # PyYAML reads 1e-3 as a string
         except (ValueError, OverflowError):
             return value
+    return value
+
+
+def _short_size(value: Any) -> Any:
+    """[224, 224] is 224: what is one size is written in one way."""
+    if isinstance(value, (list, tuple)):
+        value = list(value)
+        return value[0] if len(value) == 2 and value[0] == value[1] else value
     return value
 
 

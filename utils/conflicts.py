@@ -12,7 +12,9 @@ LOADING = (*TRAINING, "benchmark_data")  # those that open the training images
 READING = (*LOADING, "eval")  # those that open any
 EVALUATION = ("eval",)
 INFERENCE = ("eval", "throughput")
+PREDICTING = ("predict",)  # what scripts do with a config file and weights
 
+RGB_FORMATS = ("cifar10", "cifar100")
 INTERPOLATIONS_OF_CV2 = ("bilinear", "bicubic")
 
 
@@ -51,7 +53,33 @@ def mixes(c: CfgNode) -> bool:
     return c.AUG.MIXUP > 0 or c.AUG.CUTMIX > 0 or bool(c.AUG.CUTMIX_MINMAX)
 
 
+def changes_colours(c: CfgNode) -> bool:
+    """Whether a step of augmentation is one of RGB images."""
+    return c.AUG.COLOR_JITTER > 0 or c.AUG.AUTO_AUGMENT.lower() not in ("", "none", "null")
+
+
+def is_rgb(c: CfgNode) -> bool:
+    """Whether images are RGB photographs, or converted to such."""
+    return c.DATA.IN_CHANS == 3
+
+
 # fmt: off
+conflict((*READING, *PREDICTING), lambda c: {len(c.DATA.MEAN), len(c.DATA.STD)} != {c.DATA.IN_CHANS},
+    "DATA.MEAN is {c.DATA.MEAN}, DATA.STD {c.DATA.STD}, but DATA.IN_CHANS is {c.DATA.IN_CHANS}; give a number for each band "
+    "(scripts/prepare_data.py stats measures them)")
+conflict((*READING, *INFERENCE, *PREDICTING), lambda c: not is_rgb(c) and c.TASK in ("segmentation", "detection"),
+    "DATA.IN_CHANS is {c.DATA.IN_CHANS}, but TASK {c.TASK} is for RGB images; set it to 3")
+conflict(LOADING, lambda c: not is_rgb(c) and changes_colours(c),
+    "AUG.AUTO_AUGMENT is '{c.AUG.AUTO_AUGMENT}', AUG.COLOR_JITTER {c.AUG.COLOR_JITTER}: they change the colours of RGB images, but "
+    "DATA.IN_CHANS is {c.DATA.IN_CHANS}; set them to none and 0 (random resized crop, flip, erasing, mixup and cutmix go on)")
+conflict(LOADING, lambda c: not is_rgb(c) and c.DATA.BACKEND == "nvimgcodec",
+    "DATA.BACKEND nvimgcodec decodes RGB images, but DATA.IN_CHANS is {c.DATA.IN_CHANS}; use pil")
+conflict((*READING, *PREDICTING), lambda c: not is_rgb(c) and c.DATA.INTERPOLATION == "lanczos",
+    "DATA.INTERPOLATION lanczos is for RGB images, but DATA.IN_CHANS is {c.DATA.IN_CHANS}; use bicubic")
+conflict(READING, lambda c: not is_rgb(c) and format_of(c) in RGB_FORMATS,
+    "DATA.IN_CHANS is {c.DATA.IN_CHANS}, but the images of DATA.DATASET {c.DATA.DATASET} are RGB; set it to 3")
+conflict(TRAINING, lambda c: not is_rgb(c) and c.DISTILL.TEACHER,
+    "DISTILL.TEACHER sees RGB images, but DATA.IN_CHANS is {c.DATA.IN_CHANS}; leave it out")
 conflict(EVALUATION, lambda c: not (c.MODEL.RESUME or c.MODEL.PRETRAINED),
     "--eval: there are no weights to evaluate; add --resume path/to/best.pth")
 conflict(EVALUATION, lambda c: c.TEST.KNN and c.TEST.FUSED,
@@ -66,6 +94,8 @@ conflict(INFERENCE, lambda c: c.TEST.ENGINE == "cudagraphs" and c.TASK in ("segm
     "--engine cudagraphs has a graph for each size of images, of which TASK {c.TASK} has too many; use torch")
 conflict(("throughput",), lambda c: c.TRAIN.COMPILE is True and c.TEST.ENGINE != "torch",
     "TRAIN.COMPILE compiles torch's model, which --engine {c.TEST.ENGINE} does not call; leave one of them out")
+conflict((*TRAINING, *EVALUATION), lambda c: c.TEST.CROP_MODE == "border" and c.TEST.CROPS > 1,
+    "TEST.CROPS is {c.TEST.CROPS}, but an image of TEST.CROP_MODE border has no corners beside its centre; set one of them back")
 conflict(EVALUATION, lambda c: c.TEST.KNN and c.TEST.SETS and "val" not in c.TEST.SETS,
     "TEST.KNN is about the validation images; add val to TEST.SETS, or leave it out")
 conflict(TRAINING, lambda c: max(c.TRAIN.WARMUP_LR, c.TRAIN.MIN_LR) > c.TRAIN.BASE_LR,

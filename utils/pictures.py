@@ -14,26 +14,46 @@ def montage(
     """A grid of images with captions.
 
     Args:
-        images: (B, 3, H, W), normalised by `mean` and `std`.
+        images: (B, C, H, W), normalised by `mean` and `std`; see `three_bands`.
         captions: one per image.
 
     Returns:
         RGB picture (height, width, 3), uint8.
     """
+    images, mean, std = three_bands(images, mean, std)
     scale, shift = torch.tensor(std).view(3, 1, 1), torch.tensor(mean).view(3, 1, 1)
     pixels = ((images.cpu().float() * scale + shift).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()
-    return grid(list(pixels), captions, max(96, images.shape[-1]), columns)
+    return grid(list(pixels), captions, max(96, *images.shape[-2:]), columns)
+
+
+def three_bands(
+    images: torch.Tensor, mean: Sequence[float], std: Sequence[float]
+) -> tuple[torch.Tensor, Sequence[float], Sequence[float]]:
+    """What is shown of normalised images (..., C, H, W) as red, green and blue, (..., 3, H, W), with the means and standard
+    deviations that bring it to 0 .. 1: of more than three bands the first three, of one or two the first, in grey.
+
+    Floats may lie anywhere. Where means or standard deviations say that they do not lie between 0 and 1, black is 2.5
+    standard deviations below the mean, and white as many above.
+    """
+    channels = images.shape[-3]
+    if channels == 3:
+        return images, mean, std
+    shown = [0, 1, 2] if channels > 3 else [0, 0, 0]
+    within = all(0 <= level <= 1 for level in mean) and all(spread <= 0.5 for spread in std)
+    if not within:
+        return images[..., shown, :, :], [0.5] * 3, [0.2] * 3
+    return images[..., shown, :, :], [mean[i] for i in shown], [std[i] for i in shown]
 
 
 def grid(pictures: Sequence[np.ndarray], captions: Sequence[str], side: int, columns: int) -> np.ndarray:
-    """RGB pictures (height, width, 3), uint8, each as a square of `side` px under its caption, `columns` in a row.
+    """RGB pictures (height, width, 3), uint8, each in a square of `side` px under its caption, `columns` in a row.
 
     The lines of a caption are cut where they are too long.
     """
     tiles = []
     lines = max((caption.count("\n") + 1 for caption in captions), default=1)
     for picture, caption in zip(pictures, captions, strict=True):
-        tile = cv2.resize(np.ascontiguousarray(picture), (side, side), interpolation=cv2.INTER_NEAREST)
+        tile = in_square(picture, side)
         tile = cv2.copyMakeBorder(tile, 2 + 16 * lines, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))
         for number, line in enumerate(caption.split("\n")):
             text = line[: max(16, side // 7)].encode("ascii", "replace").decode()
@@ -41,6 +61,15 @@ def grid(pictures: Sequence[np.ndarray], captions: Sequence[str], side: int, col
         tiles.append(tile)
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
     return cv2.vconcat([cv2.hconcat(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
+
+
+def in_square(picture: np.ndarray, side: int) -> np.ndarray:
+    """A picture (height, width, 3) with a longer side of so many px; what is missing of the square is white."""
+    longer = max(picture.shape[:2])
+    size = [max(1, round(length * side / longer)) for length in picture.shape[1::-1]]
+    tile = cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_NEAREST)
+    below, beside = side - tile.shape[0], side - tile.shape[1]
+    return cv2.copyMakeBorder(tile, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=(255, 255, 255))
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -91,7 +120,8 @@ def encode_jpeg(picture: np.ndarray) -> bytes:
 
 
 def pixels_of(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """A normalised image (3, height, width) as an RGB picture (height, width, 3), uint8."""
+    """A normalised image (C, height, width) as an RGB picture (height, width, 3), uint8; see `three_bands`."""
+    image, mean, std = three_bands(image, mean, std)
     scale, shift = torch.tensor(std).view(3, 1, 1), torch.tensor(mean).view(3, 1, 1)
     levels = (image.cpu().float() * scale + shift) * 255
     return levels.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()

@@ -46,10 +46,14 @@ RUN, IMAGES, SPEED, NUMERICS, MODEL, COLOURS, VIEW, RECIPE, SPLIT, EVALUATION = 
 
 
 class Rule:
-    """What a value must satisfy, and how to say so."""
+    """What a value must satisfy, and how to say so.
 
-    def __init__(self, text: str, holds: Callable[[Any], bool]):
-        self.text, self.holds = text, holds
+    Args:
+        kinds: types that it may have besides the default's.
+    """
+
+    def __init__(self, text: str, holds: Callable[[Any], bool], kinds: tuple[type, ...] = ()):
+        self.text, self.holds, self.kinds = text, holds, kinds
 
 
 class Key(NamedTuple):
@@ -90,8 +94,16 @@ def is_cell(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name) is not None and (CONFIGS / f"{name}.yaml").is_file()
 
 
+def is_side(value: Any) -> bool:
+    return type(value) is int and 32 <= value <= 4096
+
+
+def is_size(value: Any) -> bool:
+    return is_side(value) or (isinstance(value, list) and len(value) == 2 and all(map(is_side, value)))
+
+
 def are_size_steps(steps: list) -> bool:
-    if not all(len(step) == 2 and all(type(n) is int for n in step) and 32 <= step[1] <= 4096 for step in steps):
+    if not all(len(step) == 2 and type(step[0]) is int and is_size(step[1]) for step in steps):
         return False
     epochs = [epoch for epoch, _ in steps]
     return epochs[:1] in ([], [0]) and epochs == sorted(set(epochs))
@@ -105,15 +117,20 @@ def are_names(values: list) -> bool:
     return all(isinstance(name, str) and name for name in values) and len(set(values)) == len(values)
 
 
+def are_numbers(values: list) -> bool:
+    return bool(values) and all(type(x) in (int, float) for x in values)
+
+
 def are_counts(values: list) -> bool:
     return all(type(n) is int and n > 0 for n in values)
 
 
 ANY = Rule("any value", lambda value: True)
-SWITCH = Rule("True, False or auto", lambda value: value in (True, False, "auto"))
+SWITCH = Rule("True, False or auto", lambda value: value in (True, False, "auto"), kinds=(str,))
 AUTO = "auto"
-COUNT_OR_AUTO = Rule("auto, or greater than 0", lambda value: value == AUTO if isinstance(value, str) else value > 0)
-OF_TWO_TYPES = (SWITCH, COUNT_OR_AUTO)  # whose values may be a text besides
+COUNT_OR_AUTO = Rule(
+    "auto, or greater than 0", lambda value: value == AUTO if isinstance(value, str) else value > 0, kinds=(str,)
+)
 PATH = Rule("a file or folder", lambda value: True)  # as a shell has it, with ~ and $VARIABLE
 NOT_EMPTY = Rule("a name", bool)
 POSITIVE = Rule("greater than 0", lambda value: value > 0)
@@ -121,23 +138,31 @@ NOT_NEGATIVE = Rule("0 or greater", lambda value: value >= 0)
 PROBABILITY = Rule("between 0 and 1", lambda value: 0 <= value <= 1)
 FRACTION = Rule("greater than 0 and at most 1", lambda value: 0 < value <= 1)
 BELOW_ONE = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
-SIDE = Rule("between 32 and 4096", lambda value: 32 <= value <= 4096)
+SIZE = Rule("between 32 and 4096, or [height, width] of such numbers", is_size, kinds=(list,))
+SIZE_OR_0 = Rule(f"0, or {SIZE.text}", lambda value: value == 0 or is_size(value), kinds=(list,))
 SIDE_OR_0 = Rule("0, or between 32 and 4096", lambda value: value == 0 or 32 <= value <= 4096)
 CROP = Rule("between 0.1 and 1", lambda value: 0.1 <= value <= 1)
 RANGE = Rule("two numbers greater than 0, the smaller first", lambda v: len(v) == 2 and 0 < v[0] <= v[1])
 SHARES = Rule("two numbers greater than 0 and at most 1, the smaller first", lambda v: RANGE.holds(v) and v[1] <= 1)
 MINMAX = Rule(f"empty, or {SHARES.text}", lambda v: not v or SHARES.holds(v))
 BETAS = Rule("two numbers at least 0 and below 1", lambda v: len(v) == 2 and all(0 <= b < 1 for b in v))
-MEAN = Rule("three numbers between 0 and 1", lambda v: len(v) == 3 and all(0 <= x <= 1 for x in v))
-STD = Rule("three numbers between 0.001 and 10", lambda v: len(v) == 3 and all(0.001 <= x <= 10 for x in v))
-IN_CHANS = Rule("3, as images are read as RGB", lambda value: value == 3)
+PER_BAND = "or with another DATA.IN_CHANS than 3 one for each band"
+MEAN = Rule(
+    f"three numbers between 0 and 1, {PER_BAND}",
+    lambda v: are_numbers(v) and (len(v) != 3 or all(0 <= x <= 1 for x in v)),
+)
+STD = Rule(
+    f"three numbers between 0.001 and 10, {PER_BAND}, greater than 0",
+    lambda v: are_numbers(v) and all(0.001 <= x <= 10 if len(v) == 3 else x > 0 for x in v),
+)
 ODD_PER_STAGE = Rule("odd numbers greater than 0, one per stage", lambda v: are_counts(v) and all(n % 2 for n in v))
 PER_STAGE = Rule(
     "numbers greater than 0, one per stage", lambda v: all(isinstance(n, (int, float)) and n > 0 for n in v)
 )
 PER_STAGE_INT = Rule("whole numbers greater than 0, one per stage", are_counts)
 SIZE_STEPS = Rule(
-    "a list of [epoch, size], the first of epoch 0, epochs rising, sizes between 32 and 4096", are_size_steps
+    "a list of [epoch, size], the first of epoch 0, epochs rising, sizes between 32 and 4096 or [height, width] of such numbers",
+    are_size_steps,
 )
 PARTS = Rule("a list of stem, backbone and the numbers of stages, from 1 on", lambda parts: all(map(is_part, parts)))
 NEIGHBOURS = Rule(
@@ -218,10 +243,12 @@ key("DATA.CLASS_ORDER", "torchvision", one_of("torchvision", "timm"), IMAGES,
     "of classes without a CLASS_MAP: torchvision (0, 1, 10, 2; Zebra, apple) or timm (0, 1, 2, 10; apple, Zebra)")
 key("DATA.BATCH_SIZE", 128, COUNT_OR_AUTO, SPLIT,
     "images per process and micro-batch; auto: as many as fit this machine's memory, TRAIN.TOTAL_BATCH_SIZE being kept")
-key("DATA.IMG_SIZE", 224, SIDE, VIEW, "square images of that side")
+key("DATA.IMG_SIZE", 224, SIZE, VIEW, "px of square images' sides, or [height, width]")
 key("DATA.INTERPOLATION", "bicubic", one_of("nearest", "bilinear", "bicubic", "lanczos"), COLOURS, "how images are resized")
-key("DATA.MEAN", [0.485, 0.456, 0.406], MEAN, COLOURS, "of red, green and blue, to normalise")
-key("DATA.STD", [0.229, 0.224, 0.225], STD, COLOURS, "of red, green and blue, to normalise")
+key("DATA.IN_CHANS", 3, Rule("between 1 and 512", lambda value: 1 <= value <= 512), COLOURS,
+    "bands of an image; 3: RGB, to which any image is converted; another number: as files have them, with their full range")
+key("DATA.MEAN", [0.485, 0.456, 0.406], MEAN, COLOURS, "of red, green and blue, or of each band, to normalise (prepare_data.py stats)")
+key("DATA.STD", [0.229, 0.224, 0.225], STD, COLOURS, "of red, green and blue, or of each band, to normalise (prepare_data.py stats)")
 key("DATA.FROM_MODEL", False, ANY, RECIPE,
     "sizes, crop, mean, std and interpolation as timm has them for its model; those of --opts stay")
 key("DATA.BACKEND", "pil", one_of(*BACKENDS), NUMERICS,
@@ -249,7 +276,6 @@ key("MODEL.DROP_RATE", 0.0, BELOW_ONE, RECIPE, "dropout before the head")
 key("MODEL.DROP_PATH_RATE", 0.0, BELOW_ONE, RECIPE, "share of images for which the last block is left out; earlier ones less")
 key("MODEL.LABEL_SMOOTHING", 0.1, BELOW_ONE, RECIPE, "share of a target that all classes have alike")
 # an empty list: as in the registered model MODEL.NAME
-key("MODEL.FAT.in_chans", 3, IN_CHANS, MODEL, "channels of an image")
 key("MODEL.FAT.embed_dims", [], PER_STAGE_INT, MODEL, "channels")
 key("MODEL.FAT.depths", [], PER_STAGE_INT, MODEL, "blocks")
 key("MODEL.FAT.kernel_sizes", [], ODD_PER_STAGE, MODEL, "of FASA's local side")
@@ -396,8 +422,10 @@ key("TEST.FUSED", False, ANY, EVALUATION,
 key("TEST.ENGINE", "torch", one_of(*ENGINES), EVALUATION,
     "--eval, --throughput: what computes: torch; on a GPU cudagraphs, torch's kernels started once for a batch; on a CPU onnxruntime "
     "and openvino, which get the deployed form, exported in memory")
-key("TEST.CROP_PCT", 0.875, CROP, VIEW, "evaluation resizes to its IMG_SIZE / CROP_PCT and crops the centre")
-key("TEST.IMG_SIZE", 0, SIDE_OR_0, VIEW, "of evaluation; 0: DATA.IMG_SIZE")
+key("TEST.CROP_PCT", 0.875, CROP, VIEW, "evaluation resizes to its IMG_SIZE / CROP_PCT, as CROP_MODE says, and crops the centre")
+key("TEST.CROP_MODE", "center", one_of("center", "border", "squash"), VIEW,
+    "timm's crop_mode: center (keeps the sides' ratio, cuts off), border (keeps it, pads), squash (both sides to IMG_SIZE / CROP_PCT)")
+key("TEST.IMG_SIZE", 0, SIZE_OR_0, VIEW, "of evaluation; 0: DATA.IMG_SIZE")
 key("TEST.CROPS", 1, CROPS, VIEW, "5: the corners of the resized image too; the mean of the probabilities counts")
 key("TEST.FLIP", False, ANY, VIEW, "the same with each mirror image")
 key("TEST.KNN", [], NEIGHBOURS, EVALUATION,
@@ -415,6 +443,7 @@ INPUT_KEYS = keys_of(COLOURS, VIEW)
 
 # Keys of the released YAMLs that mean the same as one of ours.
 ALIASES = {
+    "MODEL.FAT.in_chans": "DATA.IN_CHANS",
     "MODEL.FAT.num_classes": "MODEL.NUM_CLASSES",
     "MODEL.FAT.drop_path_rate": "MODEL.DROP_PATH_RATE",
     "MODEL.FAT.use_checkpoint": "TRAIN.USE_CHECKPOINT",

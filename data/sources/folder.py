@@ -13,7 +13,7 @@ from utils.rng import fingerprint
 
 from ..class_maps import unnamed_classes
 from ..decode import decode_image
-from ..image_files import is_hidden_or_tool, is_image, left_out, notes_of
+from ..image_files import is_hidden_or_tool, is_image, left_out, notes_of, rule_of
 from ..workers import reading
 from .labelled_files import LabelledFiles
 from .reading import OR_SKIP, printable, read_image
@@ -78,8 +78,9 @@ class FolderSource(LabelledFiles):
             keys = {name: list(_files_of(root, name)) for name in labels}
         except (FileNotFoundError, PermissionError) as error:
             raise DataError(f"{root}: {one_line(error)}; every class needs a folder with at least one image") from error
-        images = {name: [key for key in keys[name] if is_image(key)] for name in labels}
-        others += [key for name in labels for key in keys[name] if not is_image(key)]
+        is_one = rule_of(decode)
+        images = {name: [key for key in keys[name] if is_one(key)] for name in labels}
+        others += [key for name in labels for key in keys[name] if not is_one(key)]
         empty = [name for name in labels if not images[name]]
         if len(empty) == len(labels) or (empty and class_to_idx is None):
             raise _without_images(root, empty, others, remedies)

@@ -68,7 +68,7 @@ class FileSource:
 
     Args:
         paths: of the files.
-        decode: open file -> image.
+        decode: open file -> image; its method `frames`, if it has one, says how many pictures a file has.
 
     Raises:
         DataError: at `load`, a file is no image or cannot be read.
@@ -79,6 +79,7 @@ class FileSource:
     def __init__(self, paths: Sequence[str], decode: Callable[[BinaryIO], Any] = decode_image):
         self.paths = np.array([os.fsencode(path) for path in paths])  # no list: see `FolderSource`
         self.decode = decode
+        self.frames = getattr(decode, "frames", lambda file: frames_of(open_image(file)))
         self.fingerprint = fingerprint(self.paths.tolist())
 
     def __len__(self) -> int:
@@ -92,7 +93,7 @@ class FileSource:
 
     def load(self, index: int) -> tuple[Any, int]:
         def decode(file: BinaryIO) -> tuple[Any, int]:
-            frames = frames_of(open_image(file))
+            frames = self.frames(file)
             file.seek(0)
             return self.decode(file), frames
 

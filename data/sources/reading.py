@@ -2,8 +2,10 @@
 
 from typing import Any, BinaryIO, Callable, ContextManager
 
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 from utils.files import is_of_the_machine, unreadable_now
+
+from ..bands import WrongBands
 
 OR_SKIP = ", or set DATA.ON_ERROR skip"  # what a run offers besides
 
@@ -29,8 +31,10 @@ def read_image(
             empty = not file.read(1)
             file.seek(0)
             return decode(file)
-    except (MemoryError, DataError):
+    except (MemoryError, DataError, ConfigError):
         raise
+    except WrongBands as error:
+        raise DataError(name, str(error), f"set that to {error.there}, or {remedy}") from error
     except Exception as error:  # Pillow's readers raise of many kinds at damaged files
         if is_of_the_machine(error):
             raise unreadable_now(name, error) from error

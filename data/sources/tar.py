@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional
 
 from utils.errors import DataError
 
-from ..image_files import is_image, notes_of
+from ..image_files import is_image, notes_of, rule_of
 from ..workers import reading
 from .archive import (
     ArchiveSource,
@@ -46,7 +46,7 @@ class TarSource(ArchiveSource):
             with tarfile.open(path, "r:") as archive:
                 places, others = {}, []
                 for name, place in _members(path, archive):
-                    if is_image(name):
+                    if rule_of(decode)(name):
                         places[name] = place
                     else:
                         others.append(name)

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Callable, Mapping, NamedTuple, Optional, Seque
 from utils.errors import DataError
 
 from ..class_maps import classes_for, unnamed_classes
-from ..image_files import is_image, notes_of
+from ..image_files import notes_of, rule_of
 from .archive import ArchiveSource, Entry, by_class, describe_leading, inner_name, leading_folders, require_file
 
 LAYOUT = "DATA.DATA_PATH (--data-path) must hold train.zip, train_map.txt, val.zip and val_map.txt, see scripts/prepare_data.py zip"
@@ -42,11 +42,12 @@ class ZipSource(ArchiveSource):
         except (zipfile.BadZipFile, EOFError, struct.error, UnicodeDecodeError) as error:
             raise DataError(f"{path}: is no whole zip file ({error}); make or fetch it again") from error
         map_path = path.with_name(path.stem + "_map.txt")
-        prefix = leading_folders(filter(is_image, members), split, class_to_idx)
+        is_one = rule_of(decode)
+        prefix = leading_folders(filter(is_one, members), split, class_to_idx)
         if map_path.is_file():
             content = _by_map(map_path, path, members, prefix, split, class_to_idx)
         else:
-            content = _by_folders(map_path, path, members, folders, prefix, class_to_idx)
+            content = _by_folders(map_path, path, members, folders, prefix, class_to_idx, is_one)
         for member in content.members.values():
             if members[member].compress_type not in METHODS or members[member].flag_bits & 1:
                 raise DataError(
@@ -124,10 +125,11 @@ def _by_folders(
     folders: Sequence[str],
     prefix: str,
     class_to_idx: Optional[Mapping[str, int]],
+    is_one: Callable[[str], bool],
 ) -> Content:
-    """The content by the folders in the zip; for the arguments see `_by_map`."""
-    members = {name[len(prefix) :]: name for name in found if is_image(name)}
-    others = [name for name in found if not is_image(name)]
+    """The content by the folders in the zip; `is_one` says which files are images, for the others see `_by_map`."""
+    members = {name[len(prefix) :]: name for name in found if is_one(name)}
+    others = [name for name in found if not is_one(name)]
     rest = [name[len(prefix) :] for name in [*others, *folders] if name.startswith(prefix)]
     try:
         classes, listed, unnamed = by_class(path, members, class_to_idx, rest)

@@ -71,6 +71,12 @@ class CheckpointFile:
         ours = self.progress is not None or self.config is not None
         return "" if ours or (key in ("", "model", "state_dict") and len(self.weights) == 1) else f"took {key}"
 
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images that the weights are of, as the config says it; RGB's without one."""
+        told = _section(self.config or {}, "DATA").get("IN_CHANS")
+        return told if type(told) is int and told > 0 else 3
+
     def note(self, name: str) -> str:
         """What was done to get the weights without a model to fit them to, in one line; '' if nothing worth saying."""
         taken = self.weights[name].plain

@@ -13,6 +13,7 @@ from models.dense import DenseBackbone
 from utils.errors import CheckpointError
 
 from .file import CheckpointFile, left_out, took_off
+from .first_convolution import adapted, first_convolutions
 from .layouts import State, Taken, Weights
 
 COUNT = "num_batches_tracked"  # BatchNorm's, which torch does not ask for either
@@ -187,7 +188,11 @@ def load_weights(model: nn.Module, weights: State, path: Path) -> None:
 
 
 def _of_another_model(path: Path, difference: str) -> CheckpointError:
-    key = "MODEL.FAT.distilled" if "head_dist." in difference else "MODEL.NAME, MODEL.FAT and MODEL.NUM_CLASSES"
+    key = (
+        "MODEL.FAT.distilled"
+        if "head_dist." in difference
+        else "MODEL.NAME, MODEL.FAT, MODEL.NUM_CLASSES and DATA.IN_CHANS"
+    )
     return CheckpointError(f"{path}: is of another model: {difference}; check {key}")
 
 
@@ -198,7 +203,8 @@ def classifier_of(model: nn.Module) -> tuple[str, ...]:
 
 
 def load_pretrained(model: nn.Module, checkpoint: CheckpointFile, name: str) -> tuple[list[str], str]:
-    """Loads weights to start from; a classifier of another size keeps its initialisation.
+    """Loads weights to start from; a classifier of another size keeps its initialisation, and the first convolution is
+    adapted to the number of an image's channels.
 
     A segmenter or detector takes weights of a classification model, too, into its backbone.
 
@@ -210,20 +216,24 @@ def load_pretrained(model: nn.Module, checkpoint: CheckpointFile, name: str) -> 
         CheckpointError: anything but the classifier differs, or a tensor holds what is no number.
     """
     head = classifier_of(model)
-    fitted = fit(model, checkpoint, name, ignore=head)
+    fitted = fit(model, checkpoint, name, ignore=(*head, *first_convolutions(model)))
     if fitted.difference:
         skipped = load_backbone(model, checkpoint, name)
         if skipped:
             return skipped, "a classification model's, for the backbone"
         raise CheckpointError(f"{checkpoint.path}: is of another model: {fitted.difference}; check MODEL.NAME")
-    expected, weights = model.state_dict(), fitted.state
+    try:
+        weights, adaptation = adapted(model, fitted.state, checkpoint.in_chans)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: is of another model: {error}; check MODEL.NAME") from error
+    expected = model.state_dict()
     skipped = [key for key, value in expected.items() if weights[key].shape != value.shape]
     if skipped:
         skipped = [key for key in expected if head and key.startswith(head)]  # weight and bias belong together
     taken = {key: weights[key] for key in expected if key not in skipped}
     _require_finite(taken, checkpoint.path)
     model.load_state_dict(taken, strict=False)
-    return skipped, fitted.note
+    return skipped, ", ".join(part for part in (fitted.note, adaptation) if part)
 
 
 def load_backbone(model: nn.Module, checkpoint: CheckpointFile, name: str) -> list[str]:

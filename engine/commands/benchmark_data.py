@@ -24,6 +24,7 @@ from data.workers import Lines, describe_wait
 from utils.config import batch_size_of
 from utils.conflicts import require_no_conflict
 from utils.errors import ConfigError, DataError
+from utils.image_size import size_text
 from utils.rng import derive_seed, seed_cpu
 from utils.run_log import RunLog
 from utils.schema import BACKENDS
@@ -68,7 +69,7 @@ def benchmark_data(session: Session, images_per_second: float) -> None:
     chosen = ways[cfg.DATA.BACKEND].dataset
     cores = len(os.sched_getaffinity(0))
     log.info(
-        f"{cfg.DATA.DATA_PATH or cfg.DATA.DATASET}: {len(chosen)} training images, {cfg.DATA.IMG_SIZE} px; "
+        f"{cfg.DATA.DATA_PATH or cfg.DATA.DATASET}: {len(chosen)} training images, {size_text(cfg.DATA.IMG_SIZE)} px; "
         f"{cores} cores; one process, medians of {ROUNDS} rounds of {min(IMAGES, len(chosen))} images, in turns"
     )
     seconds = {}
@@ -108,7 +109,7 @@ def open_ways(cfg: CfgNode, finish: Finish, log: RunLog) -> dict[str, Way]:
                 raise
             log.warning(f"{name}: left out ({error})")
             continue
-        if name == "pil" and not cfg.AUG.SPLITS and isinstance(dataset.transform, Transform):
+        if name == "pil" and cfg.DATA.IN_CHANS == 3 and not cfg.AUG.SPLITS and isinstance(dataset.transform, Transform):
             ways[RELEASED] = as_released(dataset, dataset.transform, cfg.DATA.MEAN, cfg.DATA.STD)
         ways[name] = Way(
             dataset, named_steps(dataset.transform), partial(collate_items, collate=dataset.collate), finish

@@ -189,7 +189,9 @@ class Evaluation:
         if name in self.exported:
             return self.exported[name]
         cfg, precision = self.session.cfg, self.examination.precision
-        engine = open_engine(cfg.TEST.ENGINE, self.load(name), precision, self.task.eval_size, cfg.TEST.FUSED)
+        engine = open_engine(
+            cfg.TEST.ENGINE, self.load(name), precision, self.task.eval_size, cfg.TEST.FUSED, cfg.DATA.IN_CHANS
+        )
         if cfg.TEST.ENGINE in EXPORTING:
             self.exported[name] = engine
         return engine
@@ -258,6 +260,7 @@ class Evaluation:
                 "dataset": cfg.DATA.DATASET,
                 "data_path": cfg.DATA.DATA_PATH,
                 "crop_pct": cfg.TEST.CROP_PCT,
+                "crop_mode": cfg.TEST.CROP_MODE,
                 "complete": summary["num_images"] == len(self.val_set()),
                 **self.facts(),
                 "cell": cfg.REPRODUCES,

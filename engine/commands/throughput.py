@@ -10,6 +10,7 @@ import torch
 
 from utils.config import batch_size_of
 from utils.device import forget_memory, memory_mib, to_device
+from utils.image_size import Size, height_and_width, size_text
 
 from ..inference.engines import EXPORTING, describe, open_engine, require_engine
 from ..session import Session
@@ -30,17 +31,17 @@ def throughput(session: Session) -> None:
     precision = create_precision(cfg.AMP.ENABLED, cfg.AMP.DTYPE, device)
     require_engine(cfg.TEST.ENGINE, device, precision)
     model = create_task(cfg).build_model(cfg.MODEL.NUM_CLASSES or 1000)
-    log.info(f"{cfg.MODEL.NAME} at {cfg.DATA.IMG_SIZE} px: {complexity_of(model, cfg)}")
+    log.info(f"{cfg.MODEL.NAME} at {size_text(cfg.DATA.IMG_SIZE)} px: {complexity_of(model, cfg)}")
     model = prepare_model(model, device, cfg.TRAIN.CHANNELS_LAST, use_checkpoint=False)
     form = describe(cfg.TEST.ENGINE, model, cfg.TEST.FUSED)
-    engine = open_engine(cfg.TEST.ENGINE, model.eval(), precision, cfg.DATA.IMG_SIZE, cfg.TEST.FUSED)
+    engine = open_engine(cfg.TEST.ENGINE, model.eval(), precision, cfg.DATA.IMG_SIZE, cfg.TEST.FUSED, cfg.DATA.IN_CHANS)
     compilation = decide_compilation(cfg, device) if cfg.TEST.ENGINE == "torch" else Compilation("", "")
     if compilation.mode:
         compile_model(engine, compilation.mode)
     compiled = f" | {compilation.reason}" if compilation.reason else ""
     log.info(f"{session.placement} | {engine.precision}{form}{compiled} | batch {batch_size_of(cfg)}")
     channels_last = cfg.TRAIN.CHANNELS_LAST and engine.name not in EXPORTING
-    speed = measure_throughput(engine, device, batch_size_of(cfg), cfg.DATA.IMG_SIZE, channels_last)
+    speed = measure_throughput(engine, device, batch_size_of(cfg), cfg.DATA.IMG_SIZE, channels_last, cfg.DATA.IN_CHANS)
     log.info(str(speed))
 
 
@@ -68,15 +69,16 @@ def measure_throughput(
     model: Callable[[torch.Tensor], torch.Tensor],
     device: torch.device,
     batch_size: int,
-    img_size: int,
+    img_size: Size,
     channels_last: bool,
+    in_chans: int = 3,
 ) -> Throughput:
-    """Times forward passes of batches (batch_size, 3, img_size, img_size) after a warm-up.
+    """Times forward passes of batches (batch_size, in_chans, height, width) after a warm-up.
 
     A GPU computes while the CPU starts what comes next. To wait for each batch shows how soon one is done, its latency; in
     images/s it would count the CPU's work between two batches, which is most of the time of a single image.
     """
-    images = to_device(torch.randn(batch_size, 3, img_size, img_size), device, channels_last)
+    images = to_device(torch.randn(batch_size, in_chans, *height_and_width(img_size)), device, channels_last)
 
     def timed(batches: int) -> float:
         """Seconds until the last of them is done."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from data.segmentation_transforms import fitted_size
+from utils.image_size import Size, height_and_width
 
 Segmenting = Callable[[torch.Tensor], torch.Tensor]  # (1, 3, H, W) -> logits (1, C, H, W)
 
@@ -23,8 +24,8 @@ class DenseInference:
     scale: Sequence[int]  # longer and shorter side, px
     factors: Sequence[float] = (1.0,)
     flip: bool = False  # whether the mirror image of each view is one more
-    window: int = 0  # px of the sides of windows; 0: the view whole
-    stride: int = 0  # px from a window to the next
+    window: Size = 0  # of the windows; 0: the view whole
+    stride: Size = 0  # px from a window to the next, down and across
 
     def classes(self, model: Segmenting, image: torch.Tensor) -> torch.Tensor:
         """The likeliest class of each pixel of an image (3, H, W): (H, W), int64."""
@@ -52,11 +53,13 @@ class DenseInference:
         if not self.window:
             return model(view)[0].float()
         height, width = view.shape[2:]
-        tops, lefts = (starts(length, self.window, self.stride) for length in (height, width))
+        window_height, window_width = height_and_width(self.window)
+        sides = zip((height, width), (window_height, window_width), height_and_width(self.stride))
+        tops, lefts = (starts(length, window, stride) for length, window, stride in sides)
         total, seen = torch.zeros(()), torch.zeros(height, width, device=view.device)
         for top in tops:
             for left in lefts:
-                rows, columns = slice(top, top + self.window), slice(left, left + self.window)
+                rows, columns = slice(top, top + window_height), slice(left, left + window_width)
                 logits = model(view[:, :, rows, columns])[0].float()
                 if not total.ndim:  # the first window says how many classes there are
                     total = logits.new_zeros(len(logits), height, width)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.metrics import ClassificationMetrics, top_classes
+from utils.pictures import pixels_of
 from utils.processes.peers import Peers
 
 
@@ -21,7 +22,7 @@ class Mistake:
     target: int
     predicted: int
     probability: float  # of the predicted class
-    pixels: np.ndarray  # uint8 (H, W, 3), as the model saw it
+    pixels: np.ndarray  # uint8 (H, W, 3), as the model saw it, see `utils.pictures.three_bands`
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Mistakes(ClassificationMetrics):
 
     def __init__(self, device: torch.device, mean: Sequence[float], std: Sequence[float], most: int = 24):
         super().__init__(device)
-        self.mean, self.std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+        self.mean, self.std = mean, std
         self.most = most
         self.pairs: Counter = Counter()
         self.worst: list[Mistake] = []
@@ -62,7 +63,7 @@ class Mistakes(ClassificationMetrics):
         keys: Sequence[str] = (),
         images: Optional[torch.Tensor] = None,
     ) -> None:
-        """As `ClassificationMetrics`, with the images' keys (B) and the normalised images (B, 3, H, W)."""
+        """As `ClassificationMetrics`, with the images' keys (B) and the normalised images (B, C, H, W)."""
         super().update(logits, targets)
         logits = logits.float()
         predicted = top_classes(logits)[:, 0]  # of equal logits, which 16 bits often give, the one that acc1 counts
@@ -78,8 +79,8 @@ class Mistakes(ClassificationMetrics):
                 (self.worst[-1].loss, self.worst[-1].key)
             ):
                 assert images is not None  # whoever wants mistakes gives them
-                pixels = ((images[i] * self.std + self.mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0)
-                self.worst.append(Mistake(loss, key, target, guess, share, pixels.cpu().numpy()))
+                pixels = pixels_of(images[i], self.mean, self.std)
+                self.worst.append(Mistake(loss, key, target, guess, share, pixels))
                 self._keep_the_worst()
 
     def _keep_the_worst(self) -> None:

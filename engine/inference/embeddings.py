@@ -10,6 +10,7 @@ from data.batches import Examples
 from data.dataset import ImageDataset
 from data.sources.image_paths import FileSource
 from utils.errors import CheckpointError
+from utils.image_size import Size
 from utils.processes.collectives import gather_rows
 from utils.processes.peers import Peers
 
@@ -19,7 +20,7 @@ from .examination import Examination
 from .trained import Trained
 
 
-def embed(trained: Trained, paths: Sequence[str], examination: Examination, img_size: int = 0) -> Embeddings:
+def embed(trained: Trained, paths: Sequence[str], examination: Examination, img_size: Size = 0) -> Embeddings:
     """The pooled features of image files, as the classifier gets them, of one view each.
 
     The processes of the examination share the files; what comes back is the same for any number of them, of loading
@@ -28,7 +29,7 @@ def embed(trained: Trained, paths: Sequence[str], examination: Examination, img_
     Args:
         trained: the model that the examination is of, and its transform.
         paths: each once.
-        img_size: px; 0: what the model was evaluated on.
+        img_size: 0: what the model was evaluated on.
 
     Returns:
         Those of the files that could be read, in their order; on all processes.

@@ -38,7 +38,7 @@ class LabelPredictor(Predictor):
         )  # (C,), and a line of them
 
     def describe(
-        self, logits: torch.Tensor, topk: int, paths: Sequence[str], frames: Sequence[int], pixels: np.ndarray
+        self, logits: torch.Tensor, topk: int, paths: Sequence[str], frames: Sequence[int], pixels: Sequence[np.ndarray]
     ) -> list[Prediction]:
         scores = logits.double().sigmoid().cpu().numpy()
         predictions: list[Prediction] = []

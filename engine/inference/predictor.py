@@ -11,6 +11,8 @@ from data.dataset import ImageDataset
 from data.sources.image_paths import FileSource
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError, OutputError, one_line
+from utils.image_size import Size, size_text
+from utils.pictures import pixels_of
 
 from ..evaluation.views import mean_of_softmaxes, predict_views
 from ..setup.precision import create_precision
@@ -40,7 +42,7 @@ class Predictor:
 
     Args:
         trained: its model is moved to the device.
-        img_size: px; 0: what the model was evaluated on.
+        img_size: 0: what the model was evaluated on.
         workers: loading processes; 0: this one loads. A single batch is always loaded by this one.
         fused: whether the deployed form predicts, see `models.fuse`.
         amp: whether a GPU computes in 16 bits, see `engine.setup.precision`.
@@ -56,7 +58,7 @@ class Predictor:
         self,
         trained: Trained,
         device: torch.device = torch.device("cpu"),
-        img_size: int = 0,
+        img_size: Size = 0,
         batch_size: int = 64,
         workers: int = 0,
         fused: bool = False,
@@ -71,7 +73,9 @@ class Predictor:
         precision = create_precision(amp, "auto", device)
         require_engine(engine, device, precision)
         self.examination = Examination(trained.cfg, trained.model, device, precision=precision)
-        self.engine = open_engine(engine, self.examination.model, precision, self.img_size, fused)
+        self.engine = open_engine(
+            engine, self.examination.model, precision, self.img_size, fused, trained.cfg.DATA.IN_CHANS
+        )
         self.failures: list[str] = []  # a line for each file that could not be read
 
     def __call__(self, paths: Sequence[str], topk: int = 5) -> Iterator[Prediction]:
@@ -108,16 +112,24 @@ class Predictor:
         logits = predict_views(self.engine, examples.tensor.split(len(paths)), self.trained.cfg.TEST.FLIP, self.mean)
         if not logits.isfinite().all():
             raise CheckpointError(f"{self.trained.path}: the model's outputs are not finite; use another checkpoint")
-        pixels = batch.tensor[-len(paths) :].permute(0, 2, 3, 1).numpy()  # torchvision's last crop is the centre
+        centre = slice(-len(paths), None)  # torchvision's last crop
+        pixels = self._shown(batch.tensor[centre], examples.tensor[centre])
         return self.describe(logits, topk, paths, examples.targets.tolist(), pixels)
 
     def describe(
-        self, logits: torch.Tensor, topk: int, paths: Sequence[str], frames: Sequence[int], pixels: np.ndarray
+        self, logits: torch.Tensor, topk: int, paths: Sequence[str], frames: Sequence[int], pixels: Sequence[np.ndarray]
     ) -> list[Prediction]:
         """The predictions of B files from the model's logits (B, C); the other arguments are as in `Prediction`."""
         likeliest = logits.float().softmax(dim=1).topk(topk, dim=1)
         labels, probabilities = likeliest.indices.tolist(), likeliest.values.tolist()
         return list(map(Prediction, paths, labels, probabilities, frames, pixels))
+
+    def _shown(self, pixels: torch.Tensor, images: torch.Tensor) -> Sequence[np.ndarray]:
+        """RGB pictures of images as loaded and as normalised."""
+        data = self.trained.cfg.DATA
+        if data.IN_CHANS == 3:
+            return list(pixels.permute(0, 2, 3, 1).numpy())
+        return [pixels_of(image, data.MEAN, data.STD) for image in images]
 
     def _explain(self, error: BaseException) -> Optional[ConfigError]:
         """What the user can do about an error; None if nothing."""
@@ -131,6 +143,6 @@ class Predictor:
         if self.img_size != self.trained.own_size:
             name = self.trained.cfg.MODEL.NAME
             return ConfigError(
-                f"--img-size is {self.img_size}: {name} cannot take such images ({reason}); leave it out, or use another"
+                f"--img-size is {size_text(self.img_size)}: {name} cannot take such images ({reason}); leave it out, or use another"
             )
         return None

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 from yacs.config import CfgNode
@@ -17,6 +18,8 @@ from data.transforms import Transform, eval_transform
 from utils.config import config_from, load_config
 from utils.errors import CheckpointError, ConfigError
 from utils.files import open_regular
+from utils.image_size import Size
+from utils.pictures import pixels_of
 
 from ..checkpoints.file import open_checkpoint
 from ..checkpoints.load import load_weights, require_fit
@@ -43,8 +46,8 @@ class Trained:
         return is_imagenet(self.classes)
 
     @property
-    def own_size(self) -> int:
-        """px of the images it was evaluated on."""
+    def own_size(self) -> Size:
+        """Of the images it was evaluated on."""
         return self.cfg.TEST.IMG_SIZE or self.cfg.DATA.IMG_SIZE
 
     @property
@@ -56,14 +59,21 @@ class Trained:
         """Of each class (B, C), that it is the image's one class, or, with TASK multilabel, that it is one of its classes."""
         return logits.sigmoid() if self.cfg.TASK == "multilabel" else logits.softmax(dim=1)
 
-    def transform(self, img_size: int = 0, crops: int = 1) -> Transform:
+    def transform(self, img_size: Size = 0, crops: int = 1) -> Transform:
         """Its evaluation's transform to one view of a size, 0 for its own, or to 5 `crops`; `.decode` reads an open file."""
         cfg = self.cfg
         return eval_transform(
-            img_size or self.own_size, cfg.DATA.INTERPOLATION, cfg.TEST.CROP_PCT, cfg.DATA.EXIF, crops
+            img_size or self.own_size,
+            cfg.DATA.INTERPOLATION,
+            cfg.TEST.CROP_PCT,
+            cfg.DATA.EXIF,
+            crops,
+            cfg.TEST.CROP_MODE,
+            cfg.DATA.MEAN,
+            cfg.DATA.IN_CHANS,
         )
 
-    def read(self, path: Path, img_size: int = 0) -> Picture:
+    def read(self, path: Path, img_size: Size = 0) -> Picture:
         """An image file as its evaluation sees it, before the normalisation.
 
         Raises:
@@ -75,6 +85,11 @@ class Trained:
         picture = transform.picture(image)
         assert isinstance(picture, Picture)  # of one crop
         return picture
+
+    def shown(self, picture: Picture) -> np.ndarray:
+        """A picture as RGB pixels (H, W, 3), uint8, see `utils.pictures.three_bands`."""
+        data = self.cfg.DATA
+        return picture.pixels if data.IN_CHANS == 3 else pixels_of(self.normalise([picture])[0], data.MEAN, data.STD)
 
     def normalise(self, pictures: Sequence[Picture], device: torch.device = torch.device("cpu")) -> torch.Tensor:
         """The pictures as what the model takes: (B, 3, H, W), float32, on the device."""
@@ -101,7 +116,7 @@ def load_trained(
     checkpoint = open_checkpoint(path)
     name = checkpoint.choose(weights)
     if cfg_file:
-        cfg = take_from_model(load_config(cfg_file))
+        cfg = take_from_model(load_config(cfg_file, command="predict"))
     elif checkpoint.config:
         try:
             cfg = config_from(checkpoint.config, f"{path}: its config")

@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 from utils.config import load_config, to_dict, value_of
 from utils.errors import DataError
 from utils.files import write_text
+from utils.image_size import size_text
 from utils.metrics import Metric
 from utils.pictures import encode_jpeg
 from utils.run_files import CONFIG, MISTAKES, RECORDS, REPORT, RESULT, Record, read_config, read_object, read_records
@@ -226,7 +227,7 @@ def headline(best, epochs, metric: Metric, start, train, waited) -> list[tuple[s
             (
                 "Parameters",
                 f"{start['params'] / 1e6:.2f} M",
-                f"{macs / 1e9:.3f} GMACs at {start.get('img_size')} px" if macs else "",
+                f"{macs / 1e9:.3f} GMACs at {size_text(start.get('img_size'))} px" if macs else "",
             )
         )
     speeds = [speed for record in train if (speed := number(record.get("images_per_second"))) is not None]

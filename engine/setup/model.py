@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 import models
 from models.sync_batchnorm import synchronise_batchnorm
 from utils.errors import ConfigError, did_you_mean
+from utils.image_size import Size, frozen
 
 Model = TypeVar("Model", bound=nn.Module)
 ARCHITECTURE = ("embed_dims", "depths", "num_heads")  # what a FAT that is not registered must say of itself
@@ -26,8 +27,9 @@ def create_model(
     num_classes: int,
     drop_rate: float,
     drop_path_rate: float,
-    img_size: int,
+    img_size: Size,
     fat: dict[str, Any],
+    in_chans: int = 3,
 ) -> nn.Module:
     """A model by type and name.
 
@@ -36,11 +38,14 @@ def create_model(
         name: a registered model, or for 'fat' a name of one's own with the architecture in `fat`.
         drop_path_rate: left out where a timm model has no drop path, see `has_drop_path`.
         fat: arguments of `models.FAT` that differ from the registered model; empty ones do not.
+        in_chans: channels of an image.
 
     Raises:
         ConfigError: unknown name, or values that the model refuses.
     """
     settings: dict[str, Any] = {"num_classes": num_classes, "drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+    if in_chans != 3:
+        settings["in_chans"] = in_chans
     registered = name.lower() if model_type == "fat" else name
     if model_type == "fat":
         settings.update({key: value for key, value in fat.items() if value not in ([], "")})
@@ -57,7 +62,7 @@ def create_model(
         raise ConfigError(_unknown_to_timm(name, "MODEL.NAME"))
     try:
         if model_type == "timm" and getattr(timm.get_pretrained_cfg(registered), "fixed_input_size", False):
-            settings["img_size"] = img_size
+            settings["img_size"] = frozen(img_size)
         try:
             return timm.create_model(registered, pretrained=False, **settings)
         except TypeError as error:

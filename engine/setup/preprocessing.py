@@ -7,12 +7,12 @@ from yacs.config import CfgNode
 
 from utils.config import to_dict, value_of
 from utils.errors import ConfigError
+from utils.image_size import height_and_width, size_text
 from utils.schema import COLOURS, INPUT_KEYS, KEYS, keys_of
 
 from ..checkpoints.resume import config_changes
 from .model import published
 
-CROP_MODE = "center"  # what `data.transforms.eval_transform` does
 NOT_BUILT = ", which is not built here"
 
 
@@ -53,20 +53,23 @@ def can_be_taken(key: str, value: Any) -> bool:
 
 def data_config(cfg: CfgNode) -> dict[str, Any]:
     """How the config's evaluation prepares an image, in timm's words (`timm.data.resolve_data_config`); one view of it."""
-    size = cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE
+    size = height_and_width(cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE)
     return {
-        "input_size": (3, size, size), "interpolation": cfg.DATA.INTERPOLATION, "mean": tuple(cfg.DATA.MEAN), "std": tuple(cfg.DATA.STD),
-        "crop_pct": cfg.TEST.CROP_PCT, "crop_mode": "center",
+        "input_size": (cfg.DATA.IN_CHANS, *size), "interpolation": cfg.DATA.INTERPOLATION, "mean": tuple(cfg.DATA.MEAN), "std": tuple(cfg.DATA.STD),
+        "crop_pct": cfg.TEST.CROP_PCT, "crop_mode": cfg.TEST.CROP_MODE,
     }  # fmt: skip
 
 
 def describe(cfg: CfgNode) -> str:
     """How the config prepares images, and whether timm does so for its model."""
     training, evaluation = cfg.DATA.IMG_SIZE, cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE
-    sizes = f"{training} px" if training == evaluation else f"{training} px, in evaluation {evaluation} px"
+    sizes = f"{size_text(training)} px"
+    if training != evaluation:
+        sizes += f", in evaluation {size_text(evaluation)} px"
     as_there = f", as timm has them for {cfg.MODEL.NAME}" if of_model(cfg) and not differences(cfg) else ""
     colours = f"mean {cfg.DATA.MEAN}, std {cfg.DATA.STD}"
-    return f"images: {colours}, {cfg.DATA.INTERPOLATION}, {sizes}, crop {cfg.TEST.CROP_PCT:g}{as_there}"
+    crop = f"crop {cfg.TEST.CROP_PCT:g}" + f", {cfg.TEST.CROP_MODE}" * (cfg.TEST.CROP_MODE != "center")
+    return f"images: {colours}, {cfg.DATA.INTERPOLATION}, {sizes}, {crop}{as_there}"
 
 
 def input_warnings(trained_with: Optional[Mapping[str, Any]], cfg: CfgNode, training: bool = False) -> list[str]:
@@ -104,17 +107,11 @@ def differences(cfg: CfgNode) -> dict[str, str]:
     for key, value in theirs.items():
         if ours[key] != value:
             differing[key] = f"{key} {ours[key]} (there {value})" + NOT_BUILT * (not can_be_taken(key, value))
-    mode = published(cfg.MODEL.NAME, "MODEL.NAME").crop_mode
-    if mode != CROP_MODE:
-        differing["crop_mode"] = f"crop mode {CROP_MODE} (there {mode}){NOT_BUILT}"
     return differing
 
 
 def of_model(cfg: CfgNode) -> dict[str, Any]:
-    """How timm prepares the images of the config's model, as values of config keys; {} if it is no model of timm's.
-
-    A size is a side in px, or (height, width) if these are not the same.
-    """
+    """How timm prepares the images of the config's model, as values of config keys; {} if it is no model of timm's."""
     if cfg.MODEL.TYPE != "timm":
         return {}
     theirs = published(cfg.MODEL.NAME, "MODEL.NAME")
@@ -122,16 +119,17 @@ def of_model(cfg: CfgNode) -> dict[str, Any]:
         return {}
     training = resolve_data_config(pretrained_cfg=theirs.to_dict())
     evaluation = resolve_data_config(pretrained_cfg=theirs.to_dict(), use_test_size=True)
+    of_rgb = {"DATA.MEAN": list(evaluation["mean"]), "DATA.STD": list(evaluation["std"])}
     return {
         "DATA.IMG_SIZE": _side(training),
         "DATA.INTERPOLATION": evaluation["interpolation"],
-        "DATA.MEAN": list(evaluation["mean"]),
-        "DATA.STD": list(evaluation["std"]),
+        **(of_rgb if cfg.DATA.IN_CHANS == 3 else {}),
         "TEST.IMG_SIZE": _side(evaluation),
         "TEST.CROP_PCT": float(evaluation["crop_pct"]),
+        "TEST.CROP_MODE": evaluation["crop_mode"],
     }
 
 
 def _side(images: Mapping[str, Any]) -> Any:
     height, width = images["input_size"][1:]
-    return height if height == width else (height, width)
+    return height if height == width else [height, width]

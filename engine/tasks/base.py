@@ -23,6 +23,7 @@ from yacs.config import CfgNode
 from data.loader import AnyDataset
 from data.sources.source import AnySource
 from utils.errors import ConfigError
+from utils.image_size import Size
 from utils.metrics import ClassificationMetrics, Metric
 from utils.processes.peers import Peers
 
@@ -89,8 +90,8 @@ class Task(Protocol):
         """What an evaluation gives, as reports show it."""
 
     @property
-    def eval_size(self) -> int:
-        """px of the images in evaluation."""
+    def eval_size(self) -> Size:
+        """Of the images in evaluation."""
 
     def train_dataset(self) -> AnyDataset:
         """The augmented training images. Raises ConfigError, DataError."""
@@ -115,7 +116,7 @@ class Task(Protocol):
     def evaluator(self, purpose: Purpose, device: torch.device) -> Evaluator:
         """A new one, of 'figures' alone or, for the evaluation after the last epoch, a `ClosingEvaluator`."""
 
-    def resized(self, batch: Batch, size: int) -> Batch:
+    def resized(self, batch: Batch, size: Size) -> Batch:
         """A batch of training with images of another size, and what of its targets lies on them (masks, boxes), to
         rehearse with: the pixels do not matter.
         """

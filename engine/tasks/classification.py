@@ -21,6 +21,7 @@ from data.transforms import Augmentation, Transform, eval_transform, train_trans
 from utils.config import to_dict
 from utils.conflicts import mixes
 from utils.errors import ConfigError, DataError, UserError
+from utils.image_size import Size, frozen, height_and_width, size_text
 from utils.metrics import ACC1, ACC5, LOSS, MACRO, NUM_IMAGES, ClassificationMetrics
 from utils.pictures import montage
 from utils.schema import VALIDATION
@@ -47,7 +48,7 @@ class LabelledImages:
         return self.imbalance.notes
 
     @property
-    def eval_size(self) -> int:
+    def eval_size(self) -> Size:
         return self.cfg.TEST.IMG_SIZE or self.cfg.DATA.IMG_SIZE
 
     # Data
@@ -62,12 +63,12 @@ class LabelledImages:
         """
         cfg = self.cfg
         transform = self._train_transform(cfg.DATA.IMG_SIZE)
-        sized = {size: self._train_transform(size) for _, size in cfg.TRAIN.IMG_SIZES}
+        sized = {frozen(size): self._train_transform(size) for _, size in cfg.TRAIN.IMG_SIZES}
         source = self._source(cfg.DATA.TRAIN_SPLIT, transform.decode)
         self.imbalance = read_imbalance(cfg, source)
         return dataset_of(source, transform, cfg.DATA.ON_ERROR, sized)
 
-    def _train_transform(self, img_size: int) -> Transform:
+    def _train_transform(self, img_size: Size) -> Transform:
         cfg = self.cfg
         augmentation = Augmentation(
             scale=cfg.AUG.SCALE,
@@ -80,7 +81,7 @@ class LabelledImages:
             recount=cfg.AUG.RECOUNT,
             splits=cfg.AUG.SPLITS,
         )
-        colours, files = cfg.DATA.MEAN, (cfg.DATA.EXIF, cfg.DATA.BACKEND)
+        colours, files = cfg.DATA.MEAN, (cfg.DATA.EXIF, cfg.DATA.BACKEND, cfg.DATA.IN_CHANS)
         return train_transform(img_size, cfg.DATA.INTERPOLATION, colours, augmentation, *files)
 
     def val_dataset(self, classes: Optional[Sequence[str]] = None) -> AnyDataset:
@@ -112,7 +113,16 @@ class LabelledImages:
 
     def _eval_transform(self, crop_pct: float, crops: int = 0) -> Transform:
         cfg = self.cfg
-        return eval_transform(self.eval_size, cfg.DATA.INTERPOLATION, crop_pct, cfg.DATA.EXIF, crops or cfg.TEST.CROPS)
+        return eval_transform(
+            self.eval_size,
+            cfg.DATA.INTERPOLATION,
+            crop_pct,
+            cfg.DATA.EXIF,
+            crops or cfg.TEST.CROPS,
+            cfg.TEST.CROP_MODE,
+            cfg.DATA.MEAN,
+            cfg.DATA.IN_CHANS,
+        )
 
     def _source(self, split: str, decode: Decode) -> AnySource:
         cfg = self.cfg
@@ -202,20 +212,21 @@ class LabelledImages:
             drop_path_rate=cfg.MODEL.DROP_PATH_RATE,
             img_size=cfg.DATA.IMG_SIZE,
             fat=to_dict(cfg.MODEL.FAT),
+            in_chans=cfg.DATA.IN_CHANS,
         )
         for key, sizes in (
             ("TRAIN.IMG_SIZES", [size for _, size in cfg.TRAIN.IMG_SIZES]),
             ("TEST.IMG_SIZE", [self.eval_size]),
         ):
-            if {*sizes} - {cfg.DATA.IMG_SIZE} and (getattr(model, "pretrained_cfg", None) or {}).get(
-                "fixed_input_size"
-            ):
+            others = {height_and_width(size) for size in sizes} - {height_and_width(cfg.DATA.IMG_SIZE)}
+            if others and (getattr(model, "pretrained_cfg", None) or {}).get("fixed_input_size"):
+                size = size_text(cfg.DATA.IMG_SIZE)
                 raise ConfigError(
-                    f"{key}: {cfg.MODEL.NAME} takes images of one size, DATA.IMG_SIZE {cfg.DATA.IMG_SIZE}; leave the key at its default"
+                    f"{key}: {cfg.MODEL.NAME} takes images of one size, DATA.IMG_SIZE {size}; leave the key at its default"
                 )
         return model
 
-    def resized(self, batch: Examples, size: int) -> Examples:
+    def resized(self, batch: Examples, size: Size) -> Examples:
         return resize_examples(batch, size)
 
     def evaluation_like(self, batch: Examples) -> Examples:

@@ -17,6 +17,7 @@ from data.sources.coco import CocoSource
 from models.detection import DETECTORS, create_detector
 from utils.conflicts import mixes
 from utils.errors import ConfigError, DataError, did_you_mean
+from utils.image_size import Size
 from utils.metrics import NUM_IMAGES, Metric
 from utils.pictures import colour_of, draw_boxes, fitted, grid, pixels_of
 
@@ -57,6 +58,10 @@ class Detection:
             raise ConfigError(f"MODEL.HEAD is {cfg.MODEL.HEAD!r}; {did_you_mean(cfg.MODEL.HEAD, DETECTORS)}")
         if cfg.DATA.DATASET.partition("/")[0] != "coco":
             raise ConfigError(f"DATA.DATASET is {cfg.DATA.DATASET!r}; TASK detection reads coco")
+        if not isinstance(cfg.DATA.IMG_SIZE, int):
+            raise ConfigError(
+                f"DATA.IMG_SIZE is {cfg.DATA.IMG_SIZE}; to TASK detection it is an image's shorter side, one number"
+            )
         smallest, size, largest = cfg.DET.MIN_SIZE, cfg.DATA.IMG_SIZE, cfg.DET.MAX_SIZE
         if not (smallest or size) <= size <= largest:
             raise ConfigError(
@@ -140,7 +145,7 @@ class Detection:
             return ClosingDetectionEvaluator(*settings, cfg.DATA.MEAN, cfg.DATA.STD)
         return DetectionEvaluator(*settings)
 
-    def resized(self, batch: Examples, size: int) -> Examples:
+    def resized(self, batch: Examples, size: Size) -> Examples:
         """The batch itself: the model resizes images and what lies on them."""
         return batch
 

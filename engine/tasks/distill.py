@@ -10,6 +10,7 @@ from torch import nn
 
 import models  # noqa: F401  (registers FAT with timm)
 from utils.errors import CheckpointError, ConfigError, one_line
+from utils.image_size import height_and_width
 
 from ..checkpoints.file import CheckpointFile
 from ..checkpoints.load import fit
@@ -122,7 +123,9 @@ def trained_teacher(
         CheckpointError: the weights are of another model or number of classes.
     """
     facts = published(name, "DISTILL.TEACHER")
-    settings = {"img_size": data["IMG_SIZE"]} if facts.fixed_input_size and "IMG_SIZE" in data else {}
+    settings: dict[str, Any] = {}
+    if facts.fixed_input_size and "IMG_SIZE" in data:
+        settings["img_size"] = height_and_width(data["IMG_SIZE"])
     model = timm.create_model(name, pretrained=False, num_classes=num_classes, **settings)
     fitted = fit(model, checkpoint, checkpoint.better)
     if fitted.difference:
@@ -132,7 +135,7 @@ def trained_teacher(
         )
     model.load_state_dict(fitted.state)
     own = _inputs(facts)
-    size = (data["IMG_SIZE"],) * 2 if settings else own.size
+    size = settings.get("img_size", own.size)
     return model, Inputs(data.get("MEAN", own.mean), data.get("STD", own.std), size), fitted.note
 
 

@@ -21,6 +21,7 @@ from models.dense import SEGMENTERS, create_segmenter
 from models.dense.segmenter import Segmenter
 from utils.config import value_of
 from utils.errors import ConfigError, DataError
+from utils.image_size import Size, frozen, height_and_width, size_text
 from utils.label_colours import over
 from utils.pictures import grid
 
@@ -53,9 +54,9 @@ class Segmentation:
             raise ConfigError(
                 f"TASK segmentation does not use {', '.join(used)}; set {values}, as configs/segmentation/base.yaml does"
             )
-        if cfg.SEG.STRIDE > cfg.DATA.IMG_SIZE:
+        if cfg.SEG.STRIDE > min(height_and_width(cfg.DATA.IMG_SIZE)):
             raise ConfigError(
-                f"SEG.STRIDE is {cfg.SEG.STRIDE}, more than the windows' DATA.IMG_SIZE {cfg.DATA.IMG_SIZE}, so that pixels would be "
+                f"SEG.STRIDE is {cfg.SEG.STRIDE}, more than the windows' DATA.IMG_SIZE {size_text(cfg.DATA.IMG_SIZE)}, so that pixels would be "
                 "left out; use a smaller one, or 0"
             )
         self.cfg = cfg
@@ -63,14 +64,14 @@ class Segmentation:
         self.num_classes = 0
 
     @property
-    def eval_size(self) -> int:
+    def eval_size(self) -> Size:
         """Of windows; an image seen whole has any."""
         return self.cfg.DATA.IMG_SIZE
 
     # Data
 
     def train_dataset(self) -> AnyDataset:
-        """The augmented training images with masks (crop, crop), int16.
+        """The augmented training images with masks (*crop), int16.
 
         Raises:
             ConfigError: unknown DATA.DATASET.
@@ -79,15 +80,15 @@ class Segmentation:
         cfg = self.cfg
         classes = self._classes()
         transform = self._train_transform(cfg.DATA.IMG_SIZE, len(classes))
-        sized = {size: self._train_transform(size, len(classes)) for _, size in cfg.TRAIN.IMG_SIZES}
+        sized = {frozen(size): self._train_transform(size, len(classes)) for _, size in cfg.TRAIN.IMG_SIZES}
         source = self._source(cfg.DATA.TRAIN_SPLIT, classes, transform)
         collate = partial(collate_pictures, collate_targets=default_collate)
         return dataset_of(source, transform, cfg.DATA.ON_ERROR, sized, collate)
 
-    def _train_transform(self, crop: int, num_classes: int) -> JointTransform:
+    def _train_transform(self, crop: Size, num_classes: int) -> JointTransform:
         cfg = self.cfg
         settings = SegmentationAugmentation(
-            crop=crop,
+            crop=height_and_width(crop),
             scale=tuple(cfg.SEG.SCALE),
             ratio_range=tuple(cfg.SEG.RATIO_RANGE),
             cat_max_ratio=cfg.SEG.CAT_MAX_RATIO,
@@ -172,12 +173,15 @@ class Segmentation:
     def inference(self) -> DenseInference:
         """How the model sees an image of any size, as SEG and TEST say."""
         cfg = self.cfg
-        window = cfg.DATA.IMG_SIZE if cfg.SEG.MODE == "slide" else 0
-        stride = cfg.SEG.STRIDE or -(-2 * window // 3)
+        if cfg.SEG.MODE != "slide":
+            return DenseInference(cfg.SEG.SCALE, cfg.SEG.SCALES, cfg.TEST.FLIP)
+        window = cfg.DATA.IMG_SIZE
+        down, across = (cfg.SEG.STRIDE or -(-2 * side // 3) for side in height_and_width(window))
+        stride = down if isinstance(window, int) else (down, across)
         return DenseInference(cfg.SEG.SCALE, cfg.SEG.SCALES, cfg.TEST.FLIP, window, stride)
 
-    def resized(self, batch: Examples, size: int) -> Examples:
-        masks = F.interpolate(batch.targets[:, None].float(), (size, size))[:, 0].to(batch.targets.dtype)
+    def resized(self, batch: Examples, size: Size) -> Examples:
+        masks = F.interpolate(batch.targets[:, None].float(), height_and_width(size))[:, 0].to(batch.targets.dtype)
         return resize_examples(batch, size)._replace(targets=masks)
 
     def evaluation_like(self, batch: Examples) -> Examples:
@@ -194,7 +198,7 @@ class Segmentation:
         pixels = ((images * std + mean).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()
         pictures = [over(one, labels, len(classes)) for one, labels in zip(pixels, masks)]
         captions = [", ".join(classes[label] for label in np.unique(labels) if label >= 0) for labels in masks]
-        return grid(pictures, captions, max(96, pixels.shape[2]), columns=4)
+        return grid(pictures, captions, max(96, *pixels.shape[1:3]), columns=4)
 
 
 def pixel_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

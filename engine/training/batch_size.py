@@ -2,15 +2,17 @@
 
 import functools
 import gc
+import math
 from dataclasses import replace
 from typing import Any, Callable, Mapping, Optional, Sequence
 
 import torch
 
 from utils.config import with_values
-from utils.conflicts import mixes
+from utils.conflicts import is_rgb, mixes
 from utils.device import forget_memory, is_out_of_memory
 from utils.errors import ShortageError
+from utils.image_size import height_and_width
 from utils.malloc import give_back_freed_memory
 from utils.memory import available_memory, forget_peak, peak_memory, resident_memory
 from utils.processes.peers import Peers
@@ -143,8 +145,10 @@ class Rehearsal:
         forget_peak()
         before = resident_memory()
         self.step(size)
-        loading = self.cfg.DATA.NUM_WORKERS * self.cfg.DATA.PREFETCH + 1
-        return peak_memory() - before + loading * size * 3 * self.cfg.DATA.IMG_SIZE**2
+        data = self.cfg.DATA
+        loading = data.NUM_WORKERS * data.PREFETCH + 1
+        pixel = 3 if is_rgb(self.cfg) else 4 * data.IN_CHANS  # bytes; batches of bands are float32
+        return peak_memory() - before + loading * size * pixel * math.prod(height_and_width(data.IMG_SIZE))
 
 
 def fits_gpu(session: Session, rehearsal: Rehearsal, size: int) -> bool:

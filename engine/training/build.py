@@ -14,6 +14,7 @@ from data.schedule import Schedule
 from utils.config import batch_size_of, to_dict
 from utils.conflicts import mixes
 from utils.errors import ConfigError
+from utils.image_size import frozen
 from utils.macs import Complexity
 from utils.processes.launch import available_cores
 from utils.processes.sameness import require_same_images
@@ -118,9 +119,8 @@ def build_data(session: Session, task: Task, batch_size: int) -> TrainingData:
     update["sharing"] = replace(update["sharing"], alike=order_is_of_processes(train_set, cfg.DATA.CACHE_MODE))
     plan = plan_batches(len(train_set), **update, lr_scaling=cfg.TRAIN.LR_SCALING)
     place: dict[str, Any] = dict(rank=launch.rank, world_size=launch.world_size)
-    changing: dict[str, Any] = dict(
-        repeats=cfg.AUG.REPEATS, sizes=cfg.TRAIN.IMG_SIZES, balanced=bool(cfg.DATA.SAMPLING)
-    )
+    sizes = [(epoch, frozen(size)) for epoch, size in cfg.TRAIN.IMG_SIZES]
+    changing: dict[str, Any] = dict(repeats=cfg.AUG.REPEATS, sizes=sizes, balanced=bool(cfg.DATA.SAMPLING))
     schedule = Schedule(plan.batches_per_epoch, plan.batch_size, seed=cfg.SEED, split=plan.split, **place, **changing)
     how = loading(cfg, session.device)
     train_batches = train_loader(train_set, schedule, how, cfg.DATA.SHUFFLE_BUFFER, cfg.DATA.CACHE_MODE)

@@ -1,6 +1,7 @@
 """What a long run needs, looked at before its first step: images that can be read, memory, disk space, time."""
 
 import copy
+import math
 import os
 import shutil
 import time
@@ -12,6 +13,7 @@ import torch
 from data.batches import collate_items
 from utils.device import forget_memory, is_out_of_memory, memory_mib
 from utils.errors import ConfigError, OutputError, one_line
+from utils.image_size import FrozenSize, height_and_width
 from utils.rng import get_rng_state, seed_all, set_rng_state
 
 from ..checkpoints.store import BEST, LAST, PREVIOUS
@@ -87,9 +89,9 @@ def look_ahead(trainer: Trainer, findings: Findings) -> list[str]:
 
 def read_images(trainer: Trainer) -> tuple[list, float]:
     """A few training images of the largest size, and the seconds that each took."""
-    pixels = max(_sizes(trainer), default=0)
+    largest = max(_sizes(trainer), key=lambda size: math.prod(height_and_width(size)), default=0)
     started = time.perf_counter()
-    items = trainer.data.train_loader.first(min(SAMPLES, trainer.data.plan.batch_size), pixels)
+    items = trainer.data.train_loader.first(min(SAMPLES, trainer.data.plan.batch_size), largest)
     return items, (time.perf_counter() - started) / len(items)
 
 
@@ -99,7 +101,7 @@ def batch_of(trainer: Trainer, items: list, size: int):
     return collate_items(repeated, trainer.data.train_loader.dataset.collate)[0]
 
 
-def _sizes(trainer: Trainer) -> set[int]:
+def _sizes(trainer: Trainer) -> set[FrozenSize]:
     """Of training images, if they change."""
     return {size for _, size in trainer.data.train_loader.schedule.sizes}
 

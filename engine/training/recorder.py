@@ -8,6 +8,7 @@ import torch
 
 from utils.device import memory_mib
 from utils.files import write_json
+from utils.image_size import FrozenSize, size_text
 from utils.processes.collectives import sum_over_ranks
 from utils.provenance import record
 from utils.run_files import MISTAKES, RESULT
@@ -49,13 +50,13 @@ class Recorder:
         self.delays = delays
         self.device = device
         self.facts = facts
-        self.img_size = 0  # px of the training images, where it changes
+        self.img_size: FrozenSize = 0  # px of the training images, where it changes
 
-    def start_epoch(self, img_size: int) -> None:
+    def start_epoch(self, img_size: FrozenSize) -> None:
         """Says from which epoch on training images have another size; 0: it never changes."""
         self.delays.start_epoch()
         if img_size != self.img_size:
-            self.log.info(f"epoch {self.progress.epoch}: training images of {img_size} px")
+            self.log.info(f"epoch {self.progress.epoch}: training images of {size_text(img_size)} px")
             self.img_size = img_size
 
     def is_due(self, steps: int) -> bool:

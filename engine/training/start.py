@@ -7,6 +7,7 @@ from typing import Any, Callable
 from utils import provenance
 from utils.config import to_dict
 from utils.errors import ConfigError
+from utils.image_size import size_text
 from utils.loggers import require_loggers
 from utils.macs import Complexity
 
@@ -140,7 +141,7 @@ def introduce_run(session: Session, trainer: Trainer, complexity: Complexity) ->
     session.describe_machines()
     if cfg.DEVICE == "auto" and device.type == "cpu":
         log.warning("no GPU found, training on the CPU")
-    log.info(f"{cfg.MODEL.NAME} at {cfg.DATA.IMG_SIZE} px: {complexity}")
+    log.info(f"{cfg.MODEL.NAME} at {size_text(cfg.DATA.IMG_SIZE)} px: {complexity}")
     share = describe_share(trainer.optim.optimizer)
     if share:
         log.info(share)

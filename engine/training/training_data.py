@@ -6,6 +6,7 @@ from typing import Any, Iterator
 
 from data.loader import AnyTrainLoader, Loader
 from data.sources.val_share import write_split
+from utils.image_size import FrozenSize
 
 from .plan import BatchPlan
 
@@ -24,7 +25,7 @@ class TrainingData:
         """An epoch's micro-batches from update `step` on."""
         return self.train_loader.epoch(epoch, step * self.plan.accumulation_steps)
 
-    def img_size(self, epoch: int) -> int:
+    def img_size(self, epoch: int) -> FrozenSize:
         """px of an epoch's training images, where they change; else 0."""
         return self.train_loader.schedule.size_at(epoch)
 

@@ -244,6 +244,7 @@ def test_validation_is_the_plain_evaluation(evaluate, tmp_path, checkpoint, sets
             "dataset",
             "data_path",
             "crop_pct",
+            "crop_mode",
             "complete",
         ),
         *("checkpoint", "precision", "engine", "fused", "img_size", "crops", "flip", "cell", "classes", "imagenet"),

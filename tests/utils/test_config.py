@@ -145,7 +145,8 @@ def test_config_is_frozen_and_dumps_to_itself(write):
     ("AUG: {SCALE: {low: 1}}", ["AUG.SCALE.low"]),
     ("MODEL: {TYPE: resnet}", ["MODEL.TYPE", "fat, timm"]),
     ("MODEL: {FAT: {depths: [2, x]}}", ["MODEL.FAT.depths"]),
-    ("MODEL: {FAT: {in_chans: 1}}", ["MODEL.FAT.in_chans", "RGB"]),
+    ("MODEL: {FAT: {in_chans: 0}}", ["MODEL.FAT.in_chans", "between 1 and 512"]),
+    ("DATA: {MEAN: [0.5, a]}", ["DATA.MEAN", "one for each band"]),
     ("DATA: {BATCH_SIZE: 0}", ["DATA.BATCH_SIZE", "0"]),
     ("", ["a.yaml", "no keys"]),
     ("- 1", ["a.yaml", "no keys"]),
@@ -270,6 +271,8 @@ def test_the_page_lists_every_key():
 
 UNMIXED = "AUG.MIXUP 0 AUG.CUTMIX 0"
 WEIGHTS = "MODEL.RESUME x.pth"
+GREY = "DATA.IN_CHANS 1 DATA.MEAN [0.5] DATA.STD [0.5]"
+COLOURLESS = "AUG.AUTO_AUGMENT none AUG.COLOR_JITTER 0"
 SEVERAL = "TASK multilabel DATA.DATASET list"
 
 
@@ -288,7 +291,17 @@ CASES = [
     ("throughput", "TEST.ENGINE openvino AMP.DTYPE float16", "--engine openvino computes in float32 or bfloat16, but AMP.DTYPE"),
     ("eval", f"{WEIGHTS} TASK segmentation TEST.ENGINE cudagraphs", "--engine cudagraphs has a graph for each size of images"),
     ("throughput", "TEST.ENGINE openvino TRAIN.COMPILE True", "TRAIN.COMPILE compiles torch's model, which --engine openvino"),
+    ("eval", f"{WEIGHTS} TEST.CROP_MODE border TEST.CROPS 5", "TEST.CROPS is 5, but an image of TEST.CROP_MODE border has no corners"),
     ("eval", f"{WEIGHTS} TEST.KNN [3] TEST.SETS [imagenet_v2]", "TEST.KNN is about the validation images; add val to"),
+    ("eval", f"{WEIGHTS} DATA.IN_CHANS 2", "DATA.MEAN is [0.485, 0.456, 0.406], DATA.STD [0.229, 0.224, 0.225], but DATA.IN_CHANS is 2; give"),
+    ("eval", f"{WEIGHTS} DATA.MEAN [0.5]", "DATA.MEAN is [0.5], DATA.STD [0.229, 0.224, 0.225], but DATA.IN_CHANS is 3; give a number"),
+    ("throughput", f"{GREY} TASK segmentation", "DATA.IN_CHANS is 1, but TASK segmentation is for RGB images"),
+    ("benchmark_data", f"{GREY} AUG.COLOR_JITTER 0", "AUG.AUTO_AUGMENT is 'rand-m9-mstd0.5-inc1', AUG.COLOR_JITTER 0.0: they change"),
+    ("benchmark_data", f"{GREY} AUG.AUTO_AUGMENT none", "AUG.AUTO_AUGMENT is 'none', AUG.COLOR_JITTER 0.4: they change the colours"),
+    ("benchmark_data", f"{GREY} {COLOURLESS} DATA.BACKEND nvimgcodec", "DATA.BACKEND nvimgcodec decodes RGB images, but DATA.IN_CHANS"),
+    ("eval", f"{WEIGHTS} {GREY} DATA.INTERPOLATION lanczos", "DATA.INTERPOLATION lanczos is for RGB images, but DATA.IN_CHANS is 1"),
+    ("eval", f"{WEIGHTS} {GREY} DATA.DATASET cifar10", "DATA.IN_CHANS is 1, but the images of DATA.DATASET cifar10 are RGB"),
+    ("train", f"{GREY} {COLOURLESS} DISTILL.TEACHER resnet10t", "DISTILL.TEACHER sees RGB images, but DATA.IN_CHANS is 1; leave it"),
     ("train", "TRAIN.COMPILE True TRAIN.USE_CHECKPOINT True", "TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkp"),
     ("train", "TRAIN.SHARD optimizer TRAIN.OPTIMIZER.NAME muon", "TRAIN.SHARD optimizer: TRAIN.OPTIMIZER.NAME is muon, but the"),
     ("train", "TRAIN.SHARD optimizer TRAIN.OPTIMIZER.NAME lamb", "TRAIN.CLIP_GRAD is 5.0, but TRAIN.SHARD optimizer leaves timm's"),

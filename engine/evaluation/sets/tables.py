@@ -11,6 +11,7 @@ import numpy as np
 from timm.data import ImageNetInfo
 
 from utils.files import atomic_write, write_json
+from utils.image_size import Size, size_text
 from utils.markdown import aligned_table
 from utils.schema import CONFIGS
 
@@ -117,7 +118,7 @@ def is_imagenet(classes: Sequence[str]) -> bool:
 def table(
     model: str,
     params: int,
-    img_size: int,
+    img_size: Size,
     summaries: Mapping[str, Mapping[str, Any]],
     asked: Sequence[str],
     published: Mapping[str, str],
@@ -146,7 +147,7 @@ def table(
     weights = {summaries[name]["weights"] for name in asked}
     rows = [["model", "px", "params, M", *heads, "source"]]
     rows.append(
-        [f"{model} ({', '.join(sorted(weights))})", str(img_size), f"{params / 1e6:.2f}", *cells, "measured here"]
+        [f"{model} ({', '.join(sorted(weights))})", size_text(img_size), f"{params / 1e6:.2f}", *cells, "measured here"]
     )
     shown = []
     if imagenet:

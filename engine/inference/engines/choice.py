@@ -6,6 +6,7 @@ from torch import nn
 import models
 from utils.cli import importing
 from utils.errors import ConfigError
+from utils.image_size import Size, height_and_width
 
 from ...setup.model import deploy_model
 from ...setup.precision import Precision
@@ -44,14 +45,17 @@ def require_engine(name: str, device: torch.device, precision: Precision) -> Non
         require_native(number_format(precision))
 
 
-def open_engine(name: str, model: nn.Module, precision: Precision, size: int, fused: bool = False) -> InferenceEngine:
+def open_engine(
+    name: str, model: nn.Module, precision: Precision, size: Size, fused: bool = False, in_chans: int = 3
+) -> InferenceEngine:
     """A model in an engine. Those of `EXPORTING` get a copy, exported in memory: of a FAT the deployed form.
 
     Args:
         name: one of `ENGINES`.
         model: with its weights, on its device.
-        size: px of the images' sides, which an exported model has fixed; the number of images is free.
+        size: of the images, which an exported model has fixed; the number of images is free.
         fused: whether torch, also in CUDA graphs, computes the deployed form.
+        in_chans: channels of the images.
 
     Raises:
         ConfigError: the engine does not take this model.
@@ -62,11 +66,11 @@ def open_engine(name: str, model: nn.Module, precision: Precision, size: int, fu
     # of any precision: the engine rounds, as it knows which sums need more digits
     exported = deploy_model(model, None) if isinstance(model, models.FAT) else model.eval()
     try:
-        program = trace(exported, size)
+        program = trace(exported, size, in_chans=in_chans)
         if name == "onnxruntime":
             return OnnxruntimeEngine(to_onnx(program).SerializeToString())
         compiled = OpenVinoEngine(to_openvino(program), number_format(precision))
-        compiled.request((1, 3, size, size))  # or it refuses now
+        compiled.request((1, in_chans, *height_and_width(size)))  # or it refuses now
         return compiled
     except ConversionError as error:
         raise ConfigError(

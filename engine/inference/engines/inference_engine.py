@@ -16,4 +16,4 @@ class InferenceEngine(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, classes), float32, of normalised images (B, 3, H, W), any B. Those of `EXPORTING` take images on the CPU."""
+        """Logits (B, classes), float32, of normalised images (B, C, H, W), any B. Those of `EXPORTING` take images on the CPU."""

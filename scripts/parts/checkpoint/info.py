@@ -11,6 +11,7 @@ import torch
 from engine.evaluation.sets.tables import is_imagenet
 from utils.errors import printable
 from utils.files import sha256_of
+from utils.image_size import size_text
 
 from .weight_files import (
     ORIGIN,
@@ -135,7 +136,7 @@ def as_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append(
             (
                 "model",
-                f"{facts['model']}, {facts['parameters'] / 1e6:.2f} M parameters, images of {facts['img_size']} px",
+                f"{facts['model']}, {facts['parameters'] / 1e6:.2f} M parameters, images of {size_text(facts['img_size'])} px",
             )
         )
     else:

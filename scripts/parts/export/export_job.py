@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Subset
+from yacs.config import CfgNode
 
 import models
 from data.loader import Loader
@@ -27,8 +28,10 @@ from engine.inference.examination import Examination
 from engine.inference.trained import Trained
 from engine.setup.precision import create_precision
 from engine.tasks import create_task
+from utils.conflicts import is_rgb
 from utils.errors import ConfigError, DataError, UserError, printable
 from utils.files import unwritable, write_json
+from utils.image_size import Size, height_and_width
 from utils.provenance import record
 
 CPU = torch.device("cpu")
@@ -159,20 +162,17 @@ class Job:
 
     def shapes(self, smallest: int) -> list[tuple[int, int]]:
         """Heights and widths to compare at: the model's own and, if they are dynamic, others, in no relation to each other."""
-        side = self.size
+        height, width = own = height_and_width(self.size)
         if not self.options.dynamic_size:
-            return [(side, side)]
-        return list(
-            dict.fromkeys(
-                [(side, side), (2 * side, 2 * side), (side + 43, side + 17), (smallest, 75), (96, smallest), (64, 160)]
-            )
-        )
+            return [own]
+        others = [(2 * height, 2 * width), (height + 43, width + 17), (smallest, 75), (96, smallest), (64, 160)]
+        return list(dict.fromkeys([own, *others]))
 
     def batches(self, smallest: int = SIZES[0]) -> Iterator[torch.Tensor]:
         """Real images in batches of several numbers and, if these are dynamic, sizes."""
         total = len(self.images)
         for height, width in self.shapes(smallest):
-            at_own = (height, width) == (self.size, self.size)
+            at_own = (height, width) == height_and_width(self.size)
             for count in (
                 sorted({1, 2, min(7, total), total} & set(range(total + 1))) if at_own else sorted({1, min(3, total)})
             ):
@@ -229,15 +229,15 @@ class Job:
     def description(self) -> dict[str, Any]:
         """What a user of the file must know: its images, how to prepare them, its classes, and where it comes from."""
         trained, cfg = self.trained, self.cfg
-        sides = ["height", "width"] if self.options.dynamic_size else [self.size, self.size]
+        sides = ["height", "width"] if self.options.dynamic_size else [*height_and_width(self.size)]
         return {
             "model": cfg.MODEL.NAME,
             "fused": self.fused,
             "input": {
                 "name": "images",
                 "dtype": "float32",
-                "shape": ["batch", 3, *sides],
-                "layout": "contiguous NCHW, RGB",
+                "shape": ["batch", self.cfg.DATA.IN_CHANS, *sides],
+                "layout": "contiguous NCHW" + ", RGB" * is_rgb(self.cfg),
             },
             "output": {"name": "logits", "dtype": "float32", "shape": ["batch", len(trained.classes)]},
             "preprocessing": preprocessing(trained),
@@ -287,18 +287,31 @@ def preprocessing(trained: Trained) -> dict[str, Any]:
     """How the evaluation prepares an image file, so that others can do the same."""
     cfg, size = trained.cfg, trained.own_size
     return {
-        "colour": "RGB; transparent pixels over white",
+        "colour": "RGB; transparent pixels over white"
+        if is_rgb(cfg)
+        else f"{cfg.DATA.IN_CHANS} bands, as the file has them",
         "exif_upright": cfg.DATA.EXIF,
-        "resize_shorter_side": math.floor(size / cfg.TEST.CROP_PCT),
+        **resizing(cfg, size),
         "interpolation": cfg.DATA.INTERPOLATION,
         "crop": "center",
         "crop_size": size,
         "crop_pct": cfg.TEST.CROP_PCT,
-        "scale": "divided by 255",
+        "scale": "divided by 255" if is_rgb(cfg) else "uint8 divided by 255, uint16 by 65535, floats as they are",
         "mean": list(cfg.DATA.MEAN),
         "std": list(cfg.DATA.STD),
         "evaluated_with": {"crops": cfg.TEST.CROPS, "flip": cfg.TEST.FLIP},  # 1 and False: one view, as above
     }
+
+
+def resizing(cfg: CfgNode, size: Size) -> dict[str, Any]:
+    """What is done before the crop, of TEST.CROP_MODE; sizes are [height, width]."""
+    if cfg.TEST.CROP_MODE == "center" and isinstance(size, int):
+        return {"resize_shorter_side": math.floor(size / cfg.TEST.CROP_PCT)}
+    to = [math.floor(side / cfg.TEST.CROP_PCT) for side in height_and_width(size)]
+    if cfg.TEST.CROP_MODE == "border":
+        border = [round(255 * level) for level in cfg.DATA.MEAN] if is_rgb(cfg) else list(cfg.DATA.MEAN)
+        return {"resize_into": to, "border": border}
+    return {"resize_to" if cfg.TEST.CROP_MODE == "squash" else "resize_to_cover": to}
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:

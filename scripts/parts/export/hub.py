@@ -15,6 +15,7 @@ from engine.evaluation.sets.tables import meanings
 from engine.setup.preprocessing import data_config
 from utils.config import config_from, to_dict, value_of
 from utils.errors import CheckpointError, OutputError
+from utils.image_size import height_and_width, size_text
 from utils.markdown import markdown_table
 from utils.provenance import commit
 from utils.run_files import EVAL, RESULT, read_object
@@ -95,7 +96,9 @@ def verify(job: Job, folder: Path) -> None:
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     own, found = job.trained.model.state_dict(), model.state_dict()
     same = own.keys() == found.keys() and all(torch.equal(own[key], found[key]) for key in own)
-    images = torch.rand(2, 3, job.size, job.size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(
+        2, job.cfg.DATA.IN_CHANS, *height_and_width(job.size), generator=torch.Generator().manual_seed(0)
+    )
     if not same or not torch.equal(model(images), job.trained.model(images)):
         raise ExportError(
             f"--checkpoint: timm makes another model of the folder than {job.cfg.MODEL.NAME} is; nothing is written"
@@ -136,7 +139,7 @@ def card(job: Job) -> ModelCard:
         lines += [f"FAT, an image classifier after {PAPER}."]
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     lines += [
-        f"{parameters / 1e6:.2f} M parameters, {job.size} x {job.size} px, {len(trained.classes)} classes. License: not stated.",
+        f"{parameters / 1e6:.2f} M parameters, {' x '.join(map(str, height_and_width(job.size)))} px, {len(trained.classes)} classes. License: not stated.",
         "",
     ]
     lines += ["## Metrics", "", *metric_lines(metrics, source, dataset, cfg), ""]
@@ -165,9 +168,9 @@ def metrics_of(path: Path, weights: str, cfg: CfgNode) -> tuple[dict[str, Any], 
     except CheckpointError:  # of weights alone
         pass
     evaluation = path.with_name(EVAL)
-    evaluated = read_object(evaluation)
+    evaluated = {"crop_mode": "center", **read_object(evaluation)}  # an older file does not say it
     own = {
-        "img_size": cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE, "crop_pct": cfg.TEST.CROP_PCT, "crops": cfg.TEST.CROPS, "flip": cfg.TEST.FLIP,
+        "img_size": cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE, "crop_pct": cfg.TEST.CROP_PCT, "crop_mode": cfg.TEST.CROP_MODE, "crops": cfg.TEST.CROPS, "flip": cfg.TEST.FLIP,
         "dataset": cfg.DATA.DATASET, "data_path": cfg.DATA.DATA_PATH,
     }  # fmt: skip
     same = Path(str(evaluated.get("checkpoint", ""))).resolve() == path.resolve() and own.items() <= evaluated.items()
@@ -219,9 +222,19 @@ def use_lines(job: Job) -> list[str]:
         'print(model.pretrained_cfg["label_names"][shares.argmax()], shares.max())',
         "```",
         "",
-        f"Images are resized to {prepared['resize_shorter_side']} px (shorter side, {prepared['interpolation']}), cropped to {job.size} px at the centre, "
+        f"Images are resized {resized_to(prepared)} ({prepared['interpolation']}), cropped to {size_text(job.size)} px at the centre, "
         f"divided by 255, and normalised by mean {prepared['mean']} and standard deviation {prepared['std']}.",
     ]
+
+
+def resized_to(prepared: dict[str, Any]) -> str:
+    """How an image's size changes before the crop, of `preprocessing`."""
+    if "resize_shorter_side" in prepared:
+        return f"to {prepared['resize_shorter_side']} px of the shorter side"
+    (verb,) = (name.removeprefix("resize_") for name in prepared if name.startswith("resize_"))
+    size = size_text(prepared[f"resize_{verb}"])
+    border = f" with borders of the colour {prepared['border']}" if "border" in prepared else ""
+    return f"{verb.replace('_', ' ')} {size} px{border}"
 
 
 def training_lines(job: Job) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 from torch.export import ExportedProgram
 
 from engine.inference.engines import tracing
+from utils.image_size import height_and_width, size_text
 
 from .export_job import MAX_BATCH, SIZES, ExportError, Job
 
@@ -31,9 +32,9 @@ def traced(job: Job) -> ExportedProgram:
     Raises:
         ExportError: the model cannot be traced, or its own size is none of the dynamic ones.
     """
-    if job.options.dynamic_size and job.size < SIZES[0]:
+    if job.options.dynamic_size and min(height_and_width(job.size)) < SIZES[0]:
         raise ExportError(
-            f"--dynamic-size: a program takes images from {SIZES[0]} px on, and the model's own have {job.size}; leave it out, or export to onnx"
+            f"--dynamic-size: a program takes images from {SIZES[0]} px on, and the model's own have {size_text(job.size)}; leave it out, or export to onnx"
         )
     return trace(job, dict(zip(("min", "max"), SIZES)))
 
@@ -41,11 +42,14 @@ def traced(job: Job) -> ExportedProgram:
 def trace(job: Job, sizes: dict[str, int]) -> ExportedProgram:
     """As `traced`, with given limits of the sizes."""
     try:
-        return tracing.trace(job.model, job.size, sizes if job.options.dynamic_size else None)
+        return tracing.trace(job.model, job.size, sizes if job.options.dynamic_size else None, job.cfg.DATA.IN_CHANS)
     except tracing.ConversionError as error:
         raise ExportError(f"--checkpoint: {job.cfg.MODEL.NAME} {error}") from error
 
 
 def limits(job: Job) -> dict[str, Any]:
     """The numbers and sizes of images that a program takes."""
-    return {"batch": [1, MAX_BATCH], "sizes": list(SIZES) if job.options.dynamic_size else [job.size, job.size]}
+    return {
+        "batch": [1, MAX_BATCH],
+        "sizes": list(SIZES) if job.options.dynamic_size else [*height_and_width(job.size)],
+    }

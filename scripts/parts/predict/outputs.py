@@ -5,12 +5,10 @@ import os
 from array import array
 from typing import Any, BinaryIO, Iterator, Mapping, Sequence
 
-import cv2
-
 from engine.evaluation.sets.tables import write_rows
 from engine.inference.predictor import Prediction, Predictor
 from utils.errors import printable
-from utils.pictures import encode_png, grid, titled
+from utils.pictures import encode_png, fitted, grid, titled
 
 COLUMNS = ["path", "rank", "label", "class", "name", "probability"]
 PATH_WIDTH = 60  # most characters of the table's first column; a longer path moves its own row
@@ -46,12 +44,9 @@ class Results:
         self.labels.extend(prediction.labels)
         self.probabilities.extend(prediction.probabilities)
         if self.with_sheet and len(self.tiles) < SHEET_IMAGES:
-            small = prediction.pixels.shape[0] <= SIDE  # then `grid` makes it larger, pixel by pixel
-            pixels = (
-                prediction.pixels.copy()
-                if small
-                else cv2.resize(prediction.pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-            )
+            pixels, scale = fitted(prediction.pixels, SIDE)
+            if scale == 1:  # then `grid` makes it larger, pixel by pixel
+                pixels = pixels.copy()
             self.tiles.append((pixels, f"{self.caption(prediction)}\n{printable(os.path.basename(prediction.path))}"))
 
     def caption(self, prediction: Prediction) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from engine.inference.trained import Trained, load_trained
 from utils.errors import ConfigError, DataError
+from utils.image_size import Size, size_text
 
 from ..visualize.inputs import require_fat, require_size
 from . import quickstart
@@ -18,15 +19,15 @@ from . import quickstart
 class TrainedFAT(Trained):
     """A FAT of a checkpoint, with what a figure says of it."""
 
-    def introduce(self, img_size: int) -> str:
+    def introduce(self, img_size: Size) -> str:
         """What a figure of it must say of the weights."""
         data = (
             "ImageNet-1k"
             if self.is_of_imagenet
             else f"{self.cfg.DATA.DATA_PATH or self.cfg.DATA.DATASET}, not on ImageNet"
         )
-        text = f"{self.cfg.MODEL.NAME} ({self.weights} weights of {self.path}) trained on {data}: {len(self.classes)} classes, {self.own_size} px"
-        return text + (f"; shown here with {img_size} px" if img_size != self.own_size else "")
+        text = f"{self.cfg.MODEL.NAME} ({self.weights} weights of {self.path}) trained on {data}: {len(self.classes)} classes, {size_text(self.own_size)} px"
+        return text + (f"; shown here with {size_text(img_size)} px" if img_size != self.own_size else "")
 
     @property
     def limits(self) -> str:
@@ -49,11 +50,11 @@ def load_fat(path: Path) -> TrainedFAT:
     return TrainedFAT(**{field.name: getattr(trained, field.name) for field in fields(trained)})
 
 
-def read_image(path: Path, trained: Trained, img_size: int) -> tuple[np.ndarray, torch.Tensor]:
+def read_image(path: Path, trained: Trained, img_size: Size) -> tuple[np.ndarray, torch.Tensor]:
     """An image file as the model's evaluation sees it.
 
     Returns:
-        RGB pixels (img_size, img_size, 3), uint8, and the normalised image (1, 3, img_size, img_size).
+        RGB pixels (height, width, 3), uint8, and the normalised image (1, 3, height, width).
 
     Raises:
         ConfigError: no size for an image.
@@ -64,7 +65,7 @@ def read_image(path: Path, trained: Trained, img_size: int) -> tuple[np.ndarray,
         picture = trained.read(path, img_size)
     except DataError as error:
         raise DataError(f"--image: {error}") from error
-    return picture.pixels, trained.normalise([picture])
+    return trained.shown(picture), trained.normalise([picture])
 
 
 def add_arguments(parser: argparse.ArgumentParser, img_size: Optional[int]) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from engine.tasks import create_task
 from utils.config import load_config, value_of
+from utils.image_size import height_and_width
 from utils.macs import Complexity, measure_complexity
 from utils.markdown import markdown_table
 from utils.provenance import environment
@@ -76,7 +77,7 @@ def changes_of(name: str) -> dict[str, Any]:
 def count(name: str) -> Complexity:
     cfg = load_config(CONFIGS / f"{name}.yaml")
     return measure_complexity(
-        create_task(cfg).build_model(cfg.MODEL.NUM_CLASSES), (3, cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE)
+        create_task(cfg).build_model(cfg.MODEL.NUM_CLASSES), (3, *height_and_width(cfg.DATA.IMG_SIZE))
     )
 
 

@@ -13,6 +13,7 @@ import torch
 
 from engine.tasks import create_task
 from utils.config import load_config
+from utils.image_size import height_and_width
 from utils.macs import Complexity, measure_complexity
 from utils.markdown import markdown_table
 from utils.provenance import environment
@@ -98,7 +99,7 @@ def count(cell: str) -> Complexity:
     """Of the model as its config builds it."""
     cfg = load_config(CONFIGS / f"{cell}.yaml")
     model = create_task(cfg).build_model(cfg.MODEL.NUM_CLASSES)
-    return measure_complexity(model, (3, cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE))
+    return measure_complexity(model, (3, *height_and_width(cfg.DATA.IMG_SIZE)))
 
 
 def row_of(

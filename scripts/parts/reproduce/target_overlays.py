@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from utils.files import atomic_write
+from utils.image_size import size_text
 from utils.markdown import markdown_table
 from utils.pictures import encode_png, grid, overlay, titled
 from utils.provenance import environment
@@ -57,7 +58,7 @@ def reproduce(args: argparse.Namespace) -> Outcome:
     single = sorted({panel.stage for panel in attention if panel.heat.size == 1})
     body = "\n\n".join(filter(None, [
         f"Image `{path}`, {trained.introduce(img_size)}. {trained.limits}",
-        f"At {img_size} px the model takes it for {said(predictions[0])}, at its own {trained.own_size} px for {said(own[0])}."
+        f"At {size_text(img_size)} px the model takes it for {said(predictions[0])}, at its own {size_text(trained.own_size)} px for {said(own[0])}."
         if img_size != trained.own_size else "",
         "![](overlays.png)",
         "First row: the image with the numbered query points, and Grad-CAM of the predicted class after the final norm. Then a row "

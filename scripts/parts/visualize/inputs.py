@@ -12,11 +12,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from engine.inference.trained import Trained, load_trained
 from models import FAT
-from utils.cli import add_weights, whole_number
+from utils.cli import add_weights, image_size, whole_number
 from utils.errors import CheckpointError, ConfigError, DataError, one_line, printable
 from utils.files import atomic_write, unwritable
+from utils.image_size import Size, size_text
 from utils.pictures import encode_png, titled
-from utils.schema import SIDE
+from utils.schema import SIZE
 
 from ..file_names import names_of
 from .panels import predict, said
@@ -68,9 +69,14 @@ class Shot:
 
     path: Path
     name: str  # for file names and tags, another one for each image
-    pixels: np.ndarray  # RGB (S, S, 3), uint8
-    image: torch.Tensor  # (1, 3, S, S), normalised
+    pixels: np.ndarray  # RGB (H, W, 3), uint8
+    image: torch.Tensor  # (1, 3, H, W), normalised
     predictions: list[tuple[str, float]]  # the likeliest classes and their probabilities
+
+    @property
+    def size(self) -> Size:
+        height, width = self.pixels.shape[:2]
+        return height if height == width else (height, width)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,8 +103,8 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         help="image files; they go before flags that take several values",
     )
     add_model_arguments(parser)
-    size = "the images', for the model (default: what the checkpoint was evaluated on)"
-    parser.add_argument("--img-size", type=whole_number(1), metavar="PX", help=size)
+    size = "the images', for the model, such as 224 or 192x320 (default: what the checkpoint was evaluated on)"
+    parser.add_argument("--img-size", type=image_size(least=1, most=10**9), metavar="PX", help=size)
 
 
 def add_place_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +130,7 @@ def open_model(args: argparse.Namespace) -> Trained:
     fixed = (getattr(trained.model, "pretrained_cfg", None) or {}).get("fixed_input_size")
     if fixed and args.img_size not in (None, trained.cfg.DATA.IMG_SIZE):
         raise ConfigError(
-            f"--img-size: {trained.cfg.MODEL.NAME} takes images of {trained.cfg.DATA.IMG_SIZE} px only; leave it out"
+            f"--img-size: {trained.cfg.MODEL.NAME} takes images of {size_text(trained.cfg.DATA.IMG_SIZE)} px only; leave it out"
         )
     return trained
 
@@ -150,10 +156,10 @@ def require_fat(trained: Trained) -> FAT:
     return trained.model
 
 
-def require_size(img_size: int) -> None:
+def require_size(img_size: Size) -> None:
     """Raises ConfigError for what is no size of images in px."""
-    if not SIDE.holds(img_size):
-        raise ConfigError(f"--img-size is {img_size}; it must be {SIDE.text}")
+    if not SIZE.holds(img_size):
+        raise ConfigError(f"--img-size is {size_text(img_size)}; it must be {SIZE.text}")
 
 
 def require_number(flag: str, number: int, size: int, of: str) -> int:
@@ -215,7 +221,7 @@ def each_image(
     return unreadable
 
 
-def take(path: Path, name: str, trained: Trained, img_size: int) -> Shot:
+def take(path: Path, name: str, trained: Trained, img_size: Size) -> Shot:
     """Raises DataError for what is no image, ConfigError if the model cannot take this size."""
     picture = trained.read(path, img_size)
     image = trained.normalise([picture])
@@ -224,12 +230,12 @@ def take(path: Path, name: str, trained: Trained, img_size: int) -> Shot:
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = one_line(error, 200)
         raise ConfigError(
-            f"--img-size: {trained.cfg.MODEL.NAME} cannot take images of {img_size} px ({reason}); use another size"
+            f"--img-size: {trained.cfg.MODEL.NAME} cannot take images of {size_text(img_size)} px ({reason}); use another size"
         ) from error
-    return Shot(path, name, picture.pixels, image, predictions)
+    return Shot(path, name, trained.shown(picture), image, predictions)
 
 
 def introduce(picture: np.ndarray, shot: Shot, trained: Trained, text: str) -> np.ndarray:
     """The picture under a title: the image, the model, and a text."""
-    model = f"{trained.cfg.MODEL.NAME}, {trained.weights} weights of {trained.path}, {len(shot.pixels)} px"
+    model = f"{trained.cfg.MODEL.NAME}, {trained.weights} weights of {trained.path}, {size_text(shot.size)} px"
     return titled(picture, f"{shot.path}: {', '.join(map(said, shot.predictions[:3]))}\n{model}\n{text}")

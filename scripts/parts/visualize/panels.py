@@ -51,8 +51,10 @@ def span(values: np.ndarray) -> str:
 
 
 def fit(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:
-    """An RGB picture (height, width, 3) as a square of `side` px; a smaller one keeps its pixels' edges."""
-    return cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA if len(pixels) > side else cv2.INTER_NEAREST)
+    """An RGB picture (height, width, 3) with a longer side of `side` px; a smaller one keeps its pixels' edges."""
+    longer = max(pixels.shape[:2])
+    size = [max(1, round(length * side / longer)) for length in pixels.shape[1::-1]]
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if longer > side else cv2.INTER_NEAREST)
 
 
 def coloured(values: np.ndarray) -> np.ndarray:
@@ -67,10 +69,10 @@ def coloured(values: np.ndarray) -> np.ndarray:
 
 
 def mark(picture: np.ndarray, x: float, y: float, text: str) -> None:
-    """Draws a numbered point into a square picture, white in black, so that it is seen on anything."""
-    side = len(picture)
-    place = (min(int(x * side), side - 1), min(int(y * side), side - 1))
-    beside = (min(place[0] + 7, side - 12), max(place[1] - 6, 12))
+    """Draws a numbered point into a picture, white in black, so that it is seen on anything."""
+    height, width = picture.shape[:2]
+    place = (min(int(x * width), width - 1), min(int(y * height), height - 1))
+    beside = (min(place[0] + 7, width - 12), max(place[1] - 6, 12))
     for colour, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
         cv2.circle(picture, place, 4, colour, width, cv2.LINE_AA)
     cv2.rectangle(picture, (beside[0] - 2, beside[1] - 11), (beside[0] + 9, beside[1] + 2), (0, 0, 0), cv2.FILLED)
