@@ -425,6 +425,7 @@ def kill_at_update(update: int, rank: int = 0):
 
     def hit(trainer, batch):
         if trainer.progress.updates == update:
+            trainer.saver.wait()  # so that it is known what is there; kills within a save have tests of their own
             os.kill(os.getpid(), signal.SIGKILL)
 
     def prepare():

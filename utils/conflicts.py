@@ -5,7 +5,7 @@ from typing import Callable, NamedTuple
 from yacs.config import CfgNode
 
 from .errors import ConfigError
-from .schema import AUTO, BY_INDEX, FORMATS_WITH_OWN_ORDER, LIST, SEVERAL_LABELS, VALIDATION
+from .schema import AUTO, BY_INDEX, FORMATS_WITH_OWN_ORDER, LIST, SEVERAL_LABELS, SHARDABLE, VALIDATION
 
 TRAINING = ("train", "check")
 LOADING = (*TRAINING, "benchmark_data")  # those that open the training images
@@ -102,6 +102,12 @@ conflict(TRAINING, lambda c: max(c.TRAIN.WARMUP_LR, c.TRAIN.MIN_LR) > c.TRAIN.BA
     "TRAIN.WARMUP_LR and TRAIN.MIN_LR: {c.TRAIN.WARMUP_LR} and {c.TRAIN.MIN_LR}; they must not be above TRAIN.BASE_LR, {c.TRAIN.BASE_LR}")
 conflict(TRAINING, lambda c: c.TRAIN.COMPILE is True and c.TRAIN.USE_CHECKPOINT,
     "TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkpoint); switch one of them off")
+conflict(TRAINING, lambda c: c.TRAIN.SHARD == "optimizer" and c.TRAIN.OPTIMIZER.NAME.lower() not in SHARDABLE,
+    "TRAIN.SHARD optimizer: TRAIN.OPTIMIZER.NAME is {c.TRAIN.OPTIMIZER.NAME}, but the state of "
+    f"{', '.join(SHARDABLE)} can be shared out; use one of these, or set TRAIN.SHARD to none")
+conflict(TRAINING, lambda c: c.TRAIN.SHARD == "optimizer" and c.TRAIN.OPTIMIZER.NAME.lower() == "lamb" and not 0 < c.TRAIN.CLIP_GRAD <= 1,
+    "TRAIN.CLIP_GRAD is {c.TRAIN.CLIP_GRAD}, but TRAIN.SHARD optimizer leaves timm's lamb to scale down each process' part of the gradient "
+    "whose norm is above 1; set it to 1.0 or less, above 0")
 conflict(TRAINING, lambda c: c.TRAIN.WARMUP_EPOCHS >= c.TRAIN.EPOCHS,
     "TRAIN.WARMUP_EPOCHS is {c.TRAIN.WARMUP_EPOCHS}, TRAIN.EPOCHS {c.TRAIN.EPOCHS}; the warmup must be shorter than "
     "the run")

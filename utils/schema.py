@@ -19,6 +19,8 @@ EXPORTING = ("onnxruntime", "openvino")  # engines that compute an exported mode
 ENGINES = ("torch", "cudagraphs", *EXPORTING)
 # Formats whose classes have their order from elsewhere.
 FORMATS_WITH_OWN_ORDER = ("cifar10", "cifar100", "synthetic", "coco")
+# Optimizers that step each tensor for itself, as TRAIN.SHARD needs it, and are tested with it.
+SHARDABLE = ("adamw", "adam", "sgd", "lion", "lamb", "lars")
 VALIDATION = "val"  # the split of the validation images, where no other is named
 LIST = "list"  # the format whose labels are a list
 SEVERAL_LABELS = (LIST, "hfds", "wds")  # formats whose images may have several labels
@@ -325,6 +327,8 @@ key("TRAIN.TOTAL_BATCH_SIZE", 0, NOT_NEGATIVE, RECIPE,
 key("TRAIN.SYNC_BN", "auto", one_of("auto", "all", "none", "torch"), RECIPE,
     "whose images BatchNorm's statistics are of: auto (GPUs: all processes', CPUs: its own), all, none (its own), torch (as "
     "all, by torch's own layer, which needs GPUs)")
+key("TRAIN.SHARD", "none", one_of("none", "optimizer"), SPEED,
+    "what is shared out over the processes instead of being whole in each: none, or optimizer, its state (ZeRO's first stage)")
 key("TRAIN.USE_CHECKPOINT", False, ANY, SPEED, "activation checkpointing")
 key("TRAIN.COMPILE", False, SWITCH, SPEED, "torch.compile; auto: on GPUs, where nothing known is in the way")
 key("TRAIN.COMPILE_MODE", "default", COMPILE_MODE, SPEED, "torch.compile's mode")

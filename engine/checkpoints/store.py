@@ -12,6 +12,8 @@ from utils.errors import CheckpointError, one_line
 from utils.files import atomic_write
 from utils.rng import get_rng_state, set_rng_state
 
+from .background import Background
+from .host_copy import copy_to_host
 from .load import load_weights
 
 LAST, PREVIOUS, BEST = "last.pth", "previous.pth", "best.pth"
@@ -29,6 +31,10 @@ def checkpoints_of(directory: Path) -> list[Path]:
 class Checkpointer:
     """Saves and restores a run.
 
+    A save holds the training up for a copy of the state only; a thread writes that (`background`). It is one file, which
+    whoever reads weights can read: torch.distributed.checkpoint's `async_save` writes a folder, which nothing but it reads, and which
+    cannot take another's name at once.
+
     Args:
         directory: the run's folder.
         metadata: plain values that go into every checkpoint as they are (config, class names).
@@ -40,16 +46,30 @@ class Checkpointer:
         self.directory = directory
         self.metadata = metadata
         self.checkpointables = {key: item for key, item in checkpointables.items() if item is not None}
+        self.background = Background("checkpoints")
 
     def save(self, *names: str) -> None:
-        """Writes the present state to each of the files; what was in `last.pth` is then in `previous.pth`.
+        """Begins to write the present state to each of the files; what was in `last.pth` is then in `previous.pth`.
+
+        All processes call this, as the state of a part may be spread over them (`TRAIN.SHARD`); one without names writes nothing.
+
+        They are written when `background.wait` returns. A save that is still being written is waited for first, so that no more
+        than one copy of the state is there.
 
         Raises:
-            OutputError: a file cannot be written; it is then as it was.
+            OutputError: a file of the save before could not be written; it is then as it was.
         """
+        self.background.wait()
         state = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        if not names:
+            return
+        content = {**self.metadata, **copy_to_host({**state, "rng": get_rng_state()})}
+        self.background.start(lambda: self._write(content, names))
+
+    def _write(self, content: dict[str, Any], names: tuple[str, ...]) -> None:
         buffer = io.BytesIO()
-        torch.save({**self.metadata, **state, "rng": get_rng_state()}, buffer)
+        torch.save(content, buffer)
+        content.clear()  # its memory is free while the disk works
         for name in names:
             with atomic_write(self.directory / name, keep=self.directory / PREVIOUS if name == LAST else None) as file:
                 file.write(buffer.getbuffer())

@@ -109,14 +109,19 @@ def fits_here(session: Session, sizes: Sequence[int]) -> Callable[[int], bool]:
 class Rehearsal:
     """Steps of the run on a copy, with micro-batches of any size.
 
-    BatchNorm is that of this process alone: one that runs out of memory must not leave others waiting for its sums.
+    BatchNorm is that of this process alone, and the optimizer is whole (without TRAIN.SHARD, which leaves more room): one that runs
+    out of memory must not leave others waiting for it.
 
     Args:
         size: the fewest images at a time, which the run is built for.
     """
 
     def __init__(self, session: Session, size: int):
-        self.cfg = with_values(session.cfg, {"DATA.BATCH_SIZE": size, "TRAIN.SYNC_BN": "none"}, "DATA.BATCH_SIZE auto")
+        self.cfg = with_values(
+            session.cfg,
+            {"DATA.BATCH_SIZE": size, "TRAIN.SYNC_BN": "none", "TRAIN.SHARD": "none"},
+            "DATA.BATCH_SIZE auto",
+        )
         random_state = get_rng_state()
         try:
             self.trainer: Trainer = build_trainer(replace(session, cfg=self.cfg), "", size)[0]

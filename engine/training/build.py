@@ -56,6 +56,7 @@ from .plan import BatchPlan, Sharing, plan_batches, split_update
 from .recorder import Recorder
 from .run_length import RunLength
 from .saver import Saver
+from .sharding import share_out
 from .slow_rank import SlowRank
 from .trainer import Trainer
 from .training_data import TrainingData
@@ -210,7 +211,7 @@ def build_distillation(session: Session, classes: list[str]) -> Optional[Distill
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
-    return create_optimizer(
+    optimizer = create_optimizer(
         model,
         name=cfg.TRAIN.OPTIMIZER.NAME,
         lr=lr,
@@ -220,6 +221,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module, lr: float) -> torch.op
         momentum=cfg.TRAIN.OPTIMIZER.MOMENTUM,
         layer_decay=cfg.TRAIN.LAYER_DECAY,
     )
+    return share_out(optimizer) if cfg.TRAIN.SHARD == "optimizer" else optimizer
 
 
 def build_optimisation(session: Session, model: torch.nn.Module, plan: BatchPlan) -> Optimisation:

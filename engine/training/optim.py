@@ -13,6 +13,7 @@ from utils.errors import ConfigError, did_you_mean
 
 from ..setup.precision import Precision
 from .nonfinite import FiniteGuard
+from .sharding import local_part
 
 
 def create_optimizer(
@@ -71,16 +72,19 @@ def describe_trust_ratio(optimizer: torch.optim.Optimizer) -> str:
 
     timm's rule: those with weight decay, so no norms and biases, as in both papers' code.
     """
-    if not isinstance(optimizer, (Lamb, Lars)):
+    inner = local_part(optimizer)
+    if not isinstance(inner, (Lamb, Lars)):
         return ""
-    name, groups = type(optimizer).__name__.upper(), optimizer.param_groups
+    name, groups = type(inner).__name__.upper(), optimizer.param_groups
     scaled = sum(len(group["params"]) for group in groups if group["weight_decay"] or group["always_adapt"])
     if not scaled:
         return f"warning: TRAIN.WEIGHT_DECAY is 0, and {name} scales weights with weight decay only: it scales none"
     total = sum(len(group["params"]) for group in groups)
     line = f"{name}'s trust ratio scales {scaled} of {total} tensors, those with weight decay"
-    if isinstance(optimizer, Lamb):
-        line += f"; a gradient whose norm is above {optimizer.defaults['max_grad_norm']} is scaled down to it (timm's default)"
+    if isinstance(inner, Lamb):
+        line += (
+            f"; a gradient whose norm is above {inner.defaults['max_grad_norm']} is scaled down to it (timm's default)"
+        )
     return line
 
 
@@ -160,14 +164,16 @@ class ResumableOptimizer:
 
     def __init__(self, optimizer: torch.optim.Optimizer):
         self.optimizer = optimizer
+        self.kind = type(local_part(optimizer)).__name__
 
     def state_dict(self) -> dict:
-        return {"kind": type(self.optimizer).__name__, **self.optimizer.state_dict()}
+        """Where the state is shared out, all processes call this, and the first one gets the whole."""
+        return {"kind": self.kind, **self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        if state["kind"] != type(self.optimizer).__name__:
-            raise ValueError(f"it is of {state['kind']}, this one is {type(self.optimizer).__name__}")
-        groups = self.optimizer.state_dict()["param_groups"]
+        if state["kind"] != self.kind:
+            raise ValueError(f"it is of {state['kind']}, this one is {self.kind}")
+        groups = torch.optim.Optimizer.state_dict(self.optimizer)["param_groups"]
         if [len(g["params"]) for g in groups] != [len(g["params"]) for g in state["param_groups"]]:
             raise ValueError("its parameter groups are not this optimizer's")
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -189,7 +195,7 @@ class ResumableOptimizer:
             for saved, group in zip(state["param_groups"], groups)
         ]
         self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
-        for parameter, entry in self.optimizer.state.items():
+        for parameter, entry in local_part(self.optimizer).state.items():
             for key, value in entry.items():
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                     # Fused steps go through memory side by side, whatever layout the file's moments had.

@@ -1,8 +1,9 @@
 """When a training run is saved, and saving it."""
 
+import contextlib
 import time
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Iterator, Mapping
 
 from utils.errors import CheckpointError
 from utils.processes.peers import Peers
@@ -62,10 +63,39 @@ class Saver:
         return [*names, LAST]  # the last one counts: the run goes on from it
 
     def save(self, *names: str) -> None:
+        """Begins to save: the present state is what the files will have, and the first process writes them meanwhile.
+
+        Raises:
+            OutputError: a file of the save before could not be written.
+        """
         self.start_clock()
+        self.wait()
         if self.log.enabled:
             self.log.flush()  # a resumed run repeats no update before this
-            self.checkpointer.save(*names)
+        self.checkpointer.save(*(names if self.log.enabled else ()))
+
+    def check(self) -> None:
+        """Raises OutputError if a file could not be written; does not wait for one that is being written."""
+        self.checkpointer.background.check()
+
+    def wait(self) -> None:
+        """Returns when what was saved is on the disk; raises OutputError if it cannot be written."""
+        self.peers.at("saves", may_last=True)
+        self.checkpointer.background.wait()
+
+    @contextlib.contextmanager
+    def until_written(self) -> Iterator[None]:
+        """At the block's end, whatever ends it, what was saved in it is on the disk, or OutputError says why not. A second
+        Ctrl-C ends at once.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            self.checkpointer.background.wait()  # without a mark: where this process stands may say who is behind
+            raise
+        self.wait()
 
     def restore(self, checkpoint: Mapping[str, Any], path: Path) -> None:
         """Gives the run the state of a checkpoint that every process has read from this path.
@@ -80,5 +110,6 @@ class Saver:
             raise CheckpointError(f"{path}: is another one for some processes ({places}); start the same command again")
 
     def newest(self) -> list[Path]:
-        """The run's checkpoints, the newest first."""
+        """The run's checkpoints, the newest first; one that is being written is waited for."""
+        self.wait()
         return checkpoints_of(self.checkpointer.directory)

@@ -27,6 +27,7 @@ from .freeze import describe as describe_frozen
 from .optim import describe_trust_ratio
 from .preflight import look_ahead, rehearse
 from .recorder import describe_best
+from .sharding import describe_share
 from .trainer import Trainer
 
 
@@ -141,6 +142,9 @@ def introduce_run(session: Session, trainer: Trainer, complexity: Complexity) ->
     if cfg.DEVICE == "auto" and device.type == "cpu":
         log.warning("no GPU found, training on the CPU")
     log.info(f"{cfg.MODEL.NAME} at {size_text(cfg.DATA.IMG_SIZE)} px: {complexity}")
+    share = describe_share(trainer.optim.optimizer)
+    if share:
+        log.info(share)
     if cfg.TRAIN.FREEZE:
         log.info(describe_frozen(trainer.networks.model, cfg.TRAIN.FREEZE))
     log.info(

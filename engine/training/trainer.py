@@ -61,24 +61,24 @@ class Trainer:
             NonFiniteError: a loss or gradient is infinite or not a number; the checkpoints are those of before.
             OutputError: a checkpoint cannot be written.
         """
-        self.saver.start_clock()
-        self.length.start_clock()
-        self.recorder.epochs = self.epochs
-        self.networks.compile((len(self.data.train_loader.schedule.sizes) + 1) * self.data.plan.num_sizes)
-        self.optim.guard.start(self.progress.left_out)
-        if self.optim.guard.policy == "rollback" and not self.saver.newest():
-            self.save(LAST)  # something to go back to
-            self.session.peers.meet()  # nobody changes its weights before rank 0 has saved them
-        while not self.length.ended_by(self.progress.epoch):
-            started = time.perf_counter()
-            self.length.start_epoch(self.progress.step)
-            try:
-                train_loss = self.train_epoch()
-            except NonFinite as failure:
-                self.roll_back(failure)
-                continue
-            results = self.evaluate()
-            self.finish_epoch(train_loss, results, time.perf_counter() - started)
+        with self.saver.until_written():
+            self.saver.start_clock()
+            self.length.start_clock()
+            self.recorder.epochs = self.epochs
+            self.networks.compile((len(self.data.train_loader.schedule.sizes) + 1) * self.data.plan.num_sizes)
+            self.optim.guard.start(self.progress.left_out)
+            if self.optim.guard.policy == "rollback" and not self.saver.newest():
+                self.save_for_all()  # something to go back to
+            while not self.length.ended_by(self.progress.epoch):
+                started = time.perf_counter()
+                self.length.start_epoch(self.progress.step)
+                try:
+                    train_loss = self.train_epoch()
+                except NonFinite as failure:
+                    self.roll_back(failure)
+                    continue
+                results = self.evaluate()
+                self.finish_epoch(train_loss, results, time.perf_counter() - started)
 
     def train_epoch(self) -> float:
         """Trains from `progress.step` to the end of the epoch; returns the epoch's mean loss."""
@@ -97,6 +97,7 @@ class Trainer:
                 observer.after_update(self, step)
             progress.step = step + 1
             progress.updates += 1
+            self.saver.check()
             # A message of a few bytes, so that all processes save and end after the same update.
             stop, due, paced = peers.agree([bool(peers.stop), self.saver.is_due(), self.length.is_due()])
             if self.recorder.is_due(step + 1):
@@ -244,8 +245,7 @@ class Trainer:
         """Raises ConfigError, once the run is saved, if the evaluation has not what best.pth is chosen by: of no object, say."""
         key = self.task.primary.key
         if any(key not in figures for figures in results.values()):
-            self.save(LAST)
-            self.session.peers.meet()  # nobody ends the run before rank 0 has saved it
+            self.save_for_all()  # nobody ends the run before that
             given = ", ".join(name for name in results["raw"] if name != "num_images")
             raise ConfigError(
                 "TRAIN.BEST_METRIC", f"the validation images give no {key}", f"use one of {given}; the run is saved"
@@ -297,15 +297,20 @@ class Trainer:
         finally:
             self.recorder.epochs = self.epochs
             if position < progress.epoch + 1:  # else it is saved with the end of the epoch
-                self.save(LAST)
-                peers.meet()  # nobody ends the run before rank 0 has saved it
+                self.save_for_all()  # nobody ends the run before that
 
     def save(self, *names: str) -> None:
-        """Saves the run's present state to files of these names."""
+        """Saves the run's present state to files of these names, which are written while the run goes on."""
         self.length.note_time()
         for observer in self.observers:
             observer.before_save(self, names)
         self.saver.save(*names)
+
+    def save_for_all(self) -> None:
+        """Saves `last.pth`; returns on all processes when it is written."""
+        self.save(LAST)
+        self.saver.wait()
+        self.session.peers.meet()
 
     def list_unreadable(self) -> None:
         """Adds the training images that no process could read to the run's list (DATA.ON_ERROR skip)."""
@@ -319,6 +324,7 @@ class Trainer:
             Stopped: always.
         """
         progress, peers, log = self.progress, self.session.peers, self.session.log
+        self.saver.wait()
         # all wait for rank 0's save
         reasons = [reason for reason in peers.gather(peers.stop.reason) if reason]
         log.warning(

@@ -16,6 +16,7 @@ from torch import nn
 import models  # noqa: F401
 from conftest import ONE_STAGE, error_of, launch, rest, run, run_processes
 from engine.checkpoints.progress import Progress, Window
+from engine.checkpoints.store import Checkpointer
 from engine.session import Session
 from engine.setup.model import create_model, prepare_model
 from engine.setup.precision import NativePrecision, create_precision, resolve_dtype
@@ -74,7 +75,7 @@ def make_trainer(
         session=session, task=Regression(), data=TrainingData(None, None, plan, [], batch_size), networks=Networks(model, model, average),
         optim=Optimisation(optimizer, scheduler, precision, guard, clip_grad), progress=progress,
         recorder=Recorder(log, progress, plan, 10, 1, Delays(Waits(0, "pil", 1), SlowRank(session.peers.members, CPU)), CPU, {}),
-        saver=Saver(None, log, progress, session.peers, 0, 0, 0.0), observers=[], length=RunLength(10, 0, 0.0, progress), seed=0,
+        saver=Saver(Checkpointer(None, {}), log, progress, session.peers, 0, 0, 0.0), observers=[], length=RunLength(10, 0, 0.0, progress), seed=0,
     )  # fmt: skip
     return Trainer(**{**settings, **changes})
 

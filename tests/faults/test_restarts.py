@@ -65,6 +65,7 @@ def faulty(starts: Path, faults: dict, argv) -> None:
 
     class Faults(Observer):
         def before_update(self, trainer, step):
+            trainer.saver.wait()  # so that it is known from where the next start goes on
             happens = faults.get((attempt, rank, trainer.progress.updates))
             if happens == "error":
                 raise DataError("x.png: cannot be read; replace it")

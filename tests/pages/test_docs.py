@@ -91,6 +91,7 @@ APPENDED = [
     (r"main\.py .*stand_ins/shards", "--opts MODEL.NUM_CLASSES 0"),
     (r"main\.py .*stand_ins/thousand", "--opts TRAIN.TOTAL_BATCH_SIZE 500 DATA.BATCH_SIZE 250 AUG.AUTO_AUGMENT none"),
     (r"scripts/benchmark\.py", "--models fat_tiny --peers --tasks inference --batch-sizes 1 --rounds 1 --seconds 0.01"),
+    (r"scripts/benchmark_saves\.py", "--model fat_tiny --rounds 1"),
     (r"scripts/benchmark\.py", "--img-size 32 --compile-mode '' --device cpu"),
 ]
 

@@ -303,6 +303,8 @@ CASES = [
     ("eval", f"{WEIGHTS} {GREY} DATA.DATASET cifar10", "DATA.IN_CHANS is 1, but the images of DATA.DATASET cifar10 are RGB"),
     ("train", f"{GREY} {COLOURLESS} DISTILL.TEACHER resnet10t", "DISTILL.TEACHER sees RGB images, but DATA.IN_CHANS is 1; leave it"),
     ("train", "TRAIN.COMPILE True TRAIN.USE_CHECKPOINT True", "TRAIN.COMPILE contradicts TRAIN.USE_CHECKPOINT (--use-checkp"),
+    ("train", "TRAIN.SHARD optimizer TRAIN.OPTIMIZER.NAME muon", "TRAIN.SHARD optimizer: TRAIN.OPTIMIZER.NAME is muon, but the"),
+    ("train", "TRAIN.SHARD optimizer TRAIN.OPTIMIZER.NAME lamb", "TRAIN.CLIP_GRAD is 5.0, but TRAIN.SHARD optimizer leaves timm's"),
     ("train", "DATA.BATCH_SIZE auto TRAIN.TOTAL_BATCH_SIZE 0", "DATA.BATCH_SIZE (--batch-size) auto keeps the images of an update"),
     ("check", "DATA.BATCH_SIZE auto TRAIN.TOTAL_BATCH_SIZE 64 TRAIN.ACCUMULATION_STEPS 2", "TRAIN.ACCUMULATION_STEPS (--accumulation-steps) is 2, but DATA.BATCH"),
     ("train", "TRAIN.WARMUP_EPOCHS 5 TRAIN.EPOCHS 5", "TRAIN.WARMUP_EPOCHS is 5, TRAIN.EPOCHS 5; the warmup must be shorter"),
