@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 from utils.errors import DataError, ShortageError, one_line
 from utils.image_size import FrozenSize
 from utils.rng import derive_seed
-from utils.signals import requested_stop
+from utils.signals import ignore_ended_children, requested_stop
 
 from .batches import Batch, Finish, Item, collate_items
 from .cache import can_be_cached
@@ -113,13 +113,21 @@ class Loader:
             if requested_stop():  # a command that fetches images was asked to end, too
                 raise stopped_while(error.problem) from error
             raise
-        except (RuntimeError, OSError) as error:
-            if requested_stop() and "DataLoader worker" in str(error):  # it came before the worker ignored it
+        except (RuntimeError, OSError, EOFError) as error:
+            # Killed while it sent a batch, a loading process is not seen to have ended yet: torch's own error does not come.
+            cut_off = isinstance(error, (ConnectionError, EOFError))
+            if cut_off:
+                ignore_ended_children()
+            if requested_stop() and (
+                cut_off or "DataLoader worker" in str(error)
+            ):  # it came before the worker ignored it
                 raise stopped_while("a loading process ended with it") from error
             shortage = self._shortage(error)
-            if shortage is None:
-                raise
-            raise shortage from error
+            if shortage is not None:
+                raise shortage from error
+            if cut_off:
+                raise RuntimeError(f"DataLoader worker: its batch broke off, {type(error).__name__}") from error
+            raise
 
     def first(self, count: int, size: FrozenSize = 0) -> list:
         """Some samples, read by this process; see the data set's `first`.

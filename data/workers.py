@@ -16,7 +16,7 @@ from typing import Iterator, Optional
 
 from utils.ending import at_end
 from utils.errors import one_line
-from utils.signals import end_with_parent, ignore_stop_signals
+from utils.signals import end_with_parent, ignore_ended_children, ignore_stop_signals
 
 from .patience import patience
 
@@ -126,6 +126,7 @@ def end_all() -> None:
 
     Workers ignore SIGTERM, with which Python ends those that are left when a process ends by an exception.
     """
+    ignore_ended_children()
     for process in multiprocessing.active_children():
         parent = process._parent_pid  # type: ignore[attr-defined]  # which Python keeps for itself
         if process.pid and parent == os.getpid():  # a forked process has a list of its parent's, too

@@ -69,6 +69,14 @@ def ignore_stop_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def ignore_ended_children() -> None:
+    """From here on the end of a loading process is no error any more, which torch's handler would raise wherever this
+    process is: while it says what has happened, too.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def end_with_parent() -> None:
     """For worker processes: the kernel kills this one when the process that started it ends, however that happens.
 

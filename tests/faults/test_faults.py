@@ -941,7 +941,8 @@ def test_a_killed_loading_process_is_one_line(write_config):
     job.until(job.said("epoch 0 [4/"))
     with open(f"/proc/{job.pids[0]}/task/{job.pids[0]}/children") as children:
         os.kill(int(children.read().split()[0]), signal.SIGKILL)
-    assert job.wait(60) == [2] and "error: DATA.NUM_WORKERS is 2: a loading process was killed" in job.text()
+    assert job.wait(60) == [2], job.text()
+    assert "error: DATA.NUM_WORKERS is 2: a loading process was killed" in job.text()
     assert "Traceback" not in job.text()
 
 

@@ -25,7 +25,9 @@ from data.sources import Opening, open_source, wds
 from data.sources.folder import FolderSource
 from data.sources.image_paths import FileSource
 from data.transforms import eval_transform
-from utils.errors import DataError, OutputError
+from engine.session import raise_as_ours
+from utils.errors import DataError, OutputError, ShortageError
+from utils.schema import DEFAULTS
 
 WORKERS = {"NUM_WORKERS": 2, "TIMEOUT": 2.0}
 
@@ -318,6 +320,22 @@ def test_a_stopped_loading_process_is_named(digits):
         for _ in batches:
             pass
     os.kill(worker, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_loading_process_that_is_killed_while_it_sends_is_named(digits, monkeypatch, error):
+    loader = small_loader(digits, num_workers=1, timeout=60.0)
+    batches = loader.batches()
+    next(batches)
+
+    def broken(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(loader.loader._iterator._data_queue, "get", broken)
+    with pytest.raises(RuntimeError, match="DataLoader worker: its batch broke off") as caught:
+        next(batches)
+    with pytest.raises(ShortageError, match="DATA.NUM_WORKERS is 8: a loading process was killed"):
+        raise_as_ours(caught.value, DEFAULTS, torch.device("cpu"))
 
 
 def test_slow_images_are_waited_for(digits, monkeypatch):
