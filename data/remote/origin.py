@@ -19,6 +19,7 @@ from typing import Any, Optional
 import webdataset
 
 from utils.errors import one_line
+from utils.urls import is_http
 
 from ..workers import kill_with_children
 
@@ -42,15 +43,6 @@ class FetchError(Exception):
     def __init__(self, reason: str, final: bool = False, status: int = 0, wait: float = 0.0):
         super().__init__(reason)
         self.final, self.status, self.wait = final, status, wait
-
-
-def is_http(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
-
-
-def shown(url: str) -> str:
-    """The URL for messages: without what follows the question mark, which may be a key to it."""
-    return url.partition("?")[0] if is_http(url) else url
 
 
 class Answer:
