@@ -121,13 +121,13 @@ def _ask_server(url: str, start: int, last: Optional[int]) -> Answer:
         raise FetchError(f"status {error.code}, {error.reason}", final, error.code, seconds) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise FetchError(_reason(error), _is_final(error)) from error
-    found = response.headers
-    part = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", found.get("Content-Range", "")) if response.status == 206 else None
+    fields = response.headers
+    part = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", fields.get("Content-Range", "")) if response.status == 206 else None
     if response.status == 206 and not part:
         response.close()
         raise FetchError("is given in parts without their places", final=True)
-    first, size = (int(part[1]), int(part[2])) if part else (0, int(found.get("Content-Length") or 0))
-    return Answer(response, first, size, found.get("ETag", ""), _md5(found, whole=not part))
+    first, size = (int(part[1]), int(part[2])) if part else (0, int(fields.get("Content-Length") or 0))
+    return Answer(response, first, size, fields.get("ETag", ""), _md5(fields, whole=not part))
 
 
 def _md5(headers: Any, whole: bool) -> str:
