@@ -182,7 +182,7 @@ def metrics_of(path: Path, weights: str, cfg: CfgNode) -> tuple[dict[str, Any], 
     evaluated = {"crop_mode": "center", **read_object(evaluation)}  # an older file does not say it
     own = {
         "img_size": cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE, "crop_pct": cfg.TEST.CROP_PCT, "crop_mode": cfg.TEST.CROP_MODE, "crops": cfg.TEST.CROPS, "flip": cfg.TEST.FLIP,
-        "dataset": cfg.DATA.DATASET, "data_path": cfg.DATA.DATA_PATH,
+        "dataset": cfg.DATA.DATASET, "data_path": shown(cfg.DATA.DATA_PATH),
     }  # fmt: skip
     same = Path(str(evaluated.get("checkpoint", ""))).resolve() == path.resolve() and own.items() <= evaluated.items()
     if same and isinstance(evaluated.get(weights), dict) and evaluation.stat().st_mtime >= path.stat().st_mtime:
