@@ -19,6 +19,7 @@ from typing import Any, Optional
 import webdataset
 
 from utils.errors import one_line
+from utils.urls import is_http
 
 from ..workers import kill_with_children
 
@@ -42,15 +43,6 @@ class FetchError(Exception):
     def __init__(self, reason: str, final: bool = False, status: int = 0, wait: float = 0.0):
         super().__init__(reason)
         self.final, self.status, self.wait = final, status, wait
-
-
-def is_http(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
-
-
-def shown(url: str) -> str:
-    """The URL for messages: without what follows the question mark, which may be a key to it."""
-    return url.partition("?")[0] if is_http(url) else url
 
 
 class Answer:
@@ -129,13 +121,13 @@ def _ask_server(url: str, start: int, last: Optional[int]) -> Answer:
         raise FetchError(f"status {error.code}, {error.reason}", final, error.code, seconds) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise FetchError(_reason(error), _is_final(error)) from error
-    found = response.headers
-    part = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", found.get("Content-Range", "")) if response.status == 206 else None
+    fields = response.headers
+    part = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", fields.get("Content-Range", "")) if response.status == 206 else None
     if response.status == 206 and not part:
         response.close()
         raise FetchError("is given in parts without their places", final=True)
-    first, size = (int(part[1]), int(part[2])) if part else (0, int(found.get("Content-Length") or 0))
-    return Answer(response, first, size, found.get("ETag", ""), _md5(found, whole=not part))
+    first, size = (int(part[1]), int(part[2])) if part else (0, int(fields.get("Content-Length") or 0))
+    return Answer(response, first, size, fields.get("ETag", ""), _md5(fields, whole=not part))
 
 
 def _md5(headers: Any, whole: bool) -> str:

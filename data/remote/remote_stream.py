@@ -9,8 +9,9 @@ import zlib
 from typing import Any, Callable, NamedTuple, Optional
 
 from utils.errors import DataError, OutputError, UserError
+from utils.urls import shown
 
-from .origin import Answer, FetchError, ask, shown
+from .origin import Answer, FetchError, ask
 
 FIRST_WAIT = 0.5  # seconds after the first failure; twice as long after each further one
 LONGEST_WAIT = 30.0

@@ -19,8 +19,9 @@ from typing import BinaryIO, Iterator, Optional, Sequence
 from utils.errors import ConfigError, OutputError
 from utils.files import unwritable
 from utils.rng import fingerprint
+from utils.urls import shown
 
-from .origin import FetchError, shown
+from .origin import FetchError
 from .remote_stream import BUFFER, RemoteShard, RemoteStream, Tries
 
 POLL = 0.1  # seconds between two looks at a shard that another process fetches

@@ -11,9 +11,10 @@ from typing import Any, BinaryIO, Callable, Iterator, Mapping, NamedTuple, Optio
 
 from utils.errors import UserError
 from utils.processes.launch import read_launch
+from utils.urls import is_http, shown
 
 from ..workers import reading
-from .origin import ABSENT, FetchError, ask, is_http, shown
+from .origin import ABSENT, FetchError, ask
 from .remote_stream import BUFFER, RemoteShard, RemoteStream, Tries, require_size
 from .shard_cache import ShardCache
 

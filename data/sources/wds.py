@@ -13,11 +13,12 @@ import numpy as np
 
 from utils.errors import DataError, one_line
 from utils.rng import fingerprint
+from utils.urls import shown
 
 from ..class_maps import classes_for
 from ..image_files import notes_of
 from ..label_sets import LabelCells, multi_hot
-from ..remote.origin import REMOTE, shown
+from ..remote.origin import REMOTE
 from ..remote.remote_stream import RemoteShard
 from ..remote.shelf import Fetching, Shelf
 from ..workers import reading

@@ -10,8 +10,9 @@ import webdataset
 
 from utils.errors import DataError, OutputError
 from utils.files import unreadable
+from utils.urls import is_http, shown
 
-from ..remote.origin import REMOTE, is_http, shown
+from ..remote.origin import REMOTE
 from ..remote.shelf import read_small
 from ..workers import reading
 

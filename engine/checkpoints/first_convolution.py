@@ -11,8 +11,8 @@ State = Mapping[str, torch.Tensor]
 
 def first_convolutions(model: nn.Module) -> tuple[str, ...]:
     """The names of the weights that see an image's channels, as timm's models say it; empty if one does not."""
-    told: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    named = get_model_traits(model).get("first_conv", told.get("first_conv")) or ()
+    pretrained_cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    named = get_model_traits(model).get("first_conv", pretrained_cfg.get("first_conv")) or ()
     return tuple(f"{name}.weight" for name in ([named] if isinstance(named, str) else named))
 
 

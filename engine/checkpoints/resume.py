@@ -8,6 +8,7 @@ from typing import Any, Mapping, Optional
 from utils.config import to_dict
 from utils.errors import CheckpointError, ConfigError
 from utils.schema import DEFAULTS, KEYS
+from utils.urls import shown
 
 from .file import read_checkpoint
 from .progress import Progress
@@ -163,8 +164,8 @@ def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _value(config: Mapping[str, Any], key: str) -> Any:
-    """A key's value, None where the config has no such key."""
+    """A key's value, None where the config has no such key; of a URL what may be said, as a new key to it is no change."""
     value: Any = config
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else None
-    return value
+    return shown(value) if isinstance(value, str) else value

@@ -28,6 +28,7 @@ from utils.image_size import size_text
 from utils.rng import derive_seed, seed_cpu
 from utils.run_log import RunLog
 from utils.schema import BACKENDS
+from utils.urls import shown
 
 from ..session import Session
 from ..setup.loading import loading
@@ -69,7 +70,7 @@ def benchmark_data(session: Session, images_per_second: float) -> None:
     chosen = ways[cfg.DATA.BACKEND].dataset
     cores = len(os.sched_getaffinity(0))
     log.info(
-        f"{cfg.DATA.DATA_PATH or cfg.DATA.DATASET}: {len(chosen)} training images, {size_text(cfg.DATA.IMG_SIZE)} px; "
+        f"{shown(cfg.DATA.DATA_PATH) or cfg.DATA.DATASET}: {len(chosen)} training images, {size_text(cfg.DATA.IMG_SIZE)} px; "
         f"{cores} cores; one process, medians of {ROUNDS} rounds of {min(IMAGES, len(chosen))} images, in turns"
     )
     seconds = {}

@@ -14,6 +14,7 @@ from utils.errors import ConfigError
 from utils.files import write_json, write_text
 from utils.run_files import EVAL, EVAL_CLASSES
 from utils.signals import stop_signals
+from utils.urls import shown
 
 from ..checkpoints.download import local_file
 from ..checkpoints.file import CheckpointFile, open_checkpoint
@@ -258,7 +259,7 @@ class Evaluation:
             value = {
                 **summary,
                 "dataset": cfg.DATA.DATASET,
-                "data_path": cfg.DATA.DATA_PATH,
+                "data_path": shown(cfg.DATA.DATA_PATH),
                 "crop_pct": cfg.TEST.CROP_PCT,
                 "crop_mode": cfg.TEST.CROP_MODE,
                 "complete": summary["num_images"] == len(self.val_set()),

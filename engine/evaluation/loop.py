@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from data.loader import Loader
-from utils.errors import DataError
-from utils.metrics import DETAILS, Metric
+from utils.errors import ConfigError, DataError
+from utils.metrics import DETAILS, NUM_IMAGES, Metric
 from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
@@ -106,7 +106,15 @@ def first_of(outputs: Any, count: int, total: int) -> Any:
 
 
 def summarize(results: dict[str, dict[str, Any]], metric: Metric) -> dict[str, Any]:
-    """The better of {'raw': metrics, 'ema': metrics} at the top level, with its name, and both below."""
+    """The better of {'raw': metrics, 'ema': metrics} at the top level, with its name, and both below.
+
+    Raises:
+        ConfigError: the evaluation has not this metric, of small objects where there are none, say.
+    """
+    if any(metric.key not in figures for figures in results.values()):
+        given = ", ".join(key for key in next(iter(results.values())) if key != NUM_IMAGES.key)
+        reason = f"the validation images give no {metric.key}"
+        raise ConfigError("TRAIN.BEST_METRIC", reason, f"use one of {given}")
     weights = max(results, key=lambda name: (metric.rank(results[name][metric.key]), name == "raw"))
     return {**results[weights], "weights": weights, **results}
 

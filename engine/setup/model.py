@@ -18,6 +18,7 @@ from utils.errors import ConfigError, did_you_mean
 from utils.image_size import Size, frozen
 
 Model = TypeVar("Model", bound=nn.Module)
+ENOUGH_CHANNELS = 16  # of a strided convolution, see `require_layout`
 ARCHITECTURE = ("embed_dims", "depths", "num_heads")  # what a FAT that is not registered must say of itself
 
 
@@ -170,7 +171,8 @@ def place(model: Model, device: torch.device, channels_last: bool) -> Model:
 
 def require_layout(model: nn.Module, device: torch.device, channels_last: bool) -> None:
     """Refuses what ends the process: on CPUs, torch 2.15 writes beyond its memory in the backward pass of a strided
-    convolution of 1 x 1 px over the three channels of an image in NHWC, as in the stems of RepVGG and FastViT.
+    convolution of 1 x 1 px over fewer than 16 channels in NHWC (tried with 1 to 12, 16 and more), such as those of an image in
+    the stems of RepVGG and FastViT.
 
     Raises:
         ConfigError: the model has one.
@@ -178,12 +180,12 @@ def require_layout(model: nn.Module, device: torch.device, channels_last: bool) 
     if device.type != "cpu" or not channels_last:
         return
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Conv2d) or module.in_channels != 3:
+        if not isinstance(module, nn.Conv2d) or module.in_channels >= ENOUGH_CHANNELS:
             continue
         if module.kernel_size == (1, 1) and module.stride > (1, 1):
             raise ConfigError(
                 f"TRAIN.CHANNELS_LAST: torch on CPUs cannot train {type(model).__name__} with it (its {name}, 1 x 1 px "
-                "with stride over three channels, ends the process); set it to False"
+                f"with stride over {module.in_channels} channels, ends the process); set it to False"
             )
 
 

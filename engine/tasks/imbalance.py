@@ -40,30 +40,30 @@ def read_imbalance(cfg: CfgNode, source: AnySource) -> Imbalance:
     keys = [
         name for name, value in ((KEY, kind), ("TRAIN.LOGIT_ADJUSTMENT", tau), ("DATA.SAMPLING", sampling)) if value
     ]
-    found = Imbalance()
+    imbalance = Imbalance()
     if not keys:
-        return found
+        return imbalance
     classes = list(source.classes)
     counts = np.bincount(labels_in(source, keys[0]), minlength=len(classes))
-    found.notes.append(describe_counts(counts, classes))
+    imbalance.notes.append(describe_counts(counts, classes))
     if kind:
-        found.weights = class_weights(kind, counts, classes)
-        least, most = found.weights.min().item(), found.weights.max().item()
-        found.notes.append(
+        imbalance.weights = class_weights(kind, counts, classes)
+        least, most = imbalance.weights.min().item(), imbalance.weights.max().item()
+        imbalance.notes.append(
             f"{KEY} {kind}: losses are multiplied by {least:.4g} to {most:.4g}, as a mean over classes by 1"
         )
     if tau:
-        found.adjustment = tau * log_priors(counts)
-        found.notes.append(
+        imbalance.adjustment = tau * log_priors(counts)
+        imbalance.notes.append(
             f"TRAIN.LOGIT_ADJUSTMENT {tau}: the loss sees logits + {tau} x the logarithm of a class' share of images"
         )
     if sampling:
         each = counts.sum() / (counts > 0).sum()
-        found.notes.append(
+        imbalance.notes.append(
             f"DATA.SAMPLING {sampling}: an epoch has {each:.1f} images of each class, each image of the rarest "
             f"{each / counts[counts > 0].min():.4g} times, of the most frequent {each / counts.max():.4g} times"
         )
-    return found
+    return imbalance
 
 
 def class_weights(kind: str, counts: np.ndarray, classes: Sequence[str]) -> torch.Tensor:
@@ -110,20 +110,20 @@ def read_weights(path: Path, classes: Sequence[str]) -> list[float]:
         raise ConfigError(f"{KEY}: {path}", "is no CSV text", remedy) from error
     if not rows or rows[0][1] != ["class", "weight"]:
         raise ConfigError(f"{KEY}: {path}", "its first line is not class,weight", remedy)
-    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for number, row in rows[1:]:
         where = f"{KEY}: {path}, line {number}"
-        if len(row) != 2 or row[0] not in classes or row[0] in found:
-            known = (
-                "another line has it" if row[0] in found else "it is no class of the training images with its weight"
+        if len(row) != 2 or row[0] not in classes or row[0] in weights:
+            reason = (
+                "another line has it" if row[0] in weights else "it is no class of the training images with its weight"
             )
-            raise ConfigError(where, f"{','.join(row)!r}: {known}", "correct it")
-        found[row[0]] = _weight(row[1], where)
-    missing = [name for name in classes if name not in found]
+            raise ConfigError(where, f"{','.join(row)!r}: {reason}", "correct it")
+        weights[row[0]] = _weight(row[1], where)
+    missing = [name for name in classes if name not in weights]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ConfigError(f"{KEY}: {path}", f"has no line for {', '.join(missing[:3])}{more}", "add one for each class")
-    return [found[name] for name in classes]
+    return [weights[name] for name in classes]
 
 
 def _weight(text: str, where: str) -> float:

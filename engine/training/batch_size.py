@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Callable, Mapping, Optional, Sequence
 
 import torch
+from yacs.config import CfgNode
 
 from utils.config import with_values
 from utils.conflicts import is_rgb, mixes
@@ -147,8 +148,15 @@ class Rehearsal:
         self.step(size)
         data = self.cfg.DATA
         loading = data.NUM_WORKERS * data.PREFETCH + 1
-        pixel = 3 if is_rgb(self.cfg) else 4 * data.IN_CHANS  # bytes; batches of bands are float32
-        return peak_memory() - before + loading * size * pixel * math.prod(height_and_width(data.IMG_SIZE))
+        return peak_memory() - before + loading * size * bytes_of_image(self.cfg)
+
+
+def bytes_of_image(cfg: CfgNode) -> int:
+    """Of a training image as a loading process sends it: of the largest size, with all its views."""
+    sizes = [cfg.DATA.IMG_SIZE, *(size for _, size in cfg.TRAIN.IMG_SIZES)]
+    pixels = max(math.prod(height_and_width(size)) for size in sizes)
+    pixel = 3 if is_rgb(cfg) else 4 * cfg.DATA.IN_CHANS  # batches of bands are float32
+    return pixel * pixels * max(1, cfg.AUG.SPLITS)
 
 
 def fits_gpu(session: Session, rehearsal: Rehearsal, size: int) -> bool:

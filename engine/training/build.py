@@ -118,14 +118,14 @@ def build_data(session: Session, task: Task, batch_size: int) -> TrainingData:
     update = update_of(session, batch_size)
     update["sharing"] = replace(update["sharing"], alike=order_is_of_processes(train_set, cfg.DATA.CACHE_MODE))
     plan = plan_batches(len(train_set), **update, lr_scaling=cfg.TRAIN.LR_SCALING)
-    place: dict[str, Any] = dict(rank=launch.rank, world_size=launch.world_size)
+    ranks: dict[str, Any] = dict(rank=launch.rank, world_size=launch.world_size)
     sizes = [(epoch, frozen(size)) for epoch, size in cfg.TRAIN.IMG_SIZES]
     changing: dict[str, Any] = dict(repeats=cfg.AUG.REPEATS, sizes=sizes, balanced=bool(cfg.DATA.SAMPLING))
-    schedule = Schedule(plan.batches_per_epoch, plan.batch_size, seed=cfg.SEED, split=plan.split, **place, **changing)
+    schedule = Schedule(plan.batches_per_epoch, plan.batch_size, seed=cfg.SEED, split=plan.split, **ranks, **changing)
     how = loading(cfg, session.device)
     train_batches = train_loader(train_set, schedule, how, cfg.DATA.SHUFFLE_BUFFER, cfg.DATA.CACHE_MODE)
     require_same_images(session.peers, train_batches.order, val_set.source.fingerprint)
-    val_batches = eval_loader(val_set, batch_size, **place, loading=how)
+    val_batches = eval_loader(val_set, batch_size, **ranks, loading=how)
     return TrainingData(train_batches, val_batches, plan, classes, batch_size)
 
 
@@ -267,7 +267,7 @@ def build_recorder(session: Session, data: TrainingData, progress: Progress, pre
     cores = available_cores(session.launch.local_size)
     waits = Waits(cfg.DATA.NUM_WORKERS, cfg.DATA.BACKEND, cores)
     delays = Delays(waits, SlowRank(session.peers.members, session.device))
-    facts = facts_of(session, data, precision)
+    facts = result_facts(session, data, precision)
     return Recorder(session.log, progress, data.plan, cfg.TRAIN.EPOCHS, cfg.PRINT_FREQ, delays, session.device, facts)
 
 
@@ -291,7 +291,7 @@ def metadata_of(session: Session, data: TrainingData, lr_scheduler: Scheduler) -
     }
 
 
-def facts_of(session: Session, data: TrainingData, precision: str) -> dict[str, Any]:
+def result_facts(session: Session, data: TrainingData, precision: str) -> dict[str, Any]:
     """What result.json says of the run besides its figures."""
     cfg = session.cfg
     return {

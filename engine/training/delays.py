@@ -21,5 +21,5 @@ class Delays:
     def add(self, window: Window, seconds: float, updates: float) -> list[str]:
         """Counts a window of so many seconds and updates; returns what is to be said. All processes call this."""
         spent = Spent(seconds, window.wait, window.forward.seconds())
-        said = [self.waits.add(window.wait, seconds), self.slow_rank.add(spent, updates)]
-        return [warning for warning in said if warning]
+        warnings = [self.waits.add(window.wait, seconds), self.slow_rank.add(spent, updates)]
+        return [warning for warning in warnings if warning]

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any, Iterator, Mapping, Optional
 
 from utils.errors import CheckpointError
 from utils.processes.peers import Peers
@@ -109,7 +109,11 @@ class Saver:
         if any(place != places[0] for place in places):
             raise CheckpointError(f"{path}: is another one for some processes ({places}); start the same command again")
 
-    def newest(self) -> list[Path]:
-        """The run's checkpoints, the newest first; one that is being written is waited for."""
+    def newest(self) -> Optional[Path]:
+        """The run's newest checkpoint, as the first process sees it, for all, which call this; one that is being written is
+        waited for.
+        """
         self.wait()
-        return checkpoints_of(self.checkpointer.directory)
+        paths = checkpoints_of(self.checkpointer.directory)
+        path = self.peers.from_first(str(paths[0]) if paths else "")
+        return Path(path) if path else None

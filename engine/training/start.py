@@ -10,6 +10,7 @@ from utils.errors import ConfigError
 from utils.image_size import size_text
 from utils.loggers import require_loggers
 from utils.macs import Complexity
+from utils.urls import shown
 
 from ..checkpoints.download import local_file
 from ..checkpoints.file import progress_of, read_checkpoint
@@ -148,7 +149,7 @@ def introduce_run(session: Session, trainer: Trainer, complexity: Complexity) ->
     if cfg.TRAIN.FREEZE:
         log.info(describe_frozen(trainer.networks.model, cfg.TRAIN.FREEZE))
     log.info(
-        f"{cfg.DATA.DATA_PATH or cfg.DATA.DATASET}: {len(train_set)} training and {len(val_set)} validation images, "
+        f"{shown(cfg.DATA.DATA_PATH) or cfg.DATA.DATASET}: {len(train_set)} training and {len(val_set)} validation images, "
         f"{len(train_set.classes)} classes; {plan.updates_per_epoch} updates per epoch; run in {log.directory}"
     )
 
@@ -163,7 +164,7 @@ def record_start(session: Session, trainer: Trainer, complexity: Complexity) -> 
         "params": complexity.params,
         "conv_macs": complexity.conv_macs,
         "macs": complexity.macs,
-        "data_path": cfg.DATA.DATA_PATH,
+        "data_path": shown(cfg.DATA.DATA_PATH),
         "train_images": len(train_set),
         "val_images": len(val_set),
         "classes": len(train_set.classes),

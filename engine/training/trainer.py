@@ -218,8 +218,7 @@ class Trainer:
         """
         progress, metric, peers = self.progress, self.task.primary, self.session.peers
         require_finite_results(results, progress.epoch)
-        self.require_metric(results)
-        summary = summarize(results, metric)
+        summary = self.summary_of(results)
         value, best = summary[metric.key], progress.best.get(metric.key)
         improved = best is None or metric.rank(value) > metric.rank(best)
         progress.length.stale = 0 if improved else progress.length.stale + 1
@@ -241,15 +240,13 @@ class Trainer:
         if not ended and peers.agree([bool(peers.stop)], now=True)[0]:
             self.end_stopped()
 
-    def require_metric(self, results: dict[str, dict[str, Any]]) -> None:
-        """Raises ConfigError, once the run is saved, if the evaluation has not what best.pth is chosen by: of no object, say."""
-        key = self.task.primary.key
-        if any(key not in figures for figures in results.values()):
+    def summary_of(self, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """See `summarize`; where it raises ConfigError the run is saved before."""
+        try:
+            return summarize(results, self.task.primary)
+        except ConfigError as error:
             self.save_for_all()  # nobody ends the run before that
-            given = ", ".join(name for name in results["raw"] if name != "num_images")
-            raise ConfigError(
-                "TRAIN.BEST_METRIC", f"the validation images give no {key}", f"use one of {given}; the run is saved"
-            )
+            raise error.with_remedy(f"{error.remedy}; the run is saved") from error
 
     # Between updates
 
@@ -325,7 +322,7 @@ class Trainer:
         """
         progress, peers, log = self.progress, self.session.peers, self.session.log
         self.saver.wait()
-        # all wait for rank 0's save
+        # the exchange holds all of them until rank 0's save is written
         reasons = [reason for reason in peers.gather(peers.stop.reason) if reason]
         log.warning(
             f"stopped by {reasons[0] if reasons else 'a signal'}: saved at epoch {progress.epoch}, update {progress.step}; "
@@ -374,7 +371,8 @@ class Trainer:
         rolled_back, changes = [*progress.rolled_back, failure.place], progress.changes
         if len(rolled_back) > MAX_ROLLBACKS:
             raise NonFiniteError(f"{failure}; the run has gone back {MAX_ROLLBACKS} times")
-        path = Path(self.session.peers.from_first(str(self.saver.newest()[0])))
+        path = self.saver.newest()
+        assert path is not None  # see `fit`
         self.length.note_time()
         seconds = progress.length.seconds
         self.saver.restore(read_checkpoint(path), path)

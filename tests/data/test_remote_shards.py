@@ -21,6 +21,7 @@ from data.remote.remote_stream import RemoteShard, Tries
 from data.remote.shard_cache import ShardCache
 from data.remote.shelf import Fetching, Shelf
 from data.sources import Opening, open_source
+from engine.checkpoints.resume import config_changes
 from store import Store
 from utils.errors import DataError, OutputError
 
@@ -377,3 +378,11 @@ def test_a_run_over_a_bad_network_has_the_bits_of_one_from_the_disk(write_config
     assert_same(*saved)
     assert history(folders[0]) == history(folders[1])
     assert sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) <= 2.5 * size
+
+
+def test_a_new_key_in_a_url_is_no_change_and_none_is_said():
+    old, new = ({"DATA": {"DATA_PATH": f"https://host/shards?key={key}"}} for key in "ab")
+    assert config_changes(old, new) == []
+    assert config_changes(old, {"DATA": {"DATA_PATH": "https://other/shards?key=b"}}) == [
+        "DATA.DATA_PATH changed from 'https://host/shards' to 'https://other/shards'"
+    ]

@@ -13,7 +13,10 @@ from conftest import config_writer, run, with_smallest_model
 from engine import api
 from engine.observer import Observer
 from utils.errors import CheckpointError, ConfigError, UserError
+from utils.leftovers import without_leftovers
 from utils.lock import RunLock
+from utils.malloc import keep_freed_memory
+from utils.memory import resident_memory
 from utils.signals import STOP_SIGNALS, StopRequest, stop_signals
 
 ONE_EPOCH = {"TRAIN.EPOCHS": 1, "TRAIN.WARMUP_EPOCHS": 0, "EMA.ENABLED": False}
@@ -22,7 +25,8 @@ ONE_EPOCH = {"TRAIN.EPOCHS": 1, "TRAIN.WARMUP_EPOCHS": 0, "EMA.ENABLED": False}
 def state_of_process():
     """What a caller would notice: handlers, random numbers, torch's choices."""
     handlers = [signal.getsignal(number) for number in STOP_SIGNALS]
-    return handlers, random.getstate(), torch.get_rng_state().tolist(), torch.are_deterministic_algorithms_enabled()
+    algorithms = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    return handlers, random.getstate(), torch.get_rng_state().tolist(), algorithms
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,17 @@ def test_an_error_leaves_nothing_either(trained):
     assert state_of_process() == before and not multiprocessing.active_children()
     pid = RunLockOfAnother(folder / "broken").taken_by()
     assert pid == 0 and kept.value.reason == "breaks"
+
+
+def test_memory_that_a_run_has_freed_goes_back_to_the_system():
+    """Which glibc keeps as long as a run goes on."""
+    if not keep_freed_memory():
+        pytest.skip("memory is not glibc's, or somebody has set how it keeps it")
+    before, size = resident_memory(), 2**28
+    with without_leftovers():
+        torch.ones(size // 4)
+        assert resident_memory() - before > size / 2
+    assert resident_memory() - before < size / 2
 
 
 class RunLockOfAnother:

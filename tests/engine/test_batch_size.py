@@ -5,10 +5,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from conftest import Stop, assert_same, load, run, stop_at_update, with_smallest_model
+from conftest import ROOT, Stop, assert_same, load, run, stop_at_update, with_smallest_model
 from engine.session import open_session
 from engine.training import batch_size
-from engine.training.batch_size import Rehearsal, batch_size_of_run, candidates, extrapolated, fits_gpu, largest
+from engine.training.batch_size import (
+    Rehearsal,
+    batch_size_of_run,
+    bytes_of_image,
+    candidates,
+    extrapolated,
+    fits_gpu,
+    largest,
+)
 from utils.config import batch_size_of, load_config
 from utils.errors import ConfigError, ShortageError
 
@@ -101,6 +109,14 @@ def test_the_memory_of_real_steps_is_what_decides(config, monkeypatch):
         assert many - few > 5 * images
         monkeypatch.setattr(batch_size, "available_memory", lambda: 2**40)
         assert batch_size_of_run(session, None)[0] == 16
+
+
+@pytest.mark.parametrize("opts, expected", [
+    ([], 3 * 224 * 224), (["TRAIN.IMG_SIZES", "[[0, 160], [9, [256, 320]]]"], 3 * 256 * 320), (["AUG.SPLITS", 3], 9 * 224 * 224),
+    (["DATA.IN_CHANS", 2, "DATA.IMG_SIZE", "[64, 96]"], 8 * 64 * 96),
+])  # fmt: skip
+def test_images_that_wait_are_of_the_largest_size_with_all_views(opts, expected):
+    assert bytes_of_image(load_config(ROOT / "configs/fat_b0.yaml", list(map(str, opts)))) == expected
 
 
 def test_a_resumed_run_keeps_what_was_chosen(config, tmp_path, monkeypatch, capsys):

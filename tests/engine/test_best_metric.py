@@ -6,7 +6,7 @@ from torch import nn
 
 from conftest import ROOT
 from engine.checkpoints.progress import Progress
-from engine.evaluation.loop import describe
+from engine.evaluation.loop import describe, summarize
 from engine.tasks import create_task
 from utils.config import load_config
 from utils.errors import ConfigError
@@ -87,3 +87,9 @@ def test_a_figure_that_an_evaluation_lacks_ends_the_run_once_it_is_saved():
     with pytest.raises(ConfigError) as caught:
         trainer.finish_epoch(1.0, {"raw": {"acc1": 50.0, "num_images": 4}}, 1.0)
     assert saved == ["last.pth"] and "give no loss; use one of acc1; the run is saved" in str(caught.value)
+
+
+def test_an_evaluation_that_lacks_the_figure_ends_in_a_line():
+    """--eval, too, of a checkpoint whose config names it."""
+    with pytest.raises(ConfigError, match="TRAIN.BEST_METRIC: the validation images give no loss; use one of acc1"):
+        summarize({"raw": {"acc1": 50.0, "num_images": 4}, "ema": {"acc1": 50.0, "num_images": 4}}, LOSS)

@@ -1,5 +1,6 @@
 """DATA.IN_CHANS through a run: training on images of five bands, its report, evaluation, predictions; pretrained weights."""
 
+import contextlib
 import json
 import re
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from conftest import SMALLEST, config_writer, run
 from engine.checkpoints.file import open_checkpoint
 from engine.checkpoints.load import load_pretrained
 from engine.inference.trained import load_trained
-from engine.setup.model import create_model
+from engine.setup.model import create_model, require_layout
 from engine.setup.preprocessing import data_config, of_model
 from engine.tasks import create_task
 from parts.export.export_job import Job
@@ -153,3 +154,12 @@ def test_a_config_for_predictions_is_checked(trained, write_config, tmp_path):
         ConfigError, match="DATA.MEAN is .* DATA.STD .* but DATA.IN_CHANS is 4; give a number for each band"
     ):
         load_trained(trained.folder / "best.pth", path)
+
+
+@pytest.mark.parametrize("channels, refused", [(1, True), (3, True), (12, True), (16, False)])
+def test_a_layout_that_ends_the_process_is_refused_for_images_of_any_bands(channels, refused):
+    conv = torch.nn.Sequential(torch.nn.Conv2d(channels, 4, 1, stride=2))
+    cpu = torch.device("cpu")
+    with pytest.raises(ConfigError, match=f"over {channels} channels") if refused else contextlib.nullcontext():
+        require_layout(conv, cpu, channels_last=True)
+    require_layout(conv, cpu, channels_last=False)

@@ -232,6 +232,7 @@ def test_predict_gives_all_labels_above_the_thresholds(trained, painted, tmp_pat
     stripped = str(tmp_path / "small.pth")
     assert tools.main(["strip", str(trained / "last.pth"), "--weights", "raw", "--output", stripped]) == 0
     assert load(stripped)["chosen"] == {"thresholds": thresholds}
+    assert "raw weights, config, thresholds and class names" in capsys.readouterr().out
 
 
 def test_mistakes_are_of_one_label(trained, tmp_path):

@@ -120,7 +120,16 @@ def test_who_looks_for_the_newest_waits_for_it(tmp_path, gate, layer):
     gate.clear()
     saver.save(LAST)
     threading.Timer(0.05, gate.set).start()
-    assert saver.newest() == [tmp_path / LAST]
+    assert saver.newest() == tmp_path / LAST
+
+
+def test_whether_there_is_a_checkpoint_is_what_the_first_process_sees(tmp_path, layer):
+    """Else a process that comes later finds what the first one has just written, and leaves it alone in their meeting."""
+    saver = saver_of(Checkpointer(tmp_path, {}, model=layer))
+    saver.save(LAST)
+    saver.wait()
+    saver.peers.from_first = lambda value: ""
+    assert saver.newest() is None
 
 
 def test_a_file_that_cannot_be_written_ends_the_run_after_the_update(tmp_path, monkeypatch):

@@ -19,10 +19,11 @@ from conftest import ROOT, SMALL, error_of, load, run, run_program
 from data.class_maps import read_class_map
 from engine.inference.trained import load_trained
 from known_weights import PARITY, released_weights
+from parts.checkpoint import evaluation
 from parts.checkpoint.average import average, greedy, shares_of
 from parts.checkpoint.weight_files import open_checkpoint
-from utils.config import config_from, to_dict
-from utils.errors import OutputError, UserError
+from utils.config import config_from, to_dict, with_values
+from utils.errors import ConfigError, OutputError, UserError
 from utils.files import atomic_write
 
 
@@ -314,6 +315,17 @@ def test_recomputed_statistics_are_those_of_the_training_images(trained, epochs,
     assert states[1]["patch_embed.conv1.conv.1.num_batches_tracked"] == 6
     assert not torch.allclose(states[0]["patch_embed.conv1.conv.1.running_mean"], maps.mean((0, 2, 3)), atol=1e-4)
     assert evaluated(trained, again)["num_images"] == 29
+
+
+def test_recomputed_statistics_are_of_images_as_the_training_draws_them(epochs, monkeypatch):
+    def take(dataset, schedule, *rest, **more):
+        raise ConfigError(f"balanced: {schedule.balanced}")
+
+    monkeypatch.setattr(evaluation, "train_loader", take)
+    checkpoint = open_checkpoint(epochs[0])
+    cfg = with_values(checkpoint.cfg, {"DATA.SAMPLING": "balanced"}, "test")
+    with pytest.raises(ConfigError, match="balanced: True"):
+        evaluation.Evaluation(cfg, checkpoint.classes, epochs[0]).recompute_bn(checkpoint.states["raw"], 1)
 
 
 # What cannot be averaged

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -343,6 +344,36 @@ def test_the_card_s_figures_are_of_this_file_or_none(digits, tmp_path):
     cfg.defrost()
     cfg.TEST.CROPS, cfg.TEST.FLIP = 5, True
     assert "5 crops and mirror images" in hub.metric_lines({"acc1": 50.0}, "eval.json", "digits", cfg)[-1]
+
+
+def test_what_is_published_has_no_path_and_no_key_of_this_machine(checkpoint):
+    url = "https://host/shards-{000..003}.tar?key=secret"
+    values = {
+        "DATA": {
+            "DATA_PATH": url,
+            "TRAIN_SPLIT": url,
+            "VAL_SPLIT": f"pipe:curl -s '{url}'",
+            "SHARD_CACHE": "/nvme/mine",
+        },
+        "TRAIN": {"CLASS_WEIGHTS": "/home/me/weights.csv"},
+    }
+    cfg = config_from(values, "test")
+    text = json.dumps(hub.shared(cfg))
+    assert not any(part in text for part in ("secret", "host", "/nvme", "/home"))
+    kept = config_from({"DATA": {"TRAIN_SPLIT": "training"}, "TRAIN": {"CLASS_WEIGHTS": "balanced"}}, "test")
+    shared = hub.shared(kept)
+    assert (shared["DATA"]["TRAIN_SPLIT"], shared["TRAIN"]["CLASS_WEIGHTS"]) == ("training", "balanced")
+    assert hub.split_name(cfg) == "val" and hub.split_name(kept) == "val"
+    job = export_job.Job(replace(load_trained(checkpoint), cfg=cfg), Path())
+    assert hub.dataset_name(job) == "shards-{000..003}.tar"
+
+
+def test_the_card_of_a_model_of_bands_reads_no_photograph(checkpoint):
+    values = {"DATA": {"IN_CHANS": 4, "MEAN": [0.5] * 4, "STD": [0.2] * 4, "IMG_SIZE": [32, 48]}}
+    trained = replace(load_trained(checkpoint), cfg=config_from(values, "test"))
+    lines = hub.use_lines(export_job.Job(trained, Path()))
+    assert "images = torch.zeros(1, 4, 32, 48)  # yours, prepared as below" in lines
+    assert not any("RGB" in line for line in lines) and "uint16 by 65535" in lines[-1]
 
 
 def test_what_else_is_in_the_folder_stays(checkpoint, tmp_path):

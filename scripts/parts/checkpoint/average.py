@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
 import torch
+from yacs.config import CfgNode
 
 from utils.cli import add_weights, number, whole_number
 from utils.config import batch_size_of
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError
 from utils.schema import COLOURS, MODEL, VIEW, keys_of
+from utils.urls import shown
 
 from .evaluation import Evaluation
 from .weight_files import (
@@ -227,13 +229,18 @@ def cook(
         f"soup of {len(chosen)} of {len(opened)}: {_shown(soup, evaluation)}; the best alone: {metric.key} {best:.3f}"
     )
     print(
-        f"these figures are optimistic: the soup was chosen on these images ({cfg.DATA.VAL_SPLIT} of {cfg.DATA.DATA_PATH or cfg.DATA.DATASET}); evaluate it on others"
+        f"these figures are optimistic: the soup was chosen on these images ({images_of(cfg)}); evaluate it on others"
     )
     return chosen, {
-        "chosen_on": f"{cfg.DATA.VAL_SPLIT} of {cfg.DATA.DATA_PATH or cfg.DATA.DATASET}",
+        "chosen_on": images_of(cfg),
         "metrics": soup,
         "best_alone": best,
     }
+
+
+def images_of(cfg: CfgNode) -> str:
+    """What the validation images are called."""
+    return f"{shown(cfg.DATA.VAL_SPLIT)} of {shown(cfg.DATA.DATA_PATH) or cfg.DATA.DATASET}"
 
 
 def require_same(checkpoint: Checkpoint, state: State, newest: Checkpoint, expected: State) -> None:

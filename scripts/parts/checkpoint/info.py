@@ -12,6 +12,7 @@ from engine.evaluation.sets.tables import is_imagenet
 from utils.errors import printable
 from utils.files import sha256_of
 from utils.image_size import size_text
+from utils.urls import shown
 
 from .weight_files import (
     ORIGIN,
@@ -68,7 +69,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         facts["model"] = cfg.MODEL.NAME
         facts["type"] = cfg.MODEL.TYPE
         facts["img_size"] = cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE
-        facts["data"] = {"dataset": cfg.DATA.DATASET, "path": cfg.DATA.DATA_PATH}
+        facts["data"] = {"dataset": cfg.DATA.DATASET, "path": shown(cfg.DATA.DATA_PATH)}
         facts["recipe"] = {
             "epochs": cfg.TRAIN.EPOCHS,
             "optimizer": cfg.TRAIN.OPTIMIZER.NAME,

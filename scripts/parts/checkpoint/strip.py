@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     before, after = (file_of(path).stat().st_size for path in (args.checkpoint, args.output))
     print(f"{args.checkpoint}: {megabytes(before)}")
     kept = (
-        f"{name} weights, config and class names"
+        f"{name} weights, {', '.join(['config', *chosen])} and class names"
         if checkpoint.cfg
         else f"{name} weights; the file has no config of this project"
     )

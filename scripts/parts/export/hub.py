@@ -10,15 +10,20 @@ from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from yacs.config import CfgNode
 
+from data.remote.origin import REMOTE
 from engine.checkpoints.file import TRAINING_CONFIG, progress_of, read_checkpoint
 from engine.evaluation.sets.tables import meanings
 from engine.setup.preprocessing import data_config
+from engine.tasks.imbalance import BALANCED, EFFECTIVE
 from utils.config import config_from, to_dict, value_of
+from utils.conflicts import is_rgb
 from utils.errors import CheckpointError, OutputError
 from utils.image_size import height_and_width, size_text
 from utils.markdown import markdown_table
 from utils.provenance import commit
 from utils.run_files import EVAL, RESULT, read_object
+from utils.schema import KEYS, PATH, VALIDATION
+from utils.urls import shown
 
 from .export_job import ExportError, Job, first_line, needed, preprocessing
 
@@ -33,10 +38,7 @@ RECIPE = (  # of the card
 )  # fmt: skip
 
 
-OF_THE_MACHINE = (  # paths, which are nobody else's
-    "OUTPUT", "DATA.DATA_PATH", "DATA.CLASS_MAP", "MODEL.PRETRAINED", "MODEL.RESUME", "DISTILL.WEIGHTS", "TEST.SETS_FILE",
-    "TEST.SETS_PATH",
-)  # fmt: skip
+SPLITS = ("DATA.TRAIN_SPLIT", "DATA.VAL_SPLIT")
 
 
 def export(job: Job) -> None:
@@ -81,12 +83,15 @@ def write(job: Job, folder: Path) -> None:
 
 
 def shared(cfg: CfgNode) -> dict[str, Any]:
-    """The config without this machine's paths."""
+    """The config without this machine's paths, and without URLs and commands of shards, which may hold a key to them."""
     config = to_dict(cfg)
-    for key in OF_THE_MACHINE:
-        *sections, last = key.split(".")
-        section = config[sections[0]] if sections else config
-        del section[last]
+    for key, entry in KEYS.items():
+        value = value_of(config, key)
+        of_the_machine = entry.rule is PATH and value not in (BALANCED, EFFECTIVE)
+        if of_the_machine or (key in SPLITS and REMOTE.match(value)):
+            *sections, last = key.split(".")
+            section = value_of(config, sections[0]) if sections else config
+            del section[last]
     return to_dict(config_from(config, "config"))
 
 
@@ -125,7 +130,7 @@ def card(job: Job) -> ModelCard:
     results = [
         EvalResult(
             task_type="image-classification", dataset_type="imagenet-1k" if trained.is_of_imagenet else "imagefolder", dataset_name=dataset,
-            dataset_split=cfg.DATA.VAL_SPLIT, metric_type="accuracy", metric_name=name, metric_value=round(metrics[key], 3),
+            dataset_split=split_name(cfg), metric_type="accuracy", metric_name=name, metric_value=round(metrics[key], 3),
         )
         for name, key in (("top-1", "acc1"), ("top-5", "acc5"))
         if key in metrics
@@ -151,7 +156,13 @@ def card(job: Job) -> ModelCard:
 def dataset_name(job: Job) -> str:
     if job.trained.is_of_imagenet:
         return "ImageNet-1k"
-    return Path(job.trained.cfg.DATA.DATA_PATH).name or job.trained.cfg.DATA.DATASET
+    data = job.trained.cfg.DATA
+    path = "" if data.DATA_PATH.startswith("pipe:") else shown(data.DATA_PATH)
+    return Path(path).name or data.DATASET
+
+
+def split_name(cfg: CfgNode) -> str:
+    return VALIDATION if REMOTE.match(cfg.DATA.VAL_SPLIT) else cfg.DATA.VAL_SPLIT
 
 
 def metrics_of(path: Path, weights: str, cfg: CfgNode) -> tuple[dict[str, Any], str]:
@@ -171,7 +182,7 @@ def metrics_of(path: Path, weights: str, cfg: CfgNode) -> tuple[dict[str, Any], 
     evaluated = {"crop_mode": "center", **read_object(evaluation)}  # an older file does not say it
     own = {
         "img_size": cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE, "crop_pct": cfg.TEST.CROP_PCT, "crop_mode": cfg.TEST.CROP_MODE, "crops": cfg.TEST.CROPS, "flip": cfg.TEST.FLIP,
-        "dataset": cfg.DATA.DATASET, "data_path": cfg.DATA.DATA_PATH,
+        "dataset": cfg.DATA.DATASET, "data_path": shown(cfg.DATA.DATA_PATH),
     }  # fmt: skip
     same = Path(str(evaluated.get("checkpoint", ""))).resolve() == path.resolve() and own.items() <= evaluated.items()
     if same and isinstance(evaluated.get(weights), dict) and evaluation.stat().st_mtime >= path.stat().st_mtime:
@@ -195,36 +206,46 @@ def metric_lines(metrics: dict[str, Any], source: str, dataset: str, cfg: CfgNod
     partial += f" The mean over {' and '.join(views)}; one view gives other figures." if views else ""
     return [
         markdown_table([[name for name, _ in shown], row]), "",
-        f"On {dataset}, split {cfg.DATA.VAL_SPLIT}; from {source}.{partial}",
+        f"On {dataset}, split {split_name(cfg)}; from {source}.{partial}",
     ]  # fmt: skip
 
 
 def use_lines(job: Job) -> list[str]:
-    prepared = preprocessing(job.trained)
+    prepared, rgb = preprocessing(job.trained), is_rgb(job.cfg)
     first = "import models  # of the FAT repository, from its root: registers FAT with timm\n" if job.fused else ""
     return [
         "```python",
         "import timm",
         "import torch",
-        "from PIL import Image, ImageOps",
+        *(["from PIL import Image, ImageOps"] if rgb else []),
         f"{first}",
         'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:USER/NAME"',
-        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
-        "image = "
-        + (
-            'ImageOps.exif_transpose(Image.open("photo.jpg"))'
-            if prepared["exif_upright"]
-            else 'Image.open("photo.jpg")'
-        )
-        + '.convert("RGB")',
+        *(reading_lines(prepared["exif_upright"]) if rgb else band_lines(job)),
         "with torch.inference_mode():",
-        "    shares = model(transform(image)[None]).softmax(1)[0]",
+        "    shares = model(images).softmax(1)[0]",
         'print(model.pretrained_cfg["label_names"][shares.argmax()], shares.max())',
         "```",
         "",
         f"Images are resized {resized_to(prepared)} ({prepared['interpolation']}), cropped to {size_text(job.size)} px at the centre, "
-        f"divided by 255, and normalised by mean {prepared['mean']} and standard deviation {prepared['std']}.",
+        f"{prepared['scale']}, and normalised by mean {prepared['mean']} and standard deviation {prepared['std']}.",
     ]
+
+
+def reading_lines(upright: bool) -> list[str]:
+    """How timm prepares an RGB image; `upright`: its EXIF orientation counts."""
+    opened = 'Image.open("photo.jpg")'
+    image = f"ImageOps.exif_transpose({opened})" if upright else opened
+    return [
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
+        f'image = {image}.convert("RGB")',
+        "images = transform(image)[None]",
+    ]
+
+
+def band_lines(job: Job) -> list[str]:
+    """timm's transforms are for RGB images."""
+    height, width = height_and_width(job.size)
+    return [f"images = torch.zeros(1, {job.cfg.DATA.IN_CHANS}, {height}, {width})  # yours, prepared as below"]
 
 
 def resized_to(prepared: dict[str, Any]) -> str:
@@ -247,6 +268,7 @@ def training_lines(job: Job) -> list[str]:
     rows += [(name, _value(trained.cfg, key)) for name, key in RECIPE]
     rows += [
         ("seed", trained.cfg.SEED),
+        *([("ended", result["ended"])] if "ended" in result else []),
         ("trained by commit", result.get("commit", "not recorded")),
         ("exported by commit", commit()),
     ]

@@ -19,11 +19,11 @@ from utils.files import atomic_write
 from utils.processes.launch import available_cores, read_launch
 from utils.signals import stop_signals
 
-from ..listing import Listing
+from ..collecting_log import CollectingLog
 from .places import say
 
 
-class Bar(Listing):
+class Bar(CollectingLog):
     """Of batches, on standard error."""
 
     def progress(self, items: Iterable, total: int, label: str, done: int = 0) -> Iterator:

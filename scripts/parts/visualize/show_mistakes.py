@@ -24,7 +24,7 @@ from utils.device import select_device
 from utils.errors import ConfigError
 from utils.pictures import grid, titled
 
-from ..listing import Listing
+from ..collecting_log import CollectingLog
 from . import inputs
 from .confusion import confusion_picture
 from .panels import fit
@@ -85,7 +85,7 @@ def evaluated(trained: Trained, args: argparse.Namespace) -> tuple[dict[str, Any
     }
     config["DATA"] |= {key: value for key, value in asked.items() if value is not None}
     cfg = config_from(config, "command line")
-    task, device, log = create_task(cfg), select_device(args.device, local_rank=0), Listing()
+    task, device, log = create_task(cfg), select_device(args.device, local_rank=0), CollectingLog()
     if not isinstance(task, ClassTask):
         raise ConfigError(
             f"mistakes: are classes taken for others, which TASK {cfg.TASK} does not have; look at the run's report.html"

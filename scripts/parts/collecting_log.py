@@ -5,7 +5,7 @@ from pathlib import Path
 from utils.run_log import RunLog
 
 
-class Listing(RunLog):
+class CollectingLog(RunLog):
     """A log on the console that keeps what could not be read.
 
     Args:
