@@ -29,15 +29,20 @@ def state_of_process():
     return handlers, random.getstate(), torch.get_rng_state().tolist(), algorithms
 
 
+def new_children(before):
+    """Processes besides those that other tests have left."""
+    return [process for process in multiprocessing.active_children() if process not in before]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, digits):
     """Two trainings, one after the other in one process, and what the process was like before and afterwards."""
     folder = tmp_path_factory.mktemp("api")
     cfg = with_smallest_model(config_writer(folder, digits))()
-    before = state_of_process()
+    before, children = state_of_process(), multiprocessing.active_children()
     opts = {**ONE_EPOCH, "DETERMINISTIC": True, "DATA.NUM_WORKERS": 1}
     results = [api.train(cfg, {**opts, "TAG": tag}) for tag in ("first", "second")]
-    return cfg, folder / "output/fat_tiny", results, (before, state_of_process())
+    return cfg, folder / "output/fat_tiny", results, (before, state_of_process(), new_children(children))
 
 
 def test_two_trainings_give_what_their_files_say_and_the_same_figures(trained):
@@ -47,9 +52,9 @@ def test_two_trainings_give_what_their_files_say_and_the_same_figures(trained):
 
 
 def test_nothing_is_left_in_the_process(trained):
-    _, folder, _, (before, after) = trained
+    _, folder, _, (before, after, children) = trained
     assert before == after
-    assert not multiprocessing.active_children() and not torch.distributed.is_initialized()
+    assert not children and not torch.distributed.is_initialized()
 
 
 def test_a_finished_run_gives_its_result_again(trained):
@@ -114,11 +119,11 @@ class Breaks(Observer):
 
 def test_an_error_leaves_nothing_either(trained):
     cfg, folder, _, _ = trained
-    before, breaks = state_of_process(), Breaks()
+    before, children, breaks = state_of_process(), multiprocessing.active_children(), Breaks()
     with pytest.raises(UserError, match="breaks") as kept:  # as a notebook keeps the last one
         api.train(cfg, {**ONE_EPOCH, "TAG": "broken", "DATA.NUM_WORKERS": 1}, [breaks])
     del breaks.loader
-    assert state_of_process() == before and not multiprocessing.active_children()
+    assert state_of_process() == before and not new_children(children)
     pid = RunLockOfAnother(folder / "broken").taken_by()
     assert pid == 0 and kept.value.reason == "breaks"
 

@@ -73,9 +73,7 @@ def test_mistakes_are_those_of_the_last_evaluation_and_cost_no_accuracy(finished
     assert (found["epoch"], found["update"]) == (1, last["update"])
     assert list(found["weights"]) == ["raw", "ema"]
     for name, (worst, confusions, each) in found["weights"].items():
-        assert [int(row[1]) for row in sorted(each["rows"])] == [9, 10, 10] and all(
-            len(row) == 6 for row in each["rows"]
-        )
+        assert sorted(int(row[1]) for row in each["rows"]) == [9, 10, 10] and all(len(row) == 6 for row in each["rows"])
         wrong = round(29 * (1 - last[name]["acc1"] / 100))
         assert (
             confusions["text"].startswith(f"{wrong} of 29 images")

@@ -416,7 +416,7 @@ def test_a_checkpoint_of_before_these_keys(write_config, tmp_path, capsys):
     run("--cfg", path, "--eval", "--resume", last, "--opts", "MODEL.FAT.self_modulation", "False")
     assert "since training MODEL.FAT.self_modulation changed from None to False" in capsys.readouterr().out
     message = str(error_of("--cfg", path, "--eval", "--resume", last, "--opts", "MODEL.FAT.cpe", "False"))
-    assert "layers.0.blocks.0.cpe.weight (16, 1, 3, 3) is not in the model; check MODEL.NAME, MODEL.FAT and" in message
+    assert "layers.0.blocks.0.cpe.weight (16, 1, 3, 3) is not in the model; check MODEL.NAME, MODEL.FAT, " in message
     run("--cfg", path, "--opts", "TRAIN.EPOCHS", 2)
     output = capsys.readouterr().out
     assert "resumed from" in output and "MODEL.FAT" not in output
