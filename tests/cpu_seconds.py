@@ -44,6 +44,6 @@ class CpuSeconds:
             f"{sum(by_file.values()):8.1f}  all {len(self.by_test)} tests, without their imports"
         )
         for sums in (by_folder, by_file, self.by_test):
-            for name, seconds in sums.most_common(60):
-                if seconds >= 0.5:
+            for name, seconds in sums.most_common():
+                if seconds >= 1.5:
                     terminalreporter.write_line(f"{seconds:8.1f}  {name}")

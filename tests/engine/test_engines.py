@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from conftest import error_of, launch, run
+from conftest import error_of, launch, rest, run
 from engine.inference.engines import EXPORTING, InferenceEngine, open_engine, require_engine
 from engine.inference.engines.openvino_engine import OpenVinoEngine
 from engine.inference.engines.tracing import trace
@@ -47,7 +47,7 @@ def result(tmp_path):
     return json.loads((tmp_path / "output/mine/default/eval.json").read_text())
 
 
-@pytest.mark.parametrize("engine", OTHERS)
+@pytest.mark.parametrize("engine", ["onnxruntime", rest("openvino")])
 def test_the_counts_are_torch_s(engine, write_config, tmp_path, checkpoint):
     """Of raw and averaged weights, with views, in batches of which the last is smaller, by two processes."""
     require(engine)

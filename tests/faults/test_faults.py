@@ -102,7 +102,7 @@ def test_the_fault_script_compares_every_bit_in_any_memory_layout():
 
 
 @pytest.mark.parametrize("world_size, options", [
-    (1, ["DATA.NUM_WORKERS", 0]),
+    rest(1, ["DATA.NUM_WORKERS", 0]),
     rest(1, ["DATA.NUM_WORKERS", 2, "AMP.DTYPE", "bfloat16", "TRAIN.ACCUMULATION_STEPS", 2]),
     (2, ["DATA.NUM_WORKERS", 2, "TRAIN.ACCUMULATION_STEPS", 2]),
     rest(2, ["DATA.NUM_WORKERS", 0, "AMP.DTYPE", "bfloat16"]),

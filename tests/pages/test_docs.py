@@ -190,6 +190,10 @@ NOT_RUN = {  # command: (why, the test that has what it does)
         "it is for GPUs",
         "test_logits_are_the_model_s_in_any_order_of_sizes",
     ),
+    "python scripts/benchmark.py --engines onnxruntime openvino": (
+        "its exports take long; its candidates are tried",
+        "test_other_engines_take_turns_with_torch",
+    ),
     "python scripts/gpu_check.py": ("it needs a GPU", "test_every_stage_passes_on_the_cpu"),
     "python scripts/gpu_check.py --stage norm values": ("it needs a GPU", "test_every_stage_passes_on_the_cpu"),
     "python scripts/gpu_check.py --dry-run": ("a minute, in a test of its own", "test_every_stage_passes_on_the_cpu"),

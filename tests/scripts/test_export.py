@@ -204,6 +204,7 @@ def test_a_program_needs_torch_alone(two_stages, tmp_path):
     assert json.loads((tmp_path / "mine.pt2.json").read_text())["batch"] == [1, export_job.MAX_BATCH]
 
 
+@pytest.mark.only_all
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_a_compiled_package(two_stages, tmp_path):
     assert exported("aoti", "--checkpoint", two_stages, "--output", tmp_path) == 0

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import gpu_check
-from conftest import ROOT
+from conftest import ROOT, rest
 from models.fat import FAT
 from models.layers import FASA, LayerNorm, norm
 from parts.gpu_check.main_runs import count_differences
@@ -189,10 +189,10 @@ def no_speed(monkeypatch):
     ("memory_layouts", turned_maps, {"float32 leaves not channels_last", "bfloat16 leaves not channels_last"}),
     ("deployed_form", another_deployed_form, {"float32 logits"}),
     ("norm_kernel", another_norm, {"float32 values and gradients", "bfloat16 values and gradients"}),
-    ("resumed_runs", another_weight_decay_after_the_kill, {"float32 differences"}),
+    rest("resumed_runs", another_weight_decay_after_the_kill, {"float32 differences"}),
     ("waits_for_gpu", an_update_that_reads_the_loss, {"float32 waits", "bfloat16 waits"}),
     ("process_group", batchnorm_of_its_own, {"two: no BatchNorm of its own", "two: gradients", "two: buffers"}),
-    ("compiled_models", a_break_in_the_graph, {"default graph breaks", "default graphs of training"}),
+    rest("compiled_models", a_break_in_the_graph, {"default graph breaks", "default graphs of training"}),
     ("kernel_profile", no_kernels, {"inference kernels", "train kernels"}),
     ("model_speed", no_speed, {"fat_tiny inference 2 eager, images/s", "fat_tiny train 2 eager, images/s"}),
 ])  # fmt: skip

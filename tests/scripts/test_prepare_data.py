@@ -308,7 +308,7 @@ class Events:
         return call
 
 
-@pytest.mark.parametrize("kind", [rest("zip"), "tar", "shards", rest("parquet"), "folders"])
+@pytest.mark.parametrize("kind", [rest("zip"), rest("tar"), "shards", rest("parquet"), rest("folders")])
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(kind, digits, downloads, tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "STEP", 2000)
     monkeypatch.setattr(os, "fsync", lambda file: None)
