@@ -135,7 +135,10 @@ def wait(job) -> None:
         job.wait()
         job.results()
     except (FailedJobError, UncompletedJobError) as error:
-        reason = str(error).strip().splitlines()[-1]
+        # submitit's text has the job's traceback between other lines
+        lines = str(error).strip().splitlines()
+        reasons = [line.removeprefix("RuntimeError: ") for line in lines if line.startswith("RuntimeError: ")]
+        reason = reasons[-1] if reasons else lines[0]
         raise ProcessError(
             f"job {job.job_id}: {reason}; its log {job.paths.stderr} has the line that says why"
         ) from error
