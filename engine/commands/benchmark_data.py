@@ -22,7 +22,7 @@ from data.sample import Sample
 from data.transforms import Erase, Transform
 from data.workers import Lines, describe_wait
 from utils.config import batch_size_of
-from utils.conflicts import require_no_conflict
+from utils.conflicts import is_rgb, require_no_conflict
 from utils.errors import ConfigError, DataError
 from utils.image_size import size_text
 from utils.rng import derive_seed, seed_cpu
@@ -110,7 +110,7 @@ def open_ways(cfg: CfgNode, finish: Finish, log: RunLog) -> dict[str, Way]:
                 raise
             log.warning(f"{name}: left out ({error})")
             continue
-        if name == "pil" and cfg.DATA.IN_CHANS == 3 and not cfg.AUG.SPLITS and isinstance(dataset.transform, Transform):
+        if name == "pil" and is_rgb(cfg) and not cfg.AUG.SPLITS and isinstance(dataset.transform, Transform):
             ways[RELEASED] = as_released(dataset, dataset.transform, cfg.DATA.MEAN, cfg.DATA.STD)
         ways[name] = Way(
             dataset, named_steps(dataset.transform), partial(collate_items, collate=dataset.collate), finish

@@ -9,6 +9,7 @@ import torch
 from data.batches import Batch, Finish
 from data.dataset import ImageDataset
 from data.sources.image_paths import FileSource
+from utils.conflicts import is_rgb
 from utils.device import is_out_of_memory
 from utils.errors import CheckpointError, ConfigError, OutputError, one_line
 from utils.image_size import Size, size_text
@@ -127,7 +128,7 @@ class Predictor:
     def _shown(self, pixels: torch.Tensor, images: torch.Tensor) -> Sequence[np.ndarray]:
         """RGB pictures of images as loaded and as normalised."""
         data = self.trained.cfg.DATA
-        if data.IN_CHANS == 3:
+        if is_rgb(self.trained.cfg):
             return list(pixels.permute(0, 2, 3, 1).numpy())
         return [pixels_of(image, data.MEAN, data.STD) for image in images]
 

@@ -16,6 +16,7 @@ from data.sample import Sample
 from data.sources.reading import read_image
 from data.transforms import Transform, eval_transform
 from utils.config import config_from, load_config
+from utils.conflicts import is_rgb
 from utils.errors import CheckpointError, ConfigError
 from utils.files import open_regular
 from utils.image_size import Size
@@ -89,7 +90,7 @@ class Trained:
     def shown(self, picture: Picture) -> np.ndarray:
         """A picture as RGB pixels (H, W, 3), uint8, see `utils.pictures.three_bands`."""
         data = self.cfg.DATA
-        return picture.pixels if data.IN_CHANS == 3 else pixels_of(self.normalise([picture])[0], data.MEAN, data.STD)
+        return picture.pixels if is_rgb(self.cfg) else pixels_of(self.normalise([picture])[0], data.MEAN, data.STD)
 
     def normalise(self, pictures: Sequence[Picture], device: torch.device = torch.device("cpu")) -> torch.Tensor:
         """The pictures as what the model takes: (B, 3, H, W), float32, on the device."""

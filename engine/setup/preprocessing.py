@@ -6,6 +6,7 @@ from timm.data import resolve_data_config
 from yacs.config import CfgNode
 
 from utils.config import to_dict, value_of
+from utils.conflicts import is_rgb
 from utils.errors import ConfigError
 from utils.image_size import height_and_width, size_text
 from utils.schema import COLOURS, INPUT_KEYS, KEYS, keys_of
@@ -123,7 +124,7 @@ def of_model(cfg: CfgNode) -> dict[str, Any]:
     return {
         "DATA.IMG_SIZE": _side(training),
         "DATA.INTERPOLATION": evaluation["interpolation"],
-        **(of_rgb if cfg.DATA.IN_CHANS == 3 else {}),
+        **(of_rgb if is_rgb(cfg) else {}),
         "TEST.IMG_SIZE": _side(evaluation),
         "TEST.CROP_PCT": float(evaluation["crop_pct"]),
         "TEST.CROP_MODE": evaluation["crop_mode"],

@@ -147,6 +147,13 @@ class Agents:
         self.jobs: dict[str, Job] = {}
         self.said = ""  # by those that were killed
 
+    def __enter__(self) -> "Agents":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.kill()
+        print(self.text())
+
     def start(self, *names: str) -> None:
         flags = ["--nnodes", self.nnodes, "--nproc_per_node", 1, "--max_restarts", 3, "--rdzv_backend", "c10d"]
         flags += [
@@ -194,21 +201,16 @@ def test_a_host_that_is_lost_and_returns_is_waited_for(write_config, tmp_path, s
     path = write_config(**SHORT)
     launch(2, "--cfg", path, "--tag", "whole")
     stops(9)
-    with hosts(2) as there:
-        agents = Agents(there, "2", "--cfg", path, "--tag", "lost")
-        try:
-            agents.start("node1", "node2")
-            agents.until(stops.at(9))
-            agents.lose("node2")
-            stops.go(9)
-            agents.until(lambda: "no sign of life" in agents.text())
-            time.sleep(3)
-            there.join("node2")
-            agents.start("node2")
-            assert agents.wait() == {"node1": 0, "node2": 0}, agents.text()
-        finally:
-            agents.kill()
-            print(agents.text())
+    with hosts(2) as there, Agents(there, "2", "--cfg", path, "--tag", "lost") as agents:
+        agents.start("node1", "node2")
+        agents.until(stops.at(9))
+        agents.lose("node2")
+        stops.go(9)
+        agents.until(lambda: "no sign of life" in agents.text())
+        time.sleep(3)
+        there.join("node2")
+        agents.start("node2")
+        assert agents.wait() == {"node1": 0, "node2": 0}, agents.text()
     assert_same_run(tmp_path / RUNS / "whole", tmp_path / RUNS / "lost")
 
 
@@ -229,20 +231,16 @@ def test_a_run_goes_on_with_fewer_hosts_and_with_all_again(write_config, tmp_pat
 
     watch(monkeypatch, before_update=pause)
     path = write_config(**{**SHORT, "TRAIN": {**SHORT["TRAIN"], "TOTAL_BATCH_SIZE": 8}})
-    with hosts(2) as there:
-        agents = Agents(there, "1:2", "--cfg", path)
-        try:
-            agents.start("node1")
-            time.sleep(3)
-            agents.start("node2")
-            agents.until((tmp_path / "both").exists)
-            agents.lose("node2")
-            agents.until(alone.exists)
-            there.join("node2")
-            agents.start("node2")
-            assert agents.wait() == {"node1": 0, "node2": 0}, agents.text()
-        finally:
-            agents.kill()
+    with hosts(2) as there, Agents(there, "1:2", "--cfg", path) as agents:
+        agents.start("node1")
+        time.sleep(3)
+        agents.start("node2")
+        agents.until((tmp_path / "both").exists)
+        agents.lose("node2")
+        agents.until(alone.exists)
+        there.join("node2")
+        agents.start("node2")
+        assert agents.wait() == {"node1": 0, "node2": 0}, agents.text()
     sizes = re.findall(r"\| (\d) process", agents.text())
     assert sizes[-3:] == ["2", "1", "2"], agents.text()
     assert re.findall(r"resumed from \S+last.pth: (.*)", agents.text())[-2:] == [
@@ -259,23 +257,19 @@ def test_the_loss_of_the_rendezvous_s_host_ends_the_run_which_goes_on_when_start
     path = write_config(**SHORT)
     launch(2, "--cfg", path, "--tag", "whole")
     stops(9)
-    with hosts(2) as there:
-        agents = Agents(there, "2", "--cfg", path, "--tag", "lost")
-        try:
-            there.give_up_after("node2", 5)
-            agents.start("node1", "node2")
-            agents.until(stops.at(9))
-            agents.lose("node1")
-            assert agents.wait() == {"node2": 1}
-            assert re.search(r"error: rank 0 \(process \d+ on node1\): .*has not answered for 8 s", agents.text()), (
-                agents.text()
-            )
-            stops.go(9)
-            there.join("node1")
-            agents.start("node1", "node2")
-            assert agents.wait() == {"node1": 0, "node2": 0}, agents.text()
-        finally:
-            agents.kill()
+    with hosts(2) as there, Agents(there, "2", "--cfg", path, "--tag", "lost") as agents:
+        there.give_up_after("node2", 5)
+        agents.start("node1", "node2")
+        agents.until(stops.at(9))
+        agents.lose("node1")
+        assert agents.wait() == {"node2": 1}
+        assert re.search(r"error: rank 0 \(process \d+ on node1\): .*has not answered for 8 s", agents.text()), (
+            agents.text()
+        )
+        stops.go(9)
+        there.join("node1")
+        agents.start("node1", "node2")
+        assert agents.wait() == {"node1": 0, "node2": 0}, agents.text()
     assert_same_run(tmp_path / RUNS / "whole", tmp_path / RUNS / "lost")
 
 
@@ -286,19 +280,15 @@ def test_torchrun_goes_on_after_a_link_that_was_cut(write_config, tmp_path, stop
     path = write_config(**SHORT)
     launch(2, "--cfg", path, "--tag", "whole")
     stops(9)
-    with hosts(2) as there:
-        agents = Agents(there, "2", "--cfg", path, "--tag", "cut")
-        try:
-            agents.start("node1", "node2")
-            agents.until(stops.at(9))
-            there.cut("node2")
-            stops.go(9)
-            if long:
-                agents.until(lambda: "no sign of life" in agents.text() and "has not answered for" in agents.text())
-            time.sleep(8 if long else 5)
-            there.join("node2")
-            assert agents.wait() == {"node1": 0, "node2": 0}, agents.text()
-        finally:
-            agents.kill()
+    with hosts(2) as there, Agents(there, "2", "--cfg", path, "--tag", "cut") as agents:
+        agents.start("node1", "node2")
+        agents.until(stops.at(9))
+        there.cut("node2")
+        stops.go(9)
+        if long:
+            agents.until(lambda: "no sign of life" in agents.text() and "has not answered for" in agents.text())
+        time.sleep(8 if long else 5)
+        there.join("node2")
+        assert agents.wait() == {"node1": 0, "node2": 0}, agents.text()
     assert agents.text().count("resumed from") == long, agents.text()
     assert_same_run(tmp_path / RUNS / "whole", tmp_path / RUNS / "cut")

@@ -83,13 +83,15 @@ class LabelResults(Results):
 
     def write_csv(self, file: BinaryIO) -> str:
         """As without several labels; an image without labels has a row of its path alone."""
-        rows = (
-            (path, *row[:-1], f"{row[-1]:.6f}")
-            for path, rows in self._each()
-            for row in rows or [("", "", "", "", 0.0)]
-        )
-        write_rows(file, COLUMNS, (row if row[1] else (row[0], "", "", "", "", "") for row in rows))
+        write_rows(file, COLUMNS, self._csv_rows())
         return f"{len(self.paths)} images"
+
+    def _csv_rows(self) -> Iterator[tuple]:
+        for path, rows in self._each():
+            if not rows:
+                yield (path, *[""] * (len(COLUMNS) - 1))
+            for *row, probability in rows:
+                yield (path, *row, f"{probability:.6f}")
 
     def write_json(self, facts: Mapping[str, Any], unreadable: Sequence[str], file: BinaryIO) -> str:
         """An object with the facts, the classes' names in label order, `images` and `unreadable`; a line for each image."""
