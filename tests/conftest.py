@@ -158,6 +158,17 @@ def digits(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def digit_shards(tmp_path_factory, digits) -> Path:
+    """The same as shards of 15 images."""
+    import prepare_data
+
+    folder = tmp_path_factory.mktemp("shards")
+    how = ["--images-per-shard", "15", "--workers", "0"]
+    assert prepare_data.main(["shards", str(digits), "--output", str(folder), *how]) == 0
+    return folder
+
+
 @pytest.fixture
 def write_config(tmp_path, digits):
     """Writes a YAML file of `SMALL` with the given values over it; returns its path."""

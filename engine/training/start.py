@@ -88,7 +88,12 @@ def prepare(session: Session, start: StartPoint) -> PreparedRun:
         trainer, lambda model: build_optimizer(cfg, model, trainer.data.plan.scale_lr(cfg.TRAIN.BASE_LR))
     )
     changes, judged = restore(trainer, start.checkpoint, start.path) if start.checkpoint and start.path else ([], "")
-    notes += [judged, trainer.length.describe(), *getattr(trainer.task, "notes", ())]
+    notes += [
+        judged,
+        trainer.data.describe_lanes(trainer.progress),
+        trainer.length.describe(),
+        *getattr(trainer.task, "notes", ()),
+    ]
     forecast = look_ahead(trainer, findings)
     datasets = [trainer.data.train_loader.dataset, trainer.data.val_loader.dataset]
     fill_caches = caches(cfg.DATA.CACHE_MODE, datasets, peers, log)
