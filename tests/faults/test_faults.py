@@ -557,8 +557,13 @@ def test_not_finite_raise(write_config, tmp_path, monkeypatch, what, print_freq)
     ("raise", "value"), ("rollback", "gradient"), rest("raise", "gradient"), rest("rollback", "value"),
 ])  # fmt: skip
 def test_not_finite_on_one_process_ends_or_rolls_back_both(write_config, tmp_path, monkeypatch, policy, what):
+    shard = (
+        "optimizer" if policy == "rollback" else "none"
+    )  # whose state lies in parts then, empty before the first update
     path = write_config(
-        TRAIN={"EPOCHS": 2, "SAVE_EVERY_STEPS": 2, "NONFINITE": policy}, DATA={"BATCH_SIZE": 4}, PRINT_FREQ=3
+        TRAIN={"EPOCHS": 2, "SAVE_EVERY_STEPS": 2, "NONFINITE": policy, "SHARD": shard},
+        DATA={"BATCH_SIZE": 4},
+        PRINT_FREQ=3,
     )
     poison(monkeypatch, {(1, 4)}, what, rank=1)
     job = Job("--cfg", path, world_size=2)
