@@ -20,7 +20,7 @@ from typing import Any, Mapping, NamedTuple, Optional
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 
@@ -48,7 +48,10 @@ class Report(NamedTuple):
 
 
 class _Writer(dcp.FileSystemWriter):
-    """torch's, but for the folder's path on this machine, which it would write down."""
+    """torch's, for tensors that are in the host's memory already; it does not write down the folder's path on this machine."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder, per_thread_copy_ahead=0)  # else it would take up a GPU in the thread, the first one
 
     def storage_meta(self) -> StorageMeta:
         return StorageMeta(save_id=self.save_id)
@@ -106,10 +109,11 @@ class Parts:
             results = writer.write_data(plan, planner).value()
             sync_folder(place)
         except (OSError, RuntimeError) as error:
+            # where a disk is full within a tensor, torch.save says that a position is wrong
             cause = error.__context__ if isinstance(error, RuntimeError) else error
             if not isinstance(cause, OSError):
                 raise
-            raise unwritable(place / name, cause) from error  # of which torch.save says that a position is wrong
+            raise unwritable(place / name, cause) from error
         return Report(plan, results, name, sha256_of(place / name))
 
     def _finish(self, place: Path, planner: DefaultSavePlanner, reports: list[Report]) -> None:
@@ -154,8 +158,8 @@ def _names_in(path: Path) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive:  # torch.save's: beside all tensors' bytes, a pickle of the rest
             return b"".join(archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError):
-        return path.read_bytes()  # it is damaged
+    except Exception:  # zipfile raises of many kinds at damaged files
+        return path.read_bytes()
 
 
 # Reading
@@ -230,10 +234,11 @@ def _load(place: Path, files: set[str]) -> dict[int, dict[str, torch.Tensor]]:
     metadata = reader.read_metadata()
     if not {info.relative_path for info in metadata.storage_data.values()} <= files:
         raise ValueError("it leads to other files")
-    tensors = {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for key, entry in metadata.state_dict_metadata.items()
-    }
+    tensors = {}
+    for key, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            raise ValueError(f"its {key} is no tensor")
+        tensors[key] = torch.empty(entry.size, dtype=entry.properties.dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that this process reads by itself
         dcp.load(tensors, storage_reader=reader, no_dist=True)

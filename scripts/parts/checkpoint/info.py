@@ -183,10 +183,15 @@ def as_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     parts = facts["parts"].items() if len(facts["parts"]) < 12 else []  # a plain state dict's are its tensors
     if parts:
         lines.append(("sizes", ", ".join(f"{name} {megabytes(size)}" for name, size in parts if size > 5000)))
-    if "optimizer_folder" in facts:
-        missing = "" if facts["optimizer_is_there"] else ", which is missing"
-        lines.append(("optimizer", f"its state lies in {facts['optimizer_folder']}{missing}"))
-    return lines + lines_of_origin(facts.get(ORIGIN))
+    return lines + lines_of_parts(facts) + lines_of_origin(facts.get(ORIGIN))
+
+
+def lines_of_parts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where the optimizer's state lies that is not in the file; nothing where it is, or there is none."""
+    if "optimizer_folder" not in facts:
+        return []
+    missing = "" if facts["optimizer_is_there"] else ", which is missing"
+    return [("optimizer", f"its state lies in {facts['optimizer_folder']}{missing}")]
 
 
 def lines_of_origin(origin: Any) -> list[tuple[str, str]]:
