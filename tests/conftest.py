@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import main as cli  # noqa: E402
 import models  # noqa: E402, F401  (registers FAT with timm)
 from cpu_seconds import CpuSeconds  # noqa: E402
+from engine.checkpoints.parts import read_with_parts  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
 torch.set_num_threads(1)  # forked processes must not inherit a thread pool
@@ -409,7 +410,7 @@ def history(folder):
 
 
 def assert_same_run(folder_a, folder_b):
-    a, b = (load(folder / "last.pth") for folder in (folder_a, folder_b))
+    a, b = (read_with_parts(folder / "last.pth") for folder in (folder_a, folder_b))
     for checkpoint in (a, b):
         del checkpoint["config"]["TAG"]
     assert_same(a, b)

@@ -11,7 +11,7 @@ from utils.errors import CheckpointError, ConfigError
 from utils.schema import DEFAULTS, KEYS
 from utils.urls import shown
 
-from .file import read_checkpoint
+from .parts import read_with_parts
 from .progress import Progress
 from .store import checkpoints_of
 
@@ -53,7 +53,7 @@ def find_checkpoint(directory: Path, auto_resume: bool, resume: str) -> StartPoi
     start = StartPoint(stamp=stamp_of(directory) if auto_resume else None)
     for path in checkpoints_of(directory) if auto_resume else []:
         try:
-            start.checkpoint, start.path = read_checkpoint(path), path
+            start.checkpoint, start.path = read_with_parts(path), path
             return start
         except CheckpointError as error:
             start.damaged[path] = str(error)
@@ -64,7 +64,7 @@ def find_checkpoint(directory: Path, auto_resume: bool, resume: str) -> StartPoi
         )
     if resume:
         start.path = Path(resume)
-        start.checkpoint = read_checkpoint(start.path)
+        start.checkpoint = read_with_parts(start.path)
     return start
 
 

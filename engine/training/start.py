@@ -13,7 +13,8 @@ from utils.macs import Complexity
 from utils.urls import shown
 
 from ..checkpoints.download import local_file
-from ..checkpoints.file import progress_of, read_checkpoint
+from ..checkpoints.file import progress_of
+from ..checkpoints.parts import read_with_parts
 from ..checkpoints.resume import StartPoint, config_changes, find_checkpoint, fit_progress
 from ..session import Session
 from ..setup.compilation import decide_compilation
@@ -51,7 +52,7 @@ def find_for_all(session: Session) -> StartPoint:
     )
     path, is_own = session.peers.from_first((str(start.path) if start.path else "", start.is_own))
     if path and not session.is_first:
-        start = StartPoint(Path(path), read_checkpoint(Path(path)), stamp=is_own or None)
+        start = StartPoint(Path(path), read_with_parts(Path(path)), stamp=is_own or None)
     return start
 
 

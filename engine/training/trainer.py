@@ -15,7 +15,7 @@ from utils.errors import ConfigError, NonFiniteError, OutputError, Stopped
 from utils.files import write_json
 from utils.processes.collectives import broadcast_buffers
 
-from ..checkpoints.file import read_checkpoint
+from ..checkpoints.parts import read_with_parts
 from ..checkpoints.progress import OpenWindow, Progress, Window
 from ..checkpoints.store import LAST
 from ..evaluation.loop import evaluate, summarize
@@ -378,7 +378,7 @@ class Trainer:
         assert path is not None  # see `fit`
         self.length.note_time()
         seconds = progress.length.seconds
-        self.saver.restore(read_checkpoint(path), path)
+        self.saver.restore(read_with_parts(path), path)
         progress.rolled_back, progress.changes = rolled_back, changes
         # one of this epoch that has none is of before they were noted, see `fit_progress`
         progress.this_epoch.lanes = progress.this_epoch.lanes or lanes
