@@ -15,7 +15,6 @@ import pytest
 
 import prepare_data
 from conftest import Stop, assert_same, error_of, free_port, history, load, run, stop_at_update
-from conftest import with_smallest_model as write_config  # noqa: F401  (a fixture)
 from data.remote import origin, remote_stream, shard_cache
 from data.remote.remote_stream import RemoteShard, Tries
 from data.remote.shard_cache import ShardCache

@@ -18,7 +18,6 @@ from conftest import (
     load,
     run,
     run_processes,
-    with_smallest_model,
 )
 from engine.setup.precision import NativePrecision
 from engine.training.optim import ResumableOptimizer, create_optimizer
@@ -103,7 +102,7 @@ def test_one_process_has_nothing_to_share():
 
 def test_a_run_goes_on_with_the_same_and_another_number_of_processes(tmp_path, capsys):
     """One of two is killed: two go on to the same bits; one, whose optimizer is whole, to the same loss; and any evaluates it."""
-    write_config = with_smallest_model(config_writer(tmp_path, tmp_path))
+    write_config = config_writer(tmp_path, tmp_path)
     images = {"DATASET": "synthetic", "SYNTHETIC_IMAGES": 32, "BATCH_SIZE": 4}
     path = write_config(
         DATA=images, TRAIN={"SAVE_EVERY_STEPS": 2, "EPOCHS": 2, "TOTAL_BATCH_SIZE": 8, "SHARD": "optimizer"},

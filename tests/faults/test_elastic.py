@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Job, load, watch, with_smallest_model
+from conftest import Job, load, watch
 from data.loader import Loading, TrainLoader, TrainStreamLoader, dataset_of
 from data.schedule import Schedule
 from data.sources.synthetic import SyntheticSource
@@ -30,7 +30,7 @@ def images_of(path: Path) -> dict[int, list[str]]:
 
 def test_another_number_of_processes_sees_the_rest_of_the_epoch(write_config, tmp_path, monkeypatch):
     """Two processes are killed before update 5 of 7; one, and three with 4, 2 and 2 images, go on after update 4."""
-    path = with_smallest_model(write_config)(TRAIN=TRAIN, DATA={"BATCH_SIZE": 4})
+    path = write_config(TRAIN=TRAIN, DATA={"BATCH_SIZE": 4})
 
     def note(trainer, batch):
         with open(os.environ["SEEN"], "a") as file:

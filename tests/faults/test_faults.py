@@ -34,7 +34,6 @@ from conftest import (
     run,
     stop_at_update,
     watch,
-    with_smallest_model,
 )
 from data.workers import Lines
 from engine.checkpoints.progress import OpenWindow, Progress, Window
@@ -54,16 +53,11 @@ from utils.processes.members import when_started
 RUNS = "output/fat_tiny"
 
 
-@pytest.fixture
-def write_config(write_config):
-    return with_smallest_model(write_config)
-
-
 @pytest.fixture(scope="module")
 def three_epochs(tmp_path_factory, digits):
     """A config with three epochs of seven updates, saved after each; its runs: "whole", and "kept", cut off at update 10."""
     folder = tmp_path_factory.mktemp("three_epochs")
-    path = with_smallest_model(config_writer(folder, digits))(PRINT_FREQ=3, TRAIN={"EPOCHS": 3, "SAVE_EVERY_STEPS": 1})
+    path = config_writer(folder, digits)(PRINT_FREQ=3, TRAIN={"EPOCHS": 3, "SAVE_EVERY_STEPS": 1})
     run("--cfg", path, "--tag", "whole")
     cut(path, "cut", 10)
     (folder / RUNS / "cut").rename(folder / RUNS / "kept")
