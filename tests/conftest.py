@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
+import timm
 import torch
 import torch.multiprocessing as mp
 import yaml
@@ -187,6 +188,11 @@ def config_writer(folder: Path, digits: Path):
         return path
 
     return write
+
+
+def smallest_model(**settings) -> torch.nn.Module:
+    """The model of `SMALL`, with other arguments, such as num_classes."""
+    return timm.create_model("fat_tiny", **{**SMALLEST, **settings})
 
 
 # A FAT of one block, for what takes long for each, as a compiler does: the config's section MODEL.

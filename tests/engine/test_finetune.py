@@ -11,7 +11,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 import models  # noqa: F401
-from conftest import ONE_STAGE, ROOT, Stop, assert_same_run, error_of, launch, load, run, stop_at_update
+from conftest import ONE_STAGE, ROOT, Stop, assert_same_run, error_of, launch, load, run, smallest_model, stop_at_update
 from engine.evaluation.knn import Bank, Neighbours
 from engine.training import freeze
 from engine.training.optim import LearningRate, create_lr_scheduler, create_optimizer
@@ -161,7 +161,7 @@ def test_layer_decay_of_every_group_in_and_after_the_warmup(parts):
 def checkpoint(tmp_path_factory, digits):
     """A model for the three digits with buffers of its own, and an average."""
     torch.manual_seed(0)
-    raw, ema = (timm.create_model("fat_tiny", num_classes=3) for _ in range(2))
+    raw, ema = (smallest_model(num_classes=3) for _ in range(2))
     for model in (raw, ema):
         model.train()(torch.randn(8, 3, 32, 32))
     path = tmp_path_factory.mktemp("weights") / "x.pth"
@@ -360,7 +360,7 @@ def test_the_run_s_votes_are_those_of_its_features_of_its_files(write_config, tm
     from data.transforms import eval_transform
 
     found = evaluated(write_config, tmp_path, checkpoint, 1)["raw"]
-    model = timm.create_model("fat_tiny", num_classes=3)
+    model = smallest_model(num_classes=3)
     model.load_state_dict(load(checkpoint)["model"])
     model.eval()
     transform = eval_transform(32, "bicubic", 1.0)

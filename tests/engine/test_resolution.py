@@ -4,13 +4,12 @@ import json
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms
 
-from conftest import Stop, assert_same_run, error_of, launch, run, stop_at_update
+from conftest import Stop, assert_same_run, error_of, launch, run, smallest_model, stop_at_update
 from data.batches import Examples
 from data.dataset import ImageDataset, SeededIndex
 from data.samplers import TrainBatchSampler
@@ -119,7 +118,7 @@ def test_refused(write_config, values, parts):
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "x.pth"
-    torch.save({"model": timm.create_model("fat_tiny", num_classes=3).state_dict(), "classes": ["0", "1", "2"]}, path)
+    torch.save({"model": smallest_model(num_classes=3).state_dict(), "classes": ["0", "1", "2"]}, path)
     return path
 
 
@@ -158,7 +157,7 @@ def test_the_mean_of_probabilities_and_its_logarithm():
 
 def test_numbers_are_right(write_config, tmp_path, digits, checkpoint):
     """Against a loop of one image at a time: ten views of 40 px each."""
-    model = timm.create_model("fat_tiny", num_classes=3).eval()
+    model = smallest_model(num_classes=3).eval()
     model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
     views = transforms.Compose([transforms.Resize(50, transforms.InterpolationMode.BICUBIC), transforms.TenCrop(40)])
     finish = create_transform(
