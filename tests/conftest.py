@@ -46,6 +46,8 @@ SMALLEST = {
     **{"embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "kernel_sizes": [3, 3], "window_sizes": [4, 2]},
     **{"mlp_ratios": [2, 2], "mlp_kernel_sizes": [3, 3]},
 }
+# The same for dense heads, which need four stages.
+SMALLEST_DENSE = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
 
 SMALL = {
     "DEVICE": "cpu",
