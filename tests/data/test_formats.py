@@ -17,7 +17,7 @@ import pytest
 import torch
 from timm.data import ImageNetInfo
 
-from conftest import Job, Stop, assert_same, error_of, history, launch, load, run, stop_at_update
+from conftest import Job, Stop, assert_same, error_of, history, launch, load, run, smallest_model, stop_at_update
 from data import cache
 from data.class_maps import IMAGENET, read_class_map, wordnet_ids
 from data.decode import decode_image
@@ -118,10 +118,9 @@ def copied(tmp_path, formats) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    import timm
 
     torch.manual_seed(0)
-    raw, ema = (timm.create_model("fat_tiny", num_classes=3) for _ in range(2))
+    raw, ema = (smallest_model(num_classes=3) for _ in range(2))
     path = tmp_path_factory.mktemp("weights") / "x.pth"
     torch.save({"model": raw.state_dict(), "ema": ema.state_dict(), "classes": ["0", "1", "2"]}, path)
     return path

@@ -16,7 +16,6 @@ import pytest
 
 import prepare_data
 from conftest import Stop, assert_same, error_of, free_port, history, load, run, stop_at_update
-from conftest import with_smallest_model as write_config  # noqa: F401  (a fixture)
 from data.batches import Item
 from data.lanes import Lanes
 from data.remote import origin, remote_stream, shard_cache

@@ -21,7 +21,6 @@ from conftest import (
     load,
     run,
     run_processes,
-    with_smallest_model,
 )
 from engine.checkpoints.parts import Parts, _Writer, folder_of, folders_in, read_with_parts
 from engine.checkpoints.store import LAST, Checkpointer
@@ -213,7 +212,7 @@ def killed_in_its_part(rank, number):
 def test_a_run_goes_on_with_the_same_and_another_number_of_processes(tmp_path, capsys):
     """One of two is killed within a save: two go on to the same bits; one, whose optimizer is whole, to the same loss; and any
     evaluates it."""
-    write_config = with_smallest_model(config_writer(tmp_path, tmp_path))
+    write_config = config_writer(tmp_path, tmp_path)
     images = {"DATASET": "synthetic", "SYNTHETIC_IMAGES": 32, "BATCH_SIZE": 4}
     path = write_config(
         DATA=images, TRAIN={"SAVE_EVERY_STEPS": 2, "EPOCHS": 2, "TOTAL_BATCH_SIZE": 8, "SHARD": "optimizer"},

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from conftest import Job, load, rest, watch, with_smallest_model
+from conftest import Job, load, rest, watch
 from data.lanes import Lanes
 from data.loader import Loading, TrainLoader, TrainStreamLoader, dataset_of
 from data.schedule import Schedule
@@ -38,7 +38,7 @@ def test_another_number_of_processes_sees_the_rest_of_the_epoch(
 ):
     """Two processes are killed before update 5 of 7; one, and three with 4, 2 and 2 images, go on after update 4."""
     shards = {"DATASET": "wds", "DATA_PATH": str(digit_shards), "NUM_WORKERS": 1} if kind == "shards" else {}
-    path = with_smallest_model(write_config)(TRAIN=TRAIN, DATA={"BATCH_SIZE": 4, **shards})
+    path = write_config(TRAIN=TRAIN, DATA={"BATCH_SIZE": 4, **shards})
 
     def note(trainer, batch):
         with open(os.environ["SEEN"], "a") as file:

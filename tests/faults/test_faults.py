@@ -34,7 +34,6 @@ from conftest import (
     run,
     stop_at_update,
     watch,
-    with_smallest_model,
 )
 from data.workers import Lines
 from engine.checkpoints.parts import read_with_parts
@@ -55,16 +54,11 @@ from utils.processes.members import when_started
 RUNS = "output/fat_tiny"
 
 
-@pytest.fixture
-def write_config(write_config):
-    return with_smallest_model(write_config)
-
-
 @pytest.fixture(scope="module")
 def three_epochs(tmp_path_factory, digits):
     """A config with three epochs of seven updates, saved after each; its runs: "whole", and "kept", cut off at update 10."""
     folder = tmp_path_factory.mktemp("three_epochs")
-    path = with_smallest_model(config_writer(folder, digits))(PRINT_FREQ=3, TRAIN={"EPOCHS": 3, "SAVE_EVERY_STEPS": 1})
+    path = config_writer(folder, digits)(PRINT_FREQ=3, TRAIN={"EPOCHS": 3, "SAVE_EVERY_STEPS": 1})
     run("--cfg", path, "--tag", "whole")
     cut(path, "cut", 10)
     (folder / RUNS / "cut").rename(folder / RUNS / "kept")
@@ -722,10 +716,10 @@ def test_a_full_disk(cut_off, limit):
 
 
 def test_no_room_for_the_checkpoints_is_found_before_the_first_step(write_config, tmp_path, monkeypatch):
-    usage = type("Usage", (), {"free": 70 * 2**20})
+    usage = type("Usage", (), {"free": 2 * 2**20})
     monkeypatch.setattr("engine.training.preflight.shutil.disk_usage", lambda path: usage)
     error = error_of("--cfg", write_config(SAVE_FREQ=1, TRAIN={"EPOCHS": 20}))
-    assert error.status == 5 and "24 checkpoints of" in str(error) and "70 MiB are free" in str(error)
+    assert error.status == 5 and "24 checkpoints of" in str(error) and "2 MiB are free" in str(error)
     assert not (tmp_path / "output").exists()
 
 

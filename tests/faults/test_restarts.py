@@ -14,7 +14,7 @@ import pytest
 import torch.distributed as dist
 
 import main as cli
-from conftest import Job, assert_same_run, free_port, launch, load, rest, with_smallest_model
+from conftest import Job, assert_same_run, free_port, launch, load, rest
 from engine.observer import Observer
 from launcher import on_this_machine, torchrun
 from utils.errors import DataError
@@ -25,11 +25,6 @@ from utils.signals import requested_stop
 RUNS = Path("output/fat_tiny")
 # 7 updates an epoch
 SHORT = {"TRAIN": {"EPOCHS": 3, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 2}, "DATA": {"BATCH_SIZE": 4}}
-
-
-@pytest.fixture
-def write_config(write_config):
-    return with_smallest_model(write_config)
 
 
 def note(path: Path, *words) -> None:

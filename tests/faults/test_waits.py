@@ -16,7 +16,7 @@ import torch
 
 import command_line
 import predict
-from conftest import ROOT, Job, config_writer, error_of, load, run, with_smallest_model
+from conftest import ROOT, Job, config_writer, error_of, load, run
 from data.batches import Finish
 from data.dataset import ImageDataset
 from data.loader import EvalLoader, Loading
@@ -31,16 +31,11 @@ from utils.schema import DEFAULTS
 WORKERS = {"NUM_WORKERS": 2, "TIMEOUT": 2.0}
 
 
-@pytest.fixture
-def write_config(write_config):
-    return with_smallest_model(write_config)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, digits) -> Path:
     """Of a run of one epoch."""
     folder = tmp_path_factory.mktemp("trained")
-    write = with_smallest_model(config_writer(folder, digits))
+    write = config_writer(folder, digits)
     run("--cfg", write(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}))
     return folder / "output/fat_tiny/default/last.pth"
 
