@@ -210,7 +210,7 @@ def test_training_evaluates_as_eval_does_and_changes_are_said(write_config, tmp_
 
 
 def test_speed_and_size_are_of_the_training_size(write_config, capsys):
-    path = write_config(TEST={"IMG_SIZE": 64, "CROPS": 5}, TRAIN={"IMG_SIZES": STEPS})
+    path = write_config(TEST={"IMG_SIZE": 64, "CROPS": 5}, TRAIN={"IMG_SIZES": STEPS}, MODEL={"FAT": {}})
     run("--cfg", path, "--throughput", "--batch-size", "2")
     run("--cfg", path, "--check")
     assert capsys.readouterr().out.count("parameters, 0.001 GMACs in convolutions") == 2

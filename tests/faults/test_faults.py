@@ -710,10 +710,10 @@ def test_a_full_disk(cut_off, limit):
 
 
 def test_no_room_for_the_checkpoints_is_found_before_the_first_step(write_config, tmp_path, monkeypatch):
-    usage = type("Usage", (), {"free": 70 * 2**20})
+    usage = type("Usage", (), {"free": 2 * 2**20})
     monkeypatch.setattr("engine.training.preflight.shutil.disk_usage", lambda path: usage)
     error = error_of("--cfg", write_config(SAVE_FREQ=1, TRAIN={"EPOCHS": 20}))
-    assert error.status == 5 and "24 checkpoints of" in str(error) and "70 MiB are free" in str(error)
+    assert error.status == 5 and "24 checkpoints of" in str(error) and "2 MiB are free" in str(error)
     assert not (tmp_path / "output").exists()
 
 
