@@ -134,7 +134,7 @@ def test_a_rollback_to_a_checkpoint_of_before_keeps_the_lanes(monkeypatch):
     """They were told by its order, which nobody looks at again."""
     progress, before = Progress(epoch=3, step=6), Progress(epoch=3, step=4)
     progress.this_epoch.lanes = Lanes(2, 3, 4)
-    monkeypatch.setattr("engine.training.trainer.read_checkpoint", lambda path: before.state_dict())
+    monkeypatch.setattr("engine.training.trainer.read_with_parts", lambda path: before.state_dict())
 
     def nothing(*_) -> None:
         pass
