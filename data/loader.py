@@ -21,6 +21,7 @@ from .cache import can_be_cached
 from .caught import Caught, CaughtDataset, CaughtStream
 from .class_balance import labels_in
 from .dataset import ImageDataset, SeededIndex
+from .lanes import Lanes
 from .patience import patience, stopped_while
 from .prefetch import Prefetcher
 from .sample import Sample
@@ -178,6 +179,7 @@ class TrainLoader(Loader):
     """Shuffled, augmented batches; see `TrainBatchSampler`. A source may have `groups` of images that go together."""
 
     dataset: ImageDataset
+    lanes = None  # the order of images by index is not one of streams
 
     def __init__(self, dataset: ImageDataset, schedule: Schedule, loading: Loading, shares: bool = False):
         self.schedule = schedule
@@ -198,8 +200,8 @@ class TrainLoader(Loader):
             order += " balanced by classes"
         return order
 
-    def epoch(self, epoch: int, first_batch: int) -> Prefetcher:
-        """The epoch's finished batches from `first_batch` on."""
+    def epoch(self, epoch: int, first_batch: int, lanes: Optional[Lanes] = None) -> Prefetcher:
+        """The epoch's finished batches from `first_batch` on; images that are read by index have no `lanes`."""
         self.sampler.set_position(epoch, first_batch)
         return iter(self)
 
@@ -228,18 +230,24 @@ class TrainStreamLoader(Loader):
     def __init__(self, dataset: StreamDataset, schedule: Schedule, loading: Loading, buffer: int):
         self.schedule = schedule
         self.stream = TrainStream(dataset, schedule, buffer)
-        readers = f"{schedule.world_size} x {max(loading.num_workers, 1)} readers"
-        self.order = f"{dataset.source.fingerprint} by {readers} of {schedule.batch_size} among {buffer}"
-        super().__init__(dataset, loading, stream=self.stream, batch_size=schedule.batch_size)
+        self.lanes = self.epoch_lanes = Lanes.of(schedule, max(loading.num_workers, 1))
+        self.order = f"{dataset.source.fingerprint} among {buffer}"
+        super().__init__(dataset, loading, stream=self.stream, batch_size=None)  # the stream gives whole micro-batches
 
-    def epoch(self, epoch: int, first_batch: int) -> Prefetcher:
-        """The epoch's finished batches from `first_batch` on."""
-        self.stream.set_position(epoch, first_batch)
+    def epoch(self, epoch: int, first_batch: int, lanes: Optional[Lanes] = None) -> Prefetcher:
+        """The epoch's finished batches from `first_batch` on.
+
+        Args:
+            lanes: with which the epoch began; None: those of the present processes.
+        """
+        self.epoch_lanes = lanes or self.lanes
+        self.stream.set_position(epoch, first_batch, lanes)
         return iter(self)
 
     def images_of(self, epoch: int, first_batch: int, num_batches: int) -> list[dict[str, Any]]:
         """The micro-batches; which images they have is only known by reading the stream to there."""
-        return [{"batch": batch, "stream": self.order} for batch in range(first_batch, first_batch + num_batches)]
+        stream = f"{self.order} by {self.epoch_lanes}"
+        return [{"batch": batch, "stream": stream} for batch in range(first_batch, first_batch + num_batches)]
 
     def __len__(self) -> int:
         return self.schedule.num_batches
@@ -278,8 +286,6 @@ def train_loader(
 
 def order_is_of_processes(dataset: AnyDataset, cache_mode: str) -> bool:
     """Whether the order of the training images depends on the number of processes, each of which has images of its own."""
-    if isinstance(dataset, StreamDataset):
-        return True
     return cache_mode == "part" and can_be_cached(dataset.source)
 
 
@@ -308,9 +314,13 @@ def dataset_of(source: AnySource, *settings: Any, **more: Any) -> AnyDataset:
 
 
 def _collate(
-    collate: Callable[[Sequence[Sample]], Batch], items: Sequence[Union[Item, Caught]]
+    collate: Callable[[Sequence[Sample]], Batch], items: Union[Sequence[Union[Item, Caught]], Caught]
 ) -> tuple[Union[Batch, Caught, None], list[str]]:
-    """`collate_items`, or the error of an item; a loading process that has read its batch is not the one that others wait for."""
+    """`collate_items`, or the error of an item, or what a stream of batches gives in place of one; a loading process that has
+    read its batch is not the one that others wait for.
+    """
+    if isinstance(items, Caught):
+        items = [items]
     errors = [item for item in items if isinstance(item, Caught)]
     samples = [item for item in items if isinstance(item, Item)]
     batch, failures = (errors[0], []) if errors else collate_items(samples, collate)

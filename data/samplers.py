@@ -95,8 +95,7 @@ class TrainBatchSampler(Sampler):
         """What a process' micro-batch takes of the epoch's order."""
         batch_size, world_size, split = self.schedule.batch_size, self.schedule.world_size, self.schedule.split
         if split is not None:
-            update, batch = divmod(batch, split.accumulation_steps)
-            return [update * split.total + place for place in split.positions(batch, rank, self.schedule.repeats)]
+            return split.positions_in_epoch(batch, rank, self.schedule.repeats)
         start = batch * world_size * batch_size
         if self.schedule.repeats == 1:
             return range(start + rank * batch_size, min(start + (rank + 1) * batch_size, self.num_images))

@@ -2,11 +2,12 @@
 
 An epoch's readers are the loading processes of all ranks; reader c of n takes the shards c, c + n, ... of a permutation of
 all, and mixes their images in a buffer. What it gives is a function of the seed, the epoch, c and n, so an epoch can be
-gone on with at any batch: what was before is read again, but not decoded.
+gone on with at any batch, and by other processes (`data.lanes`): what was before is read again, but not decoded.
 """
 
 import itertools
 import random
+from dataclasses import astuple, fields
 from functools import partial
 from typing import Any, Callable, Iterator, Optional
 
@@ -20,6 +21,7 @@ from utils.rng import derive_seed, seed_cpu
 
 from .batches import Item
 from .dataset import MAX_IN_A_ROW, Samples
+from .lanes import Lanes
 from .sample import Sample
 from .schedule import Schedule
 from .sources.source import Stored, StreamSource
@@ -72,8 +74,8 @@ class StreamDataset(Samples):
 
 
 class TrainStream(IterableDataset):
-    """One process' images of an epoch, without an end to its shards: a reader that has read all of its own begins again,
-    in another order.
+    """One process' micro-batches of an epoch, without an end to its shards: a reader that has read all of its own begins
+    again, in another order.
 
     Args:
         dataset: whose images.
@@ -85,44 +87,65 @@ class TrainStream(IterableDataset):
         self.dataset = dataset
         self.schedule = schedule
         self.buffer = buffer
-        self.position = torch.zeros(2, dtype=torch.int64).share_memory_()  # epoch, first batch: workers outlive epochs
+        # Epoch, first micro-batch, and the lanes' numbers; shared, as the loading processes outlive epochs.
+        self.position = torch.zeros(2 + len(fields(Lanes)), dtype=torch.int64).share_memory_()
 
-    def set_position(self, epoch: int, first_batch: int) -> None:
-        """The next iteration gives this epoch's batches from `first_batch` on."""
-        self.position.copy_(torch.tensor([epoch, first_batch]))
+    def set_position(self, epoch: int, first_batch: int, lanes: Optional[Lanes] = None) -> None:
+        """The next iteration gives this epoch's micro-batches from `first_batch` on.
 
-    def __iter__(self) -> Iterator[Item]:
+        Args:
+            lanes: with which the epoch began; None: those of the present processes.
+        """
+        numbers = astuple(lanes) if lanes else [0] * len(fields(Lanes))
+        self.position.copy_(torch.tensor([epoch, first_batch, *numbers]))
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        """The micro-batches whose turn it is in this loading process."""
         worker, workers = place_of_worker()
-        schedule = self.schedule
-        epoch, first_batch = self.position.tolist()
-        size = schedule.size_at(epoch)
+        rank = self.schedule.rank
+        epoch, first_batch, *numbers = self.position.tolist()
+        own = Lanes.of(self.schedule, workers)
+        lanes = Lanes(*numbers) if any(numbers) else own
         # The DataLoader takes batches from its workers in turn and begins with the first one, also in mid-epoch.
-        turn = (worker + first_batch) % workers
-        done, all_batches = len(range(turn, first_batch, workers)), len(range(turn, schedule.num_batches, workers))
-        reader = schedule.rank * workers + turn
-        samples = self.samples(epoch, reader, schedule.world_size * workers)
-        vacant: list[Item] = []  # places whose images could not be read
-        for place in itertools.count():
-            if place < done * schedule.batch_size:
-                next(samples)  # read, as the buffer's order depends on it, but not decoded
-                continue
-            # after the last place the stream goes on only as far as an image for vacant places needs
-            if place >= all_batches * schedule.batch_size and not vacant:
-                return
-            sample = next(samples)
-            item = self.dataset.item(sample, derive_seed(schedule.seed, epoch, reader, place), size)
-            if item.sample is None:
-                if len(vacant) == MAX_IN_A_ROW:
-                    raise DataError(f"{item.failures[0]}; nor can the {MAX_IN_A_ROW} before it")
-                vacant.append(item)
-                continue
-            # one image that can be read takes all vacant places, each time with another augmentation
-            for number, failed in enumerate(vacant, 1):
-                again = self.dataset.item(sample, derive_seed(schedule.seed, epoch, reader, place, number), size)
-                yield again._replace(failures=failed.failures)
-            vacant = []
-            if place < all_batches * schedule.batch_size:
-                yield item
+        turns = range(first_batch + worker, self.schedule.num_batches, workers)
+
+        def is_wanted(position: int) -> bool:
+            batch, of_rank = own.batch_of(position)
+            return of_rank == rank and batch in turns
+
+        opened: dict[int, LaneReader] = {}
+        for batch in turns:
+            items = []
+            for position in own.positions(batch, rank):
+                lane = lanes.lane_of(position)
+                if lane not in opened:
+                    samples = self.samples(epoch, lane, lanes.count)
+                    opened[lane] = LaneReader(zip(lanes.filled_by(lane), samples), is_wanted)
+                items.append(self._item(epoch, lane, opened[lane].read_from(position)))
+            yield items
+
+    def _item(self, epoch: int, lane: int, samples: Iterator[tuple[int, Any]]) -> Item:
+        """The image of a place in a lane; for one that cannot be read the next one that can, with an augmentation of its own.
+
+        Args:
+            samples: the lane's, from this place on, with their places.
+
+        Raises:
+            DataError: it cannot be read, and `on_error` is 'raise'; or very many in a row cannot.
+        """
+        failures: tuple[str, ...] = ()
+        size = self.schedule.size_at(epoch)
+        distance = 0
+        while True:
+            place, sample = next(samples)
+            seed = derive_seed(self.schedule.seed, epoch, lane, place, *([distance] if distance else []))
+            item = self.dataset.item(sample, seed, size)
+            if item.sample is not None:
+                return item._replace(failures=failures)
+            if distance == MAX_IN_A_ROW:
+                raise DataError(f"{item.failures[0]}; nor can the {MAX_IN_A_ROW} before it")
+            failures = failures or item.failures
+            distance += 1
 
     def samples(self, epoch: int, reader: int, readers: int) -> Iterator[Any]:
         """The endless stream of one reader.
@@ -145,6 +168,32 @@ class TrainStream(IterableDataset):
             if empty == MAX_IN_A_ROW:
                 shard = source.shards[order[reader % len(order)]]
                 raise DataError(shard, f"holds no images for reader {reader}", "use fewer DATA.NUM_WORKERS")
+
+
+class LaneReader:
+    """A lane that is read once, from its beginning on, and not decoded.
+
+    Args:
+        samples: the lane's, without an end, each with the position that it fills.
+        is_wanted: whether a position will be asked for. Its sample waits until then: where micro-batches share the positions
+            otherwise than the lanes do, a lane does not give them in the order in which they are asked for.
+    """
+
+    def __init__(self, samples: Iterator[tuple[int, Any]], is_wanted: Callable[[int], bool]):
+        numbered = ((place, position, sample) for place, (position, sample) in enumerate(samples))
+        (self.unread,) = itertools.tee(numbered, 1)
+        self.is_wanted = is_wanted
+        self.waiting: dict[int, Iterator[tuple[int, int, Any]]] = {}  # by position
+
+    def read_from(self, position: int) -> Iterator[tuple[int, Any]]:
+        """The samples from the one on that fills a position, with their places in the lane; asked for once."""
+        while position not in self.waiting:
+            # a copy: what is read by either is read once, and kept as long as one of them has it before it
+            here, self.unread = itertools.tee(self.unread)
+            _, found, _ = next(self.unread)
+            if self.is_wanted(found):
+                self.waiting[found] = here
+        return ((place, sample) for place, _, sample in self.waiting.pop(position))
 
 
 class EvalStream(IterableDataset):

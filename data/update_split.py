@@ -94,7 +94,7 @@ class UpdateSplit:
         return parts
 
     def positions(self, batch: int, rank: int, repeats: int = 1) -> list[int]:
-        """Which of the update's positions in the epoch's order a process' micro-batch takes.
+        """Which of an update's positions in the epoch's order a process' micro-batch of it takes.
 
         With `repeats` a group takes every `num_groups`-th, so that copies of an image are in different groups.
         """
@@ -104,6 +104,11 @@ class UpdateSplit:
             return places
         in_turns = sorted(range(self.total), key=lambda position: (position % self.num_groups, position))
         return [in_turns[place] for place in places]
+
+    def positions_in_epoch(self, batch: int, rank: int, repeats: int = 1) -> list[int]:
+        """The same of the epoch's order, which updates take in turn, for a micro-batch of the epoch."""
+        update, batch = divmod(batch, self.accumulation_steps)
+        return [update * self.total + place for place in self.positions(batch, rank, repeats)]
 
     def _number(self, batch: int, rank: int) -> int:
         return batch * self.world_size + rank

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
+import timm
 import torch
 import torch.multiprocessing as mp
 import yaml
@@ -33,6 +34,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import main as cli  # noqa: E402
 import models  # noqa: E402, F401  (registers FAT with timm)
 from cpu_seconds import CpuSeconds  # noqa: E402
+from engine.checkpoints.parts import read_with_parts  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
 torch.set_num_threads(1)  # forked processes must not inherit a thread pool
@@ -40,11 +42,19 @@ torch.set_num_threads(1)  # forked processes must not inherit a thread pool
 # which make known devices that would get threads of their own.
 torch.ones(1, requires_grad=True).sum().backward()
 
+# The smallest FAT, for tests of many runs in which the model does not matter: two stages, so that one is reduced.
+SMALLEST = {
+    **{"embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "kernel_sizes": [3, 3], "window_sizes": [4, 2]},
+    **{"mlp_ratios": [2, 2], "mlp_kernel_sizes": [3, 3]},
+}
+# The same for dense heads, which need four stages.
+SMALLEST_DENSE = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
+
 SMALL = {
     "DEVICE": "cpu",
     "PRINT_FREQ": 1,
     "DATA": {"DATASET": "folder", "IMG_SIZE": 32, "BATCH_SIZE": 8, "NUM_WORKERS": 0},
-    "MODEL": {"NAME": "fat_tiny", "DROP_PATH_RATE": 0.1},
+    "MODEL": {"NAME": "fat_tiny", "DROP_PATH_RATE": 0.1, "FAT": SMALLEST},
     "TRAIN": {"EPOCHS": 2, "WARMUP_EPOCHS": 1, "BASE_LR": 0.02},
     "EMA": {"ENABLED": True, "DECAY": 0.9},
     "AUG": {"HFLIP": 0.0, "SCALE": [0.5, 1.0]},
@@ -158,6 +168,17 @@ def digits(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def digit_shards(tmp_path_factory, digits) -> Path:
+    """The same as shards of 15 images."""
+    import prepare_data
+
+    folder = tmp_path_factory.mktemp("shards")
+    how = ["--images-per-shard", "15", "--workers", "0"]
+    assert prepare_data.main(["shards", str(digits), "--output", str(folder), *how]) == 0
+    return folder
+
+
 @pytest.fixture
 def write_config(tmp_path, digits):
     """Writes a YAML file of `SMALL` with the given values over it; returns its path."""
@@ -183,8 +204,9 @@ def config_writer(folder: Path, digits: Path):
     return write
 
 
-# The smallest FAT, for tests of many runs in which the model does not matter.
-SMALLEST = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
+def smallest_model(**settings) -> torch.nn.Module:
+    """The model of `SMALL`, with other arguments, such as num_classes."""
+    return timm.create_model("fat_tiny", **{**SMALLEST, **settings})
 
 
 # A FAT of one block, for what takes long for each, as a compiler does: the config's section MODEL.
@@ -196,16 +218,6 @@ ONE_STAGE = {
         **{"mlp_ratios": [2], "mlp_kernel_sizes": [3]},
     },
 }
-
-
-def with_smallest_model(write_config):
-    """`write_config` with that model: for a file's own fixture of this name."""
-
-    def write(name: str = "small.yaml", **sections) -> Path:
-        model = {"FAT": dict(SMALLEST), **sections.pop("MODEL", {})}
-        return write_config(name, MODEL=model, **sections)
-
-    return write
 
 
 observers: list = []  # of every run that the tests start, see `watch`
@@ -398,7 +410,7 @@ def history(folder):
 
 
 def assert_same_run(folder_a, folder_b):
-    a, b = (load(folder / "last.pth") for folder in (folder_a, folder_b))
+    a, b = (read_with_parts(folder / "last.pth") for folder in (folder_a, folder_b))
     for checkpoint in (a, b):
         del checkpoint["config"]["TAG"]
     assert_same(a, b)

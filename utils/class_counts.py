@@ -17,9 +17,22 @@ class ClassScores:
 
     images: np.ndarray  # int64, of the class
     predicted: np.ndarray  # int64, that were taken for it
-    precision: np.ndarray  # from 0 to 1; nan: nothing was taken for it
-    recall: np.ndarray  # from 0 to 1; nan: it has no images
-    f1: np.ndarray  # from 0 to 1; nan: neither
+    right: np.ndarray  # int64, that are both
+
+    @property
+    def precision(self) -> np.ndarray:
+        """(C,) from 0 to 1; nan: nothing was taken for the class."""
+        return _share(self.right, self.predicted)
+
+    @property
+    def recall(self) -> np.ndarray:
+        """(C,) from 0 to 1; nan: the class has no images."""
+        return _share(self.right, self.images)
+
+    @property
+    def f1(self) -> np.ndarray:
+        """(C,) from 0 to 1; nan: the class has no images, and nothing was taken for it."""
+        return _share(2 * self.right, self.images + self.predicted)
 
     def macro(self) -> dict[str, float]:
         """Means over classes in percent, as scikit-learn has them: the balanced accuracy over those with images; precision,
@@ -38,13 +51,22 @@ class ClassScores:
 
     def row(self, label: int) -> list[Any]:
         """`COLUMNS` of a class: whole numbers, and percent or None where it is not defined."""
-        shares = (values[label] for values in (self.precision, self.recall, self.f1))
-        percents = [None if np.isnan(share) else 100 * float(share) for share in shares]
+        percents = [percent_or_none(values[label]) for values in (self.precision, self.recall, self.f1)]
         return [int(self.images[label]), int(self.predicted[label]), *percents]
 
     def table(self, classes: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
         """Columns, and a row for each class, in label order."""
         return ["class", *COLUMNS], [[name, *self.row(label)] for label, name in enumerate(classes)]
+
+
+def percent_or_none(share: float) -> Optional[float]:
+    """Of a share from 0 to 1; None: it is not defined (nan)."""
+    return None if np.isnan(share) else 100 * float(share)
+
+
+def _share(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return parts / wholes
 
 
 class ClassCounts:
@@ -69,6 +91,4 @@ class ClassCounts:
         counts = torch.zeros(3, num_classes, dtype=torch.int64, device=self.device)
         if self.counts is not None:
             counts += self.counts
-        images, predicted, right = sum_over_ranks(counts).cpu().numpy()
-        with np.errstate(invalid="ignore"):
-            return ClassScores(images, predicted, right / predicted, right / images, 2 * right / (images + predicted))
+        return ClassScores(*sum_over_ranks(counts).cpu().numpy())

@@ -39,17 +39,22 @@ def atomic_write(path: os.PathLike, keep: Optional[os.PathLike] = None, flag: st
         if keep and path.exists():
             os.replace(path, keep)
         os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)  # makes the new name itself durable
-        finally:
-            os.close(directory)
+        sync_folder(path.parent)
     except OSError as error:
         raise unwritable(error.filename2 or path, error, flag) from error
     finally:
         # a file stands where the folder should be, or the disk is read-only: there is none
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: os.PathLike) -> None:
+    """Makes the names in it durable."""
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def is_of_the_machine(error: BaseException) -> TypeGuard[OSError]:

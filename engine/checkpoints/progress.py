@@ -5,10 +5,11 @@ import math
 import operator
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
+from data.lanes import Lanes
 from utils.processes.launch import Launch
 from utils.stopwatch import Stopwatch
 
@@ -22,11 +23,12 @@ class OpenWindow:
 
 
 @dataclass
-class EpochSums:
-    """What an epoch's log lines so far are of, over all processes."""
+class ThisEpoch:
+    """What is of the present epoch alone."""
 
-    loss: float = 0.0  # the sum over the images
-    images: int = 0
+    loss: float = 0.0  # of its log lines so far, the sum over the images of all processes
+    images: int = 0  # these
+    lanes: Optional[Lanes] = None  # with which it began, of shards; None: images by index, or it has not begun
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Progress:
     epoch: int = 0
     step: int = 0
     updates: int = 0  # done since the run began; what its records are numbered by
-    logged: EpochSums = field(default_factory=EpochSums)  # of this epoch
+    this_epoch: ThisEpoch = field(default_factory=ThisEpoch)
     window: OpenWindow = field(default_factory=OpenWindow)  # since the last log line
     left_out: list[int] = field(default_factory=lambda: [0, 0])  # updates that were not finite: in all, in a row
     rolled_back: list[list[int]] = field(default_factory=list)  # [epoch, step] of updates to be left out
@@ -61,7 +63,7 @@ class Progress:
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch, self.step = epoch, 0
-        self.logged, self.window = EpochSums(), OpenWindow()
+        self.this_epoch, self.window = ThisEpoch(), OpenWindow()
 
     def judge_by(self, metric: str) -> str:
         """From here on the best so far is compared by this metric. Returns what to say if that was another one (TRAIN.BEST_METRIC has
@@ -87,8 +89,9 @@ class Progress:
                 sums = dict(self.window.sums)
                 state |= {"window_loss_sums": sums.pop("loss", []), "window_images": self.window.images}
                 state |= {"window_parts": sums} if sums else {}
-            elif key == "logged":
-                state |= {"loss_sum": self.logged.loss, "images": self.logged.images}
+            elif key == "this_epoch":
+                state |= {"loss_sum": value["loss"], "images": value["images"]}
+                state |= {"lanes": value["lanes"]} if value["lanes"] else {}
             elif value or key != "chosen":  # most tasks choose nothing
                 state[key] = value
         return state
@@ -98,11 +101,10 @@ class Progress:
         state = {**state, "best": dict(state["best"]), "best_metrics": dict(state.get("best_metrics", {}))}
         losses, images = state.pop("window_loss_sums", []), state.pop("window_images", 0)
         sums = {**({"loss": losses} if losses else {}), **state.pop("window_parts", {})}
-        length, logged = (
-            Length(**state.pop("length", {})),
-            EpochSums(state.pop("loss_sum", 0.0), state.pop("images", 0)),
-        )
-        loaded = Progress(**state, logged=logged, window=OpenWindow(sums, images), length=length)
+        lanes = Lanes.load(state.pop("lanes")) if "lanes" in state else None
+        this_epoch = ThisEpoch(state.pop("loss_sum", 0.0), state.pop("images", 0), lanes)
+        length = Length(**state.pop("length", {}))
+        loaded = Progress(**state, this_epoch=this_epoch, window=OpenWindow(sums, images), length=length)
         loaded._require_place()
         loaded._require_figures()
         self.__dict__.update(loaded.__dict__)
@@ -110,9 +112,9 @@ class Progress:
     def _require_place(self) -> None:
         """Raises TypeError or ValueError for counts and sums that no run has."""
         length = self.length
-        counts = (self.epoch, self.step, self.updates, self.logged.images, self.window.images, *self.left_out)
+        counts = (self.epoch, self.step, self.updates, self.this_epoch.images, self.window.images, *self.left_out)
         counts = (*counts, length.stale, length.epochs)
-        sums = (self.logged.loss, length.seconds, length.decided_at, *itertools.chain(*self.window.sums.values()))
+        sums = (self.this_epoch.loss, length.seconds, length.decided_at, *itertools.chain(*self.window.sums.values()))
         places = [operator.index(number) for place in self.rolled_back for number in place]
         if (
             not all(len(place) == 2 for place in self.rolled_back)

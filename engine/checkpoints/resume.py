@@ -5,14 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
+from data.lanes import Lanes
 from utils.config import to_dict
 from utils.errors import CheckpointError, ConfigError
 from utils.schema import DEFAULTS, KEYS
 from utils.urls import shown
 
-from .file import read_checkpoint
+from .parts import read_with_parts
 from .progress import Progress
 from .store import checkpoints_of
+
+# In the order of images of checkpoints that note no lanes.
+OLDER_LANES = re.compile(r" by (\d+) x (\d+) readers of (\d+)(?= among )")
 
 ORDER = ("num_images", "images", "seed", "repeats")  # of a plan: what the order of an epoch's images depends on
 
@@ -49,7 +53,7 @@ def find_checkpoint(directory: Path, auto_resume: bool, resume: str) -> StartPoi
     start = StartPoint(stamp=stamp_of(directory) if auto_resume else None)
     for path in checkpoints_of(directory) if auto_resume else []:
         try:
-            start.checkpoint, start.path = read_checkpoint(path), path
+            start.checkpoint, start.path = read_with_parts(path), path
             return start
         except CheckpointError as error:
             start.damaged[path] = str(error)
@@ -60,7 +64,7 @@ def find_checkpoint(directory: Path, auto_resume: bool, resume: str) -> StartPoi
         )
     if resume:
         start.path = Path(resume)
-        start.checkpoint = read_checkpoint(start.path)
+        start.checkpoint = read_with_parts(start.path)
     return start
 
 
@@ -69,11 +73,12 @@ def fit_progress(progress: Progress, old: dict[str, Any], new: dict[str, Any], p
 
     The order of an epoch's images depends on the data set, the seed and the repeats only, and updates take them in turn. So another
     number of processes or images per update goes on with the next image of the same order, if the images seen so far
-    are whole updates of the new size. (Of shards, and with DATA.CACHE_MODE part, the order depends on the processes too, which
-    `plan["images"]` says: there an epoch is finished with as many.)
+    are whole updates of the new size. (Of shards the order is that of the processes with which the epoch began, see
+    `data.lanes`. With DATA.CACHE_MODE part each process has images of its own, which `plan["images"]` says: there an epoch is
+    finished with as many.)
 
     Args:
-        progress: the checkpoint's; its `step` is changed.
+        progress: the checkpoint's; its `step` is changed, and its lanes, where the checkpoint is of before they were noted.
         old, new: the `classes` and `plan` of the checkpoint and of the run.
 
     Returns:
@@ -96,11 +101,21 @@ def fit_progress(progress: Progress, old: dict[str, Any], new: dict[str, Any], p
         )
     # checkpoints of before there were repeats
     before, after = ({"repeats": 1, **entry["plan"]} for entry in (old, new))
+    _note_older_lanes(progress, before)
     keys = ("num_images", "images", "total_batch_size", "seed", "repeats")
     changed = [key for key in keys if before.get(key) != after[key]]
     changes = [f"{key.replace('_', ' ')} changed from {before.get(key)} to {after[key]}" for key in changed]
     changes += _fit_step(progress, before, after, path) if progress.step else []
     return changes + _change_of_processes(progress, before, after)
+
+
+def _note_older_lanes(progress: Progress, before: dict[str, Any]) -> None:
+    """Of checkpoints in which the order of shards' images says the lanes."""
+    images = str(before.get("images"))
+    lanes = OLDER_LANES.search(images)
+    if lanes:
+        progress.this_epoch.lanes = Lanes(*map(int, lanes.groups()))
+        before["images"] = images.replace(lanes.group(), "")
 
 
 def _change_of_processes(progress: Progress, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -116,10 +131,10 @@ def _fit_step(progress: Progress, before: dict[str, Any], after: dict[str, Any],
     for key in ORDER:
         if before.get(key) != after[key]:
             remedy = "Finish the epoch with the old one, or start with another --tag"
-            if key == "images" and re.search(r" readers of | shares", after[key]):
+            if key == "images" and " shares" in after[key]:
                 remedy = (
-                    "Which process reads which image depends on the number of processes: finish the epoch with as many, and the same "
-                    "DATA.NUM_WORKERS and DATA.BATCH_SIZE, or start with another --tag"
+                    "With DATA.CACHE_MODE part each process has images of its own: finish the epoch with as many processes and the same "
+                    "DATA.CACHE_MODE, or start with another --tag"
                 )
             raise ConfigError(
                 f"{path}: is from within epoch {progress.epoch}, with {key} {before.get(key)}; now it is {after[key]}. {remedy}"

@@ -8,6 +8,7 @@ from utils.errors import OutputError
 from utils.files import remove_unfinished
 from utils.run_files import CONFIG, MISTAKES, RECORDS, REPORT, RESULT, SPLIT
 
+from .parts import folders_in, remove_unnamed
 from .resume import StartPoint, stamp_of
 from .store import checkpoints_of
 
@@ -30,10 +31,11 @@ def claim(directory: Path, start: StartPoint, auto_resume: bool) -> None:
     for path in start.damaged:  # or the next save would take it for the last good one, and keep it instead
         names = (f"{path.name}.damaged{number or ''}" for number in itertools.count())
         path.replace(next(away for away in map(path.with_name, names) if not away.exists()))
+    remove_unnamed(directory)
     replaced = [] if auto_resume else checkpoints_of(directory)
     if replaced:
         away = directory / time.strftime("replaced_%Y%m%d_%H%M%S")
         away.mkdir(exist_ok=True)
         others = (directory / name for name in OF_ONE_RUN)
-        for path in [*replaced, *(path for path in others if path.exists())]:
+        for path in [*folders_in(directory), *replaced, *(path for path in others if path.exists())]:
             path.replace(away / path.name)

@@ -3,7 +3,7 @@
 import io
 import re
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Optional
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from utils.rng import get_rng_state, set_rng_state
 from .background import Background
 from .host_copy import copy_to_host
 from .load import load_weights
+from .parts import OPTIMIZER, Parts, remove_unnamed
 
 LAST, PREVIOUS, BEST = "last.pth", "previous.pth", "best.pth"
 
@@ -32,26 +33,31 @@ class Checkpointer:
     """Saves and restores a run.
 
     A save holds the training up for a copy of the state only; a thread writes that (`background`). It is one file, which
-    whoever reads weights can read: torch.distributed.checkpoint's `async_save` writes a folder, which nothing but it reads, and which
-    cannot take another's name at once.
+    whoever reads weights can read; an optimizer's state that is spread over the processes lies in a folder that the file
+    names (`parts`), and that is whole before the file has its name.
 
     Args:
         directory: the run's folder.
         metadata: plain values that go into every checkpoint as they are (config, class names).
+        parts: writes the optimizer's state where each process keeps its own part of it (`TRAIN.SHARD`); None: the first one
+            has all.
         checkpointables: objects with `state_dict()` and `load_state_dict()`, by the key of their state; None ones are
             left out.
     """
 
-    def __init__(self, directory: Path, metadata: dict[str, Any], **checkpointables: Any):
+    def __init__(
+        self, directory: Path, metadata: dict[str, Any], parts: Optional[Parts] = None, **checkpointables: Any
+    ):
         self.directory = directory
         self.metadata = metadata
+        self.parts = parts
         self.checkpointables = {key: item for key, item in checkpointables.items() if item is not None}
         self.background = Background("checkpoints")
 
     def save(self, *names: str) -> None:
         """Begins to write the present state to each of the files; what was in `last.pth` is then in `previous.pth`.
 
-        All processes call this, as the state of a part may be spread over them (`TRAIN.SHARD`); one without names writes nothing.
+        All processes call this; one without names writes no files, only its part of the optimizer's state, if it has one.
 
         They are written when `background.wait` returns. A save that is still being written is waited for first, so that no more
         than one copy of the state is there.
@@ -61,12 +67,25 @@ class Checkpointer:
         """
         self.background.wait()
         state = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        folder = self.parts.agree_on_folder() if self.parts else ""
         if not names:
+            state = {OPTIMIZER: state[OPTIMIZER]} if folder else {}
+        if not state:
             return
         content = {**self.metadata, **copy_to_host({**state, "rng": get_rng_state()})}
-        self.background.start(lambda: self._write(content, names))
+        self.background.start(lambda: self._write(content, names, folder))
 
-    def _write(self, content: dict[str, Any], names: tuple[str, ...]) -> None:
+    def _write(self, content: dict[str, Any], names: tuple[str, ...], folder: str) -> None:
+        try:
+            if self.parts:
+                content[OPTIMIZER] = self.parts.write(folder, content[OPTIMIZER])
+            if names:
+                self._write_files(content, names)
+        finally:
+            if names:
+                remove_unnamed(self.directory)
+
+    def _write_files(self, content: dict[str, Any], names: tuple[str, ...]) -> None:
         buffer = io.BytesIO()
         torch.save(content, buffer)
         content.clear()  # its memory is free while the disk works

@@ -3,7 +3,7 @@
 import base64
 import math
 from collections import Counter
-from typing import Any, Sequence
+from typing import Any, Optional, Sequence
 
 import numpy as np
 
@@ -62,13 +62,30 @@ def poorest_classes(scores: ClassScores, classes: Sequence[str]) -> dict[str, An
     names, order = _names(classes), np.argsort(scores.f1, kind="stable")  # nan last
     rows = []
     for label in order[:POOREST].tolist():
-        images, predicted, *shares = scores.row(label)
-        percents = ["\u2013" if share is None else f"{share:.2f}" for share in shares]
-        rows.append([names[label], str(images), str(predicted), *percents])
-    which = "All classes" if len(classes) <= POOREST else f"The {POOREST} of {len(classes)} classes with the lowest F1"
-    text = f"{which}, by rising F1; \u2013: no image of the class, or none taken for it."
-    columns = ["class", "images", "taken for it", "precision, %", "recall, %", "F1, %"]
-    return {"title": "Classes", "text": text, "columns": columns, "rows": rows}
+        images, predicted, *percents = scores.row(label)
+        rows.append([names[label], str(images), str(predicted), *map(shown, percents)])
+    return classes_section(len(classes), "F1", "F1", ["precision, %", "recall, %", "F1, %"], rows)
+
+
+def classes_section(
+    num_classes: int, figure: str, order: str, columns: Sequence[str], rows: list[list[str]]
+) -> dict[str, Any]:
+    """A section of the classes whose `figure` is lowest.
+
+    Args:
+        num_classes: of which there are as many rows as are shown.
+        order: by what the rows rise, and what is to be said of it.
+        columns: those after the class' name, its images, and how many were taken for it.
+    """
+    which = (
+        "All classes" if num_classes <= POOREST else f"The {POOREST} of {num_classes} classes with the lowest {figure}"
+    )
+    text = f"{which}, by rising {order}; \u2013: no image has the class, or none was taken for it."
+    return {"title": "Classes", "text": text, "columns": ["class", "images", "taken for it", *columns], "rows": rows}
+
+
+def shown(percent: Optional[float]) -> str:
+    return "\u2013" if percent is None else f"{percent:.2f}"
 
 
 def _names(classes: Sequence[str]) -> list[str]:

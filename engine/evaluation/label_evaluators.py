@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from data.batches import Examples
+from utils.class_counts import percent_or_none
 from utils.errors import CheckpointError, DataError
 from utils.metrics import LOSS, NUM_IMAGES
 from utils.processes.collectives import gather_rows
 from utils.processes.peers import Peers
 
-from .findings import POOREST
+from .findings import POOREST, classes_section, shown
 from .label_figures import EVEN, label_figures
 from .views import mean_of_sigmoids, predict_views
 
@@ -83,15 +84,13 @@ class LabelEvaluator:
         return {**self.figures.summary(), LOSS.key: round(loss.item(), 6), NUM_IMAGES.key: len(targets)}
 
     def class_table(self, classes: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
-        each = self.figures
-        shares = (each.average_precision, each.precision, each.recall, each.f1)
+        figures = self.figures
         columns = ["class", "images", "predicted", "average_precision", "precision", "recall", "f1", "threshold"]
         rows = []
         for label, name in enumerate(classes):
-            percents = [None if math.isnan(values[label]) else 100 * float(values[label]) for values in shares]
-            rows.append(
-                [name, int(each.positives[label]), int(each.taken[label]), *percents, float(each.thresholds[label])]
-            )
+            images, predicted, *percents = figures.scores.row(label)
+            average_precision = percent_or_none(figures.average_precision[label])
+            rows.append([name, images, predicted, average_precision, *percents, float(figures.thresholds[label])])
         return columns, rows
 
     def chosen(self) -> dict[str, Any]:
@@ -113,21 +112,11 @@ class ClosingLabelEvaluator(LabelEvaluator):
     def sections(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         table = self.class_table(classes)[1]
         table.sort(key=lambda row: math.inf if row[3] is None else row[3])
-        which = (
-            "All classes" if len(classes) <= POOREST else f"The {POOREST} of {len(classes)} classes with the lowest AP"
-        )
         chosen = "one for all" if self.threshold else "of each class that with the largest F1 on these images"
-        text = (
-            f"{which}, by rising average precision (AP); precision, recall and F1 are at the threshold, {chosen}; "
-            "\u2013: no image has the class, or none was taken for it."
-        )
+        order = f"average precision (AP); precision, recall and F1 are at the threshold, {chosen}"
         rows = [
-            [name, str(images), str(taken), *map(_shown, percents), f"{threshold:.3f}"]
+            [name, str(images), str(taken), *map(shown, percents), f"{threshold:.3f}"]
             for name, images, taken, *percents, threshold in table[:POOREST]
         ]
-        columns = ["class", "images", "taken for it", "AP, %", "precision, %", "recall, %", "F1, %", "threshold"]
-        return [{"title": "Classes", "text": text, "columns": columns, "rows": rows}]
-
-
-def _shown(percent: Optional[float]) -> str:
-    return "\u2013" if percent is None else f"{percent:.2f}"
+        columns = ["AP, %", "precision, %", "recall, %", "F1, %", "threshold"]
+        return [classes_section(len(classes), "AP", order, columns, rows)]

@@ -9,6 +9,7 @@ from typing import Optional
 
 import numpy as np
 
+from utils.class_counts import ClassScores
 from utils.metrics import LOSS, NUM_IMAGES, Metric
 
 MAP = Metric("map", "mAP, %")
@@ -67,42 +68,20 @@ class LabelFigures:
 
     average_precision: np.ndarray  # from 0 to 1; nan: no image has the class
     thresholds: np.ndarray
-    positives: np.ndarray  # images that have the class
-    taken: np.ndarray  # images whose score is at least the threshold
-    right: np.ndarray  # of these, those that have the class
-
-    @property
-    def f1(self) -> np.ndarray:
-        """(C,) from 0 to 1; nan where no image has the class and none was taken for it."""
-        return _share(2 * self.right, self.taken + self.positives)
-
-    @property
-    def precision(self) -> np.ndarray:
-        """(C,) from 0 to 1; nan where no image was taken."""
-        return _share(self.right, self.taken)
-
-    @property
-    def recall(self) -> np.ndarray:
-        """(C,) from 0 to 1; nan where no image has the class."""
-        return _share(self.right, self.positives)
+    scores: ClassScores  # at the thresholds
 
     def summary(self) -> dict[str, float]:
         """In percent `MAP`, the mean over the classes that an image has, `F1_MACRO`, over those and the ones that an image was
         taken for, and `F1_MICRO`, of all decisions.
         """
-        there = self.positives > 0
-        decided = self.taken.sum() + self.positives.sum()
+        scores, there = self.scores, self.scores.images > 0
+        decided = scores.predicted.sum() + scores.images.sum()
         return {
             MAP.key: 100 * float(self.average_precision[there].mean()),
-            F1_MACRO.key: 100 * float(np.nanmean(self.f1)),
-            F1_MICRO.key: 100 * float(2 * self.right.sum() / decided),
+            F1_MACRO.key: scores.macro()["f1_macro"],
+            F1_MICRO.key: 100 * float(2 * scores.right.sum() / decided),
             NUM_CLASSES.key: int(there.sum()),
         }
-
-
-def _share(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        return parts / wholes
 
 
 def label_figures(scores: np.ndarray, targets: np.ndarray, thresholds: Optional[np.ndarray] = None) -> LabelFigures:
@@ -115,10 +94,9 @@ def label_figures(scores: np.ndarray, targets: np.ndarray, thresholds: Optional[
     if thresholds is None:
         thresholds = np.array([ranking.best_threshold() for ranking in rankings])
     taken = scores >= thresholds
+    positives = np.array([ranking.positives for ranking in rankings])
     return LabelFigures(
         average_precision=np.array([ranking.average_precision for ranking in rankings]),
         thresholds=thresholds,
-        positives=np.array([ranking.positives for ranking in rankings]),
-        taken=taken.sum(0),
-        right=(taken & (targets > 0)).sum(0),
+        scores=ClassScores(images=positives, predicted=taken.sum(0), right=(taken & (targets > 0)).sum(0)),
     )

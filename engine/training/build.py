@@ -25,6 +25,7 @@ from utils.schema import AUTO
 from ..checkpoints.download import local_file
 from ..checkpoints.file import open_checkpoint
 from ..checkpoints.load import load_pretrained
+from ..checkpoints.parts import Parts
 from ..checkpoints.progress import Progress
 from ..checkpoints.store import Checkpointer
 from ..evaluation.sets.tables import is_imagenet
@@ -56,7 +57,7 @@ from .plan import BatchPlan, Sharing, plan_batches, split_update
 from .recorder import Recorder
 from .run_length import RunLength
 from .saver import Saver
-from .sharding import share_out
+from .sharding import ShardedOptimizer, share_out
 from .slow_rank import SlowRank
 from .trainer import Trainer
 from .training_data import TrainingData
@@ -257,7 +258,8 @@ def build_saver(
 ) -> Saver:
     cfg = session.cfg
     states = {**networks.states(), **optim.states(), "progress": progress}
-    checkpointer = Checkpointer(session.directory, metadata_of(session, data, optim.lr_scheduler), **states)
+    parts = Parts(session.directory, session.peers) if isinstance(optim.optimizer, ShardedOptimizer) else None
+    checkpointer = Checkpointer(session.directory, metadata_of(session, data, optim.lr_scheduler), parts, **states)
     when = (cfg.SAVE_FREQ, cfg.TRAIN.SAVE_EVERY_STEPS, cfg.TRAIN.SAVE_EVERY_MINUTES)
     return Saver(checkpointer, session.log, progress, session.peers, *when)
 

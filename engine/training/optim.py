@@ -167,7 +167,7 @@ class ResumableOptimizer:
         self.kind = type(local_part(optimizer)).__name__
 
     def state_dict(self) -> dict:
-        """Where the state is shared out, all processes call this, and the first one gets the whole."""
+        """Where the state is shared out, each process gets that of the parameters that it keeps."""
         return {"kind": self.kind, **self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:

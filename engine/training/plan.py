@@ -102,8 +102,8 @@ class Sharing:
     """What dividing an update must heed."""
 
     pairs: bool = False  # images are mixed in pairs, which stay together
-    # All micro-batches must have as many images, and each draws for itself: the order of the images depends on the number of
-    # processes, as that of shards does.
+    # All micro-batches must have as many images, and each draws for itself: with DATA.CACHE_MODE part the processes' images are
+    # their own.
     alike: bool = False
     group_size: int = 0  # images that draw together; 0: as many as a micro-batch has at most
 
@@ -189,6 +189,6 @@ def _alike(split: UpdateSplit) -> UpdateSplit:
         if batch_size % unit == 0 and total % (batch_size * world_size) == 0:
             return UpdateSplit(total, batch_size, world_size, unit)
     raise ConfigError(
-        f"TRAIN.TOTAL_BATCH_SIZE is {total}, which {world_size} processes cannot share evenly, as shards and DATA.CACHE_MODE part need; "
+        f"TRAIN.TOTAL_BATCH_SIZE is {total}, which {world_size} processes cannot share evenly, as DATA.CACHE_MODE part needs; "
         "change the number of processes, or the total"
     )

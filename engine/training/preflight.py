@@ -19,6 +19,7 @@ from utils.rng import get_rng_state, seed_all, set_rng_state
 from ..checkpoints.store import BEST, LAST, PREVIOUS
 from . import freeze
 from .recorder import duration
+from .sharding import ShardedOptimizer
 from .trainer import Trainer
 
 SAMPLES = 8  # training images that are read
@@ -141,8 +142,11 @@ def dry_step(trainer: Trainer, optimizer_of, batch):
         raise ConfigError(
             f"MODEL.NAME: a training step fails ({one_line(error, 300)}); check MODEL and DATA"
         ) from error
-    states = [optimizer.state_dict(), *(network.state_dict() for network in trainer.networks.evaluated().values())]
-    return step_seconds, forward_seconds, sum(map(_bytes, states))
+    optimizer_bytes = _bytes(optimizer.state_dict())
+    if isinstance(optimizer, ShardedOptimizer):
+        optimizer_bytes = sum(trainer.session.peers.gather(optimizer_bytes))
+    states = [network.state_dict() for network in trainer.networks.evaluated().values()]
+    return step_seconds, forward_seconds, optimizer_bytes + sum(map(_bytes, states))
 
 
 def _now(device: torch.device) -> float:

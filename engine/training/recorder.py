@@ -68,8 +68,8 @@ class Recorder:
         progress = self.progress
         sums = {name: sum_over_ranks(value).item() for name, value in window.sums.items()}  # waits for the device
         seconds = time.perf_counter() - window.started
-        progress.logged.loss += sums["loss"]
-        progress.logged.images += window.images
+        progress.this_epoch.loss += sums["loss"]
+        progress.this_epoch.images += window.images
         progress.window = OpenWindow()
         losses = {name: value / window.images if window.images else math.nan for name, value in sums.items()}
         learning = {**losses, "lr": lr, "grad_norm": grad_norm.item(), "left_out": progress.left_out[0]}

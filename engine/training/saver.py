@@ -63,7 +63,8 @@ class Saver:
         return [*names, LAST]  # the last one counts: the run goes on from it
 
     def save(self, *names: str) -> None:
-        """Begins to save: the present state is what the files will have, and the first process writes them meanwhile.
+        """Begins to save: the present state is what the files will have. The first process writes them meanwhile, and each one its
+        part of the optimizer's state, where that is shared out. All processes call this.
 
         Raises:
             OutputError: a file of the save before could not be written.

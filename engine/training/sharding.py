@@ -14,11 +14,10 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
     Each process keeps the state of some parameters, about one in as many as there are processes, steps these, and gets the
     new values of the others. So a parameter's step must depend on nothing but its gradient, value and state.
 
-    States are those of the whole optimizer: the number of processes may change, or be one. torch's `load_state_dict` is
-    replaced, as it puts step counts of fused optimizers, which belong to the GPU, on the CPU, and keeps the state twice.
+    States are numbered as the whole optimizer's: the number of processes may change, or be one. torch's own `state_dict` sends
+    all of it to one process, and its `load_state_dict` puts step counts of fused optimizers, which belong to the GPU, on the
+    CPU, and keeps the state twice.
     """
-
-    _all_state_dicts: list[dict[str, Any]]  # torch's: what the first process was sent last; its stub leaves it out
 
     def __init__(self, whole: Optimizer):
         def of_this_process(groups: list[dict[str, Any]], **_: Any) -> Optimizer:
@@ -28,16 +27,10 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
         super().__init__(whole.param_groups, of_this_process, **whole.defaults)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole optimizer's. All processes call this, and only the first one gets the parameters' state."""
-        self.consolidate_state_dict()
-        device = self.parameters()[0].device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # its copies to the CPU are not waited for
-        if self.rank:
-            return Optimizer.state_dict(self)
-        whole = super().state_dict()
-        self._all_state_dicts.clear()  # or the first process would keep the others' state from then on
-        return whole
+        """The whole optimizer's, but for the state of the parameters that other processes keep."""
+        own = self.optim.state
+        state = {number: own[parameter] for number, parameter in enumerate(self.parameters()) if parameter in own}
+        return {**Optimizer.state_dict(self), "state": state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes this process' part of a whole optimizer's state."""

@@ -13,7 +13,8 @@ from utils.macs import Complexity
 from utils.urls import shown
 
 from ..checkpoints.download import local_file
-from ..checkpoints.file import progress_of, read_checkpoint
+from ..checkpoints.file import progress_of
+from ..checkpoints.parts import read_with_parts
 from ..checkpoints.resume import StartPoint, config_changes, find_checkpoint, fit_progress
 from ..session import Session
 from ..setup.compilation import decide_compilation
@@ -51,7 +52,7 @@ def find_for_all(session: Session) -> StartPoint:
     )
     path, is_own = session.peers.from_first((str(start.path) if start.path else "", start.is_own))
     if path and not session.is_first:
-        start = StartPoint(Path(path), read_checkpoint(Path(path)), stamp=is_own or None)
+        start = StartPoint(Path(path), read_with_parts(Path(path)), stamp=is_own or None)
     return start
 
 
@@ -88,7 +89,12 @@ def prepare(session: Session, start: StartPoint) -> PreparedRun:
         trainer, lambda model: build_optimizer(cfg, model, trainer.data.plan.scale_lr(cfg.TRAIN.BASE_LR))
     )
     changes, judged = restore(trainer, start.checkpoint, start.path) if start.checkpoint and start.path else ([], "")
-    notes += [judged, trainer.length.describe(), *getattr(trainer.task, "notes", ())]
+    notes += [
+        judged,
+        trainer.data.describe_lanes(trainer.progress),
+        trainer.length.describe(),
+        *getattr(trainer.task, "notes", ()),
+    ]
     forecast = look_ahead(trainer, findings)
     datasets = [trainer.data.train_loader.dataset, trainer.data.val_loader.dataset]
     fill_caches = caches(cfg.DATA.CACHE_MODE, datasets, peers, log)

@@ -15,7 +15,7 @@ from utils.errors import ConfigError, NonFiniteError, OutputError, Stopped
 from utils.files import write_json
 from utils.processes.collectives import broadcast_buffers
 
-from ..checkpoints.file import read_checkpoint
+from ..checkpoints.parts import read_with_parts
 from ..checkpoints.progress import OpenWindow, Progress, Window
 from ..checkpoints.store import LAST
 from ..evaluation.loop import evaluate, summarize
@@ -84,7 +84,9 @@ class Trainer:
         """Trains from `progress.step` to the end of the epoch; returns the epoch's mean loss."""
         progress, peers = self.progress, self.session.peers
         epoch, first, steps = progress.epoch, progress.step, self.data.plan.updates_per_epoch
-        batches = self.data.batches(epoch, first)
+        if not first:
+            progress.this_epoch.lanes = self.data.train_loader.lanes
+        batches = self.data.batches(epoch, first, progress.this_epoch.lanes)
         self.recorder.start_epoch(self.data.img_size(epoch))
         window = Window(self.session.device, progress, peers.launch)
         self.networks.train()
@@ -113,7 +115,7 @@ class Trainer:
                 self.save(LAST)
             if stop:
                 self.end_stopped()
-        return progress.logged.loss / max(progress.logged.images, 1)  # no images: every update was left out
+        return progress.this_epoch.loss / max(progress.this_epoch.images, 1)  # no images: every update was left out
 
     def update(self, step: int, batches: Iterator, window: Window) -> torch.Tensor:
         """One optimizer step over the update's micro-batches; returns the norm of its gradient, ()."""
@@ -369,14 +371,17 @@ class Trainer:
         """
         progress, log = self.progress, self.session.log
         rolled_back, changes = [*progress.rolled_back, failure.place], progress.changes
+        lanes = progress.this_epoch.lanes
         if len(rolled_back) > MAX_ROLLBACKS:
             raise NonFiniteError(f"{failure}; the run has gone back {MAX_ROLLBACKS} times")
         path = self.saver.newest()
         assert path is not None  # see `fit`
         self.length.note_time()
         seconds = progress.length.seconds
-        self.saver.restore(read_checkpoint(path), path)
+        self.saver.restore(read_with_parts(path), path)
         progress.rolled_back, progress.changes = rolled_back, changes
+        # one of this epoch that has none is of before they were noted, see `fit_progress`
+        progress.this_epoch.lanes = progress.this_epoch.lanes or lanes
         progress.length.seconds = seconds
         progress.judge_by(self.task.primary.key)
         self.optim.optimizer.zero_grad()

@@ -149,7 +149,7 @@ def test_binary_cross_entropy_by_hand(threshold):
 def test_bce_trains(write_config, tmp_path, mixed, dtype):
     """From ln 2 per class at the start to better than guessing (a third), in either number format."""
     path = write_config(
-        TRAIN={"LOSS": "bce", "BCE_TARGET_THRESH": 0.2, "EPOCHS": 4}, AUG={} if mixed else PLAIN,
+        TRAIN={"LOSS": "bce", "BCE_TARGET_THRESH": 0.2, "EPOCHS": 4}, AUG={} if mixed else PLAIN, MODEL={"FAT": {}},
         AMP={"ENABLED": dtype != "float32", "DTYPE": "bfloat16"},
     )  # fmt: skip
     run("--cfg", path)

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image, ImageFile, PngImagePlugin
 
-from conftest import ROOT, run
+from conftest import ROOT, run, smallest_model
 from data.decode import decode_image, frames_of, open_image
 from data.metadata import without_metadata
 from data.sources.image_paths import FileSource
@@ -217,9 +216,7 @@ def test_an_evaluation_has_all_of_them(tmp_path, write_config):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{number:03d}{Path(name).suffix}").write_bytes(data)
     torch.manual_seed(0)
-    torch.save(
-        {"model": timm.create_model("fat_tiny", num_classes=2).state_dict(), "classes": ["a", "b"]}, tmp_path / "w.pth"
-    )
+    torch.save({"model": smallest_model(num_classes=2).state_dict(), "classes": ["a", "b"]}, tmp_path / "w.pth")
     flags = ["--cfg", write_config(DATA={"NUM_WORKERS": 2}), "--eval", "--resume", tmp_path / "w.pth", "--data-path"]
     command = [sys.executable, "-W", "default", ROOT / "main.py", *flags, tmp_path / "damaged", "--tag", "damaged"]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=ROOT)

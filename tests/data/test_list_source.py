@@ -7,17 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import Stop, assert_same_run, error_of, launch, run, stop_at_update, with_smallest_model
+from conftest import Stop, assert_same_run, error_of, launch, run, stop_at_update
 from data.sources import Opening, open_source
 from data.sources.lists import Listing
 from utils.errors import DataError
 
 CSV = "path,label,split\ncat/1.png,cat,train\ndog/2.png,dog,train\ncat/3.png,cat,val\n"
-
-
-@pytest.fixture
-def write_config(write_config):
-    return with_smallest_model(write_config)
 
 
 @pytest.fixture

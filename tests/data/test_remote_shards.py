@@ -10,17 +10,22 @@ import shutil
 import signal
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import prepare_data
 from conftest import Stop, assert_same, error_of, free_port, history, load, run, stop_at_update
-from conftest import with_smallest_model as write_config  # noqa: F401  (a fixture)
+from data.batches import Item
+from data.lanes import Lanes
 from data.remote import origin, remote_stream, shard_cache
 from data.remote.remote_stream import RemoteShard, Tries
 from data.remote.shard_cache import ShardCache
 from data.remote.shelf import Fetching, Shelf
+from data.sample import Sample
+from data.schedule import Schedule
 from data.sources import Opening, open_source
+from data.stream import TrainStream
 from engine.checkpoints.resume import config_changes
 from store import Store
 from utils.errors import DataError, OutputError
@@ -302,6 +307,24 @@ def test_processes_fetch_a_shard_once(store, shards, tmp_path):
     with shelf(store, tmp_path, shards, 3).opened(1) as file:
         assert file.read() == (shards / SHARD).read_bytes()
     assert not unfinished.exists()
+
+
+@pytest.mark.parametrize("room", [0, 1.1, 9])
+def test_one_process_goes_on_with_the_shards_of_three(store, shards, tmp_path, room):
+    """It reads three at a time, without a cache, past one that is too small for them, and with one that holds all."""
+
+    def given(opened) -> list:
+        images = SimpleNamespace(source=opened, item=lambda stored, *seed: Item(Sample(None, 0, (stored.key, *seed))))
+        stream = TrainStream(images, Schedule(12, 4, 0, 1, seed=1), buffer=5)
+        stream.set_position(0, 3, Lanes(3, 1, 4))
+        return [item.sample.key for items in stream for item in items]
+
+    largest = max(path.stat().st_size for path in shards.glob("train-*.tar"))
+    store.faults["train-000001.tar"] = [503, "cut"]
+    how = {"cache": str(tmp_path), "cache_bytes": int(room * largest)} if room else {}
+    local = given(source(str(shards), "train"))
+    assert given(source(store.url, "train", **how)) == local
+    assert len({key for key, *_ in local}) == 36
 
 
 def test_a_full_disk_ends_in_a_line_and_leaves_nothing(store, shards, tmp_path, monkeypatch):

@@ -20,7 +20,6 @@ from conftest import (
     load,
     run,
     stop_at_update,
-    with_smallest_model,
 )
 from data.cache import plan_caches
 from data.sources import Opening, open_source
@@ -29,11 +28,6 @@ from data.sources.val_share import ValShare, choose
 from utils.errors import DataError
 
 SHARE = 0.25
-
-
-@pytest.fixture
-def write_config(write_config):
-    return with_smallest_model(write_config)
 
 
 @pytest.fixture

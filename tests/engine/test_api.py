@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 
-from conftest import config_writer, run, with_smallest_model
+from conftest import config_writer, run
 from engine import api
 from engine.observer import Observer
 from utils.errors import CheckpointError, ConfigError, UserError
@@ -38,7 +38,7 @@ def new_children(before):
 def trained(tmp_path_factory, digits):
     """Two trainings, one after the other in one process, and what the process was like before and afterwards."""
     folder = tmp_path_factory.mktemp("api")
-    cfg = with_smallest_model(config_writer(folder, digits))()
+    cfg = config_writer(folder, digits)()
     before, children = state_of_process(), multiprocessing.active_children()
     opts = {**ONE_EPOCH, "DETERMINISTIC": True, "DATA.NUM_WORKERS": 1}
     results = [api.train(cfg, {**opts, "TAG": tag}) for tag in ("first", "second")]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from conftest import ROOT, Stop, assert_same, load, run, stop_at_update, with_smallest_model
+from conftest import ROOT, Stop, assert_same, load, run, stop_at_update
 from engine.session import open_session
 from engine.training import batch_size
 from engine.training.batch_size import (
@@ -24,7 +24,7 @@ from utils.errors import ConfigError, ShortageError
 @pytest.fixture
 def config(write_config):
     """Of updates of 16 images, so that 16 and 8 images at a time are tried."""
-    write = with_smallest_model(write_config)
+    write = write_config
     return write(DATA={"BATCH_SIZE": "auto"}, TRAIN={"TOTAL_BATCH_SIZE": 16, "EPOCHS": 1, "WARMUP_EPOCHS": 0})
 
 

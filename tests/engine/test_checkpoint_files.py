@@ -272,7 +272,7 @@ def test_timm_s_own_conversion_of_another_size(tmp_path):
 
 
 def test_eval_says_what_it_took_and_measures_both(write_config, tmp_path, capsys):
-    config = write_config(EMA={"ENABLED": False})
+    config = write_config(EMA={"ENABLED": False}, MODEL={"FAT": {}})
     path = saved(
         {"model": prefixed("module."), "model_ema": AVERAGE.state_dict(), "args": argparse.Namespace(lr=1)},
         tmp_path / "deit.pth",

@@ -10,7 +10,7 @@ import yaml
 
 import engine.tasks.detection
 from coco_files import annotations_of, write_annotations, write_coco
-from conftest import ROOT, SMALLEST, Job, assert_same_run, error_of, kill_at_update, launch, load, rest, run
+from conftest import ROOT, SMALLEST_DENSE, Job, assert_same_run, error_of, kill_at_update, launch, load, rest, run
 from data.object_masks import encode_masks
 from engine.evaluation.average_precision import Detected, average_precision
 from engine.evaluation.detection_errors import errors_in
@@ -27,7 +27,7 @@ SMALL = {
     "DEVICE": "cpu",
     "PRINT_FREQ": 1,
     "DATA": {"DATASET": "coco", "IMG_SIZE": 64, "BATCH_SIZE": 2, "NUM_WORKERS": 0},
-    "MODEL": {"NAME": "fat_tiny", "HEAD": "retinanet", "DROP_PATH_RATE": 0.1, "FAT": dict(SMALLEST)},
+    "MODEL": {"NAME": "fat_tiny", "HEAD": "retinanet", "DROP_PATH_RATE": 0.1, "FAT": dict(SMALLEST_DENSE)},
     "DET": {"MAX_SIZE": 96},
     "TRAIN": {"EPOCHS": 2, "WARMUP_EPOCHS": 0, "WARMUP_UPDATES": 2, "BASE_LR": 0.05},
     "EMA": {"ENABLED": True, "DECAY": 0.9},
@@ -167,7 +167,7 @@ def test_masks_are_learned_and_measured(write, tmp_path, coco, few_regions):
 
 @pytest.mark.parametrize("head", ["retinanet", "mask_rcnn"])
 def test_a_batch_without_objects_has_finite_losses(head):
-    model = create_detector(head, "fat_tiny", 2, min_size=64, max_size=64, **SMALLEST).train()
+    model = create_detector(head, "fat_tiny", 2, min_size=64, max_size=64, **SMALLEST_DENSE).train()
     nothing = {
         "boxes": torch.zeros(0, 4),
         "labels": torch.zeros(0, dtype=torch.int64),
@@ -379,7 +379,10 @@ def test_a_timm_backbone_learns_too(write, capsys):
 
 
 def test_a_classification_checkpoint_is_the_backbone(write, write_config, tmp_path, capsys):
-    run("--cfg", write_config(MODEL={"FAT": dict(SMALLEST)}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}, TAG="classes"))
+    run(
+        "--cfg",
+        write_config(MODEL={"FAT": dict(SMALLEST_DENSE)}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}, TAG="classes"),
+    )
     weights = folder_of(tmp_path, "classes") / "best.pth"
     run("--cfg", write(TRAIN={"EPOCHS": 1, "WARMUP_UPDATES": 0}), "--pretrained", weights, "--check")
     text = capsys.readouterr().out

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import models
-from conftest import assert_same_run, error_of, launch, load, run, stop_at_update
+from conftest import SMALLEST, assert_same_run, error_of, launch, load, run, smallest_model, stop_at_update
 from data.batches import Examples
 from engine.checkpoints.file import interpret
 from engine.tasks import create_task
@@ -145,7 +145,7 @@ def test_the_deployed_form_has_one_head():
 
 def test_fine_tuning_a_distilled_fat_for_other_classes(write_config, tmp_path, capsys):
     torch.manual_seed(0)
-    other = timm.create_model("fat_tiny", num_classes=7, distilled=True)
+    other = smallest_model(num_classes=7, distilled=True)
     torch.save(other.state_dict(), tmp_path / "other.pth")
     run(
         "--cfg",
@@ -219,9 +219,9 @@ def distilling(write_config, teacher_file, **values):
 
 
 @pytest.mark.parametrize("values", [
-    {}, {"DISTILL": {"KIND": "hard"}, "MODEL": {"FAT": {"distilled": True}}},
+    {}, {"DISTILL": {"KIND": "hard"}, "MODEL": {"FAT": {**SMALLEST, "distilled": True}}},
     {"AMP": {"DTYPE": "bfloat16"}}, {"AUG": {"MIXUP": 0.0, "CUTMIX": 0.0, "SPLITS": 2}},
-    {"MODEL": {"TYPE": "timm", "NAME": "deit_tiny_distilled_patch16_224"}},
+    {"MODEL": {"TYPE": "timm", "NAME": "deit_tiny_distilled_patch16_224", "FAT": {}}},
 ])  # fmt: skip
 def test_runs_with_a_teacher(write_config, tmp_path, teacher_file, values):
     path = distilling(write_config, teacher_file, **values)
@@ -236,12 +236,12 @@ def test_runs_with_a_teacher(write_config, tmp_path, teacher_file, values):
 
 
 def test_the_student_comes_to_agree_with_the_teacher(write_config, tmp_path, digits, teacher_file):
-    """With alpha 1 the labels do not count: the run ends near the teacher, nearer than it began."""
+    """With alpha 1 the labels do not count: the run ends near the teacher, a model of its kind, nearer than it began."""
     from PIL import Image
     from timm.data import create_transform
 
     path = distilling(
-        write_config, teacher_file, DISTILL={"ALPHA": 1.0, "TAU": 1.0}, TRAIN={"EPOCHS": 6, "WARMUP_EPOCHS": 0, "WEIGHT_DECAY": 0.0},
+        write_config, teacher_file, DISTILL={"ALPHA": 1.0, "TAU": 1.0}, TRAIN={"EPOCHS": 6, "WARMUP_EPOCHS": 0, "WEIGHT_DECAY": 0.0}, MODEL={"FAT": {}},
         AUG={"MIXUP": 0.0, "CUTMIX": 0.0, "REPROB": 0.0, "AUTO_AUGMENT": "none"},
     )  # fmt: skip
     run("--cfg", path)
@@ -265,7 +265,7 @@ def test_the_student_comes_to_agree_with_the_teacher(write_config, tmp_path, dig
 def test_in_a_run_each_head_has_its_own_teacher(write_config, tmp_path, teacher_file):
     """With alpha 1 and no decay the head of the labels stays as it began: its biases are 0."""
     path = distilling(
-        write_config, teacher_file, DISTILL={"ALPHA": 1.0}, MODEL={"FAT": {"distilled": True}},
+        write_config, teacher_file, DISTILL={"ALPHA": 1.0}, MODEL={"FAT": {**SMALLEST, "distilled": True}},
         TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "WEIGHT_DECAY": 0.0},
     )  # fmt: skip
     run("--cfg", path)
@@ -278,7 +278,7 @@ def test_two_processes_learn_the_same_and_resume_to_the_same_bits(write_config, 
         write_config,
         teacher_file,
         DATA={"BATCH_SIZE": 4},
-        MODEL={"FAT": {"distilled": True}},
+        MODEL={"FAT": {**SMALLEST, "distilled": True}},
         TRAIN={"SAVE_EVERY_STEPS": 2},
     )
     launch(2, "--cfg", path, "--tag", "whole")

@@ -4,12 +4,11 @@ import json
 import shutil
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score
 
-from conftest import error_of, launch, rest, run
+from conftest import error_of, launch, rest, run, smallest_model
 from engine.evaluation.loop import summarize
 from near import rows_of, same_figures
 from utils.metrics import ACC1, ClassificationMetrics
@@ -19,7 +18,7 @@ from utils.metrics import ACC1, ClassificationMetrics
 def checkpoint(tmp_path_factory, digits):
     """Weights good enough that the accuracy is neither 0 nor 100 %, with an average that differs."""
     torch.manual_seed(0)
-    raw, ema = (timm.create_model("fat_tiny", num_classes=3) for _ in range(2))
+    raw, ema = (smallest_model(num_classes=3) for _ in range(2))
     path = tmp_path_factory.mktemp("weights") / "x.pth"
     torch.save({"model": raw.state_dict(), "ema": ema.state_dict(), "classes": ["0", "1", "2"]}, path)
     return path
@@ -75,7 +74,7 @@ def test_numbers_are_right(write_config, tmp_path, digits, checkpoint):
     )
     expected, labels = {}, {}
     for name, key in (("raw", "model"), ("ema", "ema")):
-        model = timm.create_model("fat_tiny", num_classes=3).eval()
+        model = smallest_model(num_classes=3).eval()
         model.load_state_dict(torch.load(checkpoint, weights_only=True)[key])
         correct = loss = 0
         labels[name] = [], []

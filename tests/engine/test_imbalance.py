@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
-from conftest import Stop, assert_same_run, run, stop_at_update, with_smallest_model
+from conftest import Stop, assert_same_run, run, stop_at_update
 from data.batches import Examples
 from engine.tasks import create_task
 from engine.tasks.criterion import create_criterion
@@ -84,11 +84,6 @@ def test_the_loss_is_the_written_one(mixed):
     assert loss(weights, adjustment).item() == pytest.approx(by_hand(logits, soft, weights, adjustment).item())
     assert loss(ones, none).item() == pytest.approx(loss().item())
     assert abs(loss(weights, None).item() - loss().item()) > 0.05
-
-
-@pytest.fixture
-def write_config(write_config):
-    return with_smallest_model(write_config)
 
 
 class Fixed(nn.Module):

@@ -55,7 +55,7 @@ def test_by_hand():
     """Scores 3, 2, 2, 1, of which the first and one of the equal ones are right: 1/2 * 1 + 1/2 * 2/3."""
     figures = label_figures(np.array([[0.3], [0.2], [0.2], [0.1]]), np.array([[1], [0], [1], [0]]))
     assert figures.average_precision[0] == pytest.approx(0.5 + 0.5 * 2 / 3)
-    assert figures.thresholds[0] == pytest.approx(0.15) and figures.f1[0] == pytest.approx(0.8)
+    assert figures.thresholds[0] == pytest.approx(0.15) and figures.scores.f1[0] == pytest.approx(0.8)
 
 
 def test_thresholds_have_the_largest_f1(drawn):
@@ -67,14 +67,14 @@ def test_thresholds_have_the_largest_f1(drawn):
             continue
         assert f1(threshold, scores, targets) == pytest.approx(max(f1(score, scores, targets) for score in scores))
         assert threshold not in scores  # a score that rounds otherwise on another machine stays on its side
-        assert figures.f1[label] == f1(threshold, scores, targets)
+        assert figures.scores.f1[label] == f1(threshold, scores, targets)
     given = label_figures(*drawn, np.full(6, 0.5))
     each = [counts_at(0.5, *(values[:, label] for values in drawn)) for label in range(6)]
     right, taken, positives = (sum(count[i] for count in each) for i in range(3))
     assert given.summary()["f1_micro"] == pytest.approx(200 * right / (taken + positives))
     macro = np.mean([2 * right / (taken + positives) for right, taken, positives in each if taken + positives])
     assert given.summary()["f1_macro"] == pytest.approx(100 * macro)
-    assert given.precision[0] == each[0][0] / each[0][1] and given.recall[0] == each[0][0] / each[0][2]
+    assert given.scores.precision[0] == each[0][0] / each[0][1] and given.scores.recall[0] == each[0][0] / each[0][2]
 
 
 def test_the_order_of_images_changes_no_bit(drawn):
@@ -105,7 +105,7 @@ def test_an_evaluator_chooses_or_takes_thresholds(drawn):
     expected = F.binary_cross_entropy_with_logits(logits.double(), torch.from_numpy(targets).double())
     assert figures["loss"] == pytest.approx(expected.item(), abs=1e-6) and figures["num_images"] == 150
     (section,) = evaluator.sections(list("abcdef"))
-    assert section["rows"][-1][:4] == ["d", "0", str(evaluator.figures.taken[3]), "\u2013"]
+    assert section["rows"][-1][:4] == ["d", "0", str(evaluator.figures.scores.predicted[3]), "\u2013"]
     columns, rows = evaluator.class_table(list("abcdef"))
     assert len(columns) == len(rows[0]) == len(section["rows"][0]) and rows[3][3] is None and rows[4][3] == 100.0
 

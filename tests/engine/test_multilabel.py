@@ -24,7 +24,6 @@ from conftest import (
     rest,
     run,
     stop_at_update,
-    with_smallest_model,
 )
 from data.batches import Examples
 from engine import api
@@ -57,7 +56,7 @@ def painted(tmp_path_factory):
 def config(painted, tmp_path_factory):
     """A function that writes the config of a run on them."""
     folder = tmp_path_factory.mktemp("runs")
-    write = with_smallest_model(config_writer(folder, painted))
+    write = config_writer(folder, painted)
     base = {"BASE": [str(ROOT / "configs/multilabel/base.yaml")], "PRINT_FREQ": 3}
     data = {"DATASET": "list", "DATA_PATH": str(painted / "labels.csv")}
     aug = {"AUTO_AUGMENT": "none", "COLOR_JITTER": 0.0}

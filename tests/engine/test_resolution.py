@@ -4,13 +4,12 @@ import json
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms
 
-from conftest import Stop, assert_same_run, error_of, launch, run, stop_at_update
+from conftest import Stop, assert_same_run, error_of, launch, run, smallest_model, stop_at_update
 from data.batches import Examples
 from data.dataset import ImageDataset, SeededIndex
 from data.samplers import TrainBatchSampler
@@ -119,7 +118,7 @@ def test_refused(write_config, values, parts):
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "x.pth"
-    torch.save({"model": timm.create_model("fat_tiny", num_classes=3).state_dict(), "classes": ["0", "1", "2"]}, path)
+    torch.save({"model": smallest_model(num_classes=3).state_dict(), "classes": ["0", "1", "2"]}, path)
     return path
 
 
@@ -158,7 +157,7 @@ def test_the_mean_of_probabilities_and_its_logarithm():
 
 def test_numbers_are_right(write_config, tmp_path, digits, checkpoint):
     """Against a loop of one image at a time: ten views of 40 px each."""
-    model = timm.create_model("fat_tiny", num_classes=3).eval()
+    model = smallest_model(num_classes=3).eval()
     model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
     views = transforms.Compose([transforms.Resize(50, transforms.InterpolationMode.BICUBIC), transforms.TenCrop(40)])
     finish = create_transform(
@@ -211,7 +210,7 @@ def test_training_evaluates_as_eval_does_and_changes_are_said(write_config, tmp_
 
 
 def test_speed_and_size_are_of_the_training_size(write_config, capsys):
-    path = write_config(TEST={"IMG_SIZE": 64, "CROPS": 5}, TRAIN={"IMG_SIZES": STEPS})
+    path = write_config(TEST={"IMG_SIZE": 64, "CROPS": 5}, TRAIN={"IMG_SIZES": STEPS}, MODEL={"FAT": {}})
     run("--cfg", path, "--throughput", "--batch-size", "2")
     run("--cfg", path, "--check")
     assert capsys.readouterr().out.count("parameters, 0.001 GMACs in convolutions") == 2

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from conftest import Stop, assert_same, history, launch, load, run, stop_at_update, with_smallest_model
+from conftest import Stop, assert_same, history, launch, load, run, stop_at_update
 from engine.checkpoints.progress import Length, Progress
 from engine.training import run_length
 from engine.training.optim import LearningRate, create_lr_scheduler
@@ -13,11 +13,6 @@ from engine.training.run_length import RunLength
 from utils.errors import ConfigError
 
 UPDATES = 7  # of an epoch
-
-
-@pytest.fixture
-def write_config(write_config):
-    return with_smallest_model(write_config)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from PIL import Image
 
 from conftest import (
     ROOT,
-    SMALLEST,
+    SMALLEST_DENSE,
     Job,
     assert_same,
     assert_same_run,
@@ -49,7 +49,7 @@ def write_config(tmp_path, shapes):
         config = {
             "BASE": str(BASE), "DEVICE": "cpu", "PRINT_FREQ": 1, "OUTPUT": str(tmp_path / "output"),
             "DATA": {"DATA_PATH": str(shapes), "IMG_SIZE": 64, "BATCH_SIZE": 4, "NUM_WORKERS": 0},
-            "MODEL": {"NAME": "fat_tiny", "FAT": dict(SMALLEST), "DROP_PATH_RATE": 0.1},
+            "MODEL": {"NAME": "fat_tiny", "FAT": dict(SMALLEST_DENSE), "DROP_PATH_RATE": 0.1},
             "TRAIN": {"EPOCHS": 2, "TOTAL_BATCH_SIZE": 4, "BASE_LR": 0.2},
             "EMA": {"ENABLED": True, "DECAY": 0.9},
             "SEG": {"CLASSES": str(shapes / "classes.txt"), "SCALE": [96, 64]},
@@ -144,7 +144,7 @@ def test_a_run_learns_reports_and_is_evaluated_again(write_config, folder, capsy
 
 @pytest.mark.parametrize("more", [{}, rest({"HEAD": "upernet"})])
 def test_a_segmentation_killed_within_an_epoch_goes_on_to_the_bit(write_config, tmp_path, more):
-    model = {"NAME": "fat_tiny", "FAT": dict(SMALLEST), "DROP_PATH_RATE": 0.1, **more}
+    model = {"NAME": "fat_tiny", "FAT": dict(SMALLEST_DENSE), "DROP_PATH_RATE": 0.1, **more}
     path = write_config(TRAIN={"EPOCHS": 2, "TOTAL_BATCH_SIZE": 4, "SAVE_EVERY_STEPS": 1}, MODEL=model)
     whole, killed = (tmp_path / "output/fat_tiny" / tag for tag in ("whole", "killed"))
     run("--cfg", path, "--tag", "whole")
@@ -188,7 +188,8 @@ def test_accumulation_amp_and_workers(write_config, folder):
 
 def test_upernet_logs_both_losses(write_config, folder):
     path = write_config(
-        MODEL={"NAME": "fat_tiny", "FAT": dict(SMALLEST), "HEAD": "upernet"}, TRAIN={"EPOCHS": 1, "TOTAL_BATCH_SIZE": 4}
+        MODEL={"NAME": "fat_tiny", "FAT": dict(SMALLEST_DENSE), "HEAD": "upernet"},
+        TRAIN={"EPOCHS": 1, "TOTAL_BATCH_SIZE": 4},
     )
     run("--cfg", path)
     lines = [record for record in history(folder) if record["kind"] == "train"]
@@ -206,8 +207,8 @@ def test_a_timm_backbone(write_config, tmp_path):
 def test_a_classification_checkpoint_starts_the_backbone(write_config, tmp_path, capsys):
     cfg = load_config(ROOT / "configs/fat_b0.yaml", [], {}, "train")
     cfg.defrost()
-    cfg.MODEL.NAME, cfg.MODEL.FAT.embed_dims = "fat_tiny", SMALLEST["embed_dims"]
-    cfg.MODEL.FAT.depths, cfg.MODEL.FAT.num_heads = SMALLEST["depths"], SMALLEST["num_heads"]
+    cfg.MODEL.NAME, cfg.MODEL.FAT.embed_dims = "fat_tiny", SMALLEST_DENSE["embed_dims"]
+    cfg.MODEL.FAT.depths, cfg.MODEL.FAT.num_heads = SMALLEST_DENSE["depths"], SMALLEST_DENSE["num_heads"]
     classifier = create_task(cfg).build_model(7)
     torch.save({"model": classifier.state_dict()}, tmp_path / "classifier.pth")
     seen = []

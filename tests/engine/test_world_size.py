@@ -10,9 +10,12 @@ from timm.layers import DropPath
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from data.batches import Examples
+from data.batches import Examples, Item
+from data.lanes import Lanes
+from data.sample import Sample
 from data.samplers import TrainBatchSampler
 from data.schedule import Schedule
+from data.stream import TrainStream
 from data.update_split import UpdateSplit
 from engine.checkpoints.progress import Progress, Window
 from engine.session import Session
@@ -95,15 +98,45 @@ def batches_of(rank: int, plan: BatchPlan, repeats: int = 1):
         yield Examples(torch.stack(images).double(), labels, [str(key.index) for key in keys])
 
 
+class Shards:
+    """Of images, the pixels of which are a function of their augmentation's seed, as above."""
+
+    shards = list("abcdef")
+    source = property(lambda self: self)
+
+    def read(self, shard: int):
+        yield from range(10 * shard, 10 * shard + 10)
+
+    def item(self, image: int, seed: int, size) -> Item:
+        pixels = torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(seed))
+        return Item(Sample(pixels, image % CLASSES, str(image)))
+
+
+def shard_batches(rank: int, plan: BatchPlan, first: int, lanes: Lanes):
+    """The same from update `first` on, of shards, in the order of these lanes."""
+    schedule = Schedule(plan.batches_per_epoch, plan.batch_size, rank, plan.world_size, SEED, split=plan.split)
+    stream = TrainStream(Shards(), schedule, buffer=10)
+    stream.set_position(1, first * plan.accumulation_steps, lanes)
+    for items in stream:
+        samples = [item.sample for item in items]
+        images = torch.stack([sample.image for sample in samples]).double()
+        yield Examples(images, torch.tensor([sample.target for sample in samples]), [sample.key for sample in samples])
+
+
 def learn(plan: BatchPlan, updates: int = 2, repeats: int = 1, groups: bool = True, **how) -> tuple[list, list]:
-    """The model's weights and the loss after some updates of all ranks, whose gradients are averaged as DDP does it."""
+    """The model's weights and the loss after some updates of all ranks."""
     model = network(how.pop("recomputes", False))
+    batches = [batches_of(rank, plan, repeats) for rank in range(plan.world_size)]
+    return go_on(model, plan, batches, range(updates), groups, **how)
+
+
+def go_on(model: nn.Module, plan: BatchPlan, batches, steps: range, groups: bool = True, **how) -> tuple[list, list]:
+    """The same from a model on, by each rank's micro-batches. Gradients are averaged as DDP does it."""
     if groups and plan.split and not plan.split.keeps_groups:
         draw_by_groups(model)
     trainers = [trainer_of(rank, plan, copy.deepcopy(model), task(**how)) for rank in range(plan.world_size)]
-    batches = [batches_of(rank, plan, repeats) for rank in range(plan.world_size)]
     losses = []
-    for step in range(updates):
+    for step in steps:
         windows = [Window(CPU, Progress(), Launch()) for _ in trainers]
         for trainer, own, window in zip(trainers, batches, windows):
             trainer.update(step, own, window)
@@ -137,6 +170,28 @@ def test_any_number_of_processes_makes_the_same_updates(how):
         assert_near(learn(plan_of(1, batch_size=more), **how), one)
     with pytest.raises(AssertionError):
         assert_near(learn(plan_of(4), **{**how, "groups": False}), one)
+
+
+@pytest.mark.parametrize("before, after", [(2, 1), (1, 2), (2, 3)])
+def test_an_epoch_of_shards_goes_on_to_the_same_losses(before, after):
+    """After the first of three updates of 16 images; as where nothing has changed, but for rounding."""
+    first, then = (plan_of(world_size, total=16) for world_size in (before, after))
+    lanes = Lanes(before, 1, 8, 16, 2, 8)
+
+    def updates(plan: BatchPlan, steps: range, weights, order: Lanes) -> tuple[list, list]:
+        model = network()
+        with torch.no_grad():
+            for parameter, value in zip(model.parameters(), weights, strict=True):
+                parameter.copy_(value)
+        batches = [shard_batches(rank, plan, steps.start, order) for rank in range(plan.world_size)]
+        return go_on(model, plan, batches, steps)
+
+    whole = updates(first, range(3), [*network().parameters()], lanes)
+    cut = updates(first, range(1), [*network().parameters()], lanes)
+    rest = updates(then, range(1, 3), cut[0], lanes)
+    assert_near((rest[0], cut[1] + rest[1]), whole)
+    with pytest.raises(AssertionError):
+        assert_near(updates(then, range(1, 3), cut[0], Lanes(after, 1, 8, 16, 2, 8)), (whole[0], whole[1][1:]))
 
 
 def test_one_process_makes_the_updates_that_it_made_without_a_total():

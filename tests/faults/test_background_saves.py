@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from conftest import config_writer, error_of, load, watch, with_smallest_model
+from conftest import config_writer, error_of, load, watch
 from engine.checkpoints.host_copy import copy_to_host
 from engine.checkpoints.store import LAST, PREVIOUS, Checkpointer
 from engine.training.optim import ResumableOptimizer
@@ -148,7 +148,7 @@ def test_a_file_that_cannot_be_written_ends_the_run_after_the_update(tmp_path, m
     steps = []
     monkeypatch.setattr(STORE_WRITES, full)
     watch(monkeypatch, before_update=written)
-    write_config = with_smallest_model(config_writer(tmp_path, tmp_path))
+    write_config = config_writer(tmp_path, tmp_path)
     images = {"DATASET": "synthetic", "SYNTHETIC_IMAGES": 64}
     path = write_config(TRAIN={"SAVE_EVERY_STEPS": 3, "EPOCHS": 1, "WARMUP_EPOCHS": 0}, DATA=images)
     error = error_of("--cfg", path)

@@ -21,7 +21,6 @@ from conftest import (
     run,
     stop_at_update,
     watch,
-    with_smallest_model,
 )
 from engine.checkpoints.file import interpret, open_checkpoint, read_checkpoint
 from engine.checkpoints.load import load_pretrained
@@ -31,16 +30,11 @@ from utils.files import atomic_write
 from utils.schema import DEFAULTS
 
 
-@pytest.fixture
-def write_config(write_config):
-    return with_smallest_model(write_config)
-
-
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory, digits):
     """A folder with `output/` in which a run of two epochs has ended."""
     folder = tmp_path_factory.mktemp("finished")
-    run("--cfg", with_smallest_model(config_writer(folder, digits))())
+    run("--cfg", config_writer(folder, digits)())
     return folder
 
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch.distributed as dist
 
-from conftest import ROOT, Job, free_port, watch, with_smallest_model
+from conftest import ROOT, Job, free_port, watch
 from utils.errors import ProcessError, ShortageError
 from utils.processes import backend_errors, interface
 from utils.processes.interface import gloo_interface
@@ -41,11 +41,6 @@ INFINIBAND = NCCL.format(
 )
 GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:144] no error handling, connect to [127.0.1.1]:41233 refused"
 TAKEN = "The server socket has failed to listen on any local network address. port: 12345, EADDRINUSE: address already in use"
-
-
-@pytest.fixture
-def write_config(write_config):
-    return with_smallest_model(write_config)
 
 
 @pytest.mark.parametrize("error, parts", [

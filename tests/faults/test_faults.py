@@ -34,9 +34,9 @@ from conftest import (
     run,
     stop_at_update,
     watch,
-    with_smallest_model,
 )
 from data.workers import Lines
+from engine.checkpoints.parts import read_with_parts
 from engine.checkpoints.progress import OpenWindow, Progress, Window
 from engine.checkpoints.store import Checkpointer
 from engine.evaluation.evaluators import ClassEvaluator
@@ -54,16 +54,11 @@ from utils.processes.members import when_started
 RUNS = "output/fat_tiny"
 
 
-@pytest.fixture
-def write_config(write_config):
-    return with_smallest_model(write_config)
-
-
 @pytest.fixture(scope="module")
 def three_epochs(tmp_path_factory, digits):
     """A config with three epochs of seven updates, saved after each; its runs: "whole", and "kept", cut off at update 10."""
     folder = tmp_path_factory.mktemp("three_epochs")
-    path = with_smallest_model(config_writer(folder, digits))(PRINT_FREQ=3, TRAIN={"EPOCHS": 3, "SAVE_EVERY_STEPS": 1})
+    path = config_writer(folder, digits)(PRINT_FREQ=3, TRAIN={"EPOCHS": 3, "SAVE_EVERY_STEPS": 1})
     run("--cfg", path, "--tag", "whole")
     cut(path, "cut", 10)
     (folder / RUNS / "cut").rename(folder / RUNS / "kept")
@@ -557,8 +552,13 @@ def test_not_finite_raise(write_config, tmp_path, monkeypatch, what, print_freq)
     ("raise", "value"), ("rollback", "gradient"), rest("raise", "gradient"), rest("rollback", "value"),
 ])  # fmt: skip
 def test_not_finite_on_one_process_ends_or_rolls_back_both(write_config, tmp_path, monkeypatch, policy, what):
+    shard = (
+        "optimizer" if policy == "rollback" else "none"
+    )  # whose state lies in parts then, empty before the first update
     path = write_config(
-        TRAIN={"EPOCHS": 2, "SAVE_EVERY_STEPS": 2, "NONFINITE": policy}, DATA={"BATCH_SIZE": 4}, PRINT_FREQ=3
+        TRAIN={"EPOCHS": 2, "SAVE_EVERY_STEPS": 2, "NONFINITE": policy, "SHARD": shard},
+        DATA={"BATCH_SIZE": 4},
+        PRINT_FREQ=3,
     )
     poison(monkeypatch, {(1, 4)}, what, rank=1)
     job = Job("--cfg", path, world_size=2)
@@ -716,10 +716,10 @@ def test_a_full_disk(cut_off, limit):
 
 
 def test_no_room_for_the_checkpoints_is_found_before_the_first_step(write_config, tmp_path, monkeypatch):
-    usage = type("Usage", (), {"free": 70 * 2**20})
+    usage = type("Usage", (), {"free": 2 * 2**20})
     monkeypatch.setattr("engine.training.preflight.shutil.disk_usage", lambda path: usage)
     error = error_of("--cfg", write_config(SAVE_FREQ=1, TRAIN={"EPOCHS": 20}))
-    assert error.status == 5 and "24 checkpoints of" in str(error) and "70 MiB are free" in str(error)
+    assert error.status == 5 and "24 checkpoints of" in str(error) and "2 MiB are free" in str(error)
     assert not (tmp_path / "output").exists()
 
 
@@ -917,8 +917,8 @@ def test_an_error_of_one_process_is_said_once(write_config, monkeypatch):
 
 
 def test_processes_whose_launcher_was_killed_save_and_end(write_config, tmp_path):
-    """The launcher's own processes: nobody else would end them, and they hold the run's folder."""
-    path = write_config(TRAIN={"EPOCHS": 400, "WARMUP_EPOCHS": 0}, DATA={"BATCH_SIZE": 4})
+    """The launcher's own processes: nobody else would end them, and they hold the run's folder. Each writes a part of the save."""
+    path = write_config(TRAIN={"EPOCHS": 400, "WARMUP_EPOCHS": 0, "SHARD": "optimizer"}, DATA={"BATCH_SIZE": 4})
     folder = tmp_path / RUNS / "default"
     launcher = torchrun(lambda: cli.run_and_leave(["--cfg", str(path)]), *on_this_machine(2))
     (agent,) = launcher.pids
@@ -931,7 +931,7 @@ def test_processes_whose_launcher_was_killed_save_and_end(write_config, tmp_path
     assert ranks and not any(os.path.exists(f"/proc/{pid}") for pid in ranks)
     assert "stopped by the launcher's end: saved at epoch" in (folder / "log.txt").read_text(), launcher.text()
     last = (folder / "log.txt").read_text().splitlines()[-1]
-    progress = load(folder / "last.pth")["progress"]
+    progress = read_with_parts(folder / "last.pth")["progress"]
     assert f"epoch {progress['epoch']}, update {progress['step']}" in last
 
 

@@ -12,11 +12,10 @@ import zlib
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 
-from conftest import Job, error_of, launch, load, rest, run
+from conftest import Job, error_of, launch, load, rest, run, smallest_model
 from data.decode import decode_image
 from data.sources import open_source
 from data.sources.folder import FolderSource
@@ -111,7 +110,7 @@ def test_a_left_out_image_is_replaced_by_another_one_never_by_grey(images):
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_evaluation_of_fewer_images_says_so(write_config, tmp_path, images, capfd, world_size):
-    torch.save(timm.create_model("fat_tiny", num_classes=3).state_dict(), tmp_path / "w.pth")
+    torch.save(smallest_model(num_classes=3).state_dict(), tmp_path / "w.pth")
     names = [victim(images, "val"), sorted((images / "val/2").iterdir())[0]]
     for name in names:
         corrupt(name, "truncated")
@@ -136,7 +135,7 @@ def test_evaluation_of_fewer_images_says_so(write_config, tmp_path, images, capf
 def test_a_set_without_one_readable_image(write_config, tmp_path, images):
     for path in (images / "val").rglob("*.png"):
         corrupt(path, "zero bytes")
-    torch.save(timm.create_model("fat_tiny", num_classes=3).state_dict(), tmp_path / "w.pth")
+    torch.save(smallest_model(num_classes=3).state_dict(), tmp_path / "w.pth")
     config = write_config(DATA={"DATA_PATH": str(images), "ON_ERROR": "skip"})
     error = error_of("--eval", "--pretrained", tmp_path / "w.pth", "--cfg", config)
     assert "none of the 29 images could be read" in str(error)
@@ -357,7 +356,7 @@ def sha256(path):
 
 def test_weights_by_url(write_config, https, tmp_path, capsys):
     address, folder = https
-    torch.save(timm.create_model("fat_tiny", num_classes=3).state_dict(), folder / "w.pth")
+    torch.save(smallest_model(num_classes=3).state_dict(), folder / "w.pth")
     checksum = sha256(folder / "w.pth")
     path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
     run("--cfg", path, "--pretrained", f"{address}/w.pth#sha256={checksum}")

@@ -9,7 +9,7 @@ import pytest
 
 import conftest
 import main as cli
-from conftest import Job, assert_same_run, launch, load, watch, with_smallest_model
+from conftest import Job, assert_same_run, launch, load, watch
 from hosts import hosts
 from launcher import torchrun
 from utils.signals import requested_stop
@@ -22,11 +22,6 @@ SHORT = {
     "DATA": {"BATCH_SIZE": 4},
     "RANK_TIMEOUT": 8,
 }
-
-
-@pytest.fixture
-def write_config(write_config):
-    return with_smallest_model(write_config)
 
 
 @pytest.fixture

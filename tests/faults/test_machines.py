@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from conftest import Job, with_smallest_model
+from conftest import Job
 from engine.tasks.classification import Classification
 from engine.training import slow_rank
 from engine.training.slow_rank import SPAN, SlowRank, Spent, describe_slowest
@@ -106,7 +106,7 @@ def test_two_processes_say_where_they_are_whose_clock_differs_and_who_is_slow(wr
     monkeypatch.setattr(slow_rank, "SPAN", 0.3)
     monkeypatch.setattr(members, "this_machine", lambda: f"the boot of rank {os.environ['RANK']}")
     monkeypatch.setattr(time, "time", lambda: clock() + 37 * (os.environ.get("RANK") == "1"))
-    path = with_smallest_model(write_config)(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
+    path = write_config(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
     job = Job("--cfg", path, world_size=2)
     assert job.wait() == [0, 0], job.text()
     host, text = re.escape(os.uname().nodename), job.text()

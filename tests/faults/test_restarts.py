@@ -14,7 +14,7 @@ import pytest
 import torch.distributed as dist
 
 import main as cli
-from conftest import Job, assert_same_run, free_port, launch, load, with_smallest_model
+from conftest import Job, assert_same_run, free_port, launch, load, rest
 from engine.observer import Observer
 from launcher import on_this_machine, torchrun
 from utils.errors import DataError
@@ -25,11 +25,6 @@ from utils.signals import requested_stop
 RUNS = Path("output/fat_tiny")
 # 7 updates an epoch
 SHORT = {"TRAIN": {"EPOCHS": 3, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 2}, "DATA": {"BATCH_SIZE": 4}}
-
-
-@pytest.fixture
-def write_config(write_config):
-    return with_smallest_model(write_config)
 
 
 def note(path: Path, *words) -> None:
@@ -219,9 +214,11 @@ def is_taken(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_nodes_come_and_go(write_config, tmp_path):
+@pytest.mark.parametrize("kind", ["files", rest("shards")])
+def test_nodes_come_and_go(write_config, tmp_path, digit_shards, kind):
     """One of two agents is killed with its process, within an epoch, and started again."""
-    settings = {**SHORT, "TRAIN": {**SHORT["TRAIN"], "TOTAL_BATCH_SIZE": 8}}
+    shards = {"DATASET": "wds", "DATA_PATH": str(digit_shards), "NUM_WORKERS": 1} if kind == "shards" else {}
+    settings = {"TRAIN": {**SHORT["TRAIN"], "TOTAL_BATCH_SIZE": 8}, "DATA": {**SHORT["DATA"], **shards}}
     nodes = Nodes(tmp_path, "--cfg", write_config(**settings))
     try:
         stays = nodes.start("stays")
@@ -248,3 +245,5 @@ def test_nodes_come_and_go(write_config, tmp_path):
     # What was lost with a process is done again, with the same images; no image is in two updates of an epoch.
     assert [len(updates[number]) for number in range(21)] == [8] * 21
     assert [len(set.union(*(updates[7 * epoch + step] for step in range(7)))) for epoch in range(3)] == [56] * 3
+    keeps = "epoch 1 keeps the order of the 2 x 1 loading processes that it began with"
+    assert (keeps in nodes.text()) == (kind == "shards"), nodes.text()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, load, with_smallest_model
+from conftest import ROOT, load
 from slurm_cluster import kill_node, slurm, slurmd
 
 SMALL = ["--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1"]
@@ -22,7 +22,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def path(write_config):
-    return with_smallest_model(write_config)(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 3, "WARMUP_EPOCHS": 0})
+    return write_config(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 3, "WARMUP_EPOCHS": 0})
 
 
 @pytest.mark.parametrize("status, restarts, back", [
@@ -120,7 +120,7 @@ def test_submitit_puts_a_job_back_into_the_queue(cluster, path, tmp_path):
 def test_a_job_whose_time_is_up_saves_and_is_put_back_into_the_queue(cluster, write_config, tmp_path):
     """A minute, the shortest time that Slurm knows; it sends the signal when it looks at its jobs, each half a minute."""
     settings = dict(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 60, "WARMUP_EPOCHS": 0})
-    path = with_smallest_model(write_config)(**settings)
+    path = write_config(**settings)
     flags = ["--time=1", "--signal=USR1@25", "scripts/slurm/train.sbatch", "--cfg", path, "--tag", "job"]
     job = Submitted(cluster, tmp_path / "log", *flags)
     job.until(lambda: job.text().count("resumed from") == 1)
@@ -133,7 +133,7 @@ def test_a_job_whose_time_is_up_saves_and_is_put_back_into_the_queue(cluster, wr
 @pytest.mark.only_all
 def test_a_job_whose_node_is_lost_goes_on_when_it_is_back(cluster, write_config, tmp_path):
     train = {"EPOCHS": 8, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 2}
-    path = with_smallest_model(write_config)(DATA={"BATCH_SIZE": 4}, TRAIN=train)
+    path = write_config(DATA={"BATCH_SIZE": 4}, TRAIN=train)
     job = Submitted(cluster, tmp_path / "log", "scripts/slurm/train.sbatch", "--cfg", path, "--tag", "job")
     job.until(lambda: "epoch 0 [4/" in job.text())
     kill_node(cluster, 1)

@@ -16,8 +16,7 @@ import torch
 
 import command_line
 import predict
-import prepare_data
-from conftest import ROOT, Job, config_writer, error_of, load, run, with_smallest_model
+from conftest import ROOT, Job, config_writer, error_of, load, run
 from data.batches import Finish
 from data.dataset import ImageDataset
 from data.loader import EvalLoader, Loading
@@ -32,16 +31,11 @@ from utils.schema import DEFAULTS
 WORKERS = {"NUM_WORKERS": 2, "TIMEOUT": 2.0}
 
 
-@pytest.fixture
-def write_config(write_config):
-    return with_smallest_model(write_config)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, digits) -> Path:
     """Of a run of one epoch."""
     folder = tmp_path_factory.mktemp("trained")
-    write = with_smallest_model(config_writer(folder, digits))
+    write = config_writer(folder, digits)
     run("--cfg", write(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}))
     return folder / "output/fat_tiny/default/last.pth"
 
@@ -121,15 +115,10 @@ def test_the_other_process_ends_with_the_one_that_waits(write_config, tmp_path, 
 
 
 @pytest.fixture
-def shards(digits, tmp_path) -> Path:
+def shards(digit_shards, tmp_path) -> Path:
     """The digits as shards; beside them a pipe into which nobody writes."""
     folder = tmp_path / "shards"
-    assert (
-        prepare_data.main(
-            ["shards", str(digits), "--output", str(folder), "--images-per-shard", "15", "--workers", "0"]
-        )
-        == 0
-    )
+    shutil.copytree(digit_shards, folder)
     os.mkfifo(folder / "fifo")
     return folder
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from conftest import Job, free_port, run_processes, with_smallest_model
+from conftest import Job, free_port, run_processes
 from data.sources.folder import FolderSource
 from engine.evaluation.evaluators import ClassEvaluator
 from engine.tasks.classification import Classification
@@ -21,12 +21,6 @@ from utils.processes.peers import Peers
 from utils.processes.place import Place
 from utils.processes.silence import NO_PROGRESS, Progress
 from utils.processes.watch import Sign, Watch
-
-
-@pytest.fixture
-def write_config(write_config):
-    return with_smallest_model(write_config)
-
 
 # One that hangs
 

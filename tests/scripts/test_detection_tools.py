@@ -13,7 +13,7 @@ import export
 import make_detection_data
 import predict
 from coco_files import write_coco
-from conftest import ROOT, SMALLEST, run
+from conftest import ROOT, SMALLEST_DENSE, run
 from data.sources.coco import CocoSource
 from engine.tasks import create_task
 from utils.config import load_config, to_dict
@@ -63,7 +63,7 @@ def test_a_detector_is_compared_with_what_has_not_learned(tmp_path, capsys):
     config = {
         "BASE": str(ROOT / "configs/detection/base.yaml"), "DEVICE": "cpu",
         "OUTPUT": str(tmp_path), "DATA": {"DATA_PATH": str(coco), "TRAIN_SPLIT": "train", "VAL_SPLIT": "val", "IMG_SIZE": 64, "BATCH_SIZE": 2,
-        "NUM_WORKERS": 0}, "MODEL": {"NAME": "fat_tiny", "FAT": dict(SMALLEST)},
+        "NUM_WORKERS": 0}, "MODEL": {"NAME": "fat_tiny", "FAT": dict(SMALLEST_DENSE)},
         "TRAIN": {"EPOCHS": 1, "WARMUP_UPDATES": 0, "TOTAL_BATCH_SIZE": 2},
     }  # fmt: skip
     path = tmp_path / "small.yaml"

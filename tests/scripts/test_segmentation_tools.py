@@ -9,7 +9,7 @@ import compare_segmentation
 import export
 import make_segmentation_data
 import predict
-from conftest import ROOT, SMALLEST, run
+from conftest import ROOT, SMALLEST_DENSE, run
 from masked_images import write_masked_images
 from parts.quickstart.stamps import PACKAGE, Stamp
 from utils.errors import ConfigError, UserError
@@ -23,7 +23,7 @@ def trained(tmp_path_factory):
     config = {
         "BASE": str(ROOT / "configs/segmentation/base.yaml"), "DEVICE": "cpu", "OUTPUT": str(folder / "output"),
         "DATA": {"DATA_PATH": str(root), "IMG_SIZE": 64, "BATCH_SIZE": 4, "NUM_WORKERS": 0},
-        "MODEL": {"NAME": "fat_tiny", "FAT": dict(SMALLEST)},
+        "MODEL": {"NAME": "fat_tiny", "FAT": dict(SMALLEST_DENSE)},
         "TRAIN": {"EPOCHS": 8, "TOTAL_BATCH_SIZE": 4, "BASE_LR": 0.3},
         "SEG": {"CLASSES": str(root / "classes.txt"), "SCALE": [96, 64], "PHOTOMETRIC": False},
     }  # fmt: skip

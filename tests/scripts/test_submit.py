@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, load, rest, run_program, with_smallest_model
+from conftest import ROOT, load, rest, run_program
 
 pytest.importorskip("submitit", reason="needs submitit (tests/requirements.txt)")
 
 
 @pytest.fixture
 def path(write_config):
-    return with_smallest_model(write_config)(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 3, "WARMUP_EPOCHS": 0})
+    return write_config(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 3, "WARMUP_EPOCHS": 0})
 
 
 def children(pid: int) -> list[int]:

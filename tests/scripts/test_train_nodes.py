@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, Job, with_smallest_model
+from conftest import ROOT, Job
 from hosts import hosts
 
 SCRIPT = "scripts/train_nodes.sh"
@@ -53,7 +53,7 @@ def test_a_rendezvous_that_does_not_answer_is_named():
 @pytest.mark.only_all
 @pytest.mark.parametrize("nodes", ["2", "1:2"])
 def test_two_hosts_train(write_config, nodes):
-    path = with_smallest_model(write_config)(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
+    path = write_config(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
     with hosts(2) as there:
         second = on(there, "node2", path, 2, nodes, "node1:29500", "--tag", "nodes")  # before the first one: it waits
         first = on(there, "node1", path, 2, nodes, "node1:29500", "--tag", "nodes")

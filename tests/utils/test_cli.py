@@ -7,11 +7,10 @@ import sys
 
 import cv2
 import pytest
-import timm
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import ROOT, error_of, rest, run, run_program
+from conftest import ROOT, error_of, rest, run, run_program, smallest_model
 from utils.device import select_device
 from utils.errors import ConfigError
 from utils.metrics import MACRO
@@ -124,7 +123,7 @@ def test_logs(write_config, tmp_path, capsys):
     out = capsys.readouterr().out
     text = (folder / "log.txt").read_text()
     assert "\x1b[" not in text and "cpu | 1 process | float32 | global batch 1 x 8 x 1 accumulated = 8 | lr" in text
-    parameters = sum(value.numel() for value in timm.create_model("fat_tiny", num_classes=3).parameters())
+    parameters = sum(value.numel() for value in smallest_model(num_classes=3).parameters())
     assert f"{parameters:,} parameters" in text and "GMACs in convolutions" in text and "finished: best" in out
 
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

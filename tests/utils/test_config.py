@@ -196,7 +196,7 @@ def test_unknown_names_get_the_nearest(write_config):
     from conftest import error_of
 
     for values, part in [
-        (dict(MODEL={"NAME": "fat_b9"}), "fat_b"),
+        (dict(MODEL={"NAME": "fat_b9", "FAT": {}}), "fat_b"),
         (dict(MODEL={"TYPE": "timm", "NAME": "resnet_18"}), "'resnet18'"),
         (dict(TRAIN={"OPTIMIZER": {"NAME": "adamm"}}), "did you mean 'adam"),
         (dict(DATA={"DATASET": "imagnet"}), "'imagenet'"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ROOT, Job, free_port, with_smallest_model
+from conftest import ROOT, Job, free_port
 from slurm_cluster import CLEAN, slurm
 from utils.device import select_device
 from utils.errors import ConfigError
@@ -34,11 +34,6 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_MCA_ess_base_jobid": "602865665", "PMIX_RANK": "3",
 }  # fmt: skip
 MPICH = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
-
-
-@pytest.fixture
-def write_config(write_config):
-    return with_smallest_model(write_config)
 
 
 @pytest.mark.parametrize("environ, launch", [

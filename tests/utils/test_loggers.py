@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 
-from conftest import Job, Stop, error_of, run, stop_at_update, watch, with_smallest_model
+from conftest import Job, Stop, error_of, run, stop_at_update, watch
 from utils.errors import ConfigError, OutputError
 from utils.loggers import wandb_run
 from utils.loggers.csv_files import row_of
@@ -20,11 +20,6 @@ from utils.run_log import RunLog
 
 needs_wandb = pytest.mark.skipif(not importlib.util.find_spec("wandb"), reason="wandb is not installed")
 QUICK = {"DATA": {"BATCH_SIZE": 8}, "EMA": {"ENABLED": False}}
-
-
-@pytest.fixture
-def write_config(write_config):
-    return with_smallest_model(write_config)
 
 
 def rows(path):

@@ -86,6 +86,13 @@ class Peers:
         """Waits for all processes."""
         self.exchange.meet()
 
+    def exchange_beside(self) -> Exchange:
+        """An exchange for a thread beside the training, over connections of its own. All processes call this."""
+        exchange = Exchange(self.launch, Place())
+        if self.exchange.group is not None:
+            exchange.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        return exchange
+
     def at(self, doing: str, may_last: bool = False) -> None:
         """Says what this process does from now on, for the others to see who is behind; see `Place`."""
         self.place.mark(doing, may_last)

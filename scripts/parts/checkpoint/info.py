@@ -8,6 +8,7 @@ from typing import Any, Mapping
 
 import torch
 
+from engine.checkpoints.parts import folder_of
 from engine.evaluation.sets.tables import is_imagenet
 from utils.errors import printable
 from utils.files import sha256_of
@@ -91,6 +92,9 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         facts["progress"] = {"epochs": progress.epoch, "step": progress.step, "updates": progress.updates}
         if progress.best:
             facts["best"] = dict(progress.best)
+    if folder := folder_of(checkpoint.content):
+        facts["optimizer_folder"] = folder
+        facts["optimizer_is_there"] = (path.parent / folder).is_dir()
     if isinstance(origin := checkpoint.content.get(ORIGIN), dict):
         facts[ORIGIN] = origin
     return facts
@@ -179,7 +183,15 @@ def as_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     parts = facts["parts"].items() if len(facts["parts"]) < 12 else []  # a plain state dict's are its tensors
     if parts:
         lines.append(("sizes", ", ".join(f"{name} {megabytes(size)}" for name, size in parts if size > 5000)))
-    return lines + lines_of_origin(facts.get(ORIGIN))
+    return lines + lines_of_parts(facts) + lines_of_origin(facts.get(ORIGIN))
+
+
+def lines_of_parts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where the optimizer's state lies that is not in the file; nothing where it is, or there is none."""
+    if "optimizer_folder" not in facts:
+        return []
+    missing = "" if facts["optimizer_is_there"] else ", which is missing"
+    return [("optimizer", f"its state lies in {facts['optimizer_folder']}{missing}")]
 
 
 def lines_of_origin(origin: Any) -> list[tuple[str, str]]:
