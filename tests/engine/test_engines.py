@@ -198,3 +198,28 @@ def test_threads_are_torch_s():
     for count in range(1, 9):
         engine.request((count, 3, 4, 4))
     assert list(engine.requests) == [(count, 3, 4, 4) for count in range(5, 9)]
+
+
+def test_with_avx2_only_openvino_has_other_kernels_and_parts(monkeypatch):
+    """The values are the same. Grouped convolutions, which have no such kernel, keep OpenVINO's choice."""
+    require("openvino")
+    engines = importlib.import_module("engine.inference.engines.openvino_engine")
+    depthwise, grouped = torch.nn.Conv2d(16, 16, 5, padding=2, groups=16), torch.nn.Conv2d(16, 16, 3, groups=2)
+    model = torch.nn.Sequential(torch.nn.Conv2d(16, 16, 1), depthwise, grouped).eval()
+    source = engines.to_openvino(trace(model, 8, in_chans=16))
+    images = torch.randn(4 * torch.get_num_threads() + 1, 16, 8, 8)
+    kernels, shapes = {}, {}
+    for avx2_only in (False, True):
+        monkeypatch.setattr(engines, "has_avx2_only", lambda: avx2_only)
+        opened = OpenVinoEngine(source)
+        with torch.inference_mode():
+            assert torch.allclose(opened(images), model(images), atol=1e-5)
+        shapes[avx2_only] = [shape[0] for shape in opened.requests]
+        compiled = opened.request(tuple(images.shape)).get_compiled_model().get_runtime_model()
+        infos = [layer.get_rt_info() for layer in compiled.get_ordered_ops()]
+        kernels[avx2_only] = [i["primitiveType"].value for i in infos if i["layerType"].value == "Convolution"]
+    assert shapes == {False: [len(images)], True: [len(images) - 1, 1]}
+    expected = {"AVX2": "jit_avx2_dw_f32", "AVX512": "brgconv_avx512_dw_f32"}  # of others nothing is known
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability in expected:
+        assert kernels[True] == [kernels[False][0], expected[capability], kernels[False][2]]

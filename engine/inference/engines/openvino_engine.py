@@ -1,7 +1,9 @@
 """OpenVINO, on this machine's CPU."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Union
+from xml.etree import ElementTree
 
 import torch
 from torch.export import ExportedProgram
@@ -15,6 +17,10 @@ from .tracing import ConversionError, first_line
 # Our names of number formats, and OpenVINO's hint for each. Without the hint it takes bfloat16 wherever the processor has it.
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 KEPT = 4  # forms for a shape of images: a full batch, a last one, and the same of another set
+# On processors with AVX2 and no AVX-512, as measured in docs/performance.md:
+IMAGES_PER_THREAD = 4  # at a time, whose maps stay in the caches
+# Instead of brgconv_avx2_dw, which reads a map again for each weight. The first is for one that has AVX-512 after all.
+DEPTHWISE_KERNELS = "cpu:brgconv_avx512_dw,cpu:jit_avx2_dw"
 
 
 def to_openvino(program: ExportedProgram) -> Any:
@@ -35,6 +41,32 @@ def to_openvino(program: ExportedProgram) -> Any:
     return model
 
 
+def has_avx2_only() -> bool:
+    """Whether the processor has AVX2 and no AVX-512, or torch was told so (ATEN_CPU_CAPABILITY)."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
+def with_depthwise_kernels(core: Any, model: Any) -> Any:
+    """The model with `DEPTHWISE_KERNELS` as the first choices of its depthwise convolutions; the function is the same.
+
+    OpenVINO reads such choices from a model's file only.
+    """
+    import openvino
+
+    layers = [layer for layer in model.get_ops() if layer.get_type_name() == "GroupConvolution"]
+    # of weights (groups, out, in, height, width)
+    depthwise = {layer.get_friendly_name() for layer in layers if list(layer.input(1).get_shape())[1:3] == [1, 1]}
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "model.xml"
+        openvino.save_model(model, str(file), compress_to_fp16=False)
+        tree = ElementTree.parse(file)
+        for layer in tree.iter("layer"):
+            if layer.get("name") in depthwise:
+                layer.find("data").set("PrimitivesPriority", DEPTHWISE_KERNELS)
+        tree.write(file)
+        return core.read_model(str(file))
+
+
 def require_native(precision: str) -> None:
     """Raises ConfigError: the package is missing, or this processor has no such number format and OpenVINO emulates it."""
     with importing("openvino"):
@@ -47,6 +79,7 @@ class OpenVinoEngine(InferenceEngine):
     """See `InferenceEngine`. It has as many threads as torch.
 
     OpenVINO compiles once for each shape of images, or once for all, which was seen to take 1.3 to 1.5 times as long for a batch.
+    On a processor with AVX2 and no AVX-512, a compiled shape also has other depthwise kernels and a batch is computed in parts.
 
     Args:
         model: an `openvino.Model`, or the .xml file of one.
@@ -75,12 +108,19 @@ class OpenVinoEngine(InferenceEngine):
             self.source = self.core.read_model(str(model)) if isinstance(model, Path) else model
         except Exception as error:  # OpenVINO's own kinds
             raise ConversionError(f"OpenVINO cannot read it ({first_line(error)})") from error
+        self.images_at_a_time = 0  # 0: all
+        if by_shape and has_avx2_only():
+            self.source = with_depthwise_kernels(self.core, self.source)
+            self.images_at_a_time = IMAGES_PER_THREAD * torch.get_num_threads()
         self.requests: dict[tuple[int, ...], Any] = {}  # by shape of images; () for all
         if not by_shape:
             self.request(())
         self.eval()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.infer(part) for part in images.split(self.images_at_a_time or len(images))])
+
+    def infer(self, images: torch.Tensor) -> torch.Tensor:
         request = self.request(tuple(images.shape) if self.by_shape else ())
         return torch.from_numpy(request.infer({0: images.contiguous().numpy()})[0])
 
