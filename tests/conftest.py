@@ -61,6 +61,13 @@ SMALL = {
 }
 
 
+@pytest.fixture(autouse=True)
+def short_measurements(monkeypatch):
+    """--throughput times the fewest batches, not seconds of them; in forked processes too."""
+    for part in ("WARMUP", "MEASURED"):
+        monkeypatch.setattr(f"engine.commands.throughput.{part}_SECONDS", 0)
+
+
 # Files whose tests share nothing that takes long to make: each test may run in another process. A file that is not named
 # here stays together, so that what its tests share is made once.
 SPREAD = {"test_checkpoint", "test_cli", "test_engine", "test_faults", "test_hostile", "test_loggers", "test_waits"}
@@ -207,6 +214,12 @@ def config_writer(folder: Path, digits: Path):
 def smallest_model(**settings) -> torch.nn.Module:
     """The model of `SMALL`, with other arguments, such as num_classes."""
     return timm.create_model("fat_tiny", **{**SMALLEST, **settings})
+
+
+def let_fat_tiny_be(monkeypatch, settings: dict) -> None:
+    """`fat_tiny` is another FAT until the test ends, in forked processes too: for programs that take a model by its name alone."""
+    entrypoints = timm.models._registry._model_entrypoints
+    monkeypatch.setitem(entrypoints, "fat_tiny", functools.partial(entrypoints["fat_tiny"], **settings))
 
 
 # A FAT of one block, for what takes long for each, as a compiler does: the config's section MODEL.

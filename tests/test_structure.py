@@ -5,9 +5,7 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -109,8 +107,8 @@ def test_ruff_finds_nothing(arguments):
 
 def test_mypy_finds_nothing():
     """In what pyproject.toml names, keeping_to.py too; what it has read is kept from one run of the tests to the next."""
-    kept = Path(tempfile.gettempdir()) / f"mypy_of_fat_{os.getuid()}"
-    for cache in (kept, os.devnull):  # what it kept can be wrong of classes that have changed: then it reads all anew
+    # what it kept can be wrong of classes that have changed: then it reads all anew
+    for cache in (ROOT / ".mypy_cache", os.devnull):
         command = [sys.executable, "-m", "mypy", "--cache-dir", str(cache)]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if ended.returncode == 0:

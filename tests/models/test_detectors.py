@@ -42,7 +42,15 @@ def detector(request):
     torch.manual_seed(0)
     model = create_detector(request.param, "fat_tiny", 3, min_size=96, max_size=128, drop_path_rate=0.1)
     model.name = request.param
+    if model.name == "mask_rcnn":
+        take_fewer_regions(model)
     return model
+
+
+def take_fewer_regions(model):
+    """For less time."""
+    model.roi_heads.fg_bg_sampler.batch_size_per_image = 32
+    model.rpn._post_nms_top_n = {"training": 100, "testing": 100}
 
 
 def test_every_parameter_learns(detector):
@@ -139,9 +147,8 @@ def test_a_scene_is_learned(name):
     """What is only right if boxes, classes and masks go in and come out alike, in px of an image that is resized between."""
     torch.manual_seed(0)
     model = create_detector(name, "fat_tiny", 3, min_size=64, max_size=96).train()
-    if name == "mask_rcnn":  # fewer regions, for less time
-        model.roi_heads.fg_bg_sampler.batch_size_per_image = 32
-        model.rpn._post_nms_top_n = {"training": 100, "testing": 100}
+    if name == "mask_rcnn":
+        take_fewer_regions(model)
     images, targets = scene()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     for _ in range(40):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from conftest import smallest_model
 from engine.evaluation.loop import fill_up
 from models.layers import DepthwiseConv2d, LayerNorm
 from models.layers.depthwise import DepthwiseConvolution
@@ -178,7 +179,7 @@ def test_no_graph_breaks():
     import models
 
     images = torch.randn(2, 3, 64, 64)
-    model = timm.create_model("fat_tiny", drop_path_rate=0.1)
+    model = smallest_model(drop_path_rate=0.1)
     for form in (model.train(), model.eval(), models.fuse(model.eval())):
         torch._dynamo.reset()
         explained = torch._dynamo.explain(form)(images)

@@ -13,7 +13,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import models
-from conftest import error_of, run
+from conftest import SMALLEST, error_of, run
 from known_weights import difference, realistic
 from models.fuse import FusedConv2d, is_native_on_cpu
 from models.layers import DOWNSAMPLINGS, FFNS, INTERACTIONS
@@ -149,7 +149,7 @@ def test_changed_weights_are_used():
 
 def test_synchronised_norms_and_what_is_done_with_it_later():
     """As on several GPUs; the model itself is not kept alive; empty batches; exporting after a call."""
-    model, images = realistic(), torch.randn(2, 3, 64, 64)
+    model, images = realistic(**SMALLEST), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         logits = model(images)
     fused = models.fuse(convert_sync_batchnorm(model))

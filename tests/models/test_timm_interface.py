@@ -8,6 +8,7 @@ from timm.models._manipulate import group_parameters
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import models  # noqa: F401 (registers them)
+from conftest import smallest_model
 
 SIZES = ["fat_tiny", "fat_b0", "fat_b3"]
 FORMS = [
@@ -92,7 +93,7 @@ def test_groups_of_parameters():
 def test_torchscript(settings):
     """In both modes; a file of it has the same logits, too."""
     torch.manual_seed(0)
-    model, images = timm.create_model("fat_tiny", num_classes=5, **settings).eval(), torch.randn(2, 3, 64, 47)
+    model, images = smallest_model(num_classes=5, **settings).eval(), torch.randn(2, 3, 64, 47)
     scripted = torch.jit.script(model)
     with torch.no_grad():
         assert near(scripted(images), model(images))
@@ -124,7 +125,7 @@ def traced(model):
 @pytest.mark.parametrize("settings", FORMS, ids=str)
 @pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:NOTE. The nodes")
 def test_fx_and_torchscript_after_it(settings):
-    model, images = timm.create_model("fat_tiny", num_classes=5, **settings).eval(), torch.randn(2, 3, 64, 64)
+    model, images = smallest_model(num_classes=5, **settings).eval(), torch.randn(2, 3, 64, 64)
     graph = traced(model)
     with torch.no_grad():
         expected = model(images)

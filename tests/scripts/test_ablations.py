@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from torch import nn
 
 import models
-from conftest import ROOT, error_of, load, rest, run
+from conftest import ROOT, SMALLEST, error_of, load, rest, run
 from engine.tasks import create_task
 from known_weights import draw_norm
 from models.layers import DOWNSAMPLINGS, FASA, ConvFFN, FATBlock
@@ -383,7 +383,7 @@ ONE_OF_EACH_KIND = [{"downsampling": "avg_pool_strided_conv"}, {"cpe": False}, {
 def test_each_trains_and_is_evaluated(write_config, tmp_path, capsys, settings):
     """One update with all that changes a step's form; then both forms of the model that was saved."""
     path = write_config(
-        MODEL={"NAME": "fat_tiny", "FAT": settings},
+        MODEL={"NAME": "fat_tiny", "FAT": {**SMALLEST, **settings}},
         DATA={"DATASET": "synthetic", "SYNTHETIC_IMAGES": 8, "DATA_PATH": ""},
         TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0, "CHANNELS_LAST": True, "USE_CHECKPOINT": True},
     )
@@ -416,7 +416,7 @@ def test_a_checkpoint_of_before_these_keys(write_config, tmp_path, capsys):
     run("--cfg", path, "--eval", "--resume", last, "--opts", "MODEL.FAT.self_modulation", "False")
     assert "since training MODEL.FAT.self_modulation changed from None to False" in capsys.readouterr().out
     message = str(error_of("--cfg", path, "--eval", "--resume", last, "--opts", "MODEL.FAT.cpe", "False"))
-    assert "layers.0.blocks.0.cpe.weight (16, 1, 3, 3) is not in the model; check MODEL.NAME, MODEL.FAT, " in message
+    assert "layers.0.blocks.0.cpe.weight (8, 1, 3, 3) is not in the model; check MODEL.NAME, MODEL.FAT, " in message
     run("--cfg", path, "--opts", "TRAIN.EPOCHS", 2)
     output = capsys.readouterr().out
     assert "resumed from" in output and "MODEL.FAT" not in output

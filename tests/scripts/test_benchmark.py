@@ -10,15 +10,17 @@ import torch
 from matplotlib.axes import Axes
 
 import benchmark
+from conftest import ONE_STAGE, SMALLEST, let_fat_tiny_be
 from parts.benchmark import speed_report, turns
 from parts.benchmark.candidates import Candidate, inference_candidates
 from utils.errors import ConfigError
 
 
 def test_every_form_has_a_figure(tmp_path, monkeypatch):
+    let_fat_tiny_be(monkeypatch, SMALLEST)
     monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: False)
     benchmark.main(
-        ["--models", "fat_tiny", "--peers", "test_vit", "--rounds", "2", "--seconds", "0.01", "--img-size", "160", "--threads", "1",
+        ["--models", "fat_tiny", "--peers", "test_efficientnet", "--rounds", "2", "--seconds", "0.001", "--img-size", "96", "--threads", "1",
          "--batch-sizes", "1", "2", "--train-batch-sizes", "4", "--precisions", "float32", "--compile-mode", "", "--device", "cpu",
          "--output", str(tmp_path / "new" / "figures")]
     )  # fmt: skip
@@ -32,7 +34,7 @@ def test_every_form_has_a_figure(tmp_path, monkeypatch):
     assert list(train) == ["plain", "eager NCHW", "eager NHWC", "activation checkpointing"]
     memory = {form: float(row["memory_mib"]) for form, row in train.items()}
     assert memory["activation checkpointing"] < 0.65 * memory["plain"] and memory["eager NHWC"] <= memory["plain"]
-    assert {row["model"] for row in rows if "peers" in row["task"]} == {"fat_tiny", "test_vit"}
+    assert {row["model"] for row in rows if "peers" in row["task"]} == {"fat_tiny", "test_efficientnet"}
     for row in rows:
         low, middle, high = (float(row[key]) for key in ("lower_quartile", "images_per_second", "upper_quartile"))
         assert 0 < low <= middle <= high < math.inf
@@ -77,7 +79,8 @@ def test_a_gpu_s_candidates_have_their_own_memory_and_their_first_call(monkeypat
 
 
 @pytest.mark.own_process
-def test_other_engines_take_turns_with_torch(tmp_path):
+def test_other_engines_take_turns_with_torch(monkeypatch):
+    let_fat_tiny_be(monkeypatch, ONE_STAGE["FAT"])
     for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(package)
     candidates = list(

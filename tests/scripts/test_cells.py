@@ -6,14 +6,13 @@ import json
 import shutil
 
 import pytest
-import timm
 import torch
 import yaml
 from PIL import Image
 from timm.data import ImageNetInfo
 
 import reproduce
-from conftest import ROOT, Stop, error_of, run, stop_at_update
+from conftest import ROOT, SMALLEST, Stop, error_of, run, smallest_model, stop_at_update
 from parts.reproduce import cells, results
 from parts.reproduce import target_ablations as ablations
 from parts.reproduce import target_classification as classification
@@ -33,7 +32,7 @@ def thousand(tmp_path_factory):
     config = {
         "REPRODUCES": "fat_b0", "DEVICE": "cpu",
         "DATA": {"DATASET": "folder", "IMG_SIZE": 32, "BATCH_SIZE": 200, "NUM_WORKERS": 0},
-        "MODEL": {"NAME": "fat_tiny", "NUM_CLASSES": 1000},
+        "MODEL": {"NAME": "fat_tiny", "NUM_CLASSES": 1000, "FAT": dict(SMALLEST)},
         "TRAIN": {"EPOCHS": 2, "WARMUP_EPOCHS": 1, "TOTAL_BATCH_SIZE": 200, "BASE_LR": 0.02},
         "AUG": {"AUTO_AUGMENT": "none", "REPROB": 0.0},
     }  # fmt: skip
@@ -378,7 +377,7 @@ def test_a_checkpoint_is_evaluated(table, small_cells, thousand, tmp_path):
 
 @pytest.fixture
 def other_model(tmp_path):
-    torch.save(timm.create_model("fat_tiny", num_classes=10).state_dict(), tmp_path / "ten_classes.pth")
+    torch.save(smallest_model(num_classes=10).state_dict(), tmp_path / "ten_classes.pth")
     return tmp_path / "ten_classes.pth"
 
 

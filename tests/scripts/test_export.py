@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard, constants
 from PIL import Image, ImageOps
 
 import export
-from conftest import SMALL, run_program
+from conftest import ONE_STAGE, SMALL, SMALLEST, run_program
 from engine.inference.trained import load_trained
 from known_weights import realistic
 from models.fuse import is_native_on_cpu
@@ -31,9 +31,6 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from parts.export import export_job, hub, int8  # noqa: E402
 
 NAMES = ["0", "1", "2"]
-TWO_STAGES = {  # quicker to trace and compile
-    "embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "kernel_sizes": [3, 3], "window_sizes": [4, 1], "mlp_ratios": [2, 2], "mlp_kernel_sizes": [3, 3],
-}  # fmt: skip
 
 
 def saved(path: Path, model, data_path, model_config=None, **more) -> Path:
@@ -49,15 +46,29 @@ def saved(path: Path, model, data_path, model_config=None, **more) -> Path:
     return path
 
 
+def smallest():
+    return realistic(num_classes=3, **SMALLEST)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, digits) -> Path:
-    return saved(tmp_path_factory.mktemp("checkpoint") / "best.pth", realistic(num_classes=3), digits)
+    """Of the smallest model."""
+    return saved(tmp_path_factory.mktemp("checkpoint") / "best.pth", smallest(), digits)
 
 
 @pytest.fixture(scope="module")
-def two_stages(tmp_path_factory, digits) -> Path:
-    folder, config = tmp_path_factory.mktemp("two_stages"), {"NAME": "mine", "FAT": TWO_STAGES}
-    return saved(folder / "best.pth", realistic("fat_b0", num_classes=3, **TWO_STAGES), digits, config)
+def wide(tmp_path_factory, digits) -> Path:
+    """Of a model whose weights take more room than its graph, so that 8 bits make a smaller file."""
+    settings = {**ONE_STAGE["FAT"], "embed_dims": [64]}
+    path = tmp_path_factory.mktemp("wide") / "best.pth"
+    return saved(path, realistic("fat_b0", num_classes=3, **settings), digits, {"NAME": "wide", "FAT": settings})
+
+
+@pytest.fixture(scope="module")
+def one_stage(tmp_path_factory, digits) -> Path:
+    """Of a model that is quicker to trace and to compile."""
+    path = tmp_path_factory.mktemp("one_stage") / "best.pth"
+    return saved(path, realistic("fat_b0", num_classes=3, **ONE_STAGE["FAT"]), digits, ONE_STAGE)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +140,7 @@ def test_onnx_says_how_to_use_it(checkpoint, photos, tmp_path, capsys):
     assert f"largest difference {compared['max_difference']:.3g}" in capsys.readouterr().out
 
 
-def test_another_logit_leaves_no_file(two_stages, tmp_path, monkeypatch):
+def test_another_logit_leaves_no_file(one_stage, tmp_path, monkeypatch):
     """A deployed form that differs by less than anyone would see in a class."""
     fuse = export_job.models.fuse
 
@@ -144,7 +155,7 @@ def test_another_logit_leaves_no_file(two_stages, tmp_path, monkeypatch):
     with pytest.raises(
         export_job.ExportError, match="^--bound: the exported model's logits differ by up to .* nothing is written$"
     ):
-        exported("onnx", "--checkpoint", two_stages, "--output", folder, "--bound", "1e-4")
+        exported("onnx", "--checkpoint", one_stage, "--output", folder, "--bound", "1e-4")
     assert not folder.exists()
 
 
@@ -158,8 +169,8 @@ def test_another_logit_leaves_no_file(two_stages, tmp_path, monkeypatch):
         lambda y: y.flip(0),
     ],
 )
-def test_what_is_not_the_same(two_stages, tmp_path, logits):
-    done = export_job.Job(load_trained(two_stages), tmp_path)
+def test_what_is_not_the_same(one_stage, tmp_path, logits):
+    done = export_job.Job(load_trained(one_stage), tmp_path)
     assert done.compare(done.model)["relative"] < 1e-4
     with pytest.raises(export_job.ExportError):
         done.compare(lambda images: logits(done.model(images)))
@@ -195,25 +206,25 @@ def loads_alone(path: Path, checkpoint: Path, folder: Path) -> None:
     assert done.stdout == "same\n", done.stderr
 
 
-def test_a_program_needs_torch_alone(two_stages, tmp_path):
-    assert exported("program", "--checkpoint", two_stages, "--output", tmp_path) == 0
-    loads_alone(tmp_path / "mine.pt2", two_stages, tmp_path)
+def test_a_program_needs_torch_alone(one_stage, tmp_path):
+    assert exported("program", "--checkpoint", one_stage, "--output", tmp_path) == 0
+    loads_alone(tmp_path / "one_stage.pt2", one_stage, tmp_path)
     description = {"description.json": ""}
-    torch.export.load(tmp_path / "mine.pt2", extra_files=description)
+    torch.export.load(tmp_path / "one_stage.pt2", extra_files=description)
     assert json.loads(description["description.json"])["classes"] == NAMES
-    assert json.loads((tmp_path / "mine.pt2.json").read_text())["batch"] == [1, export_job.MAX_BATCH]
+    assert json.loads((tmp_path / "one_stage.pt2.json").read_text())["batch"] == [1, export_job.MAX_BATCH]
 
 
 @pytest.mark.only_all
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-def test_a_compiled_package(two_stages, tmp_path):
-    assert exported("aoti", "--checkpoint", two_stages, "--output", tmp_path) == 0
-    loads_alone(tmp_path / "mine.aoti.pt2", two_stages, tmp_path)
+def test_a_compiled_package(one_stage, tmp_path):
+    assert exported("aoti", "--checkpoint", one_stage, "--output", tmp_path) == 0
+    loads_alone(tmp_path / "one_stage.aoti.pt2", one_stage, tmp_path)
 
 
-def test_programs_of_any_size(two_stages, tmp_path):
+def test_programs_of_any_size(one_stage, tmp_path):
     path = tmp_path / "best.pth"
-    shutil.copy(two_stages, path)
+    shutil.copy(one_stage, path)
     with pytest.raises(
         export_job.ExportError,
         match="^--dynamic-size: a program takes images from 33 px on, and the model's own have 32",
@@ -223,7 +234,7 @@ def test_programs_of_any_size(two_stages, tmp_path):
     content["config"]["DATA"]["IMG_SIZE"] = 48
     torch.save(content, path)
     assert exported("program", "--checkpoint", path, "--output", tmp_path / "out", "--dynamic-size") == 0
-    run = torch.export.load(tmp_path / "out/mine.pt2").module()
+    run = torch.export.load(tmp_path / "out/one_stage.pt2").module()
     with torch.no_grad():
         for size in ((33, 33), (48, 48), (130, 65)):
             images = torch.randn(3, 3, *size)
@@ -240,7 +251,7 @@ def folder_of(tmp_path, checkpoint) -> Path:
 
 
 @pytest.mark.parametrize("model, config", [
-    (lambda: realistic(num_classes=3), {}),
+    (lambda: realistic(num_classes=3), {"FAT": {}}),
     (lambda: realistic(num_classes=3, kernel_sizes=(3, 3, 5, 5), interaction="concat", distilled=True), {"FAT": {"kernel_sizes": [3, 3, 5, 5], "interaction": "concat", "distilled": True}}),
     (lambda: realistic(num_classes=3, embed_dims=(16, 16, 32, 32), depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2)), {"NAME": "mine", "FAT": {"embed_dims": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}}),
     (lambda: timm.create_model("resnet10t", num_classes=3), {"TYPE": "timm", "NAME": "resnet10t"}),
@@ -302,7 +313,7 @@ def test_the_model_card(checkpoint, digits, tmp_path):
         "best": {"acc1": 97.5, "weights": "raw", "epoch": 3},
         "best_metrics": {"acc1": 97.5, "acc5": 100.0, "loss": 0.1, "num_images": 29},
     }
-    path = saved(tmp_path / "best.pth", realistic(num_classes=3), digits, progress=progress)
+    path = saved(tmp_path / "best.pth", smallest(), digits, progress=progress)
     text = (folder_of(tmp_path / "own", path) / "README.md").read_text()
     assert "| 97.50 | 100.00 | 0.10 | 29 |" in text and "evaluation after epoch 4" in text
     card = ModelCard(text).data
@@ -312,7 +323,7 @@ def test_the_model_card(checkpoint, digits, tmp_path):
         ("top-5", 100.0, "val"),
     ]
     progress["epoch"] = 9  # the best epoch is another one than this
-    last = saved(tmp_path / "last.pth", realistic(num_classes=3), digits, progress=progress)
+    last = saved(tmp_path / "last.pth", smallest(), digits, progress=progress)
     assert metrics(last, "raw") == ({}, "")
 
 
@@ -322,7 +333,7 @@ def metrics(path, weights):
 
 def test_the_card_s_figures_are_of_this_file_or_none(digits, tmp_path):
     """eval.json is of whatever was evaluated last: it counts if that was this file, since its last change, as its config says."""
-    path = saved(tmp_path / "average.pth", realistic(num_classes=3), digits)
+    path = saved(tmp_path / "average.pth", smallest(), digits)
     views = {"img_size": 32, "crop_pct": 0.9, "crops": 1, "flip": False, "dataset": "folder", "data_path": str(digits)}
     good = {"checkpoint": str(path), "raw": {"acc1": 50.0}, **views}
     others = [
@@ -397,23 +408,20 @@ def test_what_else_is_in_the_folder_stays(checkpoint, tmp_path):
 # 8 bits
 
 
-def test_int8(checkpoint, digits, tmp_path, monkeypatch, capsys):
+def test_int8(wide, digits, tmp_path, monkeypatch, capsys):
     """Smaller, near to the model; calibrated on training images alone; the accuracy is that of the validation images."""
     onnx, seen, quantise = pytest.importorskip("onnx"), [], int8.quantise
     monkeypatch.setattr(
         int8, "quantise", lambda source, target, images: (seen.append(images), quantise(source, target, images))
     )
     assert (
-        exported(
-            "int8", "--checkpoint", checkpoint, "--output", tmp_path, "--max-drop", 100, "--calibration-images", 40
-        )
-        == 0
+        exported("int8", "--checkpoint", wide, "--output", tmp_path, "--max-drop", 100, "--calibration-images", 40) == 0
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fat_tiny_int8.onnx", "fat_tiny_int8.onnx.json"]
-    trained = load_trained(checkpoint)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["wide_int8.onnx", "wide_int8.onnx.json"]
+    trained = load_trained(wide)
     training = {trained.normalise([trained.read(path)]).numpy().tobytes() for path in digits.glob("train/*/*")}
     assert len(seen[0]) == 40 and all(image[None].numpy().tobytes() in training for image in seen[0])
-    model = onnx.load(tmp_path / "fat_tiny_int8.onnx")
+    model = onnx.load(tmp_path / "wide_int8.onnx")
     weights = {
         t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8
     }
@@ -421,17 +429,14 @@ def test_int8(checkpoint, digits, tmp_path, monkeypatch, capsys):
     assert len(matrices) == sum(node.op_type in ("Conv", "Gemm") for node in model.graph.node)
     assert 0 < max(2 * 255 * abs(weight.astype(int)).max() for weight in matrices) <= 32767
     assert {entry.key for entry in model.metadata_props} >= {"preprocessing", "classes", "quantised"}
-    said = json.loads((tmp_path / "fat_tiny_int8.onnx.json").read_text())
-    assert (
-        said["bytes"] < 0.5 * said["bytes_float32"]
-        and said["bytes"] == (tmp_path / "fat_tiny_int8.onnx").stat().st_size
-    )
+    said = json.loads((tmp_path / "wide_int8.onnx.json").read_text())
+    assert said["bytes"] < 0.5 * said["bytes_float32"] and said["bytes"] == (tmp_path / "wide_int8.onnx").stat().st_size
     paths = sorted(digits.glob("val/*/*"))
     images = trained.normalise([trained.read(path) for path in paths]).contiguous()
     with torch.no_grad():
         expected = trained.model(images)
     logits = torch.from_numpy(
-        onnxruntime.InferenceSession(tmp_path / "fat_tiny_int8.onnx").run(None, {"images": images.numpy()})[0]
+        onnxruntime.InferenceSession(tmp_path / "wide_int8.onnx").run(None, {"images": images.numpy()})[0]
     )
     assert 1e-3 < (logits - expected).abs().max() / expected.std() < 0.5
     targets = torch.tensor([int(path.parent.name) for path in paths])
@@ -457,7 +462,7 @@ def test_which_weights_are_right_on_every_processor(largest, right):
     assert np.array_equal(cut_off_convolution(levels, weight), levels @ weight.T) == right
 
 
-def test_int8_with_weights_that_are_cut_off_elsewhere_is_refused(checkpoint, tmp_path, monkeypatch):
+def test_int8_with_weights_that_are_cut_off_elsewhere_is_refused(one_stage, tmp_path, monkeypatch):
     """Whatever processor this is; no file is left."""
     import onnxruntime.quantization as quantization
 
@@ -468,7 +473,7 @@ def test_int8_with_weights_that_are_cut_off_elsewhere_is_refused(checkpoint, tmp
     with pytest.raises(
         export_job.ExportError, match="has int8 weights up to 127; .* processors without VNNI .*; nothing is written"
     ):
-        exported("int8", "--checkpoint", checkpoint, "--output", tmp_path / "out", "--calibration-images", 8)
+        exported("int8", "--checkpoint", one_stage, "--output", tmp_path / "out", "--calibration-images", 8)
     assert not (tmp_path / "out").exists()
 
 
@@ -551,21 +556,21 @@ def compiled_alone(path: Path, **settings):
 
 
 @pytest.mark.own_process
-def test_openvino_s_form(two_stages, tmp_path, capsys):
+def test_openvino_s_form(one_stage, tmp_path, capsys):
     """float32 on every processor; any number and size of images; the file says of itself how to use it."""
     openvino = pytest.importorskip("openvino")
-    assert exported("openvino", "--checkpoint", two_stages, "--output", tmp_path, "--dynamic-size") == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.bin", "mine.xml", "mine.xml.json"]
-    beside = json.loads((tmp_path / "mine.xml.json").read_text())
+    assert exported("openvino", "--checkpoint", one_stage, "--output", tmp_path, "--dynamic-size") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one_stage.bin", "one_stage.xml", "one_stage.xml.json"]
+    beside = json.loads((tmp_path / "one_stage.xml.json").read_text())
     assert beside["precision"] == "float32" and beside["settings"] == {"INFERENCE_PRECISION_HINT": "f32"}
     compared = beside["compared"]
     assert 0 < compared["relative"] < 1e-4 and "3x3x75x49" in compared["shapes"]
     assert f"largest difference {compared['max_difference']:.3g}" in capsys.readouterr().out
-    parameters = sum(parameter.numel() for parameter in load_trained(two_stages).model.parameters())
-    assert (tmp_path / "mine.bin").stat().st_size > 0.9 * 4 * parameters  # none in 16 bits
-    about = openvino.Core().read_model(tmp_path / "mine.xml").get_rt_info()["fat"]
+    parameters = sum(parameter.numel() for parameter in load_trained(one_stage).model.parameters())
+    assert (tmp_path / "one_stage.bin").stat().st_size > 0.9 * 4 * parameters  # none in 16 bits
+    about = openvino.Core().read_model(tmp_path / "one_stage.xml").get_rt_info()["fat"]
     assert json.loads(about["classes"].value) == NAMES and json.loads(about["preprocessing"].value)["crop_size"] == 32
-    run, model = compiled_alone(tmp_path / "mine.xml"), load_trained(two_stages).model
+    run, model = compiled_alone(tmp_path / "one_stage.xml"), load_trained(one_stage).model
     for shape in ((1, 3, 32, 32), (5, 3, 40, 200)):
         images = torch.randn(shape)
         with torch.no_grad():
@@ -573,27 +578,27 @@ def test_openvino_s_form(two_stages, tmp_path, capsys):
 
 
 @pytest.mark.own_process
-def test_openvino_in_bfloat16_says_so(two_stages, tmp_path):
+def test_openvino_in_bfloat16_says_so(one_stage, tmp_path):
     pytest.importorskip("openvino")
     if not is_native_on_cpu(torch.bfloat16):
         with pytest.raises(UserError, match="^openvino: this processor has no bfloat16"):
-            exported("openvino", "--precision", "bfloat16", "--checkpoint", two_stages, "--output", tmp_path)
+            exported("openvino", "--precision", "bfloat16", "--checkpoint", one_stage, "--output", tmp_path)
         return
-    assert exported("openvino", "--precision", "bfloat16", "--checkpoint", two_stages, "--output", tmp_path) == 0
-    said = json.loads((tmp_path / "mine.xml.json").read_text())
+    assert exported("openvino", "--precision", "bfloat16", "--checkpoint", one_stage, "--output", tmp_path) == 0
+    said = json.loads((tmp_path / "one_stage.xml.json").read_text())
     assert said["precision"] == "bfloat16" and said["settings"] == {"INFERENCE_PRECISION_HINT": "bf16"}
     assert said["compared"]["relative"] < 1e-4 < 1e-3 < said["compared"]["bfloat16"]["relative"] < 0.2
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
-        expected = load_trained(two_stages).model(images)
-    assert not close(compiled_alone(tmp_path / "mine.xml")(images), expected, 1e-3)
-    assert close(compiled_alone(tmp_path / "mine.xml", INFERENCE_PRECISION_HINT="f32")(images), expected)
+        expected = load_trained(one_stage).model(images)
+    assert not close(compiled_alone(tmp_path / "one_stage.xml")(images), expected, 1e-3)
+    assert close(compiled_alone(tmp_path / "one_stage.xml", INFERENCE_PRECISION_HINT="f32")(images), expected)
 
 
-def test_openvino_that_is_missing_or_not_asked_for(two_stages, tmp_path, monkeypatch):
+def test_openvino_that_is_missing_or_not_asked_for(one_stage, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="^--precision bfloat16: is for openvino; leave it out"):
-        exported("onnx", "--precision", "bfloat16", "--checkpoint", two_stages, "--output", tmp_path / "out")
+        exported("onnx", "--precision", "bfloat16", "--checkpoint", one_stage, "--output", tmp_path / "out")
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UserError, match="^openvino: cannot be imported .* pip install openvino$"):
-        exported("openvino", "--checkpoint", two_stages, "--output", tmp_path / "out")
+        exported("openvino", "--checkpoint", one_stage, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -30,9 +30,11 @@ from utils.run_files import read_figures
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, digits):
-    """Folders of runs on three digits, by tag, that differ in four keys."""
+    """Folders of runs of FAT-Tiny on three digits, by tag, that differ in four keys."""
     folder = tmp_path_factory.mktemp("runs")
-    base = {**SMALL, "OUTPUT": str(folder), "DATA": {**SMALL["DATA"], "DATA_PATH": str(digits)}}
+    base = {
+        **SMALL, "OUTPUT": str(folder), "DATA": {**SMALL["DATA"], "DATA_PATH": str(digits)}, "MODEL": {**SMALL["MODEL"], "FAT": {}},
+    }  # fmt: skip
     (folder / "base.yaml").write_text(yaml.safe_dump(base))
     found = {"small": folder / "fat_tiny/small", "paper": folder / "fat_tiny/paper"}
     run("--cfg", folder / "base.yaml", "--tag", "small")

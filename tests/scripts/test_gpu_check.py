@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import gpu_check
-from conftest import ROOT, rest
+from conftest import ROOT, SMALLEST, let_fat_tiny_be, rest
 from models.fat import FAT
 from models.layers import FASA, LayerNorm, norm
 from parts.gpu_check.main_runs import count_differences
@@ -37,12 +37,17 @@ def failed(name, folder):
 
 
 @pytest.fixture(autouse=True)
-def same_arithmetic(monkeypatch):
-    """--dry-run hides GPUs by the environment."""
+def on_the_cpu(monkeypatch):
+    """--dry-run hides GPUs by the environment; its model is the smallest."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    let_fat_tiny_be(monkeypatch, SMALLEST)
 
 
-def test_every_stage_passes_on_the_cpu(tmp_path, capsys):
+@pytest.mark.parametrize("precisions", [["float32"], rest(["float32", "bfloat16"])], ids=len)
+def test_every_stage_passes_on_the_cpu(tmp_path, monkeypatch, capsys, precisions):
+    """Runs are killed and resumed in one number format, or, as the command does it, in two."""
+    resumed = module_of("resumed_runs")
+    monkeypatch.setattr(resumed, "PRECISIONS", {name: resumed.PRECISIONS[name] for name in precisions})
     status = gpu_check.main(["--dry-run", "--output", str(tmp_path)])
     printed = capsys.readouterr().out.splitlines()
     checks = json.loads((tmp_path / "results.json").read_text())["checks"]

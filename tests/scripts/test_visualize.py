@@ -42,7 +42,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def small_run(tmp_path_factory, digits):
     """A run's folder: FAT-Tiny, two epochs of three digits."""
     folder = tmp_path_factory.mktemp("run")
-    config = {**SMALL, "OUTPUT": str(folder), "DATA": {**SMALL["DATA"], "DATA_PATH": str(digits)}}
+    config = {
+        **SMALL, "OUTPUT": str(folder), "DATA": {**SMALL["DATA"], "DATA_PATH": str(digits)}, "MODEL": {**SMALL["MODEL"], "FAT": {}},
+    }  # fmt: skip
     (folder / "small.yaml").write_text(yaml.safe_dump(config))
     run("--cfg", folder / "small.yaml")
     return folder / "fat_tiny/default"

@@ -145,6 +145,14 @@ class Job:
                 f"--images: not given, and the checkpoint's validation images cannot be used ({error}); give image files or a folder"
             ) from error
 
+    def require_images(self) -> None:
+        """Reads `images` now, so that what is wrong with them is said before the model is traced, which takes longer.
+
+        Raises:
+            DataError: there are none.
+        """
+        _ = self.images
+
     def _read(self, files: Sequence[Path]) -> torch.Tensor:
         pictures = []
         for path in files:

@@ -21,9 +21,11 @@ SMALLEST = 20
 def export(job: Job) -> None:
     """Raises:
     ConfigError: a package is missing, or an opset that cannot be written.
+    DataError: there are no images to compare logits of.
     ExportError: the model cannot be exported, or gives other logits.
     """
     file = f"{job.name}.onnx"
+    job.require_images()
     with job.staged() as folder:
         write(job, folder / file)
         job.describe(folder, file, job.compare(session(folder / file), SMALLEST), opset=job.options.opset)

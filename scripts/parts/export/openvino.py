@@ -17,11 +17,13 @@ ROUNDED = 0.2  # of the logits' standard deviation, that bfloat16 may change
 def export(job: Job) -> None:
     """Raises:
     ConfigError: the package is missing, or this processor only emulates bfloat16, which then cannot be compared.
+    DataError: there are no images to compare logits of.
     ExportError: the model cannot be exported, or gives other logits.
     """
     require_native(job.options.precision)
     with importing("openvino"):
         import openvino
+    job.require_images()
     file, settings = f"{job.name}.xml", {"INFERENCE_PRECISION_HINT": HINTS[job.options.precision]}
     with job.staged() as folder:
         try:

@@ -30,12 +30,14 @@ def traced(job: Job) -> ExportedProgram:
     """The model's program for any number of images and, with `dynamic_size`, any size.
 
     Raises:
+        DataError: there are no images to compare logits of.
         ExportError: the model cannot be traced, or its own size is none of the dynamic ones.
     """
     if job.options.dynamic_size and min(height_and_width(job.size)) < SIZES[0]:
         raise ExportError(
             f"--dynamic-size: a program takes images from {SIZES[0]} px on, and the model's own have {size_text(job.size)}; leave it out, or export to onnx"
         )
+    job.require_images()
     return trace(job, dict(zip(("min", "max"), SIZES)))
 
 
