@@ -13,11 +13,13 @@ from PIL import Image
 
 import compare_runs
 import make_solar_cell_data
+import summarize_run
 from conftest import ROOT, SMALLEST, run
 from engine.tasks import create_task
 from sample_packages import fetched_wheel
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
+from utils.run_files import read_figures
 
 CONFIG = ROOT / "configs/finetune/fat_tiny_solar_cells.yaml"
 COUNTS = {"functional": 12, "probably_functional": 6, "probably_defective": 5, "defective": 8}  # of the stand-in
@@ -146,6 +148,12 @@ def test_runs_of_a_setting_are_one_line(runs, tmp_path, capsys):
         (f"{tag}_{seed}", str(seed)) for tag in ("plain", "weights") for seed in (0, 1)
     ]
     assert float(rows[0]["recall of functional"]) == compare_runs.recalls_of(runs / "plain_0", "raw")["functional"]
+
+
+def test_the_summary_shows_what_best_pth_is_chosen_by(runs):
+    last = json.loads((runs / "plain_0/result.json").read_text())["last"]
+    rows = dict(summarize_run.table_rows(runs / "plain_0", read_figures(runs / "plain_0")))
+    assert rows["raw acc1 / acc5 / f1_macro"] == f"{last['acc1']:.2f} % / 100.00 % / {last['f1_macro']:.2f}"
 
 
 def test_the_recall_is_of_the_class(runs):
