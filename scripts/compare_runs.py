@@ -10,6 +10,7 @@ epochs on the same images has made better. --output also writes them as Markdown
 import shlex
 import statistics
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
@@ -107,20 +108,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         {"setting": setting, **run_row(run, args.figures, args.recall)}
         for setting, run in zip(settings_of(args.runs), args.runs)
     ]
-    again = [
-        row
-        for number, row in enumerate(rows)
-        if (row["setting"], row["seed"]) in [(r["setting"], r["seed"]) for r in rows[:number]]
-    ]
+    times = Counter((row["setting"], row["seed"]) for row in rows)
+    again = next((row for row in rows if times[row["setting"], row["seed"]] > 1), None)
     if again:
-        raise ConfigError(f"{again[0]['run']}: another run has the same config and seed; give one of them")
+        raise ConfigError(f"{again['run']}: another run has the same config and seed; give one of them")
     table = summary(rows, [*args.figures, *(f"recall of {name}" for name in args.recall)])
     print(aligned_table(table))
     if args.output:
-        with importing("-r requirements.txt -r scripts/quickstart-requirements.txt"):
+        with importing():  # after the flags, as it takes seconds
             from parts.reproduce.results import facts_of, write_results
         command = shlex.join(["python", "scripts/compare_runs.py", *argv])
-        body = f"""Mean and standard deviation over the seeds, in percent, after the last epoch.
+        body = f"""Mean ± standard deviation over the seeds, after the last epoch; all but losses in percent.
 
 {markdown_table(table)}
 """
