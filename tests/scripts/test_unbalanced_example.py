@@ -175,3 +175,9 @@ def test_what_cannot_be_compared_is_one_line(runs, monkeypatch, argv, error, mes
     with pytest.raises(error, match=message) as caught:
         compare_runs.main(argv)
     assert "\n" not in str(caught.value)
+
+
+def test_the_page_s_table_is_the_one_that_was_made():
+    made = [line for line in (ROOT / "results/unbalanced.md").read_text().splitlines() if line.startswith("| ")]
+    page = (ROOT / "docs/unbalanced.md").read_text()
+    assert len(made) > 4 and "\n".join(made) in page
