@@ -11,7 +11,7 @@ from command_line import Parser, run_script
 from utils.errors import DataError
 from utils.image_size import size_text
 from utils.metrics import DETAILS
-from utils.run_files import EVAL, Records, median_speed, read_figures, weights_in
+from utils.run_files import EVAL, Records, median_speed, read_config, read_figures, weights_in
 
 matplotlib.use("Agg")
 
@@ -70,6 +70,9 @@ def table_rows(run: Path, records: Records) -> list[tuple[str, str]]:
         result = records["epoch"][-1]
         rows.append(("evaluated", f"after epoch {result['epoch'] + 1}"))
     figures = figures_in(records)
+    chosen_by = read_config(run).TRAIN.BEST_METRIC
+    if chosen_by in DETAILS:  # a mean over classes that was asked for
+        figures.append(chosen_by)
     for name in ("raw", "ema"):
         if name in result:
             values = [f"{result[name][key]:.2f}{' %' * key.startswith('acc')}" for key in figures]

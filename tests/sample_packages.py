@@ -32,11 +32,17 @@ def fetched(command: list[str], folder: Path) -> None:
         pytest.skip(f"{command[-1]} cannot be fetched: {str(output).strip().splitlines()[-1]}")
 
 
+def fetched_wheel(folder: Path, package: str) -> Path:
+    """A package's wheel from PyPI."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1"]
+    fetched([*pip, "--timeout", "15", "--no-deps", "--only-binary", ":all:", package], folder)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
 def fetch_deepforest(folder: Path) -> Path:
     """The folder of the pictures and of a file with the boxes of each."""
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1"]
-    fetched([*pip, "--timeout", "15", "--no-deps", "--only-binary", ":all:", DEEPFOREST], folder)
-    (wheel,) = folder.glob("*.whl")
+    wheel = fetched_wheel(folder, DEEPFOREST)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder, [name for name in archive.namelist() if name.startswith("deepforest/data/")])
     return folder / "deepforest/data"

@@ -22,6 +22,7 @@ from .reading import OR_SKIP, read_image
 ALL = "all"  # the split that has all images of a list
 SAME_SPLITS = {"validation": "val", "valid": "val", "dev": "val", "training": "train", "testing": "test"}
 SUFFIXES = ("", *WITH_HEADER, ".txt", ".lst", *JSON_LINES)  # that a list of a split may have, besides its name
+SHOWN = 3  # files of a folder that a message names
 TRIED = 100  # rows by which it is decided what their paths are relative to
 
 
@@ -142,7 +143,9 @@ def _find_list(place: Path, name: str, split: str) -> tuple[Path, bool]:
         return place, False
     found = next((path for path in _lists_of(place, split) if path.is_file()), None)
     if found is None:
-        remedy = "name the list in DATA.LIST, or lists of the splits in DATA.TRAIN_SPLIT, DATA.VAL_SPLIT"
+        others = sorted(path.name for path in place.iterdir() if path.suffix.lower() in SUFFIXES[1:])
+        one = f"the list ({', '.join(others[:SHOWN])})" if others else "the list"
+        remedy = f"name {one} in DATA.LIST, or lists of the splits in DATA.TRAIN_SPLIT, DATA.VAL_SPLIT"
         raise DataError(str(place), f"has no list {split}.csv, .tsv, .txt or .jsonl", remedy)
     return found, True
 

@@ -198,7 +198,8 @@ def test_lists_that_do_not_say_enough(place):
     assert "DATA.VAL_SHARE" in refused(path) and "does not say which images are 'train'" in refused(path)
     assert "has no image of the split 'test', but of 'train', 'val'" in refused(place(CSV), "test")
     assert "names no image" in refused(place("path,label\n"), "all")
-    assert "DATA.LIST" in refused(path.parent)
+    assert "; name the list (list.csv) in DATA.LIST, " in refused(path.parent)
+    assert "; name the list in DATA.LIST, " in refused(path.parent / "cat")
     assert "no such file" in refused(path.parent / "none.csv") and "UTF-8" in refused(place(b"path,label\n\xff,a\n"))
     assert "--data-path" in refused("")
 

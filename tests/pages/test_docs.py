@@ -144,6 +144,9 @@ MADE = [
     (r"make_benchmark_photos\.py (\S+)", [r"\1/train/*/*.jpg", r"\1/val/*/*.jpg"]),
 ]
 
+FINETUNE_ON_CELLS = (
+    "python main.py --cfg configs/finetune/fat_tiny_solar_cells.yaml --pretrained output/fat_tiny/digits/best.pth"
+)
 EARLIER = {
     "output/fat_b0/default": "python main.py --cfg configs/fat_b0.yaml --data-path /path/to/imagenet",
     "output/fat_b0/semantic_fpn": (
@@ -161,6 +164,7 @@ EARLIER = {
     "output/fat_tiny/mnist_probe": (
         "python main.py --cfg configs/finetune/fat_tiny_mnist_probe.yaml --pretrained output/fat_tiny/digits/best.pth"
     ),
+    "output/fat_tiny/solar_cells": FINETUNE_ON_CELLS,
     "output/fat_b0/classes": (
         "python main.py --cfg configs/finetune/fat_b0_classes.yaml --data-path /path/to/yours --pretrained output/fat_b0/default/best.pth"
     ),
@@ -176,6 +180,15 @@ EARLIER = {
     " small.pth": "python scripts/checkpoint.py strip output/fat_tiny/digits/best.pth --output small.pth",
 }
 
+LOOP_OF_SEEDS = (
+    "for seed in 0 1 2; do "
+    f"{FINETUNE_ON_CELLS} --tag cells_plain_$seed --opts SEED $seed; "
+    f"{FINETUNE_ON_CELLS} --tag cells_weights_$seed --opts SEED $seed TRAIN.CLASS_WEIGHTS balanced; "
+    f"{FINETUNE_ON_CELLS} --tag cells_sampled_$seed --opts SEED $seed DATA.SAMPLING balanced; "
+    f"{FINETUNE_ON_CELLS} --tag cells_adjusted_$seed --opts SEED $seed TRAIN.LOGIT_ADJUSTMENT 1.0; "
+    f"{FINETUNE_ON_CELLS} --tag cells_half_$seed --opts SEED $seed TRAIN.LOGIT_ADJUSTMENT 0.5; "
+    "python main.py --cfg configs/finetune/fat_tiny_solar_cells.yaml --tag cells_scratch_$seed --opts SEED $seed; done"
+)
 CLASSIFICATION = "python scripts/reproduce.py classification --data-path /path/to/imagenet"
 CHECKPOINTS = ("it takes FAT-B0 itself and ImageNet's 50,000 images", "test_a_checkpoint_is_evaluated")
 NOT_RUN = {  # command: (why, the test that has what it does)
@@ -192,6 +205,15 @@ NOT_RUN = {  # command: (why, the test that has what it does)
         "Debian's mirror sends 161 MB, and it takes minutes",
         "test_stand_ins_make_a_whole_data_set",
     ),
+    "python scripts/make_solar_cell_data.py datasets/solar_cells": (
+        "pip fetches 91 MB",
+        "test_the_set_is_the_package_s",
+    ),
+    LOOP_OF_SEEDS: ("half an hour; two of its settings are run in small", "test_runs_of_a_setting_are_one_line"),
+    (
+        "python scripts/compare_runs.py output/fat_tiny/cells_{plain,weights,sampled,adjusted,half,scratch}_{0,1,2} "
+        "--recall functional probably_functional probably_defective defective --output results/unbalanced"
+    ): ("it takes what the loop makes", "test_runs_of_a_setting_are_one_line"),
     ". .venv/bin/activate": ("it changes the shell", "test_error_is_one_line_without_traceback"),
     "python scripts/reproduce.py coco": ("a minute; a row of it is made", "test_the_table_of_coco"),
     "python scripts/reproduce.py --all": ("minutes; its targets are run", "test_all_makes_every_target"),
@@ -518,6 +540,15 @@ def write_datasets(root: Path) -> None:
     pictures(root / "photos/train", ["a/1", "b/2"], ".jpg", (200, 150))
     pictures(root / "photos/val", ["a/3", "b/4"], ".jpg", (200, 150))
     pictures(root / "c/fog/1", ["0/a", "7/b"], size=(8, 8))
+    write_list_of_digits(root / "solar_cells", root / "digits/train")
+
+
+def write_list_of_digits(root: Path, digits: Path) -> None:
+    """Grey pictures and a list without splits, as the solar cells are."""
+    shutil.copytree(digits, root / "images")
+    paths = [path.relative_to(root) for path in sorted(root.glob("images/*/*"))]
+    rows = [f"{path},{path.parent.name}\n" for path in paths]
+    (root / "labels.csv").write_text("path,label\n" + "".join(rows))
 
 
 def write_template(template: Path, stand_ins: Path) -> None:

@@ -18,11 +18,9 @@ from utils.yaml_files import read_yaml
 from .cells import AGAIN
 from .plots import save_png
 from .quickstart import make_images
-from .results import write_results
+from .results import TRAINED, facts_of, write_results
 from .statistics import Comparison, compare
 from .training import Job, train_all
-
-TRAINED = ("date", "commit", "machine", "versions")  # of a run's result: what its figures depend on
 
 
 def reproduce(args: argparse.Namespace, variants: Mapping[str, Mapping[str, Any]], base: str) -> None:
@@ -124,17 +122,6 @@ def figures_of(directory: Path) -> dict[str, Any]:
         "train_images": start["train_images"], "val_images": last["raw"]["num_images"], "params": start["params"],
         "images_per_second": round(median_speed(records), 1), **{key: str(result.get(key, "unknown")) for key in TRAINED},
     }  # fmt: skip
-
-
-def facts_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """When, with which code and where the runs were trained, which may be long before their table is written."""
-    days, commits, machines, versions = (list(dict.fromkeys(row[key] for row in rows)) for key in TRAINED)
-    days = sorted({day[:10] for day in days})
-    return [
-        f"Trained {' to '.join(dict.fromkeys((days[0], days[-1])))}, commit {', '.join(commits)}",
-        " / ".join(machines),
-        " / ".join(versions),
-    ]
 
 
 def write(

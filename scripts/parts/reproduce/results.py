@@ -4,7 +4,7 @@ import csv
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 from utils.files import write_text
 from utils.provenance import ROOT
@@ -13,6 +13,7 @@ EXPECTED = ROOT / "configs" / "expected.csv"
 PUBLISHED = ROOT / "configs" / "published.csv"
 PUBLISHED_SPEED = ROOT / "configs" / "published_speed.csv"
 REPRODUCED, DIFFERS, NOT_MEASURED = "reproduced", "differs", "not measured"
+TRAINED = ("date", "commit", "machine", "versions")  # of a run's result: what its figures depend on
 
 
 @dataclass
@@ -68,6 +69,17 @@ def read_published_speed() -> list[dict[str, str]]:
     """The rows of configs/published_speed.csv: images/s that others have measured of FAT."""
     with open(PUBLISHED_SPEED, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def facts_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """When, with which code and where the runs were trained, which may be long before their table is written; a row has `TRAINED`."""
+    days, commits, machines, versions = (list(dict.fromkeys(row[key] for row in rows)) for key in TRAINED)
+    days = sorted({day[:10] for day in days})
+    return [
+        f"Trained {' to '.join(dict.fromkeys((days[0], days[-1])))}, commit {', '.join(commits)}",
+        " / ".join(machines),
+        " / ".join(versions),
+    ]
 
 
 def write_results(
