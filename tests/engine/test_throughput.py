@@ -29,6 +29,8 @@ class PretendedGpu:
 @pytest.fixture
 def gpu(monkeypatch):
     pretended = PretendedGpu()
+    monkeypatch.setattr(command, "WARMUP_SECONDS", 3)  # by its clock
+    monkeypatch.setattr(command, "MEASURED_SECONDS", 10)
     monkeypatch.setattr(command.time, "perf_counter", lambda: pretended.now)
     monkeypatch.setattr(torch.cuda, "synchronize", pretended.wait)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 3 * 2**20)

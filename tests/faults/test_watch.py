@@ -52,8 +52,8 @@ def test_a_process_that_hangs_while_all_live_is_named(write_config, monkeypatch)
 
 
 def test_what_may_last_is_no_hang(write_config, monkeypatch):
-    """Images, an evaluation's batches and a save that each take longer than the limit, on one of two processes."""
-    monkeypatch.setattr(silence, "NO_PROGRESS", 1.0)
+    """An image, an evaluation and a save that each take longer than the limit, on one of two processes."""
+    monkeypatch.setattr(silence, "NO_PROGRESS", 2.5)
     save, load_image, step = Saver.save, FolderSource.load, ClassEvaluator.step
     calls = iter(range(10000))
 

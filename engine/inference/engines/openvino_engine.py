@@ -61,8 +61,9 @@ def with_depthwise_kernels(core: Any, model: Any) -> Any:
         openvino.save_model(model, str(file), compress_to_fp16=False)
         tree = ElementTree.parse(file)
         for layer in tree.iter("layer"):
-            if layer.get("name") in depthwise:
-                layer.find("data").set("PrimitivesPriority", DEPTHWISE_KERNELS)
+            settings = layer.find("data")
+            if settings is not None and layer.get("name") in depthwise:
+                settings.set("PrimitivesPriority", DEPTHWISE_KERNELS)
         tree.write(file)
         return core.read_model(str(file))
 
