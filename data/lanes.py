@@ -24,9 +24,8 @@ class Lanes:
     world_size: int
     workers: int  # loading processes of each process, at least 1
     batch_size: int  # images of a process' micro-batch; with `total` the most
-    total: int = (
-        0  # images of an update, which `UpdateSplit` divides; 0: micro-batches take `batch_size` images in a row
-    )
+    # Images of an update, which `UpdateSplit` divides; 0: micro-batches take `batch_size` images in a row.
+    total: int = 0
     unit: int = 1  # these two are the split's
     group_size: int = 0
 

@@ -1,5 +1,6 @@
 """Precision, recall and F1 of classes, from whole numbers that any split of the images gives alike."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Optional, Sequence
 
@@ -19,17 +20,17 @@ class ClassScores:
     predicted: np.ndarray  # int64, that were taken for it
     right: np.ndarray  # int64, that are both
 
-    @property
+    @functools.cached_property
     def precision(self) -> np.ndarray:
         """(C,) from 0 to 1; nan: nothing was taken for the class."""
         return _share(self.right, self.predicted)
 
-    @property
+    @functools.cached_property
     def recall(self) -> np.ndarray:
         """(C,) from 0 to 1; nan: the class has no images."""
         return _share(self.right, self.images)
 
-    @property
+    @functools.cached_property
     def f1(self) -> np.ndarray:
         """(C,) from 0 to 1; nan: the class has no images, and nothing was taken for it."""
         return _share(2 * self.right, self.images + self.predicted)

@@ -3,13 +3,14 @@
 import contextlib
 import time
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional
+from typing import Any, Iterator, Optional
 
 from utils.errors import CheckpointError
 from utils.processes.peers import Peers
 from utils.run_log import RunLog
 
 from ..checkpoints.progress import Progress
+from ..checkpoints.resume import fit_progress
 from ..checkpoints.store import BEST, LAST, Checkpointer, checkpoints_of
 
 
@@ -98,17 +99,20 @@ class Saver:
             raise
         self.wait()
 
-    def restore(self, checkpoint: Mapping[str, Any], path: Path) -> None:
-        """Gives the run the state of a checkpoint that every process has read from this path.
+    def restore(self, checkpoint: dict[str, Any], path: Path) -> list[str]:
+        """Gives the run the state of a checkpoint that every process has read from this path. Returns what has changed since in
+        the run's data and updates, see `fit_progress`.
 
         Raises:
             CheckpointError: it does not fit the run, or the processes read different ones, as a file system's caches can
                 make them.
+            ConfigError: its place in the run does not fit.
         """
         self.checkpointer.restore(checkpoint, path)
         places = self.peers.gather([self.progress.epoch, self.progress.step, self.progress.updates])
         if any(place != places[0] for place in places):
             raise CheckpointError(f"{path}: is another one for some processes ({places}); start the same command again")
+        return fit_progress(self.progress, checkpoint, self.checkpointer.metadata, path)
 
     def newest(self) -> Optional[Path]:
         """The run's newest checkpoint, as the first process sees it, for all, which call this; one that is being written is

@@ -15,7 +15,7 @@ from utils.urls import shown
 from ..checkpoints.download import local_file
 from ..checkpoints.file import progress_of
 from ..checkpoints.parts import read_with_parts
-from ..checkpoints.resume import StartPoint, config_changes, find_checkpoint, fit_progress
+from ..checkpoints.resume import StartPoint, config_changes, find_checkpoint
 from ..session import Session
 from ..setup.compilation import decide_compilation
 from ..setup.data_notes import order_note, source_notes
@@ -121,10 +121,9 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -> tuple[l
         CheckpointError: it does not fit the run.
         ConfigError: its place in the run does not, or it is that of a finished run.
     """
-    progress, metadata = trainer.progress, trainer.saver.checkpointer.metadata
-    trainer.saver.restore(checkpoint, path)
-    changes = config_changes(checkpoint["config"], metadata["config"])
-    changes += fit_progress(progress, checkpoint, metadata, path)
+    progress, config = trainer.progress, trainer.saver.checkpointer.metadata["config"]
+    since = trainer.saver.restore(checkpoint, path)
+    changes = config_changes(checkpoint["config"], config) + since
     progress.changes = progress.changes + changes
     judged = progress.judge_by(trainer.task.primary.key)
     if ended := trainer.length.ended_by(progress.epoch):

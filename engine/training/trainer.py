@@ -371,7 +371,6 @@ class Trainer:
         """
         progress, log = self.progress, self.session.log
         rolled_back, changes = [*progress.rolled_back, failure.place], progress.changes
-        lanes = progress.this_epoch.lanes
         if len(rolled_back) > MAX_ROLLBACKS:
             raise NonFiniteError(f"{failure}; the run has gone back {MAX_ROLLBACKS} times")
         path = self.saver.newest()
@@ -380,8 +379,6 @@ class Trainer:
         seconds = progress.length.seconds
         self.saver.restore(read_with_parts(path), path)
         progress.rolled_back, progress.changes = rolled_back, changes
-        # one of this epoch that has none is of before they were noted, see `fit_progress`
-        progress.this_epoch.lanes = progress.this_epoch.lanes or lanes
         progress.length.seconds = seconds
         progress.judge_by(self.task.primary.key)
         self.optim.optimizer.zero_grad()

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -15,9 +14,7 @@ from data.schedule import Schedule
 from data.sources.synthetic import SyntheticSource
 from engine.checkpoints.progress import Progress
 from engine.checkpoints.resume import fit_progress
-from engine.training.nonfinite import NonFinite
 from engine.training.plan import plan_batches
-from engine.training.trainer import Trainer
 from utils.errors import ConfigError
 
 RUN = Path("output/fat_tiny/default")
@@ -128,26 +125,3 @@ def test_the_lanes_of_an_epoch_are_saved_with_it():
         state = {**progress.state_dict(), "lanes": {**progress.state_dict()["lanes"], **changes}}
         with pytest.raises(ValueError, match="no such lanes"):
             loaded.load_state_dict(state)
-
-
-def test_a_rollback_to_a_checkpoint_of_before_keeps_the_lanes(monkeypatch):
-    """They were told by its order, which nobody looks at again."""
-    progress, before = Progress(epoch=3, step=6), Progress(epoch=3, step=4)
-    progress.this_epoch.lanes = Lanes(2, 3, 4)
-    monkeypatch.setattr("engine.training.trainer.read_with_parts", lambda path: before.state_dict())
-
-    def nothing(*_) -> None:
-        pass
-
-    trainer = SimpleNamespace(
-        progress=progress,
-        saver=SimpleNamespace(
-            newest=lambda: Path("last.pth"), restore=lambda state, _: progress.load_state_dict(state)
-        ),
-        length=SimpleNamespace(note_time=nothing),
-        optim=SimpleNamespace(optimizer=SimpleNamespace(zero_grad=nothing), guard=SimpleNamespace(start=nothing)),
-        session=SimpleNamespace(log=SimpleNamespace(rewind=nothing, warning=nothing)),
-        task=SimpleNamespace(primary=SimpleNamespace(key="acc1")),
-    )
-    Trainer.roll_back(trainer, NonFinite("not finite", [3, 5]))
-    assert (progress.step, progress.rolled_back, progress.this_epoch.lanes) == (4, [[3, 5]], Lanes(2, 3, 4))

@@ -644,6 +644,22 @@ def test_rollback_of_a_run_that_began_elsewhere(write_config, tmp_path, monkeypa
     assert load(tmp_path / RUNS / "new/last.pth")["progress"]["rolled_back"] == [[1, 0]]
 
 
+def test_rollback_over_a_change_of_the_update_s_size_goes_to_the_same_image(
+    write_config, tmp_path, monkeypatch, capsys
+):
+    """32 images were seen in updates of 8 when the run was cut; those are two updates of 16, of which the third fails."""
+    path = write_config(TRAIN={"SAVE_EVERY_STEPS": 2, "TOTAL_BATCH_SIZE": 8, "NONFINITE": "rollback"})
+    undo = stop_at_update(monkeypatch, 4)
+    with pytest.raises(Stop):
+        run("--cfg", path)
+    undo()
+    poison(monkeypatch, {(0, 2)}, "loss")
+    run("--cfg", path, "--opts", "TRAIN.TOTAL_BATCH_SIZE", "16")
+    assert "epoch 0, update 2; update 3 of epoch 0 will be left out" in capsys.readouterr().out
+    progress = load(tmp_path / RUNS / "default/last.pth")["progress"]
+    assert progress["rolled_back"] == [[0, 2]] and progress["epoch"] == 2
+
+
 def test_rollback_in_the_first_update_has_somewhere_to_go(write_config, tmp_path, monkeypatch):
     poison(monkeypatch, {(0, 0)}, "loss")
     run("--cfg", write_config(TRAIN={"NONFINITE": "rollback"}))
