@@ -70,7 +70,18 @@ def short_measurements(monkeypatch):
 
 # Files whose tests share nothing that takes long to make: each test may run in another process. A file that is not named
 # here stays together, so that what its tests share is made once.
-SPREAD = {"test_checkpoint", "test_cli", "test_engine", "test_faults", "test_hostile", "test_loggers", "test_waits"}
+SPREAD = {
+    *(
+        "test_checkpoint",
+        "test_cli",
+        "test_engine",
+        "test_faults",
+        "test_hostile",
+        "test_loggers",
+        "test_lost_processes",
+    ),
+    *("test_nonfinite", "test_preflight", "test_waits"),
+}
 # What stays together and takes longest begins first, so that no process is left alone with it at the end.
 LONGEST = ["test_docs", "test_restarts", "test_evaluation_sets", "test_export", "test_finetune", "test_formats"]
 

@@ -1,4 +1,4 @@
-"""Faults: kills, signals, damaged checkpoints, full disks, lost processes, numbers that are not finite."""
+"""Faults: kills, signals, damaged checkpoints, full disks, and two runs in one folder."""
 
 import functools
 import hashlib
@@ -13,13 +13,11 @@ import shutil
 import signal
 import time
 import types
-from pathlib import Path
 
 import pytest
 import torch
 
 import fault_test
-import main as cli
 from conftest import (
     Job,
     Stop,
@@ -27,7 +25,6 @@ from conftest import (
     assert_same_run,
     config_writer,
     error_of,
-    free_port,
     history,
     load,
     rest,
@@ -35,21 +32,14 @@ from conftest import (
     stop_at_update,
     watch,
 )
-from data.workers import Lines
-from engine.checkpoints.parts import read_with_parts
 from engine.checkpoints.progress import OpenWindow, Progress, Window
 from engine.checkpoints.store import Checkpointer
 from engine.evaluation.evaluators import ClassEvaluator
-from engine.setup.precision import NativePrecision
-from engine.tasks.classification import Classification
 from engine.training import saver
-from launcher import on_this_machine, torchrun
-from utils import ending
-from utils.errors import NonFiniteError, Stopped
+from utils.errors import Stopped
 from utils.files import remove_unfinished
 from utils.lock import RunLock
 from utils.processes.launch import Launch
-from utils.processes.members import when_started
 
 RUNS = "output/fat_tiny"
 
@@ -504,205 +494,6 @@ def test_the_best_checkpoint_has_the_metric_that_it_says(write_config, tmp_path)
     assert stored["acc1"] == max(r[w]["acc1"] for r in epochs for w in ("raw", "ema"))
 
 
-# Numbers that are not finite
-
-
-def poison(monkeypatch, places, what, rank=0):
-    """Makes the loss, the gradient alone, or the loss alone ('value') of these (epoch, step) not finite on one process."""
-    place = {}
-    loss = Classification.loss
-
-    def poisoned(self, model, batch):
-        losses = loss(self, model, batch)
-        if place.get("now") not in places or os.environ.get("RANK", "0") != str(rank):
-            return losses
-        if what == "value":
-            return {"loss": losses["loss"] + math.nan}
-        if what == "loss":  # through the whole model, BatchNorm's statistics included
-            return loss(self, model, batch._replace(images=batch.images * math.nan))
-        nothing = (next(model.parameters()).sum() * 0).sqrt()  # 0, whose gradient is inf * 0
-        return {"loss": losses["loss"] + nothing}
-
-    watch(
-        monkeypatch,
-        before_update=lambda trainer, step: place.update(now=(trainer.progress.epoch, step)),
-        after_update=lambda trainer, step: place.update(now=None),
-    )
-    monkeypatch.setattr(Classification, "loss", poisoned)
-
-
-@pytest.mark.parametrize("what, print_freq", [("loss", 1), ("gradient", 100), rest("loss", 100), rest("gradient", 1)])
-def test_not_finite_raise(write_config, tmp_path, monkeypatch, what, print_freq):
-    path = write_config(TRAIN={"EPOCHS": 2, "SAVE_EVERY_STEPS": 2}, PRINT_FREQ=print_freq)
-    poison(monkeypatch, {(1, 4)}, what)
-    error = error_of("--cfg", path)
-    assert error.status == 4 and f"epoch 1, update 5: the {what} is not finite" in str(error)
-    folder = tmp_path / RUNS / "default"
-    checkpoint = load(folder / "last.pth")
-    assert checkpoint["progress"]["step"] == 4 and all(v.isfinite().all() for v in checkpoint["model"].values())
-    event = json.loads((folder / "nonfinite/epoch_1_update_5.json").read_text())
-    assert str(folder / "nonfinite/epoch_1_update_5.json") in str(error)
-    assert len(event["images"]) == 8 and all(os.path.exists(image["image"]) for image in event["images"])
-    before = (folder / "last.pth").read_bytes()
-    assert error_of("--cfg", path).status == 4  # again from the checkpoint: the same update
-    assert (folder / "last.pth").read_bytes() == before
-
-
-@pytest.mark.parametrize("policy, what", [
-    ("raise", "value"), ("rollback", "gradient"), rest("raise", "gradient"), rest("rollback", "value"),
-])  # fmt: skip
-def test_not_finite_on_one_process_ends_or_rolls_back_both(write_config, tmp_path, monkeypatch, policy, what):
-    shard = (
-        "optimizer" if policy == "rollback" else "none"
-    )  # whose state lies in parts then, empty before the first update
-    path = write_config(
-        TRAIN={"EPOCHS": 2, "SAVE_EVERY_STEPS": 2, "NONFINITE": policy, "SHARD": shard},
-        DATA={"BATCH_SIZE": 4},
-        PRINT_FREQ=3,
-    )
-    poison(monkeypatch, {(1, 4)}, what, rank=1)
-    job = Job("--cfg", path, world_size=2)
-    assert job.wait() == ([4, 4] if policy == "raise" else [0, 0]), job.text()
-    assert "epoch 1, update 5: the" in job.text()
-    progress = load(tmp_path / RUNS / "default/last.pth")["progress"]
-    assert (progress["epoch"], progress["rolled_back"]) == ((1, []) if policy == "raise" else (2, [[1, 4]]))
-
-
-@pytest.mark.parametrize("world_size, what", [
-    (1, "loss"), (2, "gradient"), (1, "value"), rest(2, "loss"), rest(1, "gradient"), rest(2, "value"),
-])  # fmt: skip
-def test_not_finite_skip(write_config, tmp_path, monkeypatch, what, world_size):
-    """The update leaves no trace: the same end as if its step had not been taken."""
-    path = write_config(TRAIN={"EPOCHS": 2, "NONFINITE": "skip"}, DATA={"BATCH_SIZE": 8 // world_size})
-    poison(monkeypatch, {(0, 2), (1, 4)}, what, rank=world_size - 1)
-    job = Job("--cfg", path, "--tag", "skipped", world_size=world_size)
-    assert job.wait() == [0] * world_size, job.text()
-    assert "left out 2" in job.text()
-    folder = tmp_path / RUNS / "skipped"
-    skipped = load(folder / "last.pth")
-    assert skipped["progress"]["left_out"] == [2, 0] and skipped["progress"]["updates"] == 14
-    assert all(v.isfinite().all() for key in ("model", "ema") for v in skipped[key].values())
-    assert [r["loss"] for r in history(folder) if r["kind"] == "train"].count(None) == 2
-    assert sorted(p.name for p in (folder / "nonfinite").iterdir()) == [
-        "epoch_0_update_3.json",
-        "epoch_1_update_5.json",
-    ]
-
-    monkeypatch.undo()
-    rejected = {(0, 2), (1, 4)}
-    step_ = NativePrecision.step
-    place = {}
-
-    def before(trainer, step):
-        networks = trainer.networks
-        place.update(now=(trainer.progress.epoch, step), average=networks.average)
-        place["buffers"] = [buffer.clone() for buffer in networks.model.buffers()]
-        if place["now"] in rejected:
-            networks.average = None
-
-    def after(trainer, step):
-        if place["now"] in rejected:
-            trainer.networks.average = place["average"]
-            for buffer, kept in zip(trainer.networks.model.buffers(), place["buffers"]):
-                buffer.copy_(kept)
-        place["now"] = None
-
-    watch(monkeypatch, before_update=before, after_update=after)
-    monkeypatch.setattr(
-        NativePrecision, "step", lambda self, o: None if place.get("now") in rejected else step_(self, o)
-    )
-    assert Job("--cfg", path, "--tag", "expected", world_size=world_size).wait() == [0] * world_size
-    expected = load(folder.with_name("expected") / "last.pth")
-    for key in ("model", "ema", "optimizer"):
-        assert_same(skipped[key], expected[key])
-
-
-def test_not_finite_rollback(write_config, tmp_path, monkeypatch, capsys):
-    path = write_config(TRAIN={"EPOCHS": 2, "SAVE_EVERY_STEPS": 2, "NONFINITE": "rollback"}, PRINT_FREQ=3)
-    poison(monkeypatch, {(1, 4)}, "loss")
-    run("--cfg", path)
-    folder = tmp_path / RUNS / "default"
-    out = capsys.readouterr().out
-    assert f"gone back to {folder / 'last.pth'}: epoch 1, update 4; update 5 of epoch 1 will be left out" in out
-    checkpoint = load(folder / "last.pth")
-    assert checkpoint["progress"]["rolled_back"] == [[1, 4]] and checkpoint["progress"]["epoch"] == 2
-    assert all(v.isfinite().all() for v in checkpoint["model"].values())
-    updates = [r["update"] for r in history(folder) if r["kind"] == "train"]
-    assert updates == sorted(set(updates))
-    # the same update left out, the same end
-    run("--cfg", path, "--tag", "skipped", "--opts", "TRAIN.NONFINITE", "skip")
-    skipped = load(folder.with_name("skipped") / "last.pth")
-    for key in ("model", "ema", "optimizer"):
-        assert_same(checkpoint[key], skipped[key])
-
-
-def test_rollback_of_a_run_that_began_elsewhere(write_config, tmp_path, monkeypatch):
-    run("--cfg", write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}))
-    poison(monkeypatch, {(1, 0)}, "loss")
-    path = write_config(TRAIN={"EPOCHS": 2, "NONFINITE": "rollback"})
-    run("--cfg", path, "--tag", "new", "--resume", tmp_path / RUNS / "default/last.pth")
-    assert load(tmp_path / RUNS / "new/last.pth")["progress"]["rolled_back"] == [[1, 0]]
-
-
-def test_rollback_over_a_change_of_the_update_s_size_goes_to_the_same_image(
-    write_config, tmp_path, monkeypatch, capsys
-):
-    """32 images were seen in updates of 8 when the run was cut; those are two updates of 16, of which the third fails."""
-    path = write_config(TRAIN={"SAVE_EVERY_STEPS": 2, "TOTAL_BATCH_SIZE": 8, "NONFINITE": "rollback"})
-    undo = stop_at_update(monkeypatch, 4)
-    with pytest.raises(Stop):
-        run("--cfg", path)
-    undo()
-    poison(monkeypatch, {(0, 2)}, "loss")
-    run("--cfg", path, "--opts", "TRAIN.TOTAL_BATCH_SIZE", "16")
-    assert "epoch 0, update 2; update 3 of epoch 0 will be left out" in capsys.readouterr().out
-    progress = load(tmp_path / RUNS / "default/last.pth")["progress"]
-    assert progress["rolled_back"] == [[0, 2]] and progress["epoch"] == 2
-
-
-def test_rollback_in_the_first_update_has_somewhere_to_go(write_config, tmp_path, monkeypatch):
-    poison(monkeypatch, {(0, 0)}, "loss")
-    run("--cfg", write_config(TRAIN={"NONFINITE": "rollback"}))
-    assert load(tmp_path / RUNS / "default/last.pth")["progress"]["rolled_back"] == [[0, 0]]
-
-
-def test_rollback_is_not_for_ever(write_config, monkeypatch):
-    poison(monkeypatch, {(epoch, step) for epoch in range(2) for step in range(7)}, "loss")
-    error = error_of("--cfg", write_config(TRAIN={"NONFINITE": "rollback"}))
-    assert error.status == 4 and "has gone back 10 times" in str(error)
-
-
-@pytest.mark.parametrize("options", [
-    rest(["TRAIN.NONFINITE", "skip"]), ["AMP.DTYPE", "float16"], ["TRAIN.NONFINITE", "skip", "AMP.DTYPE", "float16"],
-])  # fmt: skip
-def test_a_run_that_only_leaves_out_updates_ends(write_config, monkeypatch, options):
-    poison(monkeypatch, {(epoch, step) for epoch in range(20) for step in range(7)}, "gradient")
-    error = error_of("--cfg", write_config(TRAIN={"EPOCHS": 20}), "--opts", *options)
-    assert error.status == 4 and "updates in a row" in str(error)
-
-
-def test_float16_skips_are_counted_shown_and_resumed(write_config, tmp_path, monkeypatch, capsys):
-    path = write_config(AMP={"DTYPE": "float16"}, TRAIN={"EPOCHS": 2})
-    poison(monkeypatch, {(0, 3), (0, 4)}, "gradient")
-    run("--cfg", path)
-    run("--cfg", path, "--opts", "TRAIN.EPOCHS", 3)
-    out = capsys.readouterr().out
-    count = load(tmp_path / RUNS / "default/last.pth")["progress"]["left_out"][0]
-    assert count >= 2 and f"left out {count}" in out
-    left_out = [r["left_out"] for r in history(tmp_path / RUNS / "default") if r["kind"] == "train"]
-    assert left_out == sorted(left_out) and left_out[-1] == count
-
-
-def test_not_finite_weights_of_the_validation_are_not_saved(write_config, tmp_path, monkeypatch):
-    path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
-    run("--cfg", path)
-    last = tmp_path / RUNS / "default/last.pth"
-    before = last.read_bytes()
-    watch(monkeypatch, after_evaluation=lambda trainer, results: results["raw"].update(loss=math.nan))
-    error = error_of("--cfg", path, "--opts", "TRAIN.EPOCHS", 2)
-    assert isinstance(error, NonFiniteError) and last.read_bytes() == before
-
-
 # Disk
 
 
@@ -729,14 +520,6 @@ def test_a_full_disk(cut_off, limit):
         json.loads(line)
     run(*argv)
     assert load(folder / "last.pth")["progress"]["epoch"] == 3
-
-
-def test_no_room_for_the_checkpoints_is_found_before_the_first_step(write_config, tmp_path, monkeypatch):
-    usage = type("Usage", (), {"free": 2 * 2**20})
-    monkeypatch.setattr("engine.training.preflight.shutil.disk_usage", lambda path: usage)
-    error = error_of("--cfg", write_config(SAVE_FREQ=1, TRAIN={"EPOCHS": 20}))
-    assert error.status == 5 and "24 checkpoints of" in str(error) and "2 MiB are free" in str(error)
-    assert not (tmp_path / "output").exists()
 
 
 # Two runs, one folder
@@ -773,195 +556,6 @@ def test_a_folder_that_another_run_wrote_to_meanwhile(write_config, tmp_path, mo
     assert (new / "last.pth").read_bytes() == last.read_bytes()
 
 
-# Lost processes
-
-SOONER = 40  # seconds, a slow machine's too, but less than the default RANK_TIMEOUT of 60
-
-
-def training_job(write_config, world_size=2, **settings):
-    path = write_config(
-        TRAIN={"EPOCHS": 200, "WARMUP_EPOCHS": 0, "SAVE_EVERY_STEPS": 1}, DATA={"BATCH_SIZE": 4}, **settings
-    )
-    job = Job("--cfg", path, world_size=world_size)
-    job.until(job.said("epoch 0 [4/"))
-    return job
-
-
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_killed_process_ends_the_others_and_is_named(write_config, lost):
-    job = training_job(write_config)
-    job.send(signal.SIGKILL, rank=lost)
-    statuses = job.wait(SOONER)
-    assert statuses[1 - lost] == 5
-    assert f"error: rank {lost} (process {job.pids[lost]} on " in job.text() and "Traceback" not in job.text()
-
-
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_stopped_process_ends_the_others_after_the_timeout_and_is_named(write_config, lost):
-    job = training_job(write_config, RANK_TIMEOUT=4)
-    started = time.monotonic()
-    job.send(signal.SIGSTOP, rank=lost)
-    statuses = job.wait(SOONER)
-    assert 3 < time.monotonic() - started and statuses[1 - lost] == 5
-    text = job.text()
-    assert f"error: rank {lost} (process {job.pids[lost]} on " in text and "Traceback" not in text
-
-
-def test_a_killed_process_is_found_by_others_that_hang(write_config, monkeypatch):
-    """As in a collective operation of NCCL, which does not fail; the default timeout is 60 s. All name the same one."""
-
-    def hanging(trainer, step):
-        if trainer.progress.updates == 2:
-            print("hangs", flush=True)
-            time.sleep(120)
-
-    watch(monkeypatch, before_update=hanging)
-    job = Job("--cfg", write_config(DATA={"BATCH_SIZE": 4}), world_size=3)
-    job.until(lambda: job.text().count("hangs") == 3)
-    job.send(signal.SIGKILL, rank=2)
-    assert job.wait(SOONER) == [5, 5, 137]
-    assert f"error: rank 2 (process {job.pids[2]} on " in job.text() and "error: rank 0" not in job.text()
-
-
-@pytest.mark.parametrize("moment", ["as they start", "as they wait"])
-def test_loading_processes_end_with_theirs(write_config, monkeypatch, moment):
-    """They hold its connections: the other processes would take a killed one for a silent one."""
-    prepare_worker = Lines.prepare_worker
-
-    def slowly(lines, worker):
-        time.sleep(1 if moment == "as they start" else 0)
-        prepare_worker(lines, worker)
-        print("ready", flush=True)
-
-    monkeypatch.setattr(Lines, "prepare_worker", slowly)
-    job = Job("--cfg", write_config(DATA={"NUM_WORKERS": 2}, TRAIN={"EPOCHS": 200, "WARMUP_EPOCHS": 0}))
-    children = Path(f"/proc/{job.pids[0]}/task/{job.pids[0]}/children")
-    job.until(
-        lambda: len(children.read_text().split()) >= 2 and (moment == "as they start" or job.text().count("ready") >= 2)
-    )
-    workers = children.read_text().split()
-    job.send(signal.SIGKILL, rank=0)
-    assert job.wait() == [137]
-    job.until(lambda: not any(when_started(int(worker)) for worker in workers), timeout=3)
-
-
-def with_a_launcher_that_ends(seconds=4):
-    """Goes on in a child process, whose parent is taken for the launcher and soon ends."""
-    if os.fork():
-        time.sleep(seconds)
-        os._exit(0)
-    ending.LAUNCHER = os.getppid()
-
-
-def test_processes_end_that_wait_for_a_launcher_which_was_killed(write_config, tmp_path, monkeypatch):
-    """Killed before all have met: rank 1 of two, alone, would wait for minutes."""
-    ended = tmp_path / "ended"
-    monkeypatch.setattr(
-        "utils.processes.group.os._exit", lambda status, leave=os._exit: (ended.write_text(str(status)), leave(status))
-    )
-    environment = {
-        "TORCHELASTIC_RUN_ID": "x", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }  # fmt: skip
-    Job("--cfg", write_config(), environment=environment, prepare=lambda: with_a_launcher_that_ends(1)).wait()
-    deadline = time.monotonic() + 20
-    while not (ended.exists() and ended.read_text() == "143") and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert ended.read_text() == "143"
-
-
-def test_an_evaluation_whose_launcher_was_killed(write_config, tmp_path, monkeypatch):
-    """The parent process is the launcher: here one that ends at once."""
-    run("--cfg", write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}))
-    original = ClassEvaluator.step
-    monkeypatch.setattr(ClassEvaluator, "step", lambda self, *args: (time.sleep(1), original(self, *args)))
-    status = tmp_path / "status"
-
-    monkeypatch.setattr("utils.ending.leave", lambda code: (status.write_text(str(code)), os._exit(code)))
-    Job(
-        "--eval", "--resume", tmp_path / RUNS / "default/last.pth", "--cfg", write_config(DATA={"BATCH_SIZE": 2}),
-        environment={"TORCHELASTIC_RUN_ID": "x"}, prepare=with_a_launcher_that_ends,
-    ).wait()  # fmt: skip
-    deadline = time.monotonic() + 20
-    while not status.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert status.read_text() == "143"
-
-
-def test_a_failure_at_the_very_end_is_said_once(write_config, monkeypatch):
-    from utils.errors import OutputError
-    from utils.run_log import RunLog
-
-    def failing(self):
-        if self.enabled:
-            raise OutputError("log.txt: cannot be written; free space")
-
-    monkeypatch.setattr(RunLog, "close", failing)
-    job = Job("--cfg", write_config(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}), world_size=2)
-    assert job.wait(30) == [5, 5] and "Traceback" not in job.text()
-
-
-def test_the_status_is_right_where_nothing_can_be_said(write_config):
-    def mute():
-        for number in (1, 2):
-            os.dup2(os.open("/dev/full", os.O_WRONLY), number)
-
-    assert Job("--cfg", write_config(), "--data-path", "nowhere", prepare=mute).wait() == [2]
-
-
-def test_three_processes_one_lost(write_config):
-    job = training_job(write_config, world_size=3)
-    job.send(signal.SIGKILL, rank=2)
-    statuses = job.wait(15)
-    assert statuses[2] == 137 and statuses[0] == 5 and f"error: rank 2 (process {job.pids[2]} on " in job.text()
-
-
-def test_an_error_of_one_process_is_said_once(write_config, monkeypatch):
-    from utils.errors import DataError
-
-    def failing(trainer, step):
-        if trainer.session.launch.rank == 1 and trainer.progress.updates == 3:
-            raise DataError("x.png: cannot be read; replace it")
-
-    watch(monkeypatch, before_update=failing)
-    job = Job("--cfg", write_config(DATA={"BATCH_SIZE": 4}), world_size=2)
-    job.until(job.said("error: x.png"))
-    time.sleep(1)
-    job.send(signal.SIGTERM, rank=0)  # as the launcher does then
-    statuses = job.wait(30)
-    assert statuses[1] == 2 and job.text().count("error: ") == 1 and "Traceback" not in job.text(), job.text()
-
-
-def test_processes_whose_launcher_was_killed_save_and_end(write_config, tmp_path):
-    """The launcher's own processes: nobody else would end them, and they hold the run's folder. Each writes a part of the save."""
-    path = write_config(TRAIN={"EPOCHS": 400, "WARMUP_EPOCHS": 0, "SHARD": "optimizer"}, DATA={"BATCH_SIZE": 4})
-    folder = tmp_path / RUNS / "default"
-    launcher = torchrun(lambda: cli.run_and_leave(["--cfg", str(path)]), *on_this_machine(2))
-    (agent,) = launcher.pids
-    launcher.until((folder / "last.pth").exists)
-    ranks = [int(pid) for pid in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()]
-    launcher.kill()
-    deadline = time.monotonic() + 20
-    while any(os.path.exists(f"/proc/{pid}") for pid in ranks) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert ranks and not any(os.path.exists(f"/proc/{pid}") for pid in ranks)
-    assert "stopped by the launcher's end: saved at epoch" in (folder / "log.txt").read_text(), launcher.text()
-    last = (folder / "log.txt").read_text().splitlines()[-1]
-    progress = read_with_parts(folder / "last.pth")["progress"]
-    assert f"epoch {progress['epoch']}, update {progress['step']}" in last
-
-
-def test_a_killed_loading_process_is_one_line(write_config):
-    path = write_config(TRAIN={"EPOCHS": 200, "WARMUP_EPOCHS": 0}, DATA={"NUM_WORKERS": 2})
-    job = Job("--cfg", path)
-    job.until(job.said("epoch 0 [4/"))
-    with open(f"/proc/{job.pids[0]}/task/{job.pids[0]}/children") as children:
-        os.kill(int(children.read().split()[0]), signal.SIGKILL)
-    assert job.wait(60) == [2], job.text()
-    assert "error: DATA.NUM_WORKERS is 2: a loading process was killed" in job.text()
-    assert "Traceback" not in job.text()
-
-
 def test_starting_over_puts_the_old_checkpoints_away(write_config, tmp_path):
     path = write_config(TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0})
     run("--cfg", path)
@@ -972,69 +566,3 @@ def test_starting_over_puts_the_old_checkpoints_away(write_config, tmp_path):
     assert {file.name: file.read_bytes() for file in away.glob("*.pth")} == before
     assert len((away / "metrics.jsonl").read_text().splitlines()) == 9 and (away / "config.yaml").exists()
     assert load(folder / "last.pth")["progress"]["updates"] == 7
-
-
-# Before the first step
-
-
-def test_check_says_what_a_run_needs_and_writes_nothing(write_config, tmp_path, capsys):
-    run("--cfg", write_config(), "--check")
-    out = capsys.readouterr().out
-    for part in (
-        "60 training and 29 validation images, 3 classes",
-        "one micro-batch:",
-        "checkpoints:",
-        "MiB free",
-        "estimated time: ",
-        "all checks passed",
-    ):
-        assert part in out
-    assert not (tmp_path / "output").exists()
-
-
-def test_check_of_a_run_under_way(write_config, tmp_path, capsys):
-    path = write_config()
-    run("--cfg", path)
-    folder = tmp_path / RUNS / "default"
-    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    run("--cfg", path, "--check", "--opts", "TRAIN.EPOCHS", 3)
-    assert "resumed from" in capsys.readouterr().out
-    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
-
-
-def test_the_preflight_changes_no_bit(write_config, tmp_path, monkeypatch):
-    import engine.training.start
-
-    path = write_config(AMP={"DTYPE": "float16"})
-    original, found = engine.training.start.rehearse, {}
-
-    def watched(trainer, optimizer_of):
-        before = torch.get_rng_state(), random.getstate()
-        found["findings"] = original(trainer, optimizer_of)
-        assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
-        return found["findings"]
-
-    monkeypatch.setattr(engine.training.start, "rehearse", watched)
-    run("--cfg", path, "--tag", "with")
-    monkeypatch.setattr(engine.training.start, "rehearse", lambda *args: found["findings"])
-    run("--cfg", path, "--tag", "without")
-    assert_same_run(tmp_path / RUNS / "with", tmp_path / RUNS / "without")
-
-
-def test_a_step_that_cannot_be_done_is_found_before_the_first(write_config, tmp_path, monkeypatch):
-    original = Classification.loss
-    monkeypatch.setattr(
-        Classification,
-        "loss",
-        lambda self, model, batch: original(self, model, batch._replace(targets=batch.targets[:3])),
-    )
-    error = error_of("--cfg", write_config())
-    assert error.status == 2 and "a training step fails" in str(error) and not (tmp_path / "output").exists()
-
-
-def test_deterministic_algorithms(write_config):
-    try:
-        run("--cfg", write_config(DETERMINISTIC=True, TRAIN={"EPOCHS": 1, "WARMUP_EPOCHS": 0}))
-        assert torch.are_deterministic_algorithms_enabled()
-    finally:
-        torch.use_deterministic_algorithms(False)
