@@ -26,6 +26,7 @@ import torch
 
 from command_line import ROOT, Parser, run_script
 from engine.checkpoints.file import read_checkpoint
+from engine.checkpoints.parts import read_with_parts
 from utils.errors import ConfigError, ProcessError
 from utils.run_files import RECORDS
 
@@ -149,7 +150,7 @@ def newest(folder: Path):
 
 def digest(folder: Path) -> str:
     """Of everything that a run is, without its name and the clock's figures."""
-    checkpoint = read_checkpoint(folder / "last.pth")
+    checkpoint = read_with_parts(folder / "last.pth")
     del checkpoint["config"]
     digest = hashlib.sha256()
     feed(checkpoint, digest)

@@ -94,7 +94,7 @@ class Checkpointer:
                 file.write(buffer.getbuffer())
 
     def restore(self, checkpoint: Mapping[str, Any], path: Path) -> None:
-        """Gives every object its state from a checkpoint that `read_checkpoint` returned.
+        """Gives every object its state from a checkpoint that `read_with_parts` returned.
 
         Raises:
             CheckpointError: a part is missing, or of another model.

@@ -11,7 +11,7 @@ from typing import Callable, Sequence
 
 import torch
 
-from engine.checkpoints.file import read_checkpoint
+from engine.checkpoints.parts import read_with_parts
 from utils.provenance import ROOT
 
 from .setting import Setting, last_line
@@ -80,7 +80,7 @@ def run_folder(setting: Setting, tag: str) -> Path:
 
 def state_of(run: Path) -> dict:
     """What a run's last checkpoint has, without its settings, which have its name."""
-    checkpoint = read_checkpoint(run / "last.pth")
+    checkpoint = read_with_parts(run / "last.pth")
     return {key: value for key, value in checkpoint.items() if key != "config"}
 
 
