@@ -57,6 +57,14 @@ def test_every_stage_passes_on_the_cpu(tmp_path, monkeypatch, capsys, precisions
     assert "PASS values.pixels that differ 0 =0" in printed
 
 
+@pytest.mark.parametrize("native, dtype", [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_dry_run_times_what_the_processor_does_not_emulate(tmp_path, monkeypatch, native, dtype):
+    speed = module_of("model_speed")
+    monkeypatch.setattr(speed, "is_native_on_cpu", lambda dtype: native)
+    assert speed.number_format(new_setting(tmp_path)) is dtype
+    assert speed.number_format(new_setting(tmp_path, dry_run=False)) is torch.bfloat16
+
+
 def test_without_a_gpu_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="torch sees no GPU.*--dry-run"):

@@ -14,6 +14,7 @@ import models
 from engine.inference.engines.cuda_graphs import CudaGraphEngine
 from engine.inference.engines.torch_engine import TorchEngine
 from engine.setup.precision import NativePrecision
+from models.fuse import is_native_on_cpu
 from models.layers import norm
 from utils.device import choose_arithmetic
 
@@ -22,7 +23,6 @@ from ..benchmark.plain_fat import PlainFAT
 from ..benchmark.turns import time_in_turns, warm_up
 from .setting import Check, Setting, at_least, equal, measured
 
-BFLOAT16 = torch.bfloat16
 # Wanted on an H100 or H200, to the plain form.
 GOALS = {"inference": 5.0, "train": 3.0}
 OTHER_NORM = "eager, torch's norm"
@@ -92,14 +92,21 @@ def checks(setting: Setting) -> Iterator[Check]:
         yield at_least(name, ratio, GOALS[task]) if hopper else measured(name, ratio)
 
 
+def number_format(setting: Setting) -> torch.dtype:
+    """bfloat16; float32 in a dry run on a processor that would emulate it, for which there is no deployed form."""
+    emulated = setting.dry_run and not is_native_on_cpu(torch.bfloat16)
+    return torch.float32 if emulated else torch.bfloat16
+
+
 def images_per_second(setting: Setting, group: Group) -> dict[str, float]:
     """By form; the medians of turns."""
     choose_arithmetic(setting.device, exact=group.task == "inference", deterministic=False, fixed_sizes=True)
     torch._dynamo.reset()
     images = setting.images(group.batch_size).to(setting.device)
+    dtype = number_format(setting)
     make = inference_form if group.task == "inference" else train_form
     candidates = [
-        Candidate(group.model, form, "bfloat16", make(setting, group.model, form, images))
+        Candidate(group.model, form, str(dtype).removeprefix("torch."), make(setting, group.model, form, images))
         for form in ("plain", *group.forms)
     ]
     for candidate in candidates:
@@ -115,29 +122,31 @@ def images_per_second(setting: Setting, group: Group) -> dict[str, float]:
 
 
 def inference_form(setting: Setting, name: str, form: str, images: torch.Tensor) -> Callable[[], Any]:
+    dtype = number_format(setting)
     if form in PEERS:
-        peer = reparameterize_model(timm.create_model(form).eval()).to(images.device, BFLOAT16)
+        peer = reparameterize_model(timm.create_model(form).eval()).to(images.device, dtype)
         peer = peer.to(memory_format=torch.channels_last)
-        return call(in_graphs(peer, images.device), images.to(BFLOAT16), torch.float32, "NHWC")
+        return call(in_graphs(peer, images.device), images.to(dtype), torch.float32, "NHWC")
     model = setting.new_model(name).eval().to(images.device)
     if form == "plain":
-        return call(PlainFAT(model).eval().to(images.device), images, BFLOAT16)
+        return call(PlainFAT(model).eval().to(images.device), images, dtype)
     model = model.to(memory_format=torch.channels_last)
     if form in ("eager", OTHER_NORM):
-        run = call(model, images, BFLOAT16, "NHWC")
+        run = call(model, images, dtype, "NHWC")
         return without_kernel(run) if form == OTHER_NORM else run
-    fused = models.fuse(model, BFLOAT16)
+    fused = models.fuse(model, dtype)
     if form == "fused, compiled":
         fused = compiled(fused, "default")
     return call(in_graphs(fused, images.device) if form == "graph" else fused, images, torch.float32, "NHWC")
 
 
 def train_form(setting: Setting, name: str, form: str, images: torch.Tensor) -> Callable[[], Any]:
+    dtype = number_format(setting)
     model = setting.new_model(name).to(images.device)
     if form == "plain":
-        return step(PlainFAT(model).to(images.device), images, BFLOAT16, fused=False)
+        return step(PlainFAT(model).to(images.device), images, dtype, fused=False)
     model = model.to(memory_format=torch.channels_last)
-    run = step(compiled(model, "default") if form == "compiled" else model, images, BFLOAT16, "NHWC")
+    run = step(compiled(model, "default") if form == "compiled" else model, images, dtype, "NHWC")
     return without_kernel(run) if form == OTHER_NORM else run
 
 
