@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import os
+import pkgutil
 import runpy
 import signal
 import socket
@@ -50,6 +51,18 @@ SMALLEST = {
 # The same for dense heads, which need four stages.
 SMALLEST_DENSE = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
 
+# Of their heads, which have most of what such a model computes.
+NARROW_HEADS = {
+    "models.dense.segmenter.SemanticFPN.pyramid_channels": 16,
+    "models.dense.segmenter.SemanticFPN.head_channels": 16,
+    "models.dense.segmenter.UperNet.head_channels": 16,
+    "models.dense.segmenter.UperNet.auxiliary_channels": 16,
+    "models.detection.pyramid.CHANNELS": 16,
+    "models.detection.regions.BOX_FEATURES": 32,
+    "models.detection.regions.MASK_CHANNELS": 16,
+}
+PUBLISHED_HEADS = {name: pkgutil.resolve_name(name) for name in NARROW_HEADS}
+
 SMALL = {
     "DEVICE": "cpu",
     "PRINT_FREQ": 1,
@@ -66,6 +79,22 @@ def short_measurements(monkeypatch):
     """--throughput times the fewest batches, not seconds of them; in forked processes too."""
     for part in ("WARMUP", "MEASURED"):
         monkeypatch.setattr(f"engine.commands.throughput.{part}_SECONDS", 0)
+
+
+@pytest.fixture(scope="module")
+def narrow_heads():
+    """Dense heads have few channels, in processes forked from this one too."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, width in NARROW_HEADS.items():
+            patch.setattr(name, width)
+        yield
+
+
+@pytest.fixture
+def published_heads(monkeypatch):
+    """For a test of a file whose other tests have `narrow_heads`."""
+    for name, width in PUBLISHED_HEADS.items():
+        monkeypatch.setattr(name, width)
 
 
 # Files whose tests share nothing that takes long to make: each test may run in another process. A file that is not named

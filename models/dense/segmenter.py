@@ -41,15 +41,18 @@ class Segmenter(nn.Module):
 
 
 class SemanticFPN(Segmenter):
-    """Semantic FPN: 256 channels of the pyramid, 128 of the head.
+    """Semantic FPN.
 
     Shapes: (B, in_chans, H, W) -> logits (B, num_classes, H, W).
     """
 
+    pyramid_channels = 256
+    head_channels = 128
+
     def __init__(self, backbone: DenseBackbone, num_classes: int):
         super().__init__(backbone, num_classes)
-        self.neck = FeaturePyramid(backbone.channels)
-        self.head = SemanticFPNHead(backbone.strides, num_classes)
+        self.neck = FeaturePyramid(backbone.channels, self.pyramid_channels)
+        self.head = SemanticFPNHead(backbone.strides, num_classes, self.pyramid_channels, self.head_channels)
         self._finish()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -57,17 +60,19 @@ class SemanticFPN(Segmenter):
 
 
 class UperNet(Segmenter):
-    """UperNet, 512 channels; in training with an FCN head on the map at stride 16, the third.
+    """UperNet; in training with an FCN head on the map at stride 16, the third.
 
     Shapes: (B, in_chans, H, W) -> logits (B, num_classes, H, W); in training, these and the auxiliary head's, as many.
     """
 
     auxiliary_weight = 0.4
+    head_channels = 512
+    auxiliary_channels = 256
 
     def __init__(self, backbone: DenseBackbone, num_classes: int):
         super().__init__(backbone, num_classes)
-        self.head = UperNetHead(backbone.channels, num_classes)
-        self.auxiliary_head = FCNHead(backbone.channels[2], num_classes)
+        self.head = UperNetHead(backbone.channels, num_classes, self.head_channels)
+        self.auxiliary_head = FCNHead(backbone.channels[2], num_classes, self.auxiliary_channels)
         self._finish()
 
     def forward(self, images: torch.Tensor) -> Union[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:

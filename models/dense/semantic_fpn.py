@@ -17,7 +17,7 @@ class FeaturePyramid(nn.Module):
     Shapes: a list of (B, in_channels[i], H_i, W_i), from fine to coarse -> a list of (B, out_channels, H_i, W_i).
     """
 
-    def __init__(self, in_channels: Sequence[int], out_channels: int = 256):
+    def __init__(self, in_channels: Sequence[int], out_channels: int):
         super().__init__()
         self.laterals = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for channels in in_channels)
         self.outputs = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in in_channels)
@@ -43,8 +43,8 @@ class SemanticFPNHead(nn.Module):
         self,
         strides: Sequence[int],
         num_classes: int,
-        in_channels: int = 256,
-        channels: int = 128,
+        in_channels: int,
+        channels: int,
         drop_rate: float = 0.1,
     ):
         super().__init__()

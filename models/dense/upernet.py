@@ -39,7 +39,7 @@ class UperNetHead(nn.Module):
         self,
         in_channels: Sequence[int],
         num_classes: int,
-        channels: int = 512,
+        channels: int,
         pooling_scales: Sequence[int] = (1, 2, 3, 6),
         drop_rate: float = 0.1,
     ):
@@ -61,5 +61,5 @@ class UperNetHead(nn.Module):
 class FCNHead(nn.Sequential):
     """A 3x3 convolution and a classifier: (B, in_channels, H, W) -> (B, num_classes, H, W)."""
 
-    def __init__(self, in_channels: int, num_classes: int, channels: int = 256, drop_rate: float = 0.1):
+    def __init__(self, in_channels: int, num_classes: int, channels: int, drop_rate: float = 0.1):
         super().__init__(conv_bn_relu(in_channels, channels, 3), Classifier(channels, num_classes, drop_rate))

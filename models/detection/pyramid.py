@@ -49,10 +49,9 @@ class PyramidBackbone(nn.Module):
     Shapes: (B, 3, H, W) -> {name: (B, 256, H_i, W_i)}, from fine to coarse; the names of the body's levels are '0', '1', ...
     """
 
-    out_channels = CHANNELS
-
     def __init__(self, body: DenseBackbone, extra_levels: ExtraFPNBlock):
         super().__init__()
+        self.out_channels = CHANNELS
         self.body = body
         self.fpn = FeaturePyramidNetwork(body.channels, CHANNELS, extra_levels)
         initialise_xavier(self.fpn.modules())

@@ -15,6 +15,8 @@ from .trainable import keep_float32
 
 Target = dict[str, torch.Tensor]
 STRIDES = (4, 8, 16, 32)
+BOX_FEATURES = 1024
+MASK_CHANNELS = 256
 
 
 class AlignedRoIAlign(MultiScaleRoIAlign):
@@ -59,8 +61,8 @@ class RegionHeads(RoIHeads):
         box_pool, mask_pool = AlignedRoIAlign(7), AlignedRoIAlign(14)
         super().__init__(
             box_pool,
-            TwoMLPHead(channels * 7 * 7, 1024),
-            FastRCNNPredictor(1024, num_classes),
+            TwoMLPHead(channels * 7 * 7, BOX_FEATURES),
+            FastRCNNPredictor(BOX_FEATURES, num_classes),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
             batch_size_per_image=512,
@@ -70,8 +72,8 @@ class RegionHeads(RoIHeads):
             nms_thresh=0.5,
             detections_per_img=100,
             mask_roi_pool=mask_pool,
-            mask_head=MaskRCNNHeads(channels, (256,) * 4, 1),
-            mask_predictor=MaskRCNNPredictor(256, 256, num_classes),
+            mask_head=MaskRCNNHeads(channels, (MASK_CHANNELS,) * 4, 1),
+            mask_predictor=MaskRCNNPredictor(MASK_CHANNELS, MASK_CHANNELS, num_classes),
         )
         for layer in (self.box_head.fc6, self.box_head.fc7):
             nn.init.xavier_uniform_(layer.weight)

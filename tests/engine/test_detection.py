@@ -22,6 +22,8 @@ from models.detection import create_detector
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.usefixtures("narrow_heads")
+
 SMALL = {
     "TASK": "detection",
     "DEVICE": "cpu",
@@ -397,7 +399,7 @@ CONFIGS = sorted((ROOT / "configs/detection").glob("*_fat_b?_?x.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_is_the_paper_s(path):
+def test_a_config_is_the_paper_s(published_heads, path):
     cfg = load_config(path, ["DATA.DATA_PATH", "/coco"], {}, "train")
     task = create_task(cfg)
     assert isinstance(task, Detection) and cfg.TRAIN.BASE_LR * cfg.TRAIN.TOTAL_BATCH_SIZE / 512 == pytest.approx(1e-4)

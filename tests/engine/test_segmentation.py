@@ -34,6 +34,7 @@ from masked_images import CLASSES, write_masked_images
 from utils.config import load_config
 
 BASE = ROOT / "configs/segmentation/base.yaml"
+pytestmark = pytest.mark.usefixtures("narrow_heads")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def epochs_of(folder):
         ("upernet_fat_b3", "58,991,788", 0.15),
     ],
 )
-def test_the_paper_s_configs_name_their_parameters(name, params, drop_path):
+def test_the_paper_s_configs_name_their_parameters(published_heads, name, params, drop_path):
     path = ROOT / f"configs/segmentation/{name}.yaml"
     cfg = load_config(path, [], {}, "throughput")
     model = create_task(cfg).build_model(cfg.MODEL.NUM_CLASSES)
@@ -101,7 +102,7 @@ def test_the_paper_s_configs_name_their_parameters(name, params, drop_path):
     assert lr == pytest.approx(6e-5 if "upernet" in name else 1e-4)
 
 
-def test_throughput_names_the_parameters_in_full(capsys, monkeypatch):
+def test_throughput_names_the_parameters_in_full(published_heads, capsys, monkeypatch):
     import engine.commands.throughput as command
 
     monkeypatch.setattr(command, "WARMUP_SECONDS", 0)
@@ -122,7 +123,7 @@ def test_the_learning_rate_falls_by_poly_over_the_updates():
 # Training
 
 
-def test_a_run_learns_reports_and_is_evaluated_again(write_config, folder, capsys):
+def test_a_run_learns_reports_and_is_evaluated_again(published_heads, write_config, folder, capsys):
     """All ground is 30 % mIoU."""
     path = write_config(TRAIN={"EPOCHS": 12, "TOTAL_BATCH_SIZE": 4, "BASE_LR": 0.3})
     run("--cfg", path, "--opts", "SEG.PHOTOMETRIC", False)

@@ -13,7 +13,7 @@ from models import backbone_of
 from models.detection import DETECTORS, create_detector
 from models.detection.anchors import StridedAnchors
 from models.detection.proposals import FloorMatcher, ProposalNetwork
-from models.detection.pyramid import ConvolvedLevels
+from models.detection.pyramid import CHANNELS, ConvolvedLevels
 from models.detection.regions import AlignedRoIAlign, box_losses, cropped_masks, mask_loss
 from models.detection.retinanet import SCALES, BatchAveragedHead
 
@@ -38,7 +38,7 @@ def example(with_objects=True):
 
 
 @pytest.fixture(scope="module", params=DETECTORS)
-def detector(request):
+def detector(request, narrow_heads):
     torch.manual_seed(0)
     model = create_detector(request.param, "fat_tiny", 3, min_size=96, max_size=128, drop_path_rate=0.1)
     model.name = request.param
@@ -108,7 +108,7 @@ def test_parts_and_checkpointing(detector):
     ("retinanet", torchvision.models.detection.retinanet_resnet50_fpn),
     ("mask_rcnn", torchvision.models.detection.maskrcnn_resnet50_fpn),
 ])  # fmt: skip
-def test_parameters_beside_the_backbone_are_torchvision_s(name, builder):
+def test_parameters_beside_the_backbone_are_torchvision_s(published_heads, name, builder):
     """But for RetinaNet's P6, which torchvision takes from the backbone's last map."""
     with torch.device("meta"):
         theirs = builder(weights=None, weights_backbone=None, num_classes=81 if name == "mask_rcnn" else 80)
@@ -124,7 +124,7 @@ def count(module):
 
 
 @pytest.mark.parametrize("name, params", [("retinanet", 13_779_332), ("mask_rcnn", 24_282_821)])
-def test_parameters_over_fat_b0(name, params):
+def test_parameters_over_fat_b0(published_heads, name, params):
     """No figure was published; the sums are of the layouts."""
     with torch.device("meta"):
         assert count(create_detector(name, "fat_b0", 80)) == params
@@ -143,7 +143,7 @@ def scene():
 
 
 @pytest.mark.parametrize("name", ["retinanet", rest("mask_rcnn")])
-def test_a_scene_is_learned(name):
+def test_a_scene_is_learned(published_heads, name):
     """What is only right if boxes, classes and masks go in and come out alike, in px of an image that is resized between."""
     torch.manual_seed(0)
     model = create_detector(name, "fat_tiny", 3, min_size=64, max_size=96).train()
@@ -171,10 +171,10 @@ def test_a_scene_is_learned(name):
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (2, 1), (1, 2), (3, 3)])
-def test_extra_levels_of_small_maps_learn_in_bfloat16_as_in_float32(height, width):
+def test_extra_levels_of_small_maps_learn_in_bfloat16_as_in_float32(published_heads, height, width):
     """Of images of 64 px and less, the level at stride 64 is one column."""
     torch.manual_seed(0)
-    levels, maps = ConvolvedLevels(), torch.randn(2, 256, height, width)
+    levels, maps = ConvolvedLevels(), torch.randn(2, CHANNELS, height, width)
     gradients = []
     for dtype in (torch.float32, torch.bfloat16):
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not torch.float32):

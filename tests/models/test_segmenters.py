@@ -8,12 +8,14 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from conftest import rest
+from conftest import SMALLEST_DENSE, rest
 from engine.training.freeze import freeze, parts_of
 from models import create_segmenter
 from models.dense import SEGMENTERS
 from models.dense.semantic_fpn import FeaturePyramid, SemanticFPNHead
 from utils.macs import layer_macs, measure_complexity
+
+pytestmark = pytest.mark.usefixtures("narrow_heads")
 
 PUBLISHED = [  # the authors' segmentation README: parameters (in full in parity's), GFLOPs at an input
     ("semantic_fpn", "fat_b0", 8_377_702, "25.0", (512, 512)),
@@ -25,7 +27,7 @@ PUBLISHED = [  # the authors' segmentation README: parameters (in full in parity
 
 
 @pytest.mark.parametrize("name, backbone, params, gflops, size", PUBLISHED)
-def test_parameters_and_macs_are_the_published_ones(name, backbone, params, gflops, size):
+def test_parameters_and_macs_are_the_published_ones(published_heads, name, backbone, params, gflops, size):
     model = create_segmenter(name, backbone, 150, device="meta").to("meta")
     complexity = measure_complexity(model, (3, *size))
     assert complexity.params == params
@@ -74,7 +76,7 @@ def test_a_small_set_is_learned():
     rest("semantic_fpn", {}), rest("upernet", {}),
 ])  # fmt: skip
 def test_one_exported_program_is_for_all_sizes(name, settings):
-    model, auto = create_segmenter(name, "fat_tiny", 5, **settings).eval(), torch.export.Dim.AUTO
+    model, auto = create_segmenter(name, "fat_tiny", 5, **SMALLEST_DENSE, **settings).eval(), torch.export.Dim.AUTO
     program = torch.export.export(
         model, (torch.randn(2, 3, 96, 128),), dynamic_shapes={"images": {0: auto, 2: auto, 3: auto}}
     )
@@ -87,13 +89,13 @@ def test_the_pyramid_is_the_sum_of_its_levels():
     """Against the layout's words, written again level by level."""
     torch.manual_seed(0)
     maps = [torch.randn(1, 4 * 2**i, 16 // 2**i, 24 // 2**i) for i in range(4)]
-    neck, head = FeaturePyramid([4, 8, 16, 32]).eval(), SemanticFPNHead((4, 8, 16, 32), 5).eval()
+    neck, head = FeaturePyramid([4, 8, 16, 32], 32).eval(), SemanticFPNHead((4, 8, 16, 32), 5, 32, 16).eval()
     down = neck.laterals[3](maps[3])
     levels = [neck.outputs[3](down)]
     for i in (2, 1, 0):
         down = neck.laterals[i](maps[i]) + down.repeat_interleave(2, 2).repeat_interleave(2, 3)
         levels.insert(0, neck.outputs[i](down))
-    summed = torch.zeros(1, 128, 16, 24)
+    summed = torch.zeros(1, 16, 16, 24)
     for i, x in enumerate(levels):
         convolutions = [layer for layer in head.levels[i] if isinstance(layer, nn.Sequential)]
         assert len(convolutions) == max(1, int(math.log2(2**i)))

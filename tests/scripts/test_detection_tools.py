@@ -19,6 +19,8 @@ from engine.tasks import create_task
 from utils.config import load_config, to_dict
 from utils.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("narrow_heads")
+
 
 @pytest.fixture(scope="module")
 def pasted(tmp_path_factory):

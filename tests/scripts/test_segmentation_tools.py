@@ -14,6 +14,8 @@ from masked_images import write_masked_images
 from parts.quickstart.stamps import PACKAGE, Stamp
 from utils.errors import ConfigError, UserError
 
+pytestmark = pytest.mark.usefixtures("narrow_heads")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
