@@ -9,6 +9,7 @@ from torch import nn
 
 HALF = (torch.bfloat16, torch.float16)
 MAX_SIDE = 160  # of the output, up to which the weight gradient below was seen to be faster
+SMALL_SIDE = 20  # of the input, up to which it was seen to be faster for all images at once
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -78,6 +79,23 @@ def as_kernel(image: torch.Tensor) -> torch.Tensor:
     return matrix.t().contiguous().view(len(image), 1, *image.shape[1:])
 
 
+def weight_gradient(
+    x: torch.Tensor, grad: torch.Tensor, kernel_size: tuple[int, int], padding: tuple[int, int], stride: tuple[int, int]
+) -> torch.Tensor:
+    """`DepthwiseConvolution`'s: x (B, C, H, W) and grad (B, C, H/s, W/s) -> (1, C, k, k)."""
+    (batch_size, channels), (height, width) = x.shape[:2], kernel_size
+    if max(x.shape[2:]) <= SMALL_SIDE:
+        groups = batch_size * channels
+        kernels = grad.reshape(groups, 1, *grad.shape[2:])
+        parts = F.conv2d(x.reshape(1, groups, *x.shape[2:]), kernels, None, 1, padding, stride, groups)
+        return parts[..., :height, :width].reshape(batch_size, channels, height, width).sum(0, keepdim=True)
+    parts = (
+        F.conv2d(image, as_kernel(grad_y), None, 1, padding, stride, channels)[..., :height, :width]
+        for image, grad_y in zip(x.split(1), grad)  # (1, C, H, W), (C, H/s, W/s) -> (1, C, k, k)
+    )
+    return sum(parts, x.new_zeros(1, channels, height, width))
+
+
 class DepthwiseConvolution(torch.autograd.Function):
     """F.conv2d of a depthwise kernel, with another way to the weight's gradient:
 
@@ -85,7 +103,8 @@ class DepthwiseConvolution(torch.autograd.Function):
 
     is itself a depthwise convolution of each image X[b] with the kernel dL/dY[b], dilated by the stride s. On an AVX-512
     CPU oneDNN's forward kernels took a third to a fifth of its backward ones' time for it, for 5x5 and larger kernels; the
-    values differ by the order of the sum.
+    values differ by the order of the sum. Small maps of all images go as one image with B C channels: each call has a cost
+    of its own, which is most of what a small one takes.
     """
 
     @staticmethod
@@ -104,12 +123,7 @@ class DepthwiseConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = nn.grad.conv2d_input(x.shape, weight, grad, ctx.stride, ctx.padding, ctx.dilation, ctx.groups)
         if ctx.needs_input_grad[1]:
-            height, width = weight.shape[2:]
-            parts = (
-                F.conv2d(image, as_kernel(grad_y), None, 1, ctx.padding, ctx.stride, ctx.groups)[..., :height, :width]
-                for image, grad_y in zip(x.split(1), grad)  # (1, C, H, W), (C, H/s, W/s) -> (1, C, k, k)
-            )
-            total = sum(parts, weight.new_zeros(1, len(weight), height, width))
+            total = weight_gradient(x, grad, weight.shape[2:], ctx.padding, ctx.stride)
             # (C, 1, k, k), strides as DDP wants them
             grad_weight = torch.empty_like(weight).copy_(total.transpose(0, 1))
         if ctx.needs_input_grad[2]:

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import smallest_model
 from engine.evaluation.loop import fill_up
-from models.layers import DepthwiseConv2d, LayerNorm
+from models.layers import DepthwiseConv2d, LayerNorm, depthwise
 from models.layers.depthwise import DepthwiseConvolution
 from models.layers.norm import norm_channels_last
 from parts.benchmark.plain_fat import PlainFAT
@@ -52,11 +52,13 @@ def test_a_step_in_float32_is_that_of_the_plain_form():
 # Depthwise convolutions
 
 
+@pytest.mark.parametrize("small_side", [0, 20], ids=["image by image", "all at once"])
 @pytest.mark.parametrize(
     "kernel_size, stride, height, width",
     [(5, 1, 9, 12), (5, 2, 9, 12), (5, 2, 12, 9), (7, 1, 7, 7), (9, 1, 7, 5), (5, 1, 3, 2)],
 )
-def test_the_weight_gradient_is_the_convolution_s(kernel_size, stride, height, width, monkeypatch):
+def test_the_weight_gradient_is_the_convolution_s(kernel_size, stride, height, width, small_side, monkeypatch):
+    monkeypatch.setattr(depthwise, "SMALL_SIDE", small_side)
     torch.manual_seed(0)
     layer = DepthwiseConv2d(6, kernel_size, stride)
     calls, apply = [], DepthwiseConvolution.apply
@@ -74,7 +76,9 @@ def test_the_weight_gradient_is_the_convolution_s(kernel_size, stride, height, w
         assert mine.shape == theirs.shape and torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_the_weight_gradient_by_finite_differences():
+@pytest.mark.parametrize("small_side", [0, 20], ids=["image by image", "all at once"])
+def test_the_weight_gradient_by_finite_differences(small_side, monkeypatch):
+    monkeypatch.setattr(depthwise, "SMALL_SIDE", small_side)
     torch.manual_seed(0)
     x, weight, bias = (
         torch.randn(s, dtype=torch.float64, requires_grad=True) for s in [(2, 2, 6, 5), (2, 1, 5, 5), (2,)]
