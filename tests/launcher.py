@@ -80,8 +80,8 @@ def torchrun(
     def in_place_of_main():
         prepare()
         from torch.distributed import run
-        from torch.distributed.elastic.rendezvous import dynamic_rendezvous
         from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
+        from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 
         # Each of a rendezvous' records looks through the source files of all modules for the name of its method.
         dynamic_rendezvous.get_method_name = lambda depth=2: "a method"

@@ -84,7 +84,7 @@ def weight_gradient(
 ) -> torch.Tensor:
     """`DepthwiseConvolution`'s: x (B, C, H, W) and grad (B, C, H/s, W/s) -> (1, C, k, k)."""
     (batch_size, channels), (height, width) = x.shape[:2], kernel_size
-    if max(x.shape[2:]) <= SMALL_SIDE:
+    if batch_size and max(x.shape[2:]) <= SMALL_SIDE:
         groups = batch_size * channels
         kernels = grad.reshape(groups, 1, *grad.shape[2:])
         parts = F.conv2d(x.reshape(1, groups, *x.shape[2:]), kernels, None, 1, padding, stride, groups)
