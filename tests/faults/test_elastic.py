@@ -43,6 +43,7 @@ def test_another_number_of_processes_sees_the_rest_of_the_epoch(
 
     def kill(trainer, step):
         if str(step) == os.environ.get("KILLED"):
+            trainer.saver.wait()
             trainer.session.peers.meet()  # rank 0 has saved
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -158,6 +158,7 @@ def leaving(node: str, starts: Path, killed: Path, alone: Path, argv) -> None:
                     alone.touch()
                 time.sleep(0.05)
             if world_size == 2 and updates == 9:
+                trainer.saver.wait()  # what it writes beside the run
                 trainer.session.peers.meet()  # rank 0, which may be the other one, has saved
             if world_size == 2 and node == "comes and goes" and updates == 9:
                 killed.touch()
