@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import itertools
 import json
 import os
@@ -331,6 +332,7 @@ class Job:
     def _child(argv, rank, world_size, port, output, environment, prepare):
         try:
             os.setsid()
+            gc.callbacks.clear()  # hypothesis measures in one, and Python drops what a signal's handler raises there
             speak_into(output)
             if world_size > 1:
                 os.environ.update(
