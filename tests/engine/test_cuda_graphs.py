@@ -181,7 +181,7 @@ def test_the_check_of_a_gpu_compares_graphs(graphs, dtype, monkeypatch):
 
 @pytest.mark.parametrize("name, form", [("fat_tiny", "graph"), ("fat_b0", "repvit_m1")])
 def test_speed_is_taken_of_graphs(graphs, name, form, monkeypatch, tmp_path):
-    monkeypatch.setattr(model_speed, "BFLOAT16", torch.float32)  # which every CPU has
+    monkeypatch.setattr(model_speed, "number_format", lambda setting: torch.float32)  # which every CPU has
     setting = Setting(dry_run=True, folder=tmp_path, until=0.0)
     timed = model_speed.inference_form(setting, name, form, setting.images(1))
     for _ in range(2):
