@@ -76,7 +76,7 @@ def benchmark_data(session: Session, images_per_second: float) -> None:
     seconds = {}
     for name, profile in profile_in_turns(ways, cfg.SEED, cfg.DATA.TIMEOUT).items():
         in_training = profile.pop("finish")
-        seconds[name] = sum(profile.values()) or 1e-9  # of few images, by a clock that ticks slowly
+        seconds[name] = sum(profile.values())
         compared = name != RELEASED and RELEASED in seconds
         faster = f", {seconds[RELEASED] / seconds[name]:.2f} times {RELEASED}'s speed" if compared else ""
         log.info(f"{name}: {1 / seconds[name]:.0f} images/s/core{faster}; {describe(profile)}")

@@ -87,8 +87,8 @@ def weight_gradient(
     if batch_size and max(x.shape[2:]) <= SMALL_SIDE:
         groups = batch_size * channels
         kernels = grad.reshape(groups, 1, *grad.shape[2:])
-        parts = F.conv2d(x.reshape(1, groups, *x.shape[2:]), kernels, None, 1, padding, stride, groups)
-        return parts[..., :height, :width].reshape(batch_size, channels, height, width).sum(0, keepdim=True)
+        by_image = F.conv2d(x.reshape(1, groups, *x.shape[2:]), kernels, None, 1, padding, stride, groups)
+        return by_image[..., :height, :width].reshape(batch_size, channels, height, width).sum(0, keepdim=True)
     parts = (
         F.conv2d(image, as_kernel(grad_y), None, 1, padding, stride, channels)[..., :height, :width]
         for image, grad_y in zip(x.split(1), grad)  # (1, C, H, W), (C, H/s, W/s) -> (1, C, k, k)

@@ -25,7 +25,7 @@ def trained(tmp_path_factory):
     config = {
         "BASE": str(ROOT / "configs/segmentation/base.yaml"), "DEVICE": "cpu", "OUTPUT": str(folder / "output"),
         "DATA": {"DATA_PATH": str(root), "IMG_SIZE": 64, "BATCH_SIZE": 4, "NUM_WORKERS": 0},
-        "MODEL": {"NAME": "fat_tiny", "FAT": {**SMALLEST_DENSE, "interaction": "local"}},
+        "MODEL": {"NAME": "fat_tiny", "FAT": dict(SMALLEST_DENSE)},
         "TRAIN": {"EPOCHS": 8, "TOTAL_BATCH_SIZE": 4, "BASE_LR": 0.3},
         "SEG": {"CLASSES": str(root / "classes.txt"), "SCALE": [96, 64], "PHOTOMETRIC": False},
     }  # fmt: skip

@@ -109,9 +109,8 @@ def meanings(classes: Sequence[str]) -> list[str]:
 
 def is_imagenet(classes: Sequence[str]) -> bool:
     """Whether these are ImageNet-1k's classes in its order."""
-    return (
-        len(classes) == 1000 and list(classes) == ImageNetInfo("imagenet-1k").label_names()
-    )  # reading timm's takes long
+    # The count first, as timm reads its names anew each time.
+    return len(classes) == 1000 and list(classes) == ImageNetInfo("imagenet-1k").label_names()
 
 
 # The table
