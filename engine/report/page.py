@@ -1,6 +1,7 @@
 """A run's report.html: one page, without any other file, made of what lies in the run's folder."""
 
 import base64
+import functools
 import shlex
 from pathlib import Path
 from statistics import median
@@ -8,7 +9,7 @@ from typing import Any, Mapping, Optional, Sequence, TypeGuard
 
 import cv2
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from yacs.config import CfgNode
 
 from utils.config import load_config, to_dict, value_of
@@ -39,16 +40,20 @@ def write_report(run: Path) -> Path:
         ConfigError: its config.yaml cannot be read.
         OutputError: the page cannot be written.
     """
+    write_text(run / REPORT, _template(TEMPLATES).render(describe_run(run)))
+    return run / REPORT
+
+
+@functools.cache
+def _template(folder: Path) -> Template:
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = environment.get_template(REPORT).render(describe_run(run))
-    write_text(run / REPORT, text)
-    return run / REPORT
+    return environment.get_template(REPORT)
 
 
 def write_if_possible(run: Path, log: RunLog) -> None:
