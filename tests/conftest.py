@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -23,6 +24,7 @@ import timm
 import torch
 import torch.multiprocessing as mp
 import yaml
+from tqdm import tqdm
 from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +45,9 @@ torch.set_num_threads(1)  # forked processes must not inherit a thread pool
 # The first backward pass decides whether processes forked from this one may have one: not after torch.export or torch.compile,
 # which make known devices that would get threads of their own.
 torch.ones(1, requires_grad=True).sum().backward()
+
+# tqdm's lock is a semaphore that forked processes share: one that is killed while it writes a line would stop all others.
+os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 # The smallest FAT, for tests of many runs in which the model does not matter: two stages, so that one is reduced.
 SMALLEST = {

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 import command_line
 import predict
@@ -325,6 +326,25 @@ def test_a_loading_process_that_is_killed_while_it_sends_is_named(digits, monkey
         next(batches)
     with pytest.raises(ShortageError, match="DATA.NUM_WORKERS is 8: a loading process was killed"):
         raise_as_ours(caught.value, DEFAULTS, torch.device("cpu"))
+
+
+def test_a_process_that_is_killed_while_it_writes_a_line_stops_no_other():
+    """Jobs are forked from the tests' process, and tqdm's own lock is one for all of them."""
+    lock = tqdm.get_lock()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        tqdm.get_lock().acquire()
+        os.write(writing, b"x")
+        signal.pause()
+    os.read(reading, 1)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(reading)
+    os.close(writing)
+    semaphore, of_threads = lock.locks
+    assert semaphore.acquire(timeout=10) and of_threads.acquire(timeout=10)
+    lock.release()
 
 
 def test_slow_images_are_waited_for(digits, monkeypatch):
