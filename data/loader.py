@@ -5,6 +5,7 @@ import errno
 import functools
 import itertools
 import os
+import weakref
 from dataclasses import dataclass
 from typing import Any, Callable, Iterator, Optional, Sequence, Union, cast
 
@@ -45,6 +46,16 @@ class Loading:
     timeout: float = 0.0  # seconds without a batch after which the wait is an error; 0: none
 
 
+def _end_workers(loader: DataLoader, pid: int) -> None:
+    """Ends the loading processes of a loader that nothing refers to any more, in the process that has them.
+
+    torch would do so as its iterator goes. But if that is part of a cycle, as an error's traceback makes one, Python has closed
+    the queues by then through which they are told: torch waits for 10 s for each, in vain, and they stay.
+    """
+    if loader._iterator is not None and os.getpid() == pid:
+        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]  # there is no public way
+
+
 class Loader:
     """A DataLoader whose workers' errors arrive as they are, and which notes the images that could not be read.
 
@@ -78,6 +89,7 @@ class Loader:
             multiprocessing_context="fork" if loading.num_workers else None,
             **batching,
         )
+        weakref.finalize(self, _end_workers, self.loader, os.getpid()).atexit = False
 
     def __iter__(self) -> Prefetcher:
         """Finished batches, see `Finish`."""

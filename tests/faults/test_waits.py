@@ -1,6 +1,7 @@
 """Nothing waits for ever on images, and a request to stop is obeyed while a run waits."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import shutil
@@ -310,6 +311,18 @@ def test_a_stopped_loading_process_is_named(digits):
         for _ in batches:
             pass
     os.kill(worker, signal.SIGKILL)
+
+
+def test_loading_processes_end_with_a_loader_in_a_cycle(digits):
+    """An error's traceback makes one, where a notebook or a test keeps the error. What is left then is collected at any time."""
+    loader = small_loader(digits, num_workers=2)
+    next(loader.batches())
+    workers = loader.loader._iterator._workers
+    cycle = [loader]
+    cycle.append(cycle)
+    del loader, cycle
+    gc.collect()
+    assert not any(worker.is_alive() for worker in workers)
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
