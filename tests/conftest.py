@@ -492,6 +492,18 @@ def stop_at_update(monkeypatch, update):
     return watch(monkeypatch, before_update=stop)
 
 
+def hold_at_update(update: int):
+    """For `Job(prepare=...)`: the run waits before this update until it is killed or asked to stop, so that a test which waits
+    for something before it is never late, on any machine.
+    """
+
+    def hold(trainer, step):
+        while trainer.progress.updates == update and not trainer.session.peers.stop:
+            time.sleep(0.01)
+
+    return lambda: watch(pytest.MonkeyPatch(), before_update=hold)  # of a process that ends: nothing has to be restored
+
+
 def kill_at_update(update: int, rank: int = 0):
     """For `Job(prepare=...)`: SIGKILL ends this rank's process within this update, after its first images have been loaded."""
 

@@ -26,6 +26,7 @@ from conftest import (
     config_writer,
     error_of,
     history,
+    hold_at_update,
     load,
     rest,
     run,
@@ -101,18 +102,18 @@ def test_killed_at_any_moment(write_config, tmp_path, world_size, options):
     whole, killed = (tmp_path / RUNS / tag for tag in ("whole", "killed"))
     assert Job(*command, "whole", world_size=world_size).wait() == [0] * world_size
     delays = random.Random(world_size)
+    updates = 60 // (4 * world_size * (2 if "TRAIN.ACCUMULATION_STEPS" in options else 1))  # of an epoch
     for kill in range(3):
-        job = Job(*command, "killed", world_size=world_size)
+        job = Job(*command, "killed", world_size=world_size, prepare=hold_at_update((2 * kill + 1) * updates + 2))
         start = position_of(killed)
         if kill:
             job.until(lambda: position_of(killed) > start)
-        time.sleep(delays.uniform(0, 0.3))
+        time.sleep(delays.uniform(0, 0.1 if kill else 0.3))
         if kill and world_size > 1 and delays.random() < 0.7:
             job.send(signal.SIGKILL, rank=delays.randrange(2))
-            job.wait(15)  # the other one ends by itself
+            assert sorted(job.wait()) == [5, 137]  # the other one ends by itself
         else:
-            job.kill()
-        assert position_of(killed) < 6 * 60 // (4 * world_size), "the run ended before it was killed often enough"
+            assert job.kill() == [137] * world_size
     assert Job(*command, "killed", world_size=world_size).wait() == [0] * world_size
     assert_same_run(whole, killed)
 
@@ -289,7 +290,7 @@ def test_a_signal_in_training_saves_and_ends(write_config, tmp_path, number, wor
     """It goes to all processes, as a scheduler sends it, workers included; then again, while the first is obeyed."""
     path = write_config(
         PRINT_FREQ=4,
-        TRAIN={"EPOCHS": 40, "WARMUP_EPOCHS": 0},
+        TRAIN={"EPOCHS": 400, "WARMUP_EPOCHS": 0},
         DATA={"BATCH_SIZE": 4, "NUM_WORKERS": workers},
     )
     job = Job("--cfg", path, "--tag", "stopped", world_size=world_size)
@@ -298,7 +299,7 @@ def test_a_signal_in_training_saves_and_ends(write_config, tmp_path, number, wor
     job.send(number if number != signal.SIGINT else signal.SIGTERM)  # a second Ctrl-C means at once
     assert job.wait(60) == [143] * world_size
     text = job.text()
-    assert "epoch 39" not in text  # the last one
+    assert "epoch 399" not in text  # the last one
     # Two threads of the process can take two signals, the second one first.
     assert (
         re.search(f"stopped by ({number.name}|SIGTERM): saved at epoch", text)
@@ -309,11 +310,10 @@ def test_a_signal_in_training_saves_and_ends(write_config, tmp_path, number, wor
     stopped_at = load(last)["progress"]
     assert stopped_at["updates"] >= 15 // world_size + 4
     # To the end of the next epoch, against a run that nobody stopped.
-    epochs = ["--opts", "TRAIN.EPOCHS", 40]
     ends = stopped_at["epoch"] + 2
     for tag in ("stopped", "whole"):
         records = tmp_path / RUNS / tag / "metrics.jsonl"
-        job = Job("--cfg", path, "--tag", tag, *epochs, world_size=world_size)
+        job = Job("--cfg", path, "--tag", tag, world_size=world_size)
         job.until(lambda: records.is_file() and records.read_text().count('"kind": "epoch"') >= ends)
         job.kill()
     folders = [tmp_path / RUNS / tag for tag in ("whole", "stopped")]
@@ -322,7 +322,7 @@ def test_a_signal_in_training_saves_and_ends(write_config, tmp_path, number, wor
 
 
 def test_a_signal_to_one_process_stops_both_in_one_place(write_config, tmp_path):
-    path = write_config(PRINT_FREQ=4, TRAIN={"EPOCHS": 40, "WARMUP_EPOCHS": 0}, DATA={"BATCH_SIZE": 4})
+    path = write_config(PRINT_FREQ=4, TRAIN={"EPOCHS": 400, "WARMUP_EPOCHS": 0}, DATA={"BATCH_SIZE": 4})
     job = Job("--cfg", path, world_size=2)
     job.until(job.said("epoch 0 [4/"))
     job.send(signal.SIGTERM, rank=1)
@@ -383,9 +383,9 @@ def test_saving_by_the_clock_changes_nothing(write_config, tmp_path):
     run("--cfg", path, "--tag", "whole")
     often = ["--opts", "TRAIN.SAVE_EVERY_MINUTES", 1e-6]
     folder = tmp_path / RUNS / "clock"
-    job = Job("--cfg", path, "--tag", "clock", *often)
+    job = Job("--cfg", path, "--tag", "clock", *often, prepare=hold_at_update(12))
     job.until(lambda: position_of(folder) >= 4)
-    job.kill()
+    assert job.kill() == [137]
     run("--cfg", path, "--tag", "clock", *often)
     saved = sum(1 for line in (folder / "log.txt").read_text().splitlines() if "resumed" in line)
     assert saved == 1
@@ -525,7 +525,7 @@ def test_a_full_disk(cut_off, limit):
 
 
 def test_a_folder_in_use_is_refused_and_a_stale_lock_is_not(write_config, tmp_path):
-    path = write_config(TRAIN={"EPOCHS": 40, "WARMUP_EPOCHS": 0}, DATA={"NUM_WORKERS": 2})
+    path = write_config(TRAIN={"EPOCHS": 400, "WARMUP_EPOCHS": 0}, DATA={"NUM_WORKERS": 2})
     first = Job("--cfg", path)
     first.until(first.said("epoch 0 done"))
     second = Job("--cfg", path)

@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 
-from conftest import Job, Stop, error_of, run, stop_at_update, watch
+from conftest import Job, Stop, error_of, hold_at_update, run, stop_at_update, watch
 from utils.errors import ConfigError, OutputError
 from utils.loggers import wandb_run
 from utils.loggers.csv_files import row_of
@@ -265,7 +265,7 @@ def test_an_offline_run_at_w_and_b_goes_on_as_the_same(write_config, tmp_path, m
     environment = {"WANDB_MODE": "offline", "HOME": str(home)}
     path = write_config(LOGGERS=["wandb"], TRAIN={"EPOCHS": 3}, DATA={"NUM_WORKERS": 2}, EMA={"ENABLED": False})
     folder = tmp_path / "output/fat_tiny/default"
-    job = Job("--cfg", path, environment=environment)
+    job = Job("--cfg", path, environment=environment, prepare=hold_at_update(10))
     job.until(job.said("epoch 0 done"))
     job.send(signal.SIGTERM, rank=0)
     assert job.wait() == [143], job.text()
@@ -296,9 +296,9 @@ def test_an_offline_run_at_w_and_b_goes_on_as_the_same(write_config, tmp_path, m
 def test_killed_with_w_and_b_the_run_goes_on(write_config, tmp_path):
     path = write_config(LOGGERS=["wandb", "csv"], TRAIN={"SAVE_EVERY_STEPS": 1}, **QUICK)
     folder = tmp_path / "output/fat_tiny/default"
-    job = Job("--cfg", path, environment={"WANDB_MODE": "offline"})
+    job = Job("--cfg", path, environment={"WANDB_MODE": "offline"}, prepare=hold_at_update(5))
     job.until(job.said("[4/7]"))
-    job.kill()
+    assert job.kill() == [137]
     assert Job("--cfg", path, environment={"WANDB_MODE": "offline"}).wait() == [0]
     assert rows(folder / "train.csv") == as_csv(records(folder, "train")) and len(rows(folder / "train.csv")) == 14
 
