@@ -22,7 +22,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def path(write_config):
-    return write_config(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 3, "WARMUP_EPOCHS": 0})
+    return write_config(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 9, "WARMUP_EPOCHS": 0})
 
 
 @pytest.mark.parametrize("status, restarts, back", [
@@ -86,7 +86,7 @@ def test_a_job_saves_at_a_signal_and_is_put_back_into_the_queue(cluster, path, t
     (saved,) = re.findall(r"warning: stopped by SIG\w+: saved at (epoch \d, update \d)", text)
     assert f"job {job.number}: stopped by a signal" in text and "put back into the queue" in text, text
     assert f"last.pth: {saved}" in text and "finished: best " in text, text
-    assert load(tmp_path / "output/fat_tiny/job/last.pth")["progress"]["epoch"] == 3
+    assert load(tmp_path / "output/fat_tiny/job/last.pth")["progress"]["epoch"] == 9
 
 
 @pytest.mark.only_all

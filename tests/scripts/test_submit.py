@@ -17,7 +17,7 @@ pytest.importorskip("submitit", reason="needs submitit (tests/requirements.txt)"
 
 @pytest.fixture
 def path(write_config):
-    return write_config(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 3, "WARMUP_EPOCHS": 0})
+    return write_config(DATA={"BATCH_SIZE": 4}, TRAIN={"EPOCHS": 9, "WARMUP_EPOCHS": 0})
 
 
 def children(pid: int) -> list[int]:
@@ -58,7 +58,7 @@ def test_a_job_saves_at_submitit_s_signal_and_goes_on(path, tmp_path, tasks):
     (saved,) = re.findall(r"saved at (epoch \d, update \d)", text)
     assert f"last.pth: {saved}" in text and "finished: best " in text, text
     checkpoint = load(tmp_path / "output/fat_tiny/job/last.pth")
-    assert checkpoint["progress"]["epoch"] == 3 and checkpoint["config"]["SEED"] == 3
+    assert checkpoint["progress"]["epoch"] == 9 and checkpoint["config"]["SEED"] == 3
 
 
 @pytest.mark.parametrize("argv, part", [
