@@ -30,7 +30,7 @@ from .samplers import EvalSampler, TrainBatchSampler
 from .schedule import Schedule
 from .sources.source import AnySource, StreamSource
 from .stream import EvalStream, StreamDataset, TrainStream
-from .workers import Lines, describe_wait, reading
+from .workers import Lines, describe_wait, end_workers, reading
 
 AnyDataset = Union[ImageDataset, StreamDataset]
 
@@ -47,13 +47,9 @@ class Loading:
 
 
 def _end_workers(loader: DataLoader, pid: int) -> None:
-    """Ends the loading processes of a loader that nothing refers to any more, in the process that has them.
-
-    torch would do so as its iterator goes. But if that is part of a cycle, as an error's traceback makes one, Python has closed
-    the queues by then through which they are told: torch waits for 10 s for each, in vain, and they stay.
-    """
+    """For a loader that nothing refers to any more, in the process that made it: its loading processes end."""
     if loader._iterator is not None and os.getpid() == pid:
-        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]  # there is no public way
+        end_workers(loader._iterator)
 
 
 class Loader:

@@ -11,8 +11,11 @@ import multiprocessing.queues
 import os
 import signal
 import tempfile
+import time
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Any, Iterator, Optional
+
+from torch.utils.data._utils.signal_handling import _remove_worker_pids
 
 from utils.ending import at_end
 from utils.errors import one_line
@@ -23,6 +26,7 @@ from .patience import patience
 LINE = 1024  # bytes of a process' line
 SOCKET_PATH = 100  # bytes that a Unix socket's path may have, a little less than systems allow
 SOCKET_NAME = 32  # of these, what multiprocessing adds to the folder
+GRACE = 1.0  # seconds that loading processes have to end by themselves
 STATES = {"T": "which is stopped", "t": "which is stopped", "D": "which waits for the disk", "Z": "which has ended"}
 
 _line: Optional["Line"] = None  # this process' own, if it loads
@@ -119,6 +123,27 @@ def _state(pid: int) -> str:
             return file.read().rsplit(")", 1)[1].split()[0]
     except (OSError, IndexError):
         return "Z"
+
+
+def end_workers(iterator: Any) -> None:
+    """Ends the loading processes of a DataLoader's iterator: what is being read may be finished, for a second.
+
+    torch alone would end them as the iterator goes. But where that is part of a reference cycle, as an error's traceback makes
+    one, Python has closed the queues by then through which they are told; and one that waits for a file hears of nothing. For
+    each of these torch would wait for 10 s, and it would stay.
+    """
+    _remove_worker_pids(id(iterator))  # or torch takes a killed one's end for an error
+    iterator._worker_pids_set = False
+    iterator._workers_done_event.set()
+    for queue in iterator._index_queues:
+        queue.put(None)
+    deadline = time.monotonic() + GRACE
+    for worker in iterator._workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
+    for worker in iterator._workers:
+        if worker.is_alive():
+            kill_with_children(worker.pid)
+    iterator._shutdown_workers()
 
 
 def end_all() -> None:

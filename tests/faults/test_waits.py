@@ -313,10 +313,14 @@ def test_a_stopped_loading_process_is_named(digits):
     os.kill(worker, signal.SIGKILL)
 
 
-def test_loading_processes_end_with_a_loader_in_a_cycle(digits):
+@pytest.mark.parametrize("blocked", [False, True])
+def test_loading_processes_end_with_a_loader_in_a_cycle(digits, monkeypatch, tmp_path, blocked):
     """An error's traceback makes one, where a notebook or a test keeps the error. What is left then is collected at any time."""
+    log = a_source_that_blocks(monkeypatch, tmp_path, after=4 if blocked else 100)
     loader = small_loader(digits, num_workers=2)
     next(loader.batches())
+    while blocked and log.read_text().count("blocked") < 2:
+        time.sleep(0.01)
     workers = loader.loader._iterator._workers
     cycle = [loader]
     cycle.append(cycle)
